@@ -1,0 +1,172 @@
+//! What went wrong with a scan, classed by what happens next.
+
+use std::{error::Error, fmt, io};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Why a scan can never work: the name of its quarantine folder and a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuarantineReason {
+    /// The file ends before its header says.
+    Truncated,
+    /// A checksum, a compressed stream or trailing data contradict the content.
+    Corrupt,
+    /// The header contradicts itself or the format.
+    BadHeader,
+    /// A valid file of a kind that is not supported.
+    Unsupported,
+    /// More voxels or bytes than the limits allow.
+    TooLarge,
+    /// Decompresses to far more than its header announces.
+    Bomb,
+    /// NaN or infinite voxels or geometry.
+    NonFinite,
+    /// No brain can be found: constant, empty, or hardly any foreground.
+    NoBrain,
+    /// The daemon crashed twice while it held the scan.
+    Poison,
+    /// The file exists and cannot be read.
+    Io,
+}
+
+impl QuarantineReason {
+    /// Every reason, for metrics that must exist from the start.
+    pub const ALL: [Self; 10] = [
+        Self::Truncated,
+        Self::Corrupt,
+        Self::BadHeader,
+        Self::Unsupported,
+        Self::TooLarge,
+        Self::Bomb,
+        Self::NonFinite,
+        Self::NoBrain,
+        Self::Poison,
+        Self::Io,
+    ];
+
+    /// Folder name and metric label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Truncated => "truncated",
+            Self::Corrupt => "corrupt",
+            Self::BadHeader => "bad_header",
+            Self::Unsupported => "unsupported",
+            Self::TooLarge => "too_large",
+            Self::Bomb => "bomb",
+            Self::NonFinite => "non_finite",
+            Self::NoBrain => "no_brain",
+            Self::Poison => "poison",
+            Self::Io => "io",
+        }
+    }
+}
+
+/// A refusal that a person can act on: the content of `reason.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Class of the refusal.
+    pub reason: QuarantineReason,
+    /// What was found, with its value.
+    pub found: String,
+    /// What was needed, with its limit.
+    pub needed: String,
+    /// What the person can do.
+    pub action: String,
+}
+
+impl Refusal {
+    /// A refusal in four parts; none of them ends in a full stop.
+    pub fn new(
+        reason: QuarantineReason,
+        found: impl Into<String>,
+        needed: impl Into<String>,
+        action: impl Into<String>,
+    ) -> Self {
+        Self { reason, found: found.into(), needed: needed.into(), action: action.into() }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reason, found, needed, action } = self;
+        write!(f, "{}: found {found}; needed {needed}; {action}", reason.name())
+    }
+}
+
+impl Error for Refusal {}
+
+/// What the encoder or the distances can fail with.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// The device has too little memory for the batch.
+    #[error("the device ran out of memory with a batch of {batch}")]
+    OutOfMemory {
+        /// Images in the batch.
+        batch: usize,
+    },
+    /// Anything else; the device is not to be trusted afterwards.
+    #[error("the device {device} failed: {message}")]
+    Failed {
+        /// Device in words.
+        device: String,
+        /// What the driver or the library said.
+        message: String,
+    },
+}
+
+/// What can go wrong between a file and its result.
+#[derive(Debug, Error)]
+pub enum ScanError {
+    /// This scan will never work.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The outside world failed and may recover.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done, without a path (paths can name a patient).
+        doing: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The store failed; going on could lose or double a scan.
+    #[error("the store failed")]
+    Store(#[source] Box<dyn Error + Send + Sync>),
+}
+
+/// What the pipeline does after an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// Try again later; the file stays where it is.
+    Retry,
+    /// Move the scan away with a reason.
+    Quarantine,
+    /// Stop the service; the service manager starts it again.
+    Fatal,
+}
+
+impl ScanError {
+    /// What happens next.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Refused(_) => Disposition::Quarantine,
+            Self::Io { .. } => Disposition::Retry,
+            Self::Device(_) | Self::Store(_) => Disposition::Fatal,
+        }
+    }
+
+    /// Label of the metric `stage_errors_total{class}`.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Refused(_) => "input",
+            Self::Io { .. } => "io",
+            Self::Device(DeviceError::OutOfMemory { .. }) => "out_of_memory",
+            Self::Device(DeviceError::Failed { .. }) => "device",
+            Self::Store(_) => "store",
+        }
+    }
+}

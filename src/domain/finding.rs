@@ -1,0 +1,55 @@
+//! What is said about one scan.
+
+use serde::{Deserialize, Serialize};
+
+use super::{cohort::CohortKey, scan::ScanId};
+
+/// One connected region of the mask.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Number of voxels on the scan's own grid.
+    pub n_voxels: usize,
+    /// Size, mm^3.
+    pub volume_mm3: f64,
+    /// Highest map value inside.
+    pub peak_score: f32,
+    /// Where that value lies: voxel index on the scan's own grid.
+    pub peak_voxel: [usize; 3],
+    /// Where that value lies, mm, RAS+.
+    pub peak_world_mm: [f64; 3],
+}
+
+/// The scores of one scan against its window, and the map and mask on the scan's own grid.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    /// Highest token score (the paper's volume score).
+    pub score_max: f32,
+    /// Mean of the highest 1 % of token scores: steadier than the maximum.
+    pub score_top1_mean: f32,
+    /// Share of the other scans of the window with a lower `score_top1_mean` (ties count half),
+    /// in [0, 1].
+    pub percentile: f64,
+    /// Map value from which on a voxel belongs to the mask.
+    pub threshold: f32,
+    /// Scored tokens.
+    pub n_tokens: usize,
+    /// Tokens that had no candidate in reach in any other scan; their score is 0.
+    pub n_unmatched_tokens: usize,
+    /// Regions of the mask, largest first.
+    pub clusters: Vec<Cluster>,
+    /// Anomaly score per voxel of the scan's own grid, x fastest; 0 outside the brain.
+    pub map: Vec<f32>,
+    /// Voxels above the threshold in clusters that are large enough; same grid.
+    pub mask: Vec<bool>,
+}
+
+/// The window that a finding was scored against.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowIdentity {
+    /// First 16 hex digits of the SHA-256 over the sorted member ids.
+    pub id: String,
+    /// Cohort that the window belongs to.
+    pub cohort: CohortKey,
+    /// Members, sorted; the scan itself is one of them.
+    pub members: Vec<ScanId>,
+}

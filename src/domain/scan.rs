@@ -1,0 +1,132 @@
+//! One scan: its identity, its state, and what the journal keeps of it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{cohort::CohortKey, error::Refusal};
+use crate::numeric::volume::RawVolume;
+
+/// Identity of a scan: SHA-256 of its decoded voxels and affine.
+///
+/// A copy that was renamed or compressed again has the same id. That matters: a copy in the window
+/// would lie at distance 0 and hide every lesion.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScanId(pub [u8; 32]);
+
+impl ScanId {
+    /// Hashes shape, affine and voxels as little-endian numbers.
+    pub fn of(volume: &RawVolume) -> Self {
+        let mut hash = Sha256::new();
+        for extent in volume.shape.0 {
+            hash.update((extent as u64).to_le_bytes());
+        }
+        for entry in volume.affine.rows().iter().flatten() {
+            hash.update(entry.to_le_bytes());
+        }
+        for chunk in volume.voxels.chunks(4096) {
+            let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
+            hash.update(&bytes);
+        }
+        Self(hash.finalize().into())
+    }
+
+    /// The first 12 hex digits: what logs and file names carry.
+    pub fn short(&self) -> String {
+        hex::encode(&self.0[..6])
+    }
+
+    /// All 64 hex digits.
+    pub fn to_hex(&self) -> String {
+        hex::encode(self.0)
+    }
+
+    /// Reads what [`ScanId::to_hex`] wrote.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let bytes = hex::decode(text).ok()?;
+        Some(Self(bytes.try_into().ok()?))
+    }
+}
+
+impl fmt::Debug for ScanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ScanId({})", self.short())
+    }
+}
+
+impl fmt::Display for ScanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.short())
+    }
+}
+
+impl Serialize for ScanId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_hex())
+    }
+}
+
+impl<'de> Deserialize<'de> for ScanId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::from_hex(&text).ok_or_else(|| serde::de::Error::custom("a scan id is 64 hex digits"))
+    }
+}
+
+/// Where a scan stands. Every transition is written to the journal before its effect is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum ScanState {
+    /// Its source is archived; it waits for the encoder.
+    Ingested,
+    /// Its tokens are stored; it is a member of its window.
+    Encoded,
+    /// It left the window; tokens, columns and archived source are gone, results stay.
+    Evicted,
+    /// It can never work.
+    Quarantined {
+        /// Why.
+        refusal: Refusal,
+    },
+}
+
+/// The result files that now lie in the results folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reported {
+    /// Grows by one each time the results are replaced.
+    pub revision: u64,
+    /// Window that the results were scored against.
+    pub window: String,
+}
+
+/// What the journal keeps of a scan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScanRecord {
+    /// Identity.
+    pub id: ScanId,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: ScanState,
+    /// File name as exported, without folder. May name a patient: never logged above `debug`.
+    pub source_name: String,
+    /// Stem of the result files, unique among all scans.
+    pub output_stem: String,
+    /// Window that it belongs to.
+    pub cohort: CohortKey,
+    /// Order of arrival; eviction takes the lowest.
+    pub sequence: u64,
+    /// When its file was first seen, seconds since 1970.
+    pub first_seen_secs: u64,
+    /// Times that the encoder was started on it without an end.
+    pub attempts: u32,
+    /// Latest results, if any.
+    pub reported: Option<Reported>,
+}
+
+impl ScanRecord {
+    /// Whether the scan takes part in scoring.
+    pub fn is_member(&self) -> bool {
+        self.state == ScanState::Encoded
+    }
+}

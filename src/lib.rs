@@ -1,0 +1,34 @@
+//! oddscan notices unusual brain MRI scans without training anything.
+//!
+//! A scan is cut into slices along three axes, a frozen DINOv2 describes each slice, the features
+//! are pooled into localised 3D tokens, and a token that finds no close match in other patients'
+//! scans is anomalous (CoDeGraph3D, Le-Gia and Ahn, MIDL 2026). Research use only.
+//!
+//! Four layers, one direction: [`numeric`] <- [`domain`] <- adapters <- daemon. A layer uses only
+//! what stands before it in this list; `tests/it/layers.rs` guards that. In reading order:
+//!
+//! 1. [`numeric`]: values in, values out. No file, clock, thread pool, log, device or setting.
+//! 2. [`domain`]: what a scan, a window and a finding are and may become. No I/O.
+//! 3. Adapters, each hiding one outside thing: [`nifti`] (files), [`compute`] (the encoder on a
+//!    GPU or the CPU), [`store`] (sled), [`watcher`] and [`ingest`] (the incoming folder),
+//!    [`report`] (results), [`metrics`] (Prometheus).
+//! 4. The daemon: [`config`], [`telemetry`], [`pipeline`], [`service`] and the commands in
+//!    [`cli`].
+
+pub mod numeric;
+
+pub mod domain;
+
+pub mod compute;
+pub mod ingest;
+pub mod metrics;
+pub mod nifti;
+pub mod report;
+pub mod store;
+pub mod watcher;
+
+pub mod cli;
+pub mod config;
+pub mod pipeline;
+pub mod service;
+pub mod telemetry;

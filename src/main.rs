@@ -1,0 +1,3 @@
+//! The binary `oddscan`.
+
+fn main() {}

@@ -1,0 +1,252 @@
+//! Where a voxel lies: shapes, axes and the affine between voxel indices and world millimetres.
+//!
+//! World coordinates are RAS+ as in NIfTI: x grows to the patient's right, y to the front, z up.
+
+use thiserror::Error;
+
+/// One of the three axes of a volume in RAS+ orientation, named by the slices that it numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Axis {
+    /// x: slices from the patient's left to the right.
+    Sagittal,
+    /// y: slices from the back to the front.
+    Coronal,
+    /// z: slices from below upwards.
+    Axial,
+}
+
+impl Axis {
+    /// All axes, in the order in which the paper joins the views: axial, coronal, sagittal.
+    pub const VIEWS: [Axis; 3] = [Axis::Axial, Axis::Coronal, Axis::Sagittal];
+
+    /// Position of the axis in an `[x, y, z]` triple.
+    pub fn index(self) -> usize {
+        match self {
+            Axis::Sagittal => 0,
+            Axis::Coronal => 1,
+            Axis::Axial => 2,
+        }
+    }
+
+    /// The word used in settings and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Axis::Sagittal => "sagittal",
+            Axis::Coronal => "coronal",
+            Axis::Axial => "axial",
+        }
+    }
+}
+
+/// Number of voxels along x, y and z; x is the fastest in memory, as in NIfTI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape3(pub [usize; 3]);
+
+impl Shape3 {
+    /// A cube of `side` voxels.
+    pub fn cube(side: usize) -> Self {
+        Self([side; 3])
+    }
+
+    /// Number of voxels.
+    pub fn n_voxels(self) -> usize {
+        self.0.iter().product()
+    }
+
+    /// Position of voxel `[x, y, z]` in memory.
+    #[inline]
+    pub fn offset(self, [x, y, z]: [usize; 3]) -> usize {
+        x + self.0[0] * (y + self.0[1] * z)
+    }
+
+    /// Voxel `[x, y, z]` at a position in memory: the inverse of [`Shape3::offset`].
+    #[inline]
+    pub fn voxel(self, offset: usize) -> [usize; 3] {
+        let [nx, ny, _] = self.0;
+        [offset % nx, offset / nx % ny, offset / (nx * ny)]
+    }
+}
+
+/// A place in a voxel grid; whole numbers are voxel centres.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct VoxelPoint(pub [f64; 3]);
+
+/// A place in the world, mm, RAS+.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WorldPoint(pub [f64; 3]);
+
+/// What makes an affine unusable.
+#[derive(Debug, Error, PartialEq)]
+pub enum AffineError {
+    /// An entry is NaN or infinite.
+    #[error("the affine holds a number that is not finite; the header is damaged, export again")]
+    NotFinite,
+    /// The three axes do not span space.
+    #[error(
+        "the affine is singular (determinant {determinant:e}); three independent axes are needed"
+    )]
+    Singular {
+        /// Determinant of the 3x3 part, mm^3.
+        determinant: f64,
+    },
+}
+
+/// Voxel index -> world mm (RAS+): the upper three rows of the homogeneous 4x4 matrix.
+///
+/// Always finite and invertible.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Affine {
+    rows: [[f64; 4]; 3],
+}
+
+impl Affine {
+    /// Checks that the matrix is finite and invertible.
+    pub fn new(rows: [[f64; 4]; 3]) -> Result<Self, AffineError> {
+        if rows.iter().flatten().any(|v| !v.is_finite()) {
+            return Err(AffineError::NotFinite);
+        }
+        let affine = Self { rows };
+        let determinant = affine.determinant();
+        // 1e-9 mm^3 is a voxel of a thousandth of a millimetre: nothing that a scanner makes.
+        if !determinant.is_finite() || determinant.abs() < 1e-9 {
+            return Err(AffineError::Singular { determinant });
+        }
+        Ok(affine)
+    }
+
+    /// A grid along the world axes with cubic voxels, its voxel `[0, 0, 0]` centred at `origin`.
+    pub fn scaling(spacing_mm: f64, origin: WorldPoint) -> Result<Self, AffineError> {
+        let o = origin.0;
+        Self::new([
+            [spacing_mm, 0.0, 0.0, o[0]],
+            [0.0, spacing_mm, 0.0, o[1]],
+            [0.0, 0.0, spacing_mm, o[2]],
+        ])
+    }
+
+    /// The upper three rows of the homogeneous matrix.
+    pub fn rows(&self) -> [[f64; 4]; 3] {
+        self.rows
+    }
+
+    /// World place of a voxel place.
+    #[inline]
+    pub fn to_world(&self, VoxelPoint(v): VoxelPoint) -> WorldPoint {
+        WorldPoint(self.rows.map(|r| r[0] * v[0] + r[1] * v[1] + r[2] * v[2] + r[3]))
+    }
+
+    /// Voxel edge lengths along the grid's own axes, mm.
+    pub fn spacing_mm(&self) -> [f64; 3] {
+        [0, 1, 2].map(|c| self.rows.iter().map(|r| r[c] * r[c]).sum::<f64>().sqrt())
+    }
+
+    /// Volume of one voxel, mm^3.
+    pub fn voxel_volume_mm3(&self) -> f64 {
+        self.determinant().abs()
+    }
+
+    /// Determinant of the 3x3 part: negative on left-handed grids.
+    pub fn determinant(&self) -> f64 {
+        let [a, b, c] = self.rows;
+        a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0])
+            + a[2] * (b[0] * c[1] - b[1] * c[0])
+    }
+
+    /// World -> voxel: the inverse map, itself an affine (from mm to voxel units).
+    pub fn inverse(&self) -> Affine {
+        let [a, b, c] = self.rows;
+        let d = self.determinant();
+        let m = [
+            [
+                (b[1] * c[2] - b[2] * c[1]) / d,
+                (a[2] * c[1] - a[1] * c[2]) / d,
+                (a[1] * b[2] - a[2] * b[1]) / d,
+            ],
+            [
+                (b[2] * c[0] - b[0] * c[2]) / d,
+                (a[0] * c[2] - a[2] * c[0]) / d,
+                (a[2] * b[0] - a[0] * b[2]) / d,
+            ],
+            [
+                (b[0] * c[1] - b[1] * c[0]) / d,
+                (a[1] * c[0] - a[0] * c[1]) / d,
+                (a[0] * b[1] - a[1] * b[0]) / d,
+            ],
+        ];
+        let rows = m.map(|r| [r[0], r[1], r[2], -(r[0] * a[3] + r[1] * b[3] + r[2] * c[3])]);
+        Affine { rows }
+    }
+
+    /// First `inner`, then `self`: `p -> self(inner(p))`.
+    pub fn after(&self, inner: &Affine) -> Affine {
+        let m = &inner.rows;
+        let rows = self.rows.map(|r| {
+            let mut out = [0, 1, 2, 3].map(|c| r[0] * m[0][c] + r[1] * m[1][c] + r[2] * m[2][c]);
+            out[3] += r[3];
+            out
+        });
+        Affine { rows }
+    }
+
+    /// Applies the map to a bare triple, whatever its two spaces are.
+    #[inline]
+    pub fn apply(&self, v: [f64; 3]) -> [f64; 3] {
+        self.to_world(VoxelPoint(v)).0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn oblique() -> Affine {
+        Affine::new([[-1.9, 0.2, 0.1, 90.0], [0.15, 0.8, -0.4, -126.0], [0.1, 0.3, 1.1, -72.0]])
+            .unwrap()
+    }
+
+    #[test]
+    fn the_inverse_undoes_the_affine() {
+        let there_and_back = oblique().inverse().after(&oblique());
+        for (r, row) in there_and_back.rows().iter().enumerate() {
+            for (c, value) in row.iter().enumerate() {
+                let wanted = if r == c { 1.0 } else { 0.0 };
+                assert!((value - wanted).abs() < 1e-12, "row {r} column {c}: {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn after_applies_the_inner_map_first() {
+        let shift = Affine::scaling(2.0, WorldPoint([1.0, 2.0, 3.0])).unwrap();
+        let p = [3.0, 5.0, 7.0];
+        assert_eq!(oblique().after(&shift).apply(p), oblique().apply(shift.apply(p)));
+    }
+
+    #[test]
+    fn offset_and_voxel_are_inverse_on_unequal_extents() {
+        let shape = Shape3([5, 7, 11]);
+        for offset in 0..shape.n_voxels() {
+            assert_eq!(shape.offset(shape.voxel(offset)), offset);
+        }
+        assert_eq!(shape.offset([1, 2, 3]), 1 + 5 * (2 + 7 * 3));
+    }
+
+    #[test]
+    fn a_flat_or_nan_affine_is_refused() {
+        let flat = [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]];
+        assert!(matches!(Affine::new(flat), Err(AffineError::Singular { .. })));
+        let mut nan = oblique().rows();
+        nan[1][3] = f64::NAN;
+        assert_eq!(Affine::new(nan), Err(AffineError::NotFinite));
+    }
+
+    #[test]
+    fn spacing_and_volume_of_an_anisotropic_left_handed_grid() {
+        let affine =
+            Affine::new([[-2.0, 0.0, 0.0, 0.0], [0.0, 0.5, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0]])
+                .unwrap();
+        assert_eq!(affine.spacing_mm(), [2.0, 0.5, 3.0]);
+        assert_eq!(affine.voxel_volume_mm3(), 3.0);
+        assert!(affine.determinant() < 0.0);
+    }
+}

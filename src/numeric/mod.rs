@@ -1,0 +1,15 @@
+//! Values in, values out: the method itself, in the order in which a scan meets it.
+//!
+//! Nothing here knows a file, a clock, a log, a device or a setting.
+
+pub mod geometry;
+pub mod volume;
+
+pub mod preprocess;
+pub mod slice;
+
+pub mod projection;
+pub mod token;
+
+pub mod mask;
+pub mod scoring;

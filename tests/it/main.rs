@@ -1,0 +1,1 @@
+//! Tests of the crate from outside: real files, real store, real binary.
