@@ -1,1 +1,131 @@
-//! x
+//! The rolling batch of one cohort: who is a member, who goes, what a result was scored against.
+
+use std::num::NonZeroUsize;
+
+use sha2::{Digest, Sha256};
+
+use super::{cohort::CohortKey, finding::WindowIdentity, scan::ScanId};
+
+/// The scans of one cohort that are compared with each other, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    cohort: CohortKey,
+    capacity: NonZeroUsize,
+    members: Vec<ScanId>,
+}
+
+impl Window {
+    /// An empty window for at most `capacity` scans.
+    pub fn new(cohort: CohortKey, capacity: NonZeroUsize) -> Self {
+        Self { cohort, capacity, members: Vec::new() }
+    }
+
+    /// The cohort.
+    pub fn cohort(&self) -> &CohortKey {
+        &self.cohort
+    }
+
+    /// Members in order of arrival.
+    pub fn members(&self) -> &[ScanId] {
+        &self.members
+    }
+
+    /// All members but `scan`. The scan itself is left out of its own scores: its own tokens lie
+    /// at distance 0 and would make every lesion look common.
+    pub fn others(&self, scan: ScanId) -> impl Iterator<Item = ScanId> {
+        self.members.iter().copied().filter(move |&member| member != scan)
+    }
+
+    /// Takes a scan in as the newest member. Returns the members that had to go, oldest first.
+    /// A scan that is already a member changes nothing: it would be its own perfect match.
+    pub fn admit(&mut self, scan: ScanId) -> Vec<ScanId> {
+        if !self.members.contains(&scan) {
+            self.members.push(scan);
+        }
+        self.shrink()
+    }
+
+    /// Changes the capacity (a reload). Returns the members that had to go, oldest first.
+    pub fn set_capacity(&mut self, capacity: NonZeroUsize) -> Vec<ScanId> {
+        self.capacity = capacity;
+        self.shrink()
+    }
+
+    fn shrink(&mut self) -> Vec<ScanId> {
+        let surplus = self.members.len().saturating_sub(self.capacity.get());
+        self.members.drain(..surplus).collect()
+    }
+
+    /// What a result of this window carries, so that it can be told from those of other windows.
+    /// The order of arrival makes no difference.
+    pub fn identity(&self) -> WindowIdentity {
+        let mut members = self.members.clone();
+        members.sort();
+        let mut hash = Sha256::new();
+        for member in &members {
+            hash.update(member.0);
+        }
+        let id = hex::encode(&hash.finalize()[..8]);
+        WindowIdentity { id, cohort: self.cohort.clone(), members }
+    }
+}
+
+/// The two scans of a pair in the order in which their distances are computed, whichever arrived
+/// first: so that scores do not depend on the order of arrival, to the last bit.
+pub fn pair_order(a: ScanId, b: ScanId) -> (ScanId, ScanId) {
+    if a <= b { (a, b) } else { (b, a) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(n: u8) -> ScanId {
+        ScanId([n; 32])
+    }
+
+    fn window(capacity: usize) -> Window {
+        let cohort = CohortKey { modality: "t1w".into(), method: "m".into() };
+        Window::new(cohort, NonZeroUsize::new(capacity).unwrap())
+    }
+
+    #[test]
+    fn the_oldest_goes_first() {
+        let mut window = window(2);
+        assert_eq!(window.admit(scan(9)), []);
+        assert_eq!(window.admit(scan(1)), []);
+        assert_eq!(window.admit(scan(5)), [scan(9)]);
+        assert_eq!(window.members(), [scan(1), scan(5)]);
+        assert_eq!(window.set_capacity(NonZeroUsize::MIN), [scan(1)]);
+    }
+
+    #[test]
+    fn a_copied_scan_is_one_member() {
+        let mut window = window(3);
+        window.admit(scan(1));
+        window.admit(scan(2));
+        window.admit(scan(1));
+        assert_eq!(window.members(), [scan(1), scan(2)]);
+    }
+
+    #[test]
+    fn the_identity_does_not_depend_on_the_order_of_arrival() {
+        let (mut one, mut other) = (window(3), window(3));
+        for n in [1, 2, 3] {
+            one.admit(scan(n));
+            other.admit(scan(4 - n));
+        }
+        assert_eq!(one.identity(), other.identity());
+        one.set_capacity(NonZeroUsize::MIN);
+        assert_ne!(one.identity().id, other.identity().id);
+    }
+
+    #[test]
+    fn a_scan_is_not_among_its_others() {
+        let mut window = window(3);
+        for n in [1, 2, 3] {
+            window.admit(scan(n));
+        }
+        assert_eq!(window.others(scan(2)).collect::<Vec<_>>(), [scan(1), scan(3)]);
+    }
+}

@@ -3,6 +3,13 @@
 
 use half::f16;
 
+use super::{
+    geometry::{Axis, Shape3},
+    projection::Projection,
+    slice::in_plane,
+    volume::Volume,
+};
+
 /// The tokens of one scan at one encoder layer: one row of features per foreground cell of an
 /// `[n, n, n]` grid over the canonical cube.
 ///
@@ -75,5 +82,270 @@ impl TokenGrid {
     /// `[n_tokens, channels]`, row-major.
     pub fn features(&self) -> &[f16] {
         &self.features
+    }
+}
+
+/// How features become tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenSettings {
+    /// Axes that are sliced; their features are joined in this order (eq. 3).
+    pub views: Vec<Axis>,
+    /// Every how many-th slice of a depth group is encoded; 1 = all (the paper).
+    pub slice_stride: usize,
+    /// Share of a cell's voxels that must lie in the brain. At 0 a single voxel is enough, and the
+    /// rim of the brain, where masks differ, turns noisy.
+    pub min_brain_fraction: f64,
+}
+
+/// `patch` consecutive slices along one axis: one layer of cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SliceGroup {
+    /// Position of the axis in [`TokenSettings::views`].
+    view: usize,
+    axis: Axis,
+    depth: usize,
+}
+
+impl SliceGroup {
+    /// Axis along which the slices are taken.
+    pub fn axis(self) -> Axis {
+        self.axis
+    }
+}
+
+/// Collects the slice features of one scan into its tokens, a slice group at a time, so that
+/// memory does not grow with the number of slices.
+pub struct TokenBuilder<'a> {
+    settings: &'a TokenSettings,
+    projection: Option<&'a Projection>,
+    patch: usize,
+    side: usize,
+    cells: Vec<u32>,
+    /// Row of a cell in `rows`, or `None` in the background.
+    token_of_cell: Vec<Option<u32>>,
+    /// For each layer `[n_tokens, views * width]`.
+    rows: Vec<Vec<f32>>,
+    width: usize,
+}
+
+impl<'a> TokenBuilder<'a> {
+    /// Starts the tokens of `volume` for an encoder with `patch` pixels per patch edge and
+    /// `channels` features per patch, at `n_layers` layers.
+    ///
+    /// # Panics
+    /// If the side of the volume is no multiple of the patch (the settings check that).
+    pub fn new(
+        volume: &Volume,
+        patch: usize,
+        channels: usize,
+        n_layers: usize,
+        projection: Option<&'a Projection>,
+        settings: &'a TokenSettings,
+    ) -> Self {
+        assert_eq!(volume.side() % patch, 0, "cube side is no multiple of the patch");
+        let side = volume.side() / patch;
+        let cells = foreground_cells(volume, patch, settings.min_brain_fraction);
+        let mut token_of_cell = vec![None; side.pow(3)];
+        for (token, &cell) in cells.iter().enumerate() {
+            token_of_cell[cell as usize] = Some(token as u32);
+        }
+        let width = projection.map_or(channels, Projection::n_outputs);
+        let rows = vec![vec![0.0; cells.len() * settings.views.len() * width]; n_layers];
+        Self { settings, projection, patch, side, cells, token_of_cell, rows, width }
+    }
+
+    /// The slice groups that must be encoded. Groups without a foreground cell are left out: their
+    /// features would be dropped.
+    pub fn due_groups(&self) -> Vec<SliceGroup> {
+        let shape = Shape3::cube(self.side);
+        let mut due = Vec::new();
+        for (view, &axis) in self.settings.views.iter().enumerate() {
+            let mut present = vec![false; self.side];
+            for &cell in &self.cells {
+                present[shape.voxel(cell as usize)[axis.index()]] = true;
+            }
+            let depths = (0..self.side).filter(|&depth| present[depth]);
+            due.extend(depths.map(|depth| SliceGroup { view, axis, depth }));
+        }
+        due
+    }
+
+    /// Indices of the slices of a group that are encoded, centred within each stride.
+    pub fn slices(&self, group: SliceGroup) -> Vec<usize> {
+        let stride = self.settings.slice_stride;
+        let first = group.depth * self.patch + (stride - 1) / 2;
+        (first..(group.depth + 1) * self.patch).step_by(stride).collect()
+    }
+
+    /// Takes in the features of all slices of a group at one layer: mean over the slices, l2 norm
+    /// (eq. 1), projection (eq. 2), and the place of this view in the joined token (eq. 3).
+    pub fn add(&mut self, group: SliceGroup, layer: usize, features: &[f32]) {
+        let n_patches = self.side * self.side;
+        let channels = self.projection.map_or(self.width, Projection::n_inputs);
+        let n_slices = features.len() / (n_patches * channels);
+        assert_eq!(features.len(), n_slices * n_patches * channels, "features of whole slices");
+        let stride = self.settings.views.len() * self.width;
+        let mut pooled = vec![0.0_f32; channels];
+        for patch_index in 0..n_patches {
+            let Some(token) = self.token_of_cell[self.cell(group, patch_index)] else { continue };
+            let slices = features.chunks_exact(n_patches * channels);
+            let patches =
+                slices.map(|slice| &slice[patch_index * channels..(patch_index + 1) * channels]);
+            mean_of_unit_length(patches, n_slices, &mut pooled);
+            let start = token as usize * stride + group.view * self.width;
+            let out = &mut self.rows[layer][start..start + self.width];
+            match self.projection {
+                Some(projection) => projection.apply(&pooled, out),
+                None => out.copy_from_slice(&pooled),
+            }
+        }
+    }
+
+    /// The grid cell of a patch of a group's slices.
+    fn cell(&self, group: SliceGroup, patch_index: usize) -> usize {
+        let (row_axis, column_axis) = in_plane(group.axis);
+        let mut cell = [0; 3];
+        cell[group.axis.index()] = group.depth;
+        cell[row_axis] = patch_index / self.side;
+        cell[column_axis] = patch_index % self.side;
+        Shape3::cube(self.side).offset(cell)
+    }
+
+    /// The finished tokens, one grid per layer.
+    pub fn finish(self) -> Result<Vec<TokenGrid>, TokenGridError> {
+        let channels = self.settings.views.len() * self.width;
+        let grid = |row: Vec<f32>| {
+            let features = row.into_iter().map(f16::from_f32).collect();
+            TokenGrid::new(self.side, channels, self.cells.clone(), features)
+        };
+        self.rows.into_iter().map(grid).collect()
+    }
+}
+
+/// Cells with at least `min_fraction` (and at least one) of their `patch^3` voxels in the brain,
+/// ascending.
+pub fn foreground_cells(volume: &Volume, patch: usize, min_fraction: f64) -> Vec<u32> {
+    let (voxels, side) = (volume.shape(), volume.side() / patch);
+    let cells = Shape3::cube(side);
+    let mut counts = vec![0_usize; cells.n_voxels()];
+    for (offset, _) in volume.brain().iter().enumerate().filter(|(_, inside)| **inside) {
+        counts[cells.offset(voxels.voxel(offset).map(|v| v / patch))] += 1;
+    }
+    let needed = (min_fraction * patch.pow(3) as f64).max(1.0);
+    let foreground = counts.iter().enumerate().filter(|(_, count)| **count as f64 >= needed);
+    foreground.map(|(cell, _)| cell as u32).collect()
+}
+
+/// Shorter features than this are not stretched to unit length.
+const MIN_NORM: f64 = 1e-6;
+
+fn mean_of_unit_length<'f>(
+    patches: impl Iterator<Item = &'f [f32]>,
+    n_slices: usize,
+    pooled: &mut [f32],
+) {
+    pooled.fill(0.0);
+    for patch in patches {
+        for (sum, feature) in pooled.iter_mut().zip(patch) {
+            *sum += feature;
+        }
+    }
+    let norm = pooled.iter().map(|&f| f64::from(f).powi(2)).sum::<f64>().sqrt() / n_slices as f64;
+    let scale = (1.0 / (norm.max(MIN_NORM) * n_slices as f64)) as f32;
+    for feature in pooled {
+        *feature *= scale;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numeric::geometry::{Affine, WorldPoint};
+
+    fn volume(side: usize, inside: impl Fn([usize; 3]) -> bool) -> Volume {
+        let shape = Shape3::cube(side);
+        let brain: Vec<bool> = (0..shape.n_voxels()).map(|o| inside(shape.voxel(o))).collect();
+        let voxels = brain.iter().map(|&b| f32::from(b)).collect();
+        let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
+        Volume { side, voxels, brain, affine }
+    }
+
+    fn settings(views: &[Axis]) -> TokenSettings {
+        TokenSettings { views: views.to_vec(), slice_stride: 1, min_brain_fraction: 0.3 }
+    }
+
+    #[test]
+    fn a_cell_is_foreground_from_the_stated_share_on() {
+        // Of the 8 voxels of cell [1, 0, 0] three lie in the brain, of cell [0, 0, 0] two.
+        let few = [[0, 0, 0], [1, 1, 1], [2, 0, 0], [3, 0, 0], [3, 1, 1]];
+        let volume = volume(4, |v| few.contains(&v));
+        assert_eq!(foreground_cells(&volume, 2, 0.3), [1]);
+        assert_eq!(foreground_cells(&volume, 2, 0.25), [0, 1]);
+        assert_eq!(foreground_cells(&volume, 2, 0.0), [0, 1]);
+    }
+
+    #[test]
+    fn every_view_puts_its_features_on_the_same_cell() {
+        // Each patch's feature is its own cell number as an angle; all views must agree on it.
+        let volume = volume(6, |_| true);
+        let settings = settings(&Axis::VIEWS);
+        let mut builder = TokenBuilder::new(&volume, 2, 2, 1, None, &settings);
+        let shape = Shape3::cube(3);
+        for group in builder.due_groups() {
+            let mut features = Vec::new();
+            for _ in builder.slices(group) {
+                for patch in 0..9 {
+                    let (row, column) = in_plane(group.axis());
+                    let mut cell = [0; 3];
+                    cell[group.axis().index()] = group.depth;
+                    cell[row] = patch / 3;
+                    cell[column] = patch % 3;
+                    let angle = shape.offset(cell) as f32 / 27.0;
+                    features.extend([angle.cos(), angle.sin()]);
+                }
+            }
+            builder.add(group, 0, &features);
+        }
+        let grid = &builder.finish().unwrap()[0];
+        assert_eq!((grid.n_tokens(), grid.channels()), (27, 6));
+        for (cell, token) in grid.cells().iter().zip(grid.features().chunks_exact(6)) {
+            let angle = *cell as f32 / 27.0;
+            for view in token.chunks_exact(2) {
+                assert!((view[0].to_f32() - angle.cos()).abs() < 1e-3);
+                assert!((view[1].to_f32() - angle.sin()).abs() < 1e-3);
+            }
+        }
+    }
+
+    #[test]
+    fn slices_are_averaged_before_the_norm() {
+        let volume = volume(2, |_| true);
+        let settings = settings(&[Axis::Axial]);
+        let mut builder = TokenBuilder::new(&volume, 2, 2, 1, None, &settings);
+        let group = builder.due_groups()[0];
+        builder.add(group, 0, &[6.0, 0.0, 0.0, 2.0]);
+        // Mean (3, 1), length sqrt(10).
+        let expected = [3.0 / 10.0_f32.sqrt(), 1.0 / 10.0_f32.sqrt()].map(f16::from_f32);
+        assert_eq!(builder.finish().unwrap()[0].features(), expected);
+    }
+
+    #[test]
+    fn a_stride_takes_the_middle_of_each_step_and_empty_groups_are_left_out() {
+        let volume = volume(28, |v| v[2] < 14);
+        let settings = TokenSettings { slice_stride: 3, ..settings(&[Axis::Axial]) };
+        let builder = TokenBuilder::new(&volume, 14, 2, 1, None, &settings);
+        let groups = builder.due_groups();
+        assert_eq!(groups.len(), 1);
+        assert_eq!(builder.slices(groups[0]), [1, 4, 7, 10, 13]);
+    }
+
+    #[test]
+    fn contradicting_parts_are_refused() {
+        let half = |n| vec![f16::ZERO; n];
+        assert!(TokenGrid::new(2, 3, vec![0, 5], half(6)).is_ok());
+        assert!(TokenGrid::new(2, 3, vec![5, 0], half(6)).is_err());
+        assert!(TokenGrid::new(2, 3, vec![0, 8], half(6)).is_err());
+        assert!(TokenGrid::new(2, 3, vec![0, 5], half(5)).is_err());
+        assert!(TokenGrid::new(2, 1, vec![0], vec![f16::NAN]).is_err());
     }
 }

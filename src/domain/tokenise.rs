@@ -1,0 +1,249 @@
+//! From a canonical volume to its tokens through an encoder.
+
+use std::ops::ControlFlow;
+
+use thiserror::Error;
+
+use super::{SliceEncoder, error::DeviceError};
+use crate::numeric::{
+    projection::Projection,
+    slice::{ImageBatch, PatchFeatures, image_batch},
+    token::{SliceGroup, TokenBuilder, TokenGrid, TokenGridError, TokenSettings},
+    volume::Volume,
+};
+
+/// How far the slices of one scan have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Slices encoded so far.
+    pub done: usize,
+    /// Slices to encode in all.
+    pub all: usize,
+    /// Slices of the batch that just ended.
+    pub batch: usize,
+}
+
+/// Why a scan has no tokens.
+#[derive(Debug, Error)]
+pub enum TokeniseError {
+    /// The device failed, also with a batch of one slice.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The caller asked to stop.
+    #[error("stopped before the scan was encoded")]
+    Stopped,
+    /// The encoder returned features that are not finite.
+    #[error(transparent)]
+    Features(#[from] TokenGridError),
+}
+
+/// The encoder with what turns its features into tokens. One per device.
+pub struct Tokeniser {
+    encoder: Box<dyn SliceEncoder>,
+    projection: Option<Projection>,
+    settings: TokenSettings,
+    n_layers: usize,
+    max_batch: usize,
+}
+
+impl Tokeniser {
+    /// Encodes `max_batch` slices at a time, fewer once the device has run out of memory.
+    pub fn new(
+        encoder: Box<dyn SliceEncoder>,
+        projection: Option<Projection>,
+        settings: TokenSettings,
+        n_layers: usize,
+        max_batch: usize,
+    ) -> Self {
+        Self { encoder, projection, settings, n_layers, max_batch }
+    }
+
+    /// The device in words.
+    pub fn device(&self) -> &str {
+        self.encoder.device()
+    }
+
+    /// Slices per batch now in use.
+    pub fn max_batch(&self) -> usize {
+        self.max_batch
+    }
+
+    /// The tokens of a volume, one grid per layer. `progress` is called after each batch and may
+    /// ask to stop.
+    pub fn tokens(
+        &mut self,
+        volume: &Volume,
+        mut progress: impl FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<TokenGrid>, TokeniseError> {
+        let Self { encoder, projection, settings, n_layers, max_batch } = self;
+        let (patch, channels) = (encoder.patch(), encoder.channels());
+        let mut builder =
+            TokenBuilder::new(volume, patch, channels, *n_layers, projection.as_ref(), settings);
+        let groups = builder.due_groups();
+        let slices = groups.first().map_or(0, |&group| builder.slices(group).len());
+        let all = groups.len() * slices;
+        let mut done = 0;
+        // Whole groups per batch: a group is pooled as soon as it is encoded. A batch that is
+        // smaller than a group is split further down.
+        for batch in groups.chunks((*max_batch / slices.max(1)).max(1)) {
+            add_groups(encoder.as_mut(), &mut builder, volume, batch, max_batch)?;
+            done += batch.len() * slices;
+            let progress = progress(Progress { done, all, batch: batch.len() * slices });
+            if progress.is_break() && done < all {
+                return Err(TokeniseError::Stopped);
+            }
+        }
+        Ok(builder.finish()?)
+    }
+}
+
+/// Encodes groups of one or several axes and hands each group's features to the builder.
+fn add_groups(
+    encoder: &mut dyn SliceEncoder,
+    builder: &mut TokenBuilder<'_>,
+    volume: &Volume,
+    groups: &[SliceGroup],
+    max_batch: &mut usize,
+) -> Result<(), DeviceError> {
+    let mut images = ImageBatch { n_images: 0, side: volume.side(), pixels: Vec::new() };
+    let mut sizes = Vec::new();
+    for &group in groups {
+        let part = image_batch(volume, group.axis(), &builder.slices(group));
+        images.n_images += part.n_images;
+        images.pixels.extend(part.pixels);
+        sizes.push(part.n_images);
+    }
+    for (layer, features) in encode_in_parts(encoder, images, max_batch)?.into_iter().enumerate() {
+        let mut rest = features.values.as_slice();
+        for (&group, n_images) in groups.iter().zip(&sizes) {
+            let (own, next) = rest.split_at(n_images * features.n_patches * features.channels);
+            builder.add(group, layer, own);
+            rest = next;
+        }
+    }
+    Ok(())
+}
+
+/// Encodes a batch; after an out-of-memory error in halves, which stay the largest batch.
+fn encode_in_parts(
+    encoder: &mut dyn SliceEncoder,
+    images: ImageBatch,
+    max_batch: &mut usize,
+) -> Result<Vec<PatchFeatures>, DeviceError> {
+    let image = 3 * images.side * images.side;
+    let mut joined: Vec<PatchFeatures> = Vec::new();
+    let mut start = 0;
+    while start < images.n_images {
+        let n_images = (*max_batch).clamp(1, images.n_images - start);
+        let pixels = images.pixels[start * image..(start + n_images) * image].to_vec();
+        let part = ImageBatch { n_images, side: images.side, pixels };
+        match encoder.encode(&part) {
+            Ok(features) => {
+                join(&mut joined, features);
+                start += n_images;
+            }
+            Err(DeviceError::OutOfMemory { .. }) if n_images > 1 => *max_batch = n_images / 2,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(joined)
+}
+
+fn join(joined: &mut Vec<PatchFeatures>, part: Vec<PatchFeatures>) {
+    if joined.is_empty() {
+        *joined = part;
+        return;
+    }
+    for (all, part) in joined.iter_mut().zip(part) {
+        all.n_images += part.n_images;
+        all.values.extend(part.values);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numeric::{
+        geometry::{Affine, Axis, Shape3, WorldPoint},
+        preprocess::{CubeSettings, brain_mask, canonicalise},
+        volume::RawVolume,
+    };
+
+    /// Features are the mean of the patch; runs out of memory above `limit` images.
+    struct Mean {
+        limit: usize,
+    }
+
+    impl SliceEncoder for Mean {
+        fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError> {
+            if images.n_images > self.limit {
+                return Err(DeviceError::OutOfMemory { batch: images.n_images });
+            }
+            let side = images.side / 4;
+            let mut values = Vec::new();
+            for image in images.pixels.chunks_exact(3 * images.side * images.side) {
+                for patch in 0..side * side {
+                    let pixel = (patch / side) * 4 * images.side + (patch % side) * 4;
+                    values.extend([image[pixel], 1.0]);
+                }
+            }
+            let n_patches = side * side;
+            Ok(vec![PatchFeatures { n_images: images.n_images, n_patches, channels: 2, values }])
+        }
+
+        fn patch(&self) -> usize {
+            4
+        }
+
+        fn channels(&self) -> usize {
+            2
+        }
+
+        fn device(&self) -> &str {
+            "test"
+        }
+    }
+
+    fn volume() -> Volume {
+        let shape = Shape3([12, 13, 14]);
+        let voxels = (0..shape.n_voxels())
+            .map(|offset| {
+                let v = shape.voxel(offset);
+                let inside = (0..3).all(|a| (2..11).contains(&v[a]));
+                if inside { (v[0] + 2 * v[1] + 3 * v[2]) as f32 } else { 0.0 }
+            })
+            .collect();
+        let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
+        let raw = RawVolume { shape, voxels, affine };
+        let cube = CubeSettings { side: 16, field_of_view_mm: 16.0, min_brain_ml: 0.0 };
+        canonicalise(&raw, &brain_mask(&raw, None).unwrap(), &cube).unwrap().volume
+    }
+
+    fn tokeniser(limit: usize, max_batch: usize) -> Tokeniser {
+        let settings =
+            TokenSettings { views: Axis::VIEWS.to_vec(), slice_stride: 1, min_brain_fraction: 0.3 };
+        Tokeniser::new(Box::new(Mean { limit }), None, settings, 1, max_batch)
+    }
+
+    #[test]
+    fn smaller_batches_after_out_of_memory_give_the_same_tokens() {
+        let go_on = |_| ControlFlow::Continue(());
+        let whole = tokeniser(usize::MAX, 1000).tokens(&volume(), go_on).unwrap();
+        let mut small = tokeniser(3, 1000);
+        assert_eq!(small.tokens(&volume(), go_on).unwrap(), whole);
+        assert!(small.max_batch() <= 3);
+        assert!(whole[0].n_tokens() > 0);
+    }
+
+    #[test]
+    fn a_device_too_small_for_one_slice_is_an_error() {
+        let error = tokeniser(0, 8).tokens(&volume(), |_| ControlFlow::Continue(()));
+        assert!(matches!(error, Err(TokeniseError::Device(DeviceError::OutOfMemory { batch: 1 }))));
+    }
+
+    #[test]
+    fn a_stop_between_batches_is_honoured() {
+        let stopped = tokeniser(99, 4).tokens(&volume(), |_| ControlFlow::Break(()));
+        assert!(matches!(stopped, Err(TokeniseError::Stopped)));
+    }
+}
