@@ -1,1 +1,709 @@
-//! stub
+//! The settings: one TOML tree, raw text in, checked [`Config`] out, all faults reported at once.
+//!
+//! Defaults stand once, in `config/default.toml`, which is compiled in and documents every key.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::{
+    compute::position::PositionResize,
+    numeric::{
+        geometry::Axis,
+        preprocess::CubeSettings,
+        scoring::{Fraction, SearchReach},
+        token::TokenSettings,
+    },
+};
+
+/// The defaults with their documentation.
+pub const DEFAULT_TOML: &str = include_str!("../config/default.toml");
+
+/// What the preset `paper` changes; `layers` stays empty and means all four quarters there.
+const PAPER_TOML: &str = "preset = \"paper\"\n[scoring]\nreach_cells = 0\n";
+
+/// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders rest on them.
+const NEEDS_RESTART: [&str; 7] = [
+    "preset",
+    "directories",
+    "volume",
+    "encoder",
+    "tokens",
+    "scoring.reach_cells",
+    "service.listen",
+];
+
+/// A set of scoring defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Preset {
+    /// One layer at three quarters of the depth, matches sought one cell around.
+    Default,
+    /// Le-Gia and Ahn 2026: four quarter layers, whole-volume search.
+    Paper,
+}
+
+/// Which device encodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceChoice {
+    /// CUDA where it works, else the CPU.
+    Auto,
+    /// CUDA or nothing.
+    Cuda,
+    /// The native CPU engine.
+    Cpu,
+}
+
+/// The folders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directories {
+    /// Watched for scans.
+    pub incoming: PathBuf,
+    /// Results are written here.
+    pub results: PathBuf,
+    /// Refused files go here.
+    pub quarantine: PathBuf,
+    /// Store and archived sources.
+    pub state: PathBuf,
+}
+
+/// How files are taken in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Intake {
+    /// Unchanged for so long = whole.
+    pub settle: Duration,
+    /// Between listings.
+    pub rescan: Duration,
+    /// File names never read (shell patterns).
+    pub ignore: Vec<String>,
+    /// File names that are scans (shell patterns).
+    pub accept: Vec<String>,
+    /// Largest file, bytes.
+    pub max_file_bytes: u64,
+    /// Largest grid, voxels.
+    pub max_voxels: u64,
+}
+
+/// The encoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoder {
+    /// Weights file, if named.
+    pub weights: Option<PathBuf>,
+    /// Device.
+    pub device: DeviceChoice,
+    /// Blocks, counted from 1, ascending; empty = by preset and depth.
+    pub layers: Vec<usize>,
+    /// Final norm applied to each.
+    pub final_norm: bool,
+    /// Position embedding.
+    pub position_resize: PositionResize,
+    /// Slices per forward pass.
+    pub batch_slices: usize,
+}
+
+/// The projection of each view's features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProjectionSettings {
+    /// Channels afterwards; `None` keeps all.
+    pub channels: Option<NonZeroUsize>,
+    /// Seed of the matrix.
+    pub seed: u64,
+}
+
+/// The rolling window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowSettings {
+    /// Scans before anything is scored.
+    pub min_scans: usize,
+    /// Scans held.
+    pub max_scans: NonZeroUsize,
+    /// Cohorts with a metric label of their own.
+    pub max_cohort_labels: usize,
+}
+
+/// The scores.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scoring {
+    /// Where a token looks for matches.
+    pub reach: SearchReach,
+    /// Share of the other scans averaged over.
+    pub keep: Fraction,
+    /// Share of unsuspicious tokens above the threshold.
+    pub false_positives: Fraction,
+    /// Smallest region of the mask, mm^3.
+    pub min_cluster_mm3: f64,
+}
+
+/// The daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSettings {
+    /// Loopback address of the HTTP pages.
+    pub listen: SocketAddr,
+    /// Filter directive.
+    pub log: String,
+    /// Intake pauses below, bytes.
+    pub min_free_bytes: u64,
+}
+
+/// Checked settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Set of defaults.
+    pub preset: Preset,
+    /// Folders.
+    pub directories: Directories,
+    /// Intake.
+    pub intake: Intake,
+    /// Canonical cube.
+    pub volume: CubeSettings,
+    /// Encoder.
+    pub encoder: Encoder,
+    /// Tokens.
+    pub tokens: TokenSettings,
+    /// Projection.
+    pub projection: ProjectionSettings,
+    /// Window.
+    pub window: WindowSettings,
+    /// Scoring.
+    pub scoring: Scoring,
+    /// Service.
+    pub service: ServiceSettings,
+    /// The complete tree after defaults, preset and site file: what sidecars quote.
+    pub tree: Table,
+}
+
+/// One thing wrong with a setting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Dotted key.
+    pub key: String,
+    /// Value found.
+    pub found: String,
+    /// What was needed.
+    pub needed: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, found, needed } = self;
+        write!(f, "{key} = {found}: {needed}")
+    }
+}
+
+/// Why settings were refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}; check the path and its permissions", path.display())]
+    Unreadable {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The text is no TOML.
+    #[error("the configuration is not valid TOML")]
+    Syntax(#[from] Box<toml::de::Error>),
+    /// Keys or values are wrong.
+    #[error("{} wrong in the configuration:{}", count(faults.len()), listing(faults))]
+    Faults {
+        /// All of them.
+        faults: Vec<Fault>,
+    },
+}
+
+fn count(n: usize) -> String {
+    if n == 1 { "1 setting is".to_owned() } else { format!("{n} settings are") }
+}
+
+fn listing(faults: &[Fault]) -> String {
+    faults.iter().map(|fault| format!("\n  {fault}")).collect()
+}
+
+impl Config {
+    /// Reads a site's file over the defaults; without a file the defaults alone.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        match path {
+            None => Self::parse(""),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+                Self::parse(&text)
+            }
+        }
+    }
+
+    /// Checks a site's text over the defaults.
+    pub fn parse(site: &str) -> Result<Self, ConfigError> {
+        let site: Table = site.parse().map_err(Box::new)?;
+        let mut tree: Table = DEFAULT_TOML.parse().expect("a test parses the defaults");
+        let mut faults = Vec::new();
+        if site.get("preset").and_then(Value::as_str) == Some("paper") {
+            let paper: Table = PAPER_TOML.parse().expect("a test parses the preset");
+            merge(&mut tree, paper, "", &mut faults);
+        }
+        merge(&mut tree, site, "", &mut faults);
+        if !faults.is_empty() {
+            return Err(ConfigError::Faults { faults });
+        }
+        let raw: Raw = Value::Table(tree.clone()).try_into().map_err(Box::new)?;
+        raw.check(tree)
+    }
+
+    /// Keys of `newer` that differ from `self` and that a reload cannot take over.
+    pub fn restart_needed_for(&self, newer: &Config) -> Vec<&'static str> {
+        let at = |tree: &Table, key: &str| {
+            let (section, rest) = key.split_once('.').unwrap_or((key, ""));
+            let value = tree.get(section).cloned();
+            if rest.is_empty() { value } else { value.and_then(|v| v.get(rest).cloned()) }
+        };
+        NEEDS_RESTART
+            .into_iter()
+            .filter(|key| at(&self.tree, key) != at(&newer.tree, key))
+            .collect()
+    }
+
+    /// The encoder blocks to score for a network of this depth, counted from 1.
+    pub fn layers(&self, depth: usize) -> Vec<usize> {
+        let quarter = |q: usize| (q * depth).div_ceil(4);
+        match (&self.encoder.layers[..], self.preset) {
+            ([], Preset::Default) => vec![quarter(3)],
+            ([], Preset::Paper) => (1..=4).map(quarter).collect(),
+            (layers, _) => layers.to_vec(),
+        }
+    }
+}
+
+/// Lays `over` on `base`, which names every key that exists, and notes what does not fit.
+fn merge(base: &mut Table, over: Table, prefix: &str, faults: &mut Vec<Fault>) {
+    for (key, value) in over {
+        let path = format!("{prefix}{key}");
+        match (base.get_mut(&key), value) {
+            (Some(Value::Table(inner)), Value::Table(value)) => {
+                merge(inner, value, &format!("{path}."), faults);
+            }
+            (Some(Value::Float(slot)), Value::Integer(number)) => *slot = number as f64,
+            (Some(slot), value) if slot.same_type(&value) => *slot = value,
+            (Some(slot), value) => faults.push(Fault {
+                key: path,
+                found: value.to_string(),
+                needed: format!("a value of type {} is needed", slot.type_str()),
+            }),
+            (None, value) => faults.push(Fault {
+                key: path,
+                found: value.to_string(),
+                needed: "there is no such key; see config/default.toml for all of them".into(),
+            }),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    preset: String,
+    directories: RawDirectories,
+    intake: RawIntake,
+    volume: RawVolume,
+    encoder: RawEncoder,
+    tokens: RawTokens,
+    window: RawWindow,
+    scoring: RawScoring,
+    service: RawService,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDirectories {
+    incoming: PathBuf,
+    results: PathBuf,
+    quarantine: PathBuf,
+    state: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawIntake {
+    settle_secs: f64,
+    rescan_secs: f64,
+    ignore: Vec<String>,
+    accept: Vec<String>,
+    max_file_mib: i64,
+    max_megavoxels: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawVolume {
+    side: i64,
+    field_of_view_mm: f64,
+    min_brain_ml: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEncoder {
+    weights: PathBuf,
+    device: String,
+    layers: Vec<i64>,
+    final_norm: bool,
+    position_resize: String,
+    batch_slices: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTokens {
+    views: Vec<String>,
+    slice_stride: i64,
+    projection: i64,
+    projection_seed: i64,
+    min_brain_fraction: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawWindow {
+    min_scans: i64,
+    max_scans: i64,
+    max_cohort_labels: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawScoring {
+    reach_cells: i64,
+    keep_fraction: f64,
+    false_positive_fraction: f64,
+    min_cluster_mm3: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawService {
+    listen: String,
+    log: String,
+    min_free_mib: i64,
+}
+
+impl Raw {
+    fn check(self, tree: Table) -> Result<Config, ConfigError> {
+        let mut check = Checker::default();
+        let config = Config {
+            preset: check.word("preset", &self.preset, "\"default\" or \"paper\"", Preset::Default),
+            directories: check.directories(self.directories),
+            intake: check.intake(self.intake),
+            volume: check.volume(&self.volume),
+            encoder: check.encoder(self.encoder),
+            projection: ProjectionSettings {
+                channels: NonZeroUsize::new(check.whole(
+                    "tokens.projection",
+                    self.tokens.projection,
+                    0,
+                    4096,
+                )),
+                seed: self.tokens.projection_seed as u64,
+            },
+            tokens: check.tokens(&self.tokens),
+            window: check.window(&self.window),
+            scoring: check.scoring(&self.scoring),
+            service: check.service(self.service),
+            tree,
+        };
+        if check.faults.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError::Faults { faults: check.faults })
+        }
+    }
+}
+
+/// Checks values against their ranges; notes a fault and goes on with a stand-in.
+#[derive(Default)]
+struct Checker {
+    faults: Vec<Fault>,
+}
+
+impl Checker {
+    fn fault(&mut self, key: &str, found: impl fmt::Display, needed: impl Into<String>) {
+        self.faults.push(Fault {
+            key: key.into(),
+            found: found.to_string(),
+            needed: needed.into(),
+        });
+    }
+
+    fn whole(&mut self, key: &str, value: i64, low: i64, high: i64) -> usize {
+        if !(low..=high).contains(&value) {
+            self.fault(key, value, format!("a whole number from {low} to {high} is needed"));
+        }
+        value.clamp(low, high) as usize
+    }
+
+    fn positive(&mut self, key: &str, value: i64, high: i64) -> NonZeroUsize {
+        NonZeroUsize::new(self.whole(key, value, 1, high)).unwrap_or(NonZeroUsize::MIN)
+    }
+
+    fn number(&mut self, key: &str, value: f64, low: f64, high: f64) -> f64 {
+        if !(low..=high).contains(&value) {
+            self.fault(key, value, format!("a number from {low} to {high} is needed"));
+            return low;
+        }
+        value
+    }
+
+    fn fraction(&mut self, key: &str, value: f64) -> Fraction {
+        Fraction::new(value).unwrap_or_else(|| {
+            self.fault(key, value, "a share above 0 and at most 1 is needed");
+            Fraction::new(1.0).expect("1 is in range")
+        })
+    }
+
+    fn word<T: for<'de> Deserialize<'de>>(
+        &mut self,
+        key: &str,
+        found: &str,
+        needed: &str,
+        stand_in: T,
+    ) -> T {
+        T::deserialize(Value::String(found.to_owned())).unwrap_or_else(|_| {
+            self.fault(key, format!("{found:?}"), format!("{needed} is needed"));
+            stand_in
+        })
+    }
+
+    fn patterns(&mut self, key: &str, patterns: Vec<String>) -> Vec<String> {
+        for pattern in &patterns {
+            if let Err(error) = globset::Glob::new(pattern) {
+                self.fault(
+                    key,
+                    format!("{pattern:?}"),
+                    format!("a shell pattern is needed ({})", error.kind()),
+                );
+            }
+        }
+        patterns
+    }
+
+    fn directories(&mut self, raw: RawDirectories) -> Directories {
+        let RawDirectories { incoming, results, quarantine, state } = raw;
+        for (key, folder) in [
+            ("directories.results", &results),
+            ("directories.quarantine", &quarantine),
+            ("directories.state", &state),
+        ] {
+            if folder.starts_with(&incoming) {
+                self.fault(
+                    key,
+                    format!("{:?}", folder.display().to_string()),
+                    "a folder outside directories.incoming is needed, or own files would be taken for scans",
+                );
+            }
+        }
+        for (key, folder) in [
+            ("directories.incoming", &incoming),
+            ("directories.results", &results),
+            ("directories.quarantine", &quarantine),
+            ("directories.state", &state),
+        ] {
+            if !folder.is_absolute() {
+                self.fault(
+                    key,
+                    format!("{:?}", folder.display().to_string()),
+                    "an absolute path is needed",
+                );
+            }
+        }
+        Directories { incoming, results, quarantine, state }
+    }
+
+    fn intake(&mut self, raw: RawIntake) -> Intake {
+        let seconds = |value| Duration::from_secs_f64(value);
+        Intake {
+            settle: seconds(self.number("intake.settle_secs", raw.settle_secs, 0.0, 86_400.0)),
+            rescan: seconds(self.number("intake.rescan_secs", raw.rescan_secs, 0.1, 86_400.0)),
+            ignore: self.patterns("intake.ignore", raw.ignore),
+            accept: self.patterns("intake.accept", raw.accept),
+            max_file_bytes: self.whole("intake.max_file_mib", raw.max_file_mib, 1, 65_536) as u64
+                * 1_048_576,
+            max_voxels: self.whole("intake.max_megavoxels", raw.max_megavoxels, 1, 2_000) as u64
+                * 1_000_000,
+        }
+    }
+
+    fn volume(&mut self, raw: &RawVolume) -> CubeSettings {
+        let key = "volume.field_of_view_mm";
+        CubeSettings {
+            side: self.whole("volume.side", raw.side, 28, 1024),
+            field_of_view_mm: self.number(key, raw.field_of_view_mm, 10.0, 400.0),
+            min_brain_ml: self.number("volume.min_brain_ml", raw.min_brain_ml, 0.0, 3000.0),
+        }
+    }
+
+    fn encoder(&mut self, raw: RawEncoder) -> Encoder {
+        let mut layers: Vec<usize> =
+            raw.layers.iter().map(|&layer| self.whole("encoder.layers", layer, 1, 64)).collect();
+        layers.sort_unstable();
+        layers.dedup();
+        if layers.len() != raw.layers.len() {
+            self.fault("encoder.layers", format!("{:?}", raw.layers), "each block once is needed");
+        }
+        let weights = (!raw.weights.as_os_str().is_empty()).then_some(raw.weights);
+        Encoder {
+            weights,
+            device: self.word(
+                "encoder.device",
+                &raw.device,
+                "\"auto\", \"cuda\" or \"cpu\"",
+                DeviceChoice::Auto,
+            ),
+            layers,
+            final_norm: raw.final_norm,
+            position_resize: self.word(
+                "encoder.position_resize",
+                &raw.position_resize,
+                "\"offset\" or \"size\"",
+                PositionResize::Offset,
+            ),
+            batch_slices: self.whole("encoder.batch_slices", raw.batch_slices, 1, 4096),
+        }
+    }
+
+    fn tokens(&mut self, raw: &RawTokens) -> TokenSettings {
+        let mut views = Vec::new();
+        for name in &raw.views {
+            match Axis::VIEWS.into_iter().find(|axis| axis.name() == name) {
+                Some(axis) if !views.contains(&axis) => views.push(axis),
+                _ => self.fault(
+                    "tokens.views",
+                    format!("{name:?}"),
+                    "\"axial\", \"coronal\" and \"sagittal\", each at most once, are needed",
+                ),
+            }
+        }
+        if views.is_empty() {
+            self.fault("tokens.views", "[]", "at least one view is needed");
+        }
+        let key = "tokens.min_brain_fraction";
+        TokenSettings {
+            views,
+            slice_stride: self.whole("tokens.slice_stride", raw.slice_stride, 1, 14),
+            min_brain_fraction: self.number(key, raw.min_brain_fraction, 0.0, 1.0),
+        }
+    }
+
+    fn window(&mut self, raw: &RawWindow) -> WindowSettings {
+        let max_scans = self.positive("window.max_scans", raw.max_scans, 100_000);
+        let min_scans = self.whole("window.min_scans", raw.min_scans, 2, 100_000);
+        if min_scans > max_scans.get() {
+            let needed = format!("at most window.max_scans ({max_scans}) is needed");
+            self.fault("window.min_scans", min_scans, needed);
+        }
+        let labels = self.whole("window.max_cohort_labels", raw.max_cohort_labels, 1, 1000);
+        WindowSettings { min_scans, max_scans, max_cohort_labels: labels }
+    }
+
+    fn scoring(&mut self, raw: &RawScoring) -> Scoring {
+        let cells = self.whole("scoring.reach_cells", raw.reach_cells, 0, 64);
+        let key = "scoring.min_cluster_mm3";
+        Scoring {
+            reach: NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Cells),
+            keep: self.fraction("scoring.keep_fraction", raw.keep_fraction),
+            false_positives: self
+                .fraction("scoring.false_positive_fraction", raw.false_positive_fraction),
+            min_cluster_mm3: self.number(key, raw.min_cluster_mm3, 0.0, 1e6),
+        }
+    }
+
+    fn service(&mut self, raw: RawService) -> ServiceSettings {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 9464));
+        let listen = raw.listen.parse::<SocketAddr>().ok().filter(|a| a.ip().is_loopback());
+        if listen.is_none() {
+            let needed = "a loopback address with a port is needed, like \"127.0.0.1:9464\"";
+            self.fault("service.listen", format!("{:?}", raw.listen), needed);
+        }
+        if tracing_subscriber::EnvFilter::try_new(&raw.log).is_err() {
+            let needed = "error, warn, info, debug, trace or a tracing filter is needed";
+            self.fault("service.log", format!("{:?}", raw.log), needed);
+        }
+        let free = self.whole("service.min_free_mib", raw.min_free_mib, 0, 1 << 40) as u64;
+        ServiceSettings {
+            listen: listen.unwrap_or(loopback),
+            log: raw.log,
+            min_free_bytes: free * 1_048_576,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(site: &str) -> Vec<String> {
+        match Config::parse(site) {
+            Err(ConfigError::Faults { faults }) => faults.iter().map(ToString::to_string).collect(),
+            other => panic!("faults expected, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_every_preset_is_too() {
+        let config = Config::parse("").unwrap();
+        assert_eq!(config.layers(12), [9]);
+        assert_eq!(config.scoring.reach, SearchReach::Cells(NonZeroUsize::MIN));
+        let paper = Config::parse("preset = \"paper\"").unwrap();
+        assert_eq!(paper.layers(12), [3, 6, 9, 12]);
+        assert_eq!(paper.layers(24), [6, 12, 18, 24]);
+        assert_eq!(paper.scoring.reach, SearchReach::WholeVolume);
+    }
+
+    #[test]
+    fn a_site_key_wins_over_the_preset() {
+        let config = Config::parse("preset = \"paper\"\n[scoring]\nreach_cells = 2").unwrap();
+        assert_eq!(config.scoring.reach, SearchReach::Cells(NonZeroUsize::new(2).unwrap()));
+    }
+
+    #[test]
+    fn all_faults_are_listed_at_once_with_key_value_and_need() {
+        let found = faults(
+            "[scoring]\nkeep_fraction = 0.0\n[window]\nmin_scans = 500\nmax_scans = 100\n\
+             [service]\nlisten = \"0.0.0.0:9464\"\n[tokens]\nviews = [\"axial\", \"oblique\"]",
+        );
+        assert_eq!(found.len(), 4, "{found:?}");
+        assert!(found.iter().any(|f| f.starts_with("scoring.keep_fraction = 0: a share above 0")));
+        assert!(found.iter().any(|f| f.contains("at most window.max_scans (100)")));
+        assert!(found.iter().any(|f| f.contains("\"0.0.0.0:9464\": a loopback address")));
+        assert!(found.iter().any(|f| f.contains("\"oblique\"")));
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_types_are_named_with_their_path() {
+        let found =
+            faults("[scoring]\nkepp_fraction = 0.3\n[window]\nmin_scans = \"8\"\n[extra]\n");
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].starts_with("scoring.kepp_fraction = 0.3: there is no such key"));
+        assert!(found[1].starts_with("window.min_scans = \"8\": a value of type integer"));
+    }
+
+    #[test]
+    fn results_inside_the_incoming_folder_are_refused() {
+        let found = faults("[directories]\nincoming = \"/data\"\nresults = \"/data/results\"");
+        assert_eq!(found.len(), 1);
+        assert!(found[0].contains("outside directories.incoming"), "{found:?}");
+    }
+
+    #[test]
+    fn a_reload_names_the_keys_that_need_a_restart() {
+        let old = Config::parse("").unwrap();
+        let new = Config::parse("[volume]\nside = 252\n[scoring]\nkeep_fraction = 0.2").unwrap();
+        assert_eq!(old.restart_needed_for(&new), ["volume"]);
+    }
+}
