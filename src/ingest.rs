@@ -1,1 +1,365 @@
-//! stub
+//! The incoming folder: which files are scans, when is one whole, and where it goes from there.
+//!
+//! Nothing is deleted: accepted files stay where they are, refused ones move to quarantine.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use serde::{Deserialize, Serialize};
+
+use crate::domain::error::Refusal;
+
+/// Which file names are scans.
+#[derive(Debug, Clone)]
+pub struct Patterns {
+    accept: GlobSet,
+    ignore: GlobSet,
+}
+
+impl Patterns {
+    /// Compiles shell patterns; the settings were checked before.
+    pub fn new(accept: &[String], ignore: &[String]) -> Result<Self, globset::Error> {
+        Ok(Self { accept: glob_set(accept)?, ignore: glob_set(ignore)? })
+    }
+
+    /// Whether a file of this name is taken for a scan.
+    pub fn is_scan(&self, path: &Path) -> bool {
+        let Some(name) = path.file_name() else { return false };
+        self.accept.is_match(name) && !self.ignore.is_match(name)
+    }
+}
+
+fn glob_set(patterns: &[String]) -> Result<GlobSet, globset::Error> {
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        set.add(Glob::new(pattern)?);
+    }
+    set.build()
+}
+
+/// What a file looks like from outside; when it changes, the file has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// Bytes.
+    pub size: u64,
+    /// Time of the last change of the content, ns since 1970.
+    pub modified_ns: i64,
+    /// Time of the last change of the inode, ns since 1970: also moves when the time of the
+    /// content is set back, as copies with preserved times do.
+    pub changed_ns: i64,
+}
+
+impl Look {
+    /// Looks at a file without following a link.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        let meta = fs::symlink_metadata(path)?;
+        Ok(Self {
+            size: meta.len(),
+            modified_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+            changed_ns: meta.ctime() * 1_000_000_000 + meta.ctime_nsec(),
+        })
+    }
+}
+
+/// A file, or a folder with the name of a file, that is taken for a scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Full path.
+    pub path: PathBuf,
+    /// Now.
+    pub look: Look,
+}
+
+/// Folders are searched this deep; links are never followed.
+const MAX_DEPTH: usize = 8;
+
+/// All scans below `folder`, in the order of their paths.
+pub fn list(folder: &Path, patterns: &Patterns) -> io::Result<Vec<Candidate>> {
+    let mut found = Vec::new();
+    collect(folder, patterns, MAX_DEPTH, &mut found)?;
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
+fn collect(
+    folder: &Path,
+    patterns: &Patterns,
+    depth: usize,
+    found: &mut Vec<Candidate>,
+) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        let scan = patterns.is_scan(&path);
+        if kind.is_dir() && !scan {
+            // A folder that cannot be read must not hide its siblings; it is looked at next time.
+            if depth > 0 && !hidden(&path) {
+                collect(&path, patterns, depth - 1, found).ok();
+            }
+        } else if scan && (kind.is_file() || kind.is_dir()) {
+            // It may be gone again by now.
+            if let Ok(look) = Look::at(&path) {
+                found.push(Candidate { path, look });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// A file that is watched until it has been still for long enough.
+#[derive(Debug, Clone, Copy)]
+struct Watched {
+    looks: (Look, Option<Look>),
+    first_seen: Instant,
+    still_since: Instant,
+}
+
+/// Remembers files from look to look until they are whole.
+#[derive(Debug, Default)]
+pub struct Settling {
+    watched: HashMap<PathBuf, Watched>,
+}
+
+/// What [`Settling::look`] says of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// Not still for long enough.
+    Waiting,
+    /// Whole; it took so long since it was first seen.
+    Whole(Duration),
+}
+
+impl Settling {
+    /// Looks at a file, and at its brain mask where there is one. It is whole when neither has
+    /// changed for `settle`, and at least on two looks unless `settle` is zero.
+    pub fn look(
+        &mut self,
+        candidate: &Candidate,
+        mask: Option<Look>,
+        now: Instant,
+        settle: Duration,
+    ) -> Settled {
+        let looks = (candidate.look, mask);
+        let watched = self
+            .watched
+            .entry(candidate.path.clone())
+            .or_insert(Watched { looks, first_seen: now, still_since: now });
+        if watched.looks != looks {
+            *watched = Watched { looks, still_since: now, ..*watched };
+        }
+        if now.duration_since(watched.still_since) >= settle {
+            Settled::Whole(now.duration_since(watched.first_seen))
+        } else {
+            Settled::Waiting
+        }
+    }
+
+    /// Whether a file was looked at before.
+    pub fn knows(&self, path: &Path) -> bool {
+        self.watched.contains_key(path)
+    }
+
+    /// Since when the longest waiting file has been known.
+    pub fn oldest(&self, now: Instant) -> Option<Duration> {
+        self.watched.values().map(|watched| now.duration_since(watched.first_seen)).max()
+    }
+
+    /// Forgets a file that was dealt with.
+    pub fn forget(&mut self, path: &Path) {
+        self.watched.remove(path);
+    }
+
+    /// Forgets files that are no longer there.
+    pub fn keep_only(&mut self, listed: &[Candidate]) {
+        let paths: std::collections::HashSet<&Path> =
+            listed.iter().map(|candidate| candidate.path.as_path()).collect();
+        self.watched.retain(|path, _| paths.contains(path.as_path()));
+    }
+
+    /// Files that are not whole yet.
+    pub fn n_waiting(&self) -> usize {
+        self.watched.len()
+    }
+}
+
+/// Copies a file to `target` and makes the copy durable, at most `max_bytes` of it.
+pub fn copy_durably(source: &Path, target: &Path, max_bytes: u64) -> io::Result<u64> {
+    let mut from = io::Read::take(File::open(source)?, max_bytes);
+    let mut to = File::create(target)?;
+    let copied = io::copy(&mut from, &mut to)?;
+    to.sync_all()?;
+    Ok(copied)
+}
+
+/// The content of `reason.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasonFile {
+    /// Layout of this file.
+    pub schema: String,
+    /// Why, what was found, what was needed, what to do.
+    #[serde(flatten)]
+    pub refusal: Refusal,
+    /// Path within the incoming folder that the file came from.
+    pub came_from: String,
+    /// When, seconds since 1970.
+    pub quarantined_at_secs: u64,
+    /// Version of oddscan that refused it.
+    pub oddscan_version: String,
+    /// False when the file could not be moved and still lies in the incoming folder.
+    pub moved: bool,
+}
+
+/// Moves a refused file to `<quarantine>/<reason>/<name>/<name>` with a `reason.json` beside it.
+///
+/// The reason is written first, so that no file lies there unexplained. A file that cannot be
+/// moved (read-only share) stays, and the reason says so. Returns the folder.
+pub fn quarantine(
+    quarantine: &Path,
+    file: &Path,
+    came_from: &Path,
+    refusal: &Refusal,
+    now_secs: u64,
+) -> io::Result<PathBuf> {
+    let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let folder = free_folder(&quarantine.join(refusal.reason.name()), name)?;
+    let mut reason = ReasonFile {
+        schema: "oddscan/quarantine/1".to_owned(),
+        refusal: refusal.clone(),
+        came_from: came_from.to_string_lossy().into_owned(),
+        quarantined_at_secs: now_secs,
+        oddscan_version: env!("CARGO_PKG_VERSION").to_owned(),
+        moved: true,
+    };
+    write_reason(&folder, &reason)?;
+    if move_file(file, &folder.join(name)).is_err() {
+        reason.moved = false;
+        write_reason(&folder, &reason)?;
+    }
+    File::open(&folder)?.sync_all()?;
+    Ok(folder)
+}
+
+/// Makes `<parent>/<name>`, or `<name>.2`, `.3`, ... where that is taken.
+fn free_folder(parent: &Path, name: &std::ffi::OsStr) -> io::Result<PathBuf> {
+    fs::create_dir_all(parent)?;
+    for count in 1_u32.. {
+        let mut unique = name.to_owned();
+        if count > 1 {
+            unique.push(format!(".{count}"));
+        }
+        match fs::create_dir(parent.join(&unique)) {
+            Ok(()) => return Ok(parent.join(unique)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+fn write_reason(folder: &Path, reason: &ReasonFile) -> io::Result<()> {
+    let text = serde_json::to_string_pretty(reason).map_err(io::Error::other)?;
+    let partial = folder.join(".reason.json.tmp");
+    fs::write(&partial, text + "\n")?;
+    File::open(&partial)?.sync_all()?;
+    fs::rename(partial, folder.join("reason.json"))
+}
+
+/// Renames, or copies and removes where source and target lie on different file systems.
+fn move_file(source: &Path, target: &Path) -> io::Result<()> {
+    match fs::rename(source, target) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            copy_durably(source, target, u64::MAX)?;
+            fs::remove_file(source)
+        }
+        done => done,
+    }
+}
+
+/// Files in quarantine, without their reasons.
+pub fn count_quarantined(quarantine: &Path) -> usize {
+    let children = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten();
+    children(quarantine.to_owned()).map(|reason| children(reason.path()).count()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::error::QuarantineReason;
+
+    fn patterns() -> Patterns {
+        let own = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        Patterns::new(
+            &own(&["*.nii", "*.nii.gz"]),
+            &own(&[".*", "*.partial", "*_brain.nii.gz", "*_anomaly-*"]),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn scans_are_found_in_subfolders_and_links_are_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        fs::create_dir_all(root.join("sub-1/anat")).unwrap();
+        for name in ["sub-1/anat/a_T1w.nii.gz", "b.nii", "c_brain.nii.gz", ".d.nii", "e.txt"] {
+            fs::write(root.join(name), "x").unwrap();
+        }
+        fs::create_dir(root.join("folder.nii")).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", root.join("link.nii")).unwrap();
+        let found = list(root, &patterns()).unwrap();
+        let names: Vec<_> = found.iter().map(|c| c.path.strip_prefix(root).unwrap()).collect();
+        assert_eq!(
+            names,
+            ["b.nii", "folder.nii", "sub-1/anat/a_T1w.nii.gz"].map(Path::new)
+        );
+    }
+
+    #[test]
+    fn a_growing_file_is_whole_only_once_it_and_its_mask_are_still() {
+        let mut settling = Settling::default();
+        let start = Instant::now();
+        let at = |secs| start + Duration::from_secs(secs);
+        let look = |size| Look { size, modified_ns: 0, changed_ns: 0 };
+        let file = |size| Candidate { path: "a.nii".into(), look: look(size) };
+        let settle = Duration::from_secs(10);
+        assert_eq!(settling.look(&file(1), None, at(0), settle), Settled::Waiting);
+        assert_eq!(settling.look(&file(2), None, at(9), settle), Settled::Waiting);
+        assert_eq!(settling.look(&file(2), None, at(18), settle), Settled::Waiting);
+        assert_eq!(settling.look(&file(2), Some(look(5)), at(20), settle), Settled::Waiting);
+        let whole = settling.look(&file(2), Some(look(5)), at(30), settle);
+        assert_eq!(whole, Settled::Whole(Duration::from_secs(30)));
+        assert_eq!(settling.n_waiting(), 1);
+        settling.keep_only(&[]);
+        assert_eq!(settling.n_waiting(), 0);
+    }
+
+    #[test]
+    fn quarantine_keeps_every_file_apart_and_explains_each() {
+        let folder = tempfile::tempdir().unwrap();
+        let refusal = Refusal::new(QuarantineReason::Truncated, "9 bytes", "352", "export again");
+        let mut places = Vec::new();
+        for _ in 0..2 {
+            let file = folder.path().join("a.nii");
+            fs::write(&file, "x").unwrap();
+            let into = folder.path().join("q");
+            places.push(quarantine(&into, &file, Path::new("sub/a.nii"), &refusal, 7).unwrap());
+            assert!(!file.exists());
+        }
+        assert_ne!(places[0], places[1]);
+        assert!(places[1].join("a.nii").is_file());
+        let text = fs::read_to_string(places[1].join("reason.json")).unwrap();
+        let reason: ReasonFile = serde_json::from_str(&text).unwrap();
+        assert_eq!((reason.refusal, reason.moved), (refusal, true));
+        assert_eq!(count_quarantined(&folder.path().join("q")), 2);
+    }
+}

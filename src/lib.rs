@@ -12,8 +12,8 @@
 //! 3. Adapters, each hiding one outside thing: [`nifti`] (files), [`compute`] (the encoder on a
 //!    GPU or the CPU), [`store`] (sled), [`watcher`] and [`ingest`] (the incoming folder),
 //!    [`report`] (results), [`metrics`] (Prometheus).
-//! 4. The daemon: [`config`], [`telemetry`], [`pipeline`], [`service`] and the commands in
-//!    [`cli`].
+//! 4. The daemon: [`config`], [`engine`] (the method made ready on a device), [`pipeline`] (the
+//!    stages), [`telemetry`], [`service`] and the commands in [`cli`].
 
 pub mod numeric;
 
@@ -29,6 +29,7 @@ pub mod watcher;
 
 pub mod cli;
 pub mod config;
+pub mod engine;
 pub mod pipeline;
 pub mod service;
 pub mod telemetry;

@@ -1,6 +1,6 @@
 //! One scan: its identity, its state, and what the journal keeps of it.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -96,8 +96,23 @@ pub enum ScanState {
 pub struct Reported {
     /// Grows by one each time the results are replaced.
     pub revision: u64,
-    /// Window that the results were scored against.
-    pub window: String,
+    /// Hash of the window's members and the scoring settings: results with the same key are equal.
+    pub key: String,
+}
+
+/// What was learnt while a scan was encoded: kept, because results are written again and again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EncodedFacts {
+    /// Volume of the brain mask, ml.
+    pub brain_ml: f64,
+    /// Share of the brain outside the field of view, in [0, 1].
+    pub cut_fraction: f64,
+    /// Tokens per layer.
+    pub n_tokens: usize,
+    /// Whether a brain mask came with the scan.
+    pub has_mask: bool,
+    /// Wall time of each step, seconds.
+    pub timings_secs: BTreeMap<String, f64>,
 }
 
 /// What the journal keeps of a scan.
@@ -120,6 +135,8 @@ pub struct ScanRecord {
     pub first_seen_secs: u64,
     /// Times that the encoder was started on it without an end.
     pub attempts: u32,
+    /// What the encoding found, once it is done.
+    pub encoded: Option<EncodedFacts>,
     /// Latest results, if any.
     pub reported: Option<Reported>,
 }

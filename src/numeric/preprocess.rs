@@ -115,11 +115,10 @@ pub fn canonicalise(
         return Err(PreprocessError::TooSmall { found_ml: brain_ml, needed_ml });
     }
     let white = white_level(raw, brain)?;
-    let centre = centre_of_brain_box(brain);
-    let affine = cube_affine(settings, centre)?;
+    let affine = cube_affine(brain, settings)?;
     let (voxels, inside) = resample(raw, brain, &affine, settings.side, white);
     let volume = Volume { side: settings.side, voxels, brain: inside, affine };
-    let cut_fraction = cut_fraction(brain, centre, settings.field_of_view_mm);
+    let cut_fraction = cut_fraction(brain, settings.field_of_view_mm);
     Ok(Canonical { volume, brain_ml, cut_fraction })
 }
 
@@ -181,13 +180,17 @@ fn for_each_brain_point(brain: &RawMask, mut visit: impl FnMut([f64; 3])) {
     }
 }
 
-fn cube_affine(settings: &CubeSettings, centre: WorldPoint) -> Result<Affine, AffineError> {
+/// Cube voxel -> world mm for the cube around this brain: axes along the world's, centred on the
+/// middle of the box around the brain's voxel centres.
+pub fn cube_affine(brain: &RawMask, settings: &CubeSettings) -> Result<Affine, AffineError> {
+    let centre = centre_of_brain_box(brain);
     let spacing = settings.field_of_view_mm / settings.side as f64;
     let half = 0.5 * (settings.side as f64 - 1.0) * spacing;
     Affine::scaling(spacing, WorldPoint(centre.0.map(|c| c - half)))
 }
 
-fn cut_fraction(brain: &RawMask, centre: WorldPoint, field_of_view_mm: f64) -> f64 {
+fn cut_fraction(brain: &RawMask, field_of_view_mm: f64) -> f64 {
+    let centre = centre_of_brain_box(brain);
     let (mut all, mut cut) = (0_u64, 0_u64);
     for_each_brain_point(brain, |point| {
         all += 1;

@@ -1,0 +1,200 @@
+//! The method made ready: weights loaded, device chosen, and the fingerprint that says which
+//! results may be compared.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tracing::info;
+
+use crate::{
+    cli::model::find_weights,
+    compute::{
+        EncoderOptions,
+        cpu::{CpuDistances, CpuEncoder},
+        weights::{VitWeights, WeightsError},
+    },
+    config::{Config, DeviceChoice},
+    domain::{
+        PairDistances, SliceEncoder, cohort::CohortKey, error::DeviceError, tokenise::Tokeniser,
+    },
+    numeric::{preprocess::CubeSettings, projection::Projection},
+};
+
+/// Grows whenever the code computes other tokens from the same settings and weights.
+const TOKENS_VERSION: u32 = 1;
+
+/// What shapes the tokens and the scores, for sidecars and for keeping apart what must not be
+/// compared.
+#[derive(Debug, Clone)]
+pub struct Method {
+    /// First 16 hex digits of the hash over weights, layers, preprocessing, pooling, projection.
+    pub fingerprint: String,
+    /// Name of the network, like `dinov2_vits14`.
+    pub model: String,
+    /// SHA-256 of the weights file, hex.
+    pub weights_sha256: String,
+    /// Encoder blocks that are scored, counted from 1.
+    pub layers: Vec<usize>,
+    /// Device that encodes, like `cpu` or `cuda:0`.
+    pub device: String,
+    /// The canonical cube.
+    pub cube: CubeSettings,
+    /// Voxels along the edge of a cell.
+    pub patch: usize,
+}
+
+impl Method {
+    /// The cohort of a file with this stem.
+    pub fn cohort_of(&self, stem: &str) -> CohortKey {
+        CohortKey::from_stem(stem, &self.fingerprint)
+    }
+}
+
+/// Encoder and distances on their device, with what they compute.
+pub struct Engine {
+    /// Volume to tokens.
+    pub tokeniser: Tokeniser,
+    /// Token distances.
+    pub distances: Box<dyn PairDistances>,
+    /// What is computed.
+    pub method: Method,
+}
+
+/// Why the engine cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No weights file in any of the places.
+    #[error(transparent)]
+    NoWeights(#[from] crate::model::ModelError),
+    /// The weights cannot be used.
+    #[error("the weights {} cannot be used", path.display())]
+    Weights {
+        /// File.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: WeightsError,
+    },
+    /// The settings do not fit the network.
+    #[error("{0}")]
+    Misfit(String),
+    /// The device that was insisted on does not work.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+impl Engine {
+    /// Loads the weights that the settings name and chooses the device.
+    pub fn start(config: &Config) -> Result<Self, EngineError> {
+        let path = find_weights(config.encoder.weights.as_deref())?;
+        let weights = VitWeights::load(&path)
+            .map_err(|source| EngineError::Weights { path: path.clone(), source })?;
+        let architecture = weights.architecture;
+        let layers = config.layers(architecture.depth);
+        check_fit(config, &weights, &layers)?;
+        let options = EncoderOptions {
+            layers: layers.clone(),
+            final_norm: config.encoder.final_norm,
+            position: config.encoder.position_resize,
+        };
+        let (encoder, distances) = choose_device(config.encoder.device, &weights, &options)?;
+        let projection = config.projection.channels.map(|channels| {
+            Projection::new(config.projection.seed, architecture.channels, channels.get())
+        });
+        let method = Method {
+            fingerprint: fingerprint(config, &weights, &layers),
+            model: architecture.to_string(),
+            weights_sha256: weights.fingerprint.clone(),
+            layers,
+            device: encoder.device().to_owned(),
+            cube: config.volume,
+            patch: architecture.patch,
+        };
+        info!(model = method.model, device = method.device, method = method.fingerprint, "engine ready");
+        let tokeniser = Tokeniser::new(
+            encoder,
+            projection,
+            config.tokens.clone(),
+            method.layers.len(),
+            config.encoder.batch_slices,
+        );
+        Ok(Self { tokeniser, distances, method })
+    }
+}
+
+fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<(), EngineError> {
+    let architecture = weights.architecture;
+    let (side, patch) = (config.volume.side, architecture.patch);
+    if side % patch != 0 {
+        return Err(EngineError::Misfit(format!(
+            "volume.side = {side} is no multiple of the patch of {architecture} ({patch}); use {}",
+            side.div_ceil(patch) * patch
+        )));
+    }
+    if let Some(layer) = layers.iter().find(|&&layer| layer > architecture.depth) {
+        let depth = architecture.depth;
+        return Err(EngineError::Misfit(format!(
+            "encoder.layers names block {layer}; {architecture} has {depth}, name 1 to {depth}"
+        )));
+    }
+    if config.tokens.slice_stride > patch {
+        return Err(EngineError::Misfit(format!(
+            "tokens.slice_stride = {} skips whole depth groups; use at most {patch}",
+            config.tokens.slice_stride
+        )));
+    }
+    Ok(())
+}
+
+/// Hash over everything that shapes stored tokens, in a fixed order (JSON maps are sorted).
+fn fingerprint(config: &Config, weights: &VitWeights, layers: &[usize]) -> String {
+    let shaping = json!({
+        "tokens_version": TOKENS_VERSION,
+        "weights": weights.fingerprint,
+        "layers": layers,
+        "final_norm": config.encoder.final_norm,
+        "position_resize": config.encoder.position_resize,
+        "volume": config.tree.get("volume"),
+        "tokens": config.tree.get("tokens"),
+    });
+    hex::encode(&Sha256::digest(shaping.to_string())[..8])
+}
+
+type Devices = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
+
+fn choose_device(
+    choice: DeviceChoice,
+    weights: &VitWeights,
+    options: &EncoderOptions,
+) -> Result<Devices, EngineError> {
+    let cpu = || -> Devices {
+        (Box::new(CpuEncoder::new(weights, options)), Box::new(CpuDistances::new()))
+    };
+    match choice {
+        DeviceChoice::Cpu => Ok(cpu()),
+        DeviceChoice::Cuda => Ok(cuda(weights, options)?),
+        DeviceChoice::Auto => match cuda(weights, options) {
+            Ok(devices) => {
+                info!("encoder.device = auto: a CUDA GPU works and is used");
+                Ok(devices)
+            }
+            Err(reason) => {
+                info!(%reason, "encoder.device = auto: the native CPU engine is used");
+                Ok(cpu())
+            }
+        },
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(weights: &VitWeights, options: &EncoderOptions) -> Result<Devices, DeviceError> {
+    crate::compute::gpu::device::cuda_encoder(weights, options, 0)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_: &VitWeights, _: &EncoderOptions) -> Result<Devices, DeviceError> {
+    Err(DeviceError::Failed {
+        device: "cuda".into(),
+        message: "this binary was built without CUDA; build it with --features cuda".into(),
+    })
+}

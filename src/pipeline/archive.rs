@@ -1,0 +1,103 @@
+//! Copies of the sources of all members, so that results can be written again after the exporting
+//! site has tidied up its folder.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    domain::{error::ScanError, scan::ScanId},
+    ingest::copy_durably,
+};
+
+/// A folder of `<scan id>.scan` and, where a mask came with it, `<scan id>.brain`.
+#[derive(Debug, Clone)]
+pub(super) struct Archive {
+    folder: PathBuf,
+}
+
+/// A source that was copied in and has no id yet.
+pub(super) struct Draft {
+    pub(super) scan: PathBuf,
+    pub(super) mask: Option<PathBuf>,
+    pub(super) n_bytes: u64,
+}
+
+fn failed(source: io::Error) -> ScanError {
+    ScanError::Io { doing: "archiving a scan in the state folder", source }
+}
+
+impl Archive {
+    pub(super) fn open(folder: &Path) -> Result<Self, ScanError> {
+        // Patient data: nobody else may read it.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    pub(super) fn scan(&self, id: ScanId) -> PathBuf {
+        self.folder.join(format!("{}.scan", id.to_hex()))
+    }
+
+    pub(super) fn mask(&self, id: ScanId) -> Option<PathBuf> {
+        let path = self.mask_path(id);
+        path.is_file().then_some(path)
+    }
+
+    fn mask_path(&self, id: ScanId) -> PathBuf {
+        self.folder.join(format!("{}.brain", id.to_hex()))
+    }
+
+    /// Copies a source in. The copy is what is read and hashed, so that nothing that happens to
+    /// the original afterwards can make them differ.
+    pub(super) fn draft(
+        &self,
+        scan: &Path,
+        mask: Option<&Path>,
+        max_bytes: u64,
+    ) -> Result<Draft, ScanError> {
+        let reading = |source| ScanError::Io { doing: "reading a scan", source };
+        let draft = self.folder.join("draft.scan");
+        // One byte more than allowed, so that the reader sees that there is too much.
+        let n_bytes = copy_durably(scan, &draft, max_bytes + 1).map_err(reading)?;
+        let draft_mask = mask.map(|_| self.folder.join("draft.brain"));
+        if let (Some(from), Some(to)) = (mask, &draft_mask) {
+            copy_durably(from, to, max_bytes + 1).map_err(reading)?;
+        }
+        Ok(Draft { scan: draft, mask: draft_mask, n_bytes })
+    }
+
+    /// Gives a draft its id, durably.
+    pub(super) fn keep(&self, draft: &Draft, id: ScanId) -> Result<(), ScanError> {
+        if let Some(mask) = &draft.mask {
+            fs::rename(mask, self.mask_path(id)).map_err(failed)?;
+        }
+        fs::rename(&draft.scan, self.scan(id)).map_err(failed)?;
+        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    }
+
+    /// Removes a source; one that is not there is fine.
+    pub(super) fn remove(&self, id: ScanId) -> Result<(), ScanError> {
+        for path in [self.scan(id), self.mask_path(id)] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what a kill left behind: drafts, and sources that the journal does not hold.
+    pub(super) fn keep_only(&self, is_held: impl Fn(ScanId) -> bool) -> Result<(), ScanError> {
+        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+            if !ScanId::from_hex(stem).is_some_and(&is_held) {
+                fs::remove_file(&path).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}

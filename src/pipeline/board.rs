@@ -1,0 +1,208 @@
+//! What the daemon is doing now: for the status page, the service manager and the watchdog.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The threads of the pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StageName {
+    /// Looks for files and reads them.
+    Intake,
+    /// Owns the encoder.
+    Encode,
+    /// Owns the windows.
+    Score,
+}
+
+impl StageName {
+    /// All stages.
+    pub const ALL: [Self; 3] = [Self::Intake, Self::Encode, Self::Score];
+
+    /// Name of the thread.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Intake => "intake",
+            Self::Encode => "encode",
+            Self::Score => "score",
+        }
+    }
+}
+
+/// The scan that the encoder has in hand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InHand {
+    /// Short id.
+    pub scan: String,
+    /// Slices encoded.
+    pub slices_done: usize,
+    /// Slices in all.
+    pub slices_all: usize,
+}
+
+/// One cohort's window.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CohortStatus {
+    /// Members now.
+    pub n_scans: usize,
+    /// Members needed before anything is scored.
+    pub min_scans: usize,
+    /// Members that it can hold.
+    pub max_scans: usize,
+    /// Results that are older than the window and wait to be written again.
+    pub n_outdated: usize,
+    /// Last completed scoring, seconds since 1970.
+    pub last_scored_secs: Option<u64>,
+}
+
+/// Everything that `/status.json` shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Whether it takes and processes scans.
+    pub ready: bool,
+    /// Why not, in words.
+    pub reasons: BTreeSet<String>,
+    /// Network in use.
+    pub model: String,
+    /// Device in use.
+    pub device: String,
+    /// Fingerprint of the method.
+    pub method: String,
+    /// Files seen that are not whole yet.
+    pub n_settling: usize,
+    /// Scans read that wait for the encoder.
+    pub n_waiting: usize,
+    /// The scan being encoded.
+    pub in_hand: Option<InHand>,
+    /// Windows by cohort.
+    pub cohorts: BTreeMap<String, CohortStatus>,
+    /// Scans accepted since the start.
+    pub n_accepted: u64,
+    /// Duplicates since the start.
+    pub n_duplicates: u64,
+    /// Files refused since the start.
+    pub n_quarantined: u64,
+    /// Results written since the start.
+    pub n_reported: u64,
+}
+
+impl Status {
+    /// One line for the service manager.
+    pub fn line(&self) -> String {
+        let encoding = match &self.in_hand {
+            Some(hand) => format!("encoding {}/{} slices", hand.slices_done, hand.slices_all),
+            None => "idle".to_owned(),
+        };
+        let cohorts: String = self
+            .cohorts
+            .iter()
+            .map(|(name, cohort)| format!(", {name} {}/{}", cohort.n_scans, cohort.min_scans))
+            .collect();
+        let reasons: String = self.reasons.iter().map(|reason| format!("; {reason}")).collect();
+        let waiting = self.n_settling + self.n_waiting;
+        format!("{waiting} waiting, {encoding}{cohorts}, {}{reasons}", self.device)
+    }
+}
+
+/// The status, and a sign of life per stage.
+pub struct Board {
+    status: Mutex<Status>,
+    started: Instant,
+    /// Milliseconds from the start to the last sign of life.
+    beats: [AtomicU64; 3],
+}
+
+impl Board {
+    /// A board on which nothing has happened.
+    pub fn new() -> Self {
+        let status = Status { version: env!("CARGO_PKG_VERSION").into(), ..Status::default() };
+        Self { status: Mutex::new(status), started: Instant::now(), beats: Default::default() }
+    }
+
+    /// The status, to be changed.
+    pub fn update(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().expect("no holder of the lock can panic")
+    }
+
+    /// The status as it is now.
+    pub fn status(&self) -> Status {
+        self.update().clone()
+    }
+
+    /// Sets or clears a reason for not being ready.
+    pub fn set_reason(&self, reason: &str, holds: bool) {
+        let mut status = self.update();
+        if holds {
+            status.reasons.insert(reason.to_owned());
+        } else {
+            status.reasons.remove(reason);
+        }
+    }
+
+    /// A stage did a piece of work, or looked and found none.
+    pub fn beat(&self, stage: StageName) {
+        let millis = self.started.elapsed().as_millis() as u64;
+        self.beats[stage as usize].store(millis, Ordering::Relaxed);
+    }
+
+    /// Whether every stage has shown life within `limit`: what the watchdog is fed by.
+    pub fn all_alive(&self, limit: Duration) -> bool {
+        let now = self.started.elapsed().as_millis() as u64;
+        let alive = |beat: &AtomicU64| {
+            now.saturating_sub(beat.load(Ordering::Relaxed)) <= limit.as_millis() as u64
+        };
+        self.beats.iter().all(alive)
+    }
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_silent_stage_starves_the_watchdog() {
+        let board = Board::new();
+        std::thread::sleep(Duration::from_millis(30));
+        board.beat(StageName::Intake);
+        board.beat(StageName::Encode);
+        assert!(!board.all_alive(Duration::from_millis(20)));
+        board.beat(StageName::Score);
+        assert!(board.all_alive(Duration::from_millis(20)));
+    }
+
+    #[test]
+    fn the_status_line_tells_an_operator_what_goes_on() {
+        let board = Board::new();
+        let cohort = CohortStatus { n_scans: 3, min_scans: 8, ..CohortStatus::default() };
+        {
+            let mut status = board.update();
+            status.device = "cpu".into();
+            status.n_waiting = 2;
+            status.cohorts.insert("t1w".into(), cohort);
+            status.in_hand =
+                Some(InHand { scan: "ab".into(), slices_done: 56, slices_all: 500 });
+        }
+        board.set_reason("disk low", true);
+        assert_eq!(
+            board.status().line(),
+            "2 waiting, encoding 56/500 slices, t1w 3/8, cpu; disk low"
+        );
+        board.set_reason("disk low", false);
+        assert!(board.status().reasons.is_empty());
+    }
+}

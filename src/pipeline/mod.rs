@@ -1,0 +1,226 @@
+//! The stages of the daemon: intake -> encode -> score, each a thread that owns its state.
+//!
+//! Only scan ids move between stages, through short queues: a slow device slows reading, and the
+//! incoming folder grows visibly. What must survive stands in the journal before the id moves on,
+//! so that a kill at any line leaves a state from which the same steps give the same results.
+
+mod archive;
+pub mod board;
+mod encode;
+mod intake;
+mod reporting;
+mod score;
+pub mod steps;
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    config::Config,
+    domain::{
+        error::ScanError,
+        scan::{ScanId, ScanRecord, ScanState},
+    },
+    engine::{Engine, Method},
+    metrics::Metrics,
+    nifti::Limits,
+    store::{Store, StoreError},
+    watcher::Change,
+};
+use archive::Archive;
+use board::{Board, StageName};
+
+pub use reporting::{ReportInput, build_results};
+
+/// Scans waiting between two stages.
+const QUEUE: usize = 2;
+
+/// A stage that waits for work looks up this often: it shows that it is alive and sees a stop.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What all stages may use at the same time.
+pub struct Shared {
+    /// Tokens, columns and the journal.
+    pub store: Store,
+    /// Prometheus.
+    pub metrics: Metrics,
+    /// What the status page shows.
+    pub board: Board,
+    /// What is computed.
+    pub method: Method,
+    archive: Archive,
+    config: RwLock<Arc<Config>>,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    /// Opens the archive under the state folder.
+    pub fn new(
+        config: Config,
+        store: Store,
+        metrics: Metrics,
+        method: Method,
+    ) -> Result<Self, ScanError> {
+        let archive = Archive::open(&config.directories.state.join("sources"))?;
+        Ok(Self {
+            store,
+            metrics,
+            board: Board::new(),
+            method,
+            archive,
+            config: RwLock::new(Arc::new(config)),
+            stop: AtomicBool::new(false),
+        })
+    }
+
+    /// The settings now in force.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.read().expect("no holder of the lock can panic"))
+    }
+
+    /// Puts new settings in force; stages take them over with their next piece of work.
+    pub fn set_config(&self, config: Config) {
+        *self.config.write().expect("no holder of the lock can panic") = Arc::new(config);
+    }
+
+    /// Asks all stages to end after what they have in hand.
+    pub fn request_stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn limits(&self) -> Limits {
+        let intake = &self.config().intake;
+        Limits { max_file_bytes: intake.max_file_bytes, max_voxels: intake.max_voxels }
+    }
+}
+
+impl From<StoreError> for ScanError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
+}
+
+/// How a stage ended.
+#[derive(Debug)]
+pub enum StageEnd {
+    /// It was asked to.
+    Stopped,
+    /// An error that no later attempt can mend.
+    Failed(ScanError),
+    /// A bug; the text of the panic.
+    Panicked(String),
+}
+
+/// The running stages.
+pub struct Pipeline {
+    stages: Vec<JoinHandle<()>>,
+    /// A line per stage that has ended.
+    pub ended: tokio::sync::mpsc::UnboundedReceiver<(StageName, StageEnd)>,
+    wake: mpsc::Sender<Change>,
+}
+
+impl Pipeline {
+    /// Starts the stages on an engine, taking up what an earlier run left unfinished.
+    pub fn start(shared: &Arc<Shared>, engine: Engine) -> Result<Self, ScanError> {
+        let (pending, members) = take_up(shared)?;
+        let (wake, woken) = mpsc::channel();
+        let (to_encoder, from_intake) = mpsc::sync_channel(QUEUE);
+        let (to_score, from_encoder) = mpsc::sync_channel(QUEUE);
+        let (report_end, ended) = tokio::sync::mpsc::unbounded_channel();
+        let Engine { tokeniser, distances, .. } = engine;
+        let own = || Arc::clone(shared);
+        let spawn = |name, stage: Box<dyn FnOnce() -> Result<(), ScanError> + Send>| {
+            spawn_stage(name, stage, report_end.clone())
+        };
+        let intake = intake::Intake::new(own(), woken, to_encoder, pending)?;
+        let encode = encode::Encode::new(own(), tokeniser, from_intake, to_score);
+        let score = score::Score::new(own(), distances, from_encoder, members);
+        let stages = vec![
+            spawn(StageName::Intake, Box::new(move || intake.run())),
+            spawn(StageName::Encode, Box::new(move || encode.run())),
+            spawn(StageName::Score, Box::new(move || score.run())),
+        ];
+        Ok(Self { stages, ended, wake })
+    }
+
+    /// A handle that makes the intake look again.
+    pub fn waker(&self) -> mpsc::Sender<Change> {
+        self.wake.clone()
+    }
+
+    /// Waits until every stage has ended; ask for it first with [`Shared::request_stop`].
+    pub fn join(self) {
+        for stage in self.stages {
+            stage.join().expect("a stage catches its own panic");
+        }
+    }
+}
+
+fn spawn_stage(
+    name: StageName,
+    stage: Box<dyn FnOnce() -> Result<(), ScanError> + Send>,
+    ended: tokio::sync::mpsc::UnboundedSender<(StageName, StageEnd)>,
+) -> JoinHandle<()> {
+    let run = move || {
+        let end = match std::panic::catch_unwind(AssertUnwindSafe(stage)) {
+            Ok(Ok(())) => StageEnd::Stopped,
+            Ok(Err(error)) => StageEnd::Failed(error),
+            Err(panic) => StageEnd::Panicked(panic_text(panic.as_ref())),
+        };
+        // Nobody listens any more when the service is already going down.
+        ended.send((name, end)).ok();
+    };
+    thread::Builder::new().name(name.name().to_owned()).spawn(run).expect("three threads fit")
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown").to_owned()
+}
+
+/// Sorts the journal into scans that wait for the encoder and members of windows, both in order of
+/// arrival. Members whose tokens were made by another method are encoded again from their archived
+/// source: tokens of two methods cannot be compared.
+fn take_up(shared: &Shared) -> Result<(Vec<ScanId>, Vec<ScanRecord>), ScanError> {
+    let (mut pending, mut members) = (Vec::new(), Vec::new());
+    let records = shared.store.records()?;
+    shared.archive.keep_only(|id| {
+        let holds = |r: &ScanRecord| matches!(r.state, ScanState::Ingested | ScanState::Encoded);
+        records.iter().any(|record| record.id == id && holds(record))
+    })?;
+    for mut record in records {
+        let outdated = record.cohort.method != shared.method.fingerprint;
+        match record.state {
+            ScanState::Encoded if !outdated => members.push(record),
+            ScanState::Encoded | ScanState::Ingested => {
+                pending.push(record.id);
+                if outdated {
+                    shared.store.forget_tokens(&record.id)?;
+                    record.state = ScanState::Ingested;
+                    record.cohort.method.clone_from(&shared.method.fingerprint);
+                    shared.store.put_record(&record)?;
+                }
+            }
+            ScanState::Evicted | ScanState::Quarantined { .. } => {}
+        }
+    }
+    Ok((pending, members))
+}
+
+/// Seconds since 1970.
+pub fn now_secs() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

@@ -1,0 +1,222 @@
+//! The steps of one scan's journey that the daemon and the one-shot command share.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    config::Scoring,
+    domain::{
+        error::{QuarantineReason, Refusal, ScanError},
+        finding::{Cluster, Finding},
+        scan::ScanId,
+    },
+    engine::Method,
+    nifti::{self, Grid, Limits},
+    numeric::{
+        geometry::VoxelPoint,
+        mask::{GridPlacement, Region, regions_above, score_map},
+        preprocess::{self, Canonical, CubeSettings, PreprocessError},
+        scoring::{self, ScanScores},
+        volume::{RawMask, RawVolume},
+    },
+};
+
+/// A scan read from its file, with the brain on its own grid.
+pub struct Source {
+    /// Voxels as scanned.
+    pub raw: RawVolume,
+    /// The header geometry that results copy.
+    pub grid: Grid,
+    /// The brain on the scan's grid.
+    pub brain: RawMask,
+}
+
+/// Reads a scan and, where there is one, its brain mask.
+pub fn read_source(
+    scan: &Path,
+    mask: Option<&Path>,
+    limits: &Limits,
+) -> Result<Source, ScanError> {
+    let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
+    let mask = mask.map(|path| nifti::read_mask(path, limits)).transpose();
+    let mask = mask.map_err(|error| match error {
+        ScanError::Refused(refusal) => ScanError::Refused(Refusal {
+            found: format!("its brain mask unusable: {}", refusal.found),
+            ..refusal
+        }),
+        other => other,
+    })?;
+    let brain = preprocess::brain_mask(&raw, mask.as_ref()).map_err(refusal)?;
+    Ok(Source { raw, grid, brain })
+}
+
+/// The canonical cube of a source.
+pub fn canonical(source: &Source, cube: &CubeSettings) -> Result<Canonical, ScanError> {
+    Ok(preprocess::canonicalise(&source.raw, &source.brain, cube).map_err(refusal)?)
+}
+
+fn refusal(error: PreprocessError) -> Refusal {
+    let found = error.to_string();
+    let (reason, needed, action) = match error {
+        PreprocessError::NoBackground { .. } => (
+            QuarantineReason::NoBrain,
+            "a skull-stripped scan with zero background, or a brain mask beside it".to_owned(),
+            "strip the skull first, or put <subject>_brain.nii.gz beside the scan",
+        ),
+        PreprocessError::TooSmall { needed_ml, .. } => (
+            QuarantineReason::NoBrain,
+            format!("at least {needed_ml} ml (volume.min_brain_ml)"),
+            "check the export and the brain mask; phantoms and localisers are no scans",
+        ),
+        PreprocessError::Constant { .. } => (
+            QuarantineReason::NoBrain,
+            "intensities above zero that vary over the brain".to_owned(),
+            "check the export: the image may be blank",
+        ),
+        PreprocessError::Geometry(_) => (
+            QuarantineReason::BadHeader,
+            "an affine that spans space".to_owned(),
+            "check the header's sform and qform",
+        ),
+    };
+    Refusal::new(reason, found, needed, action)
+}
+
+/// The brain mask beside a scan, if there is one: `<stem>_brain` or, for `<subject>_<modality>`,
+/// `<subject>_brain`, with `.nii.gz` or `.nii`.
+pub fn companion_mask(scan: &Path) -> Option<PathBuf> {
+    let stem = stem_of(scan);
+    let subject = stem.rsplit_once('_').map(|(subject, _)| subject);
+    [Some(stem.as_str()), subject]
+        .into_iter()
+        .flatten()
+        .flat_map(|name| [".nii.gz", ".nii"].map(|end| format!("{name}_brain{end}")))
+        .map(|name| scan.with_file_name(name))
+        .find(|path| path.is_file())
+}
+
+/// File name without folder and without `.nii` or `.nii.gz`.
+pub fn stem_of(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = name.strip_suffix(".gz").unwrap_or(&name);
+    stem.strip_suffix(".nii").unwrap_or(stem).to_owned()
+}
+
+/// A stem for result files: letters, digits, `.`, `-` and `_` stay, everything else becomes `_`,
+/// so that no file name can lead out of the results folder or break a shell line.
+pub fn output_stem(stem: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '_' };
+    let stem: String = stem.chars().take(120).map(safe).collect();
+    let stem = stem.trim_start_matches('.');
+    if stem.is_empty() { "scan".to_owned() } else { stem.to_owned() }
+}
+
+/// The scores of every member of a window, in the order of `members`.
+///
+/// `column(of, other, layer)` gives the distances from the tokens of one scan to another scan.
+pub fn score_members<E>(
+    members: &[(ScanId, usize)],
+    n_layers: usize,
+    settings: &Scoring,
+    mut column: impl FnMut(ScanId, ScanId, usize) -> Result<Vec<f32>, E>,
+) -> Result<Vec<ScanScores>, E> {
+    let mut scores = Vec::with_capacity(members.len());
+    for &(scan, n_tokens) in members {
+        let mut layers = Vec::with_capacity(n_layers);
+        for layer in 0..n_layers {
+            let others = members.iter().filter(|(other, _)| *other != scan);
+            let columns =
+                others.map(|&(other, _)| column(scan, other, layer)).collect::<Result<_, E>>()?;
+            let nearest = scoring::NearestDistances::new(n_tokens, columns);
+            layers.push(scoring::mutual_scores(&nearest, settings.keep));
+        }
+        scores.push(scoring::scan_scores(&layers));
+    }
+    Ok(scores)
+}
+
+/// What is said about member `index` of a scored window; `cells` are its token cells.
+pub fn finding(
+    source: &Source,
+    cells: &[u32],
+    scores: &[ScanScores],
+    index: usize,
+    method: &Method,
+    settings: &Scoring,
+) -> Result<Finding, ScanError> {
+    let own = &scores[index];
+    let others: Vec<&ScanScores> =
+        scores.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, s)| s).collect();
+    let other_tops: Vec<f32> = others.iter().map(|other| other.top1_mean).collect();
+    let threshold = scoring::label_free_threshold(&others, settings.false_positives);
+    let cube = preprocess::cube_affine(&source.brain, &method.cube)
+        .map_err(|error| refusal(error.into()))?;
+    let placement =
+        GridPlacement { side: method.cube.side / method.patch, patch: method.patch, cube };
+    let map = score_map(cells, &own.tokens, &placement, &source.brain);
+    let voxel_mm3 = source.raw.affine.voxel_volume_mm3();
+    let min_voxels = (settings.min_cluster_mm3 / voxel_mm3).ceil() as usize;
+    let regions = regions_above(&map, source.raw.shape, threshold, min_voxels.max(1));
+    let mut mask = vec![false; map.len()];
+    for &voxel in regions.iter().flatten() {
+        mask[voxel] = true;
+    }
+    Ok(Finding {
+        score_max: own.max,
+        score_top1_mean: own.top1_mean,
+        percentile: scoring::percentile(own.top1_mean, &other_tops),
+        threshold,
+        n_tokens: own.tokens.len(),
+        n_unmatched_tokens: own.n_unmatched,
+        clusters: regions.iter().map(|region| cluster(region, &map, &source.raw)).collect(),
+        map,
+        mask,
+    })
+}
+
+fn cluster(region: &Region, map: &[f32], raw: &RawVolume) -> Cluster {
+    // The first of equal peaks, so that the result does not depend on the search.
+    let peak = region.iter().copied().fold(region[0], |best, voxel| {
+        if map[voxel] > map[best] { voxel } else { best }
+    });
+    let peak_voxel = raw.shape.voxel(peak);
+    Cluster {
+        n_voxels: region.len(),
+        volume_mm3: region.len() as f64 * raw.affine.voxel_volume_mm3(),
+        peak_score: map[peak],
+        peak_voxel,
+        peak_world_mm: raw.affine.to_world(VoxelPoint(peak_voxel.map(|v| v as f64))).0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_is_found_by_stem_and_by_subject() {
+        let folder = tempfile::tempdir().unwrap();
+        let scan = folder.path().join("sub-1_FLAIR.nii.gz");
+        assert_eq!(companion_mask(&scan), None);
+        let subject = folder.path().join("sub-1_brain.nii.gz");
+        std::fs::write(&subject, "").unwrap();
+        assert_eq!(companion_mask(&scan), Some(subject));
+        let stem = folder.path().join("sub-1_FLAIR_brain.nii");
+        std::fs::write(&stem, "").unwrap();
+        assert_eq!(companion_mask(&scan), Some(stem));
+    }
+
+    #[test]
+    fn hostile_names_become_harmless_stems() {
+        assert_eq!(output_stem("sub-01_T1w"), "sub-01_T1w");
+        assert_eq!(output_stem("../../etc/passwd"), "_.._etc_passwd");
+        assert_eq!(output_stem("a b\n;rm"), "a_b__rm");
+        assert_eq!(output_stem(""), "scan");
+        assert_eq!(output_stem(&"x".repeat(400)).len(), 120);
+    }
+
+    #[test]
+    fn the_stem_loses_only_the_nifti_ending() {
+        assert_eq!(stem_of(Path::new("/in/a.b.nii.gz")), "a.b");
+        assert_eq!(stem_of(Path::new("a.nii")), "a");
+    }
+}
