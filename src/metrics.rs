@@ -1,1 +1,390 @@
-//! stub
+//! Every Prometheus metric, and one function per event: what the daemon says about itself.
+//!
+//! The names stand in `families.rs`, the values of their labels in `label.rs`.
+//! Invariants: no label can name a study, patient, file or user; every label has a closed set of
+//! values or, as `cohort`, a cap; a counter whose labels are known exists at 0 from the start, as
+//! `increase()` does not see the first step of a series that appears with it. Times come in as
+//! arguments. `docs/operations.md` carries the table of what stands here, and a test compares them.
+
+mod families;
+mod label;
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus::TextEncoder;
+
+pub use self::label::{
+    DirectoryKind, EvictionReason, Fallback, IngestResult, OutputKind, PauseReason, RescanTrigger,
+    ScoreResult, SeenBy, Stage, Trigger,
+};
+use self::{
+    families::{Families, set_info},
+    label::{INTERNAL, OTHER_COHORTS},
+};
+use crate::domain::error::{QuarantineReason, ScanError};
+
+/// Content type of [`Metrics::render`], for the HTTP answer.
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// Cohorts that get labels of their own unless [`Metrics::with_max_cohorts`] says otherwise.
+pub const MAX_COHORTS: usize = 32;
+
+/// All metrics of one daemon. A clone is another handle on the same numbers.
+#[derive(Clone)]
+pub struct Metrics(Arc<Families>);
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All metrics at their start, with a registry of their own and [`MAX_COHORTS`].
+    pub fn new() -> Self {
+        Self::with_max_cohorts(MAX_COHORTS)
+    }
+
+    /// As [`Metrics::new`]; from the cohort after `max_cohorts` on, cohorts share the label
+    /// `other`.
+    pub fn with_max_cohorts(max_cohorts: usize) -> Self {
+        let families = Families::register(max_cohorts);
+        families.start_at_zero();
+        Self(Arc::new(families))
+    }
+
+    /// The page that Prometheus reads: text format 0.0.4, type [`CONTENT_TYPE`].
+    pub fn render(&self) -> String {
+        TextEncoder::new()
+            .encode_to_string(&self.0.registry.gather())
+            .expect("gather leaves out families without a series, the only fault the encoder knows")
+    }
+}
+
+/// The daemon itself.
+impl Metrics {
+    /// What is running; once, at start. `revision` is the commit, `backend` what it was built
+    /// for, `store_format` the format number that it writes.
+    pub fn build_info(&self, version: &str, revision: &str, backend: &str, store_format: &str) {
+        set_info(&self.0.build_info, &[version, revision, backend, store_format]);
+    }
+
+    /// The model in use, by the first hex digits of the hashes of its weights and of the
+    /// configuration; replaces what was said before.
+    pub fn model_info(&self, model: &str, weights_sha256_prefix: &str, config_sha256_prefix: &str) {
+        set_info(&self.0.model_info, &[model, weights_sha256_prefix, config_sha256_prefix]);
+    }
+
+    /// The daemon does or does not accept and process studies: the truth of `/readyz`.
+    pub fn ready(&self, is_ready: bool) {
+        self.0.ready.set(is_ready.into());
+    }
+
+    /// The daemon stopped taking work for this reason, or goes on.
+    pub fn paused(&self, reason: PauseReason, is_paused: bool) {
+        self.0.paused.with_label_values(&[reason.name()]).set(is_paused.into());
+    }
+
+    /// A configuration was applied at `now_secs` (seconds since 1970), or refused.
+    ///
+    /// Also called at start. Until then it counts as applied: without a valid configuration there
+    /// is no daemon.
+    pub fn reload(&self, is_applied: bool, now_secs: u64) {
+        self.0.reload_successful.set(is_applied.into());
+        if is_applied {
+            self.0.reload_success_time.set(now_secs as f64);
+        }
+    }
+
+    /// The service manager was told that work goes on.
+    pub fn watchdog_notified(&self) {
+        self.0.watchdog_notifications.inc();
+    }
+}
+
+/// Intake.
+impl Metrics {
+    /// A file was noticed for the first time.
+    pub fn file_seen(&self, by: SeenBy) {
+        self.0.files_seen.with_label_values(&[by.name()]).inc();
+    }
+
+    /// Intake decided about a file.
+    pub fn volume_ingested(&self, result: IngestResult) {
+        self.0.volumes.with_label_values(&[result.name()]).inc();
+    }
+
+    /// A file of this size was accepted.
+    pub fn bytes_ingested(&self, n_bytes: u64) {
+        self.0.ingest_bytes.inc_by(n_bytes);
+    }
+
+    /// A file is complete, so long after it was first seen.
+    pub fn settled(&self, waited: Duration) {
+        self.0.settle_duration.observe(waited.as_secs_f64());
+    }
+
+    /// The incoming folder was listed to its end at `now_secs` (seconds since 1970).
+    pub fn rescan(&self, trigger: RescanTrigger, now_secs: u64) {
+        self.0.rescans.with_label_values(&[trigger.name()]).inc();
+        self.0.last_scan_time.set(now_secs as f64);
+    }
+
+    /// A file was moved to quarantine, at intake or later.
+    pub fn quarantined(&self, reason: QuarantineReason) {
+        self.0.quarantined.with_label_values(&[reason.name()]).inc();
+    }
+
+    /// So many files now lie in quarantine.
+    pub fn quarantine_files(&self, n_files: usize) {
+        self.0.quarantine_files.set(n_files as f64);
+    }
+}
+
+/// Stages and queues.
+impl Metrics {
+    /// So many studies wait in or are held by a stage; the oldest arrived at `oldest_secs`
+    /// (seconds since 1970), if there is one.
+    pub fn queue(&self, stage: Stage, n_studies: usize, oldest_secs: Option<u64>) {
+        let stage = [stage.name()];
+        self.0.queue_studies.with_label_values(&stage).set(n_studies as f64);
+        self.0.queue_oldest_time.with_label_values(&stage).set(oldest_secs.unwrap_or(0) as f64);
+    }
+
+    /// A study passed a stage.
+    pub fn stage_finished(&self, stage: Stage, took: Duration) {
+        self.0.stage_duration.with_label_values(&[stage.name()]).observe(took.as_secs_f64());
+    }
+
+    /// An attempt at a study failed in a stage.
+    pub fn stage_failed(&self, stage: Stage, error: &ScanError) {
+        self.0.stage_errors.with_label_values(&[stage.name(), error.class()]).inc();
+    }
+
+    /// A stage panicked; counted with class `internal`.
+    pub fn stage_panicked(&self, stage: Stage) {
+        self.0.stage_errors.with_label_values(&[stage.name(), INTERNAL]).inc();
+    }
+
+    /// A failed attempt is started again.
+    pub fn stage_retried(&self, stage: Stage) {
+        self.0.stage_retries.with_label_values(&[stage.name()]).inc();
+    }
+
+    /// A study's results are written, so long after its file was first seen.
+    pub fn end_to_end(&self, took: Duration) {
+        self.0.end_to_end.observe(took.as_secs_f64());
+    }
+}
+
+/// The encoder's device.
+impl Metrics {
+    /// Slices per forward pass from now on. Called first at start: the counters of the device
+    /// then exist at 0.
+    pub fn encode_batch(&self, device: &str, n_slices: usize) {
+        self.0.batch_slices.with_label_values(&[device]).set(n_slices as f64);
+        self.0.slices.with_label_values(&[device]);
+        self.0.device_busy.with_label_values(&[device]);
+    }
+
+    /// Slices went through the encoder.
+    pub fn slices_encoded(&self, device: &str, n_slices: u64) {
+        self.0.slices.with_label_values(&[device]).inc_by(n_slices);
+    }
+
+    /// The device worked, or was waited for.
+    pub fn device_busy(&self, device: &str, busy: Duration) {
+        self.0.device_busy.with_label_values(&[device]).inc_by(busy.as_secs_f64());
+    }
+
+    /// The encoder went on with less after a failure.
+    pub fn encode_fallback(&self, to: Fallback) {
+        self.0.fallbacks.with_label_values(&[to.name()]).inc();
+    }
+}
+
+/// Cohorts. Beyond the cap counters add up under `other`; gauges are not set, as those of several
+/// cohorts have no common value.
+impl Metrics {
+    /// State of a cohort's window: members, members needed, members it can hold, and when the
+    /// oldest arrived (seconds since 1970; `None` when empty).
+    pub fn window(
+        &self,
+        cohort: &str,
+        n_active: usize,
+        n_min: usize,
+        capacity: usize,
+        oldest_secs: Option<u64>,
+    ) {
+        let Some(cohort) = self.0.own_label(cohort) else { return };
+        self.0.window_studies.with_label_values(&[cohort, "active"]).set(n_active as f64);
+        self.0.window_min.with_label_values(&[cohort]).set(n_min as f64);
+        self.0.window_capacity.with_label_values(&[cohort]).set(capacity as f64);
+        let oldest = oldest_secs.unwrap_or(0) as f64;
+        self.0.window_oldest_time.with_label_values(&[cohort]).set(oldest);
+    }
+
+    /// A scoring run of a cohort ended at `now_secs` (seconds since 1970).
+    pub fn score_run(&self, cohort: &str, result: ScoreResult, trigger: Trigger, now_secs: u64) {
+        let own = self.0.own_label(cohort);
+        let labels = [own.unwrap_or(OTHER_COHORTS), result.name(), trigger.name()];
+        self.0.score_runs.with_label_values(&labels).inc();
+        if let (Some(cohort), ScoreResult::Ok) = (own, result) {
+            self.0.score_success_time.with_label_values(&[cohort]).set(now_secs as f64);
+        }
+    }
+
+    /// Distances of so many pairs of volumes were computed; pairs that were kept do not count.
+    pub fn pairs_computed(&self, cohort: &str, n_pairs: u64) {
+        let label = self.0.own_label(cohort).unwrap_or(OTHER_COHORTS);
+        self.0.score_pairs.with_label_values(&[label]).inc_by(n_pairs);
+    }
+
+    /// Rank of a study within its window, in [0, 1].
+    pub fn study_percentile(&self, cohort: &str, percentile: f64) {
+        let label = self.0.own_label(cohort).unwrap_or(OTHER_COHORTS);
+        self.0.percentile.with_label_values(&[label]).observe(percentile);
+    }
+}
+
+/// Results and space.
+impl Metrics {
+    /// A result file was written, or could not be.
+    pub fn output_written(&self, kind: OutputKind, is_ok: bool) {
+        let result = if is_ok { "ok" } else { "failed" };
+        self.0.outputs.with_label_values(&[kind.name(), result]).inc();
+    }
+
+    /// Size of the token store: bytes on disk, and bytes of studies that are in a window.
+    pub fn store_size(&self, on_disk_bytes: u64, live_bytes: u64) {
+        self.0.store_size.set(on_disk_bytes as f64);
+        self.0.store_live.set(live_bytes as f64);
+    }
+
+    /// The tokens of one study were removed.
+    pub fn evicted(&self, reason: EvictionReason) {
+        self.0.evictions.with_label_values(&[reason.name()]).inc();
+    }
+
+    /// Bytes free to the daemon where this folder lies. There is no series before the first call:
+    /// 0 would say that the disk is full.
+    pub fn filesystem_avail(&self, directory: DirectoryKind, n_bytes: u64) {
+        self.0.filesystem_avail.with_label_values(&[directory.name()]).set(n_bytes as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::{label::ERROR_CLASSES, *};
+    use crate::domain::error::{DeviceError, Refusal};
+
+    /// The value of one series on the page.
+    fn value(metrics: &Metrics, series: &str) -> Option<f64> {
+        let page = metrics.render();
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+        Some(line.parse().expect("a value is a number"))
+    }
+
+    #[test]
+    fn every_known_label_stands_at_zero_from_the_start() {
+        let metrics = Metrics::new();
+        for reason in QuarantineReason::ALL {
+            let series = format!("oddscan_quarantined_total{{reason=\"{}\"}}", reason.name());
+            assert_eq!(value(&metrics, &series), Some(0.0), "{series}");
+        }
+        for stage in Stage::ALL {
+            for class in ERROR_CLASSES {
+                let stage = stage.name();
+                let series =
+                    format!("oddscan_stage_errors_total{{class=\"{class}\",stage=\"{stage}\"}}");
+                assert_eq!(value(&metrics, &series), Some(0.0), "{series}");
+            }
+        }
+        assert_eq!(value(&metrics, "oddscan_config_last_reload_successful"), Some(1.0));
+        assert_eq!(value(&metrics, "oddscan_filesystem_avail_bytes{directory=\"state\"}"), None);
+    }
+
+    #[test]
+    fn every_class_of_an_error_is_a_known_label() {
+        let source = io::Error::other("x");
+        let device = "cuda:0".to_owned();
+        let errors: [ScanError; 5] = [
+            Refusal::new(QuarantineReason::Io, "a", "b", "c").into(),
+            ScanError::Io { doing: "reading", source },
+            DeviceError::OutOfMemory { batch: 1 }.into(),
+            DeviceError::Failed { device, message: "x".to_owned() }.into(),
+            ScanError::Store("x".into()),
+        ];
+        for error in errors {
+            assert!(ERROR_CLASSES.contains(&error.class()), "{}", error.class());
+        }
+    }
+
+    #[test]
+    fn a_counter_of_a_cohort_starts_at_zero_when_the_cohort_is_met() {
+        let metrics = Metrics::new();
+        metrics.window("flair", 3, 8, 40, Some(17));
+        let runs = "oddscan_score_runs_total{cohort=\"flair\",result=\"ok\",trigger=\"new_study\"}";
+        let success = "oddscan_score_last_success_timestamp_seconds{cohort=\"flair\"}";
+        assert_eq!((value(&metrics, runs), value(&metrics, success)), (Some(0.0), Some(0.0)));
+
+        metrics.score_run("flair", ScoreResult::SkippedTooFew, Trigger::NewStudy, 1_700_000_000);
+        assert_eq!((value(&metrics, runs), value(&metrics, success)), (Some(0.0), Some(0.0)));
+
+        metrics.score_run("flair", ScoreResult::Ok, Trigger::NewStudy, 1_700_000_000);
+        assert_eq!((value(&metrics, runs), value(&metrics, success)), (Some(1.0), Some(1.7e9)));
+    }
+
+    #[test]
+    fn cohorts_beyond_the_cap_are_counted_together_and_have_no_gauges() {
+        let metrics = Metrics::with_max_cohorts(2);
+        for cohort in ["a", "b", "c", "d"] {
+            metrics.window(cohort, 1, 2, 3, None);
+            metrics.pairs_computed(cohort, 5);
+        }
+        let pairs = |c| value(&metrics, &format!("oddscan_score_pairs_total{{cohort=\"{c}\"}}"));
+        assert_eq!(["a", "b", "c", "other"].map(pairs), [Some(5.), Some(5.), None, Some(10.)]);
+        let min = |c| value(&metrics, &format!("oddscan_window_min_studies{{cohort=\"{c}\"}}"));
+        assert_eq!(["b", "c", "other"].map(min), [Some(2.0), None, None]);
+    }
+
+    #[test]
+    fn an_info_metric_has_one_series_whatever_is_loaded_later() {
+        let metrics = Metrics::new();
+        metrics.model_info("dinov2_vits14", "0123", "aaaa");
+        metrics.model_info("dinov2_vits14", "0123", "bbbb");
+        let page = metrics.render();
+        let series = page.lines().filter(|line| line.starts_with("oddscan_model_info{"));
+        assert_eq!(series.count(), 1);
+        assert!(page.contains("config_sha256_prefix=\"bbbb\""));
+    }
+
+    #[test]
+    fn an_empty_queue_has_no_oldest_study() {
+        let metrics = Metrics::new();
+        let oldest = "oddscan_queue_oldest_study_timestamp_seconds{stage=\"encode\"}";
+        metrics.queue(Stage::Encode, 2, Some(1_700_000_000));
+        assert_eq!(value(&metrics, oldest), Some(1.7e9));
+        metrics.queue(Stage::Encode, 0, None);
+        assert_eq!(value(&metrics, oldest), Some(0.0));
+    }
+
+    #[test]
+    fn a_clone_counts_into_the_same_page() {
+        let metrics = Metrics::new();
+        metrics.clone().bytes_ingested(7);
+        assert_eq!(value(&metrics, "oddscan_ingest_bytes_total"), Some(7.0));
+    }
+
+    #[test]
+    fn a_refused_reload_keeps_the_time_of_the_last_applied_one() {
+        let metrics = Metrics::new();
+        metrics.reload(true, 100);
+        metrics.reload(false, 200);
+        assert_eq!(value(&metrics, "oddscan_config_last_reload_successful"), Some(0.0));
+        let time = "oddscan_config_last_reload_success_timestamp_seconds";
+        assert_eq!(value(&metrics, time), Some(100.0));
+    }
+}

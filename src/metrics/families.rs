@@ -1,0 +1,395 @@
+//! Every name, help text, bucket and label name, and which series exist at 0 from the start.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
+
+use prometheus::{
+    CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    Opts, Registry, core::Collector, process_collector::ProcessCollector,
+};
+
+use super::label::{
+    ERROR_CLASSES, EvictionReason, Fallback, IngestResult, OTHER_COHORTS, OutputKind, PauseReason,
+    RescanTrigger, ScoreResult, SeenBy, Stage, Trigger,
+};
+use crate::domain::error::QuarantineReason;
+
+const SETTLE_BUCKETS: &[f64] = &[1., 2., 5., 10., 30., 60., 120., 300., 600., 1800.];
+const STAGE_BUCKETS: &[f64] = &[0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60., 120., 300., 900.];
+const END_TO_END_BUCKETS: &[f64] = &[10., 30., 60., 120., 300., 600., 1800., 3600., 7200., 21600.];
+const PERCENTILE_BUCKETS: &[f64] = &[0.5, 0.75, 0.9, 0.95, 0.99, 0.999];
+
+/// The families of one daemon, registered.
+pub(super) struct Families {
+    pub(super) registry: Registry,
+    max_cohorts: usize,
+    /// Cohorts that have labels of their own.
+    cohorts: Mutex<BTreeSet<String>>,
+
+    pub(super) build_info: GaugeVec,
+    pub(super) model_info: GaugeVec,
+    pub(super) ready: Gauge,
+    pub(super) paused: GaugeVec,
+    pub(super) reload_successful: Gauge,
+    pub(super) reload_success_time: Gauge,
+    pub(super) watchdog_notifications: IntCounter,
+
+    pub(super) files_seen: IntCounterVec,
+    pub(super) ingest_bytes: IntCounter,
+    pub(super) volumes: IntCounterVec,
+    pub(super) settle_duration: Histogram,
+    pub(super) rescans: IntCounterVec,
+    pub(super) last_scan_time: Gauge,
+    pub(super) quarantined: IntCounterVec,
+    pub(super) quarantine_files: Gauge,
+
+    pub(super) queue_studies: GaugeVec,
+    pub(super) queue_oldest_time: GaugeVec,
+    pub(super) stage_duration: HistogramVec,
+    pub(super) stage_errors: IntCounterVec,
+    pub(super) stage_retries: IntCounterVec,
+
+    pub(super) slices: IntCounterVec,
+    pub(super) batch_slices: GaugeVec,
+    pub(super) fallbacks: IntCounterVec,
+    pub(super) device_busy: CounterVec,
+
+    pub(super) window_studies: GaugeVec,
+    pub(super) window_min: GaugeVec,
+    pub(super) window_capacity: GaugeVec,
+    pub(super) window_oldest_time: GaugeVec,
+    pub(super) score_runs: IntCounterVec,
+    pub(super) score_success_time: GaugeVec,
+    pub(super) score_pairs: IntCounterVec,
+    pub(super) percentile: HistogramVec,
+
+    pub(super) end_to_end: Histogram,
+    pub(super) outputs: IntCounterVec,
+    pub(super) store_size: Gauge,
+    pub(super) store_live: Gauge,
+    pub(super) evictions: IntCounterVec,
+    pub(super) filesystem_avail: GaugeVec,
+}
+
+impl Families {
+    /// Every name, help text and label, in the order of the struct.
+    pub(super) fn register(max_cohorts: usize) -> Self {
+        let r = Registrar::new();
+        Self {
+            max_cohorts,
+            cohorts: Mutex::default(),
+
+            build_info: r.gauges(
+                "build_info",
+                "Build of the running daemon; value is always 1.",
+                &["version", "revision", "backend", "store_format"],
+            ),
+            model_info: r.gauges(
+                "model_info",
+                "Frozen encoder in use; value is always 1.",
+                &["model", "weights_sha256_prefix", "config_sha256_prefix"],
+            ),
+            ready: r.gauge("ready", "Whether the daemon accepts and processes studies."),
+            paused: r.gauges(
+                "paused",
+                "Whether a stage has stopped taking work, by reason (1 = paused).",
+                &["reason"],
+            ),
+            reload_successful: r.gauge(
+                "config_last_reload_successful",
+                "Whether the last configuration reload was applied (1) or refused (0).",
+            ),
+            reload_success_time: r.gauge(
+                "config_last_reload_success_timestamp_seconds",
+                "Unix time of the last applied configuration.",
+            ),
+            watchdog_notifications: r
+                .counter("watchdog_notifications_total", "Watchdog notifications sent to systemd."),
+
+            files_seen: r.counters(
+                "ingest_files_seen_total",
+                "Files first noticed in the incoming directory, by how they were noticed.",
+                &["source"],
+            ),
+            ingest_bytes: r.counter("ingest_bytes_total", "Bytes of accepted input."),
+            volumes: r.counters(
+                "ingest_volumes_total",
+                "Input volumes by final ingest outcome.",
+                &["result"],
+            ),
+            settle_duration: r.histogram(
+                "ingest_settle_duration_seconds",
+                "Time from first sight of a file until it was considered complete.",
+                SETTLE_BUCKETS,
+            ),
+            rescans: r.counters(
+                "watch_rescans_total",
+                "Full directory scans, by what started them.",
+                &["trigger"],
+            ),
+            last_scan_time: r.gauge(
+                "watch_last_scan_timestamp_seconds",
+                "Unix time of the last completed full scan of the incoming directory.",
+            ),
+            quarantined: r.counters(
+                "quarantined_total",
+                "Inputs moved to quarantine, by reason.",
+                &["reason"],
+            ),
+            quarantine_files: r.gauge("quarantine_files", "Files now in quarantine."),
+
+            queue_studies: r.gauges(
+                "queue_studies",
+                "Studies waiting in or held by a stage.",
+                &["stage"],
+            ),
+            queue_oldest_time: r.gauges(
+                "queue_oldest_study_timestamp_seconds",
+                "Unix time at which the oldest study now waiting in a stage arrived; 0 when the \
+                 stage is empty.",
+                &["stage"],
+            ),
+            stage_duration: r.histograms(
+                "stage_duration_seconds",
+                "Wall time of one study in one stage.",
+                &["stage"],
+                STAGE_BUCKETS,
+            ),
+            stage_errors: r.counters(
+                "stage_errors_total",
+                "Failed attempts, by stage and error class.",
+                &["stage", "class"],
+            ),
+            stage_retries: r.counters(
+                "stage_retries_total",
+                "Attempts that were started again after a failure.",
+                &["stage"],
+            ),
+
+            slices: r.counters(
+                "encode_slices_total",
+                "Two-dimensional slices passed through the encoder.",
+                &["device"],
+            ),
+            batch_slices: r.gauges(
+                "encode_batch_slices",
+                "Slices per forward pass now in use (lowered after an out-of-memory error).",
+                &["device"],
+            ),
+            fallbacks: r.counters(
+                "encode_fallbacks_total",
+                "Times the encoder went to a smaller batch or another device.",
+                &["to"],
+            ),
+            device_busy: r.seconds(
+                "device_busy_seconds_total",
+                "Time the device thread spent inside kernels or waiting for them.",
+                &["device"],
+            ),
+
+            window_studies: r.gauges(
+                "window_studies",
+                "Studies in a cohort's rolling window, by state.",
+                &["cohort", "state"],
+            ),
+            window_min: r.gauges(
+                "window_min_studies",
+                "Studies a cohort needs before it is scored.",
+                &["cohort"],
+            ),
+            window_capacity: r.gauges(
+                "window_capacity_studies",
+                "Studies a cohort's window can hold.",
+                &["cohort"],
+            ),
+            window_oldest_time: r.gauges(
+                "window_oldest_study_timestamp_seconds",
+                "Unix time of the oldest study in a cohort's window; 0 when the window is empty.",
+                &["cohort"],
+            ),
+            score_runs: r.counters(
+                "score_runs_total",
+                "Scoring runs, by result and trigger.",
+                &["cohort", "result", "trigger"],
+            ),
+            score_success_time: r.gauges(
+                "score_last_success_timestamp_seconds",
+                "Unix time of a cohort's last completed scoring run; 0 before the first.",
+                &["cohort"],
+            ),
+            score_pairs: r.counters(
+                "score_pairs_total",
+                "Volume pairs whose token distances were computed (cached pairs are not counted).",
+                &["cohort"],
+            ),
+            percentile: r.histograms(
+                "study_percentile_ratio",
+                "Rank of a study's anomaly score within its window, 0 to 1.",
+                &["cohort"],
+                PERCENTILE_BUCKETS,
+            ),
+
+            end_to_end: r.histogram(
+                "end_to_end_duration_seconds",
+                "Time from first sight of a study's last file until its result was written.",
+                END_TO_END_BUCKETS,
+            ),
+            outputs: r.counters(
+                "outputs_total",
+                "Result files written, by kind and result.",
+                &["kind", "result"],
+            ),
+            store_size: r.gauge("store_size_bytes", "Bytes on disk used by the token store."),
+            store_live: r.gauge(
+                "store_live_bytes",
+                "Bytes of tokens that belong to studies still in a window.",
+            ),
+            evictions: r.counters(
+                "store_evictions_total",
+                "Studies whose tokens were removed, by reason.",
+                &["reason"],
+            ),
+            filesystem_avail: r.gauges(
+                "filesystem_avail_bytes",
+                "Bytes free to the daemon on the file system of each directory it uses.",
+                &["directory"],
+            ),
+
+            registry: r.0,
+        }
+    }
+
+    /// Creates the series of every label whose values are known.
+    pub(super) fn start_at_zero(&self) {
+        self.reload_successful.set(1.0);
+        for reason in PauseReason::ALL {
+            self.paused.with_label_values(&[reason.name()]);
+        }
+        for by in SeenBy::ALL {
+            self.files_seen.with_label_values(&[by.name()]);
+        }
+        for result in IngestResult::ALL {
+            self.volumes.with_label_values(&[result.name()]);
+        }
+        for trigger in RescanTrigger::ALL {
+            self.rescans.with_label_values(&[trigger.name()]);
+        }
+        for reason in QuarantineReason::ALL {
+            self.quarantined.with_label_values(&[reason.name()]);
+        }
+        for stage in Stage::ALL {
+            self.start_stage(stage.name());
+        }
+        for to in Fallback::ALL {
+            self.fallbacks.with_label_values(&[to.name()]);
+        }
+        for kind in OutputKind::ALL {
+            self.outputs.with_label_values(&[kind.name(), "ok"]);
+            self.outputs.with_label_values(&[kind.name(), "failed"]);
+        }
+        for reason in EvictionReason::ALL {
+            self.evictions.with_label_values(&[reason.name()]);
+        }
+        self.start_counters_of_cohort(OTHER_COHORTS);
+    }
+
+    fn start_stage(&self, stage: &str) {
+        self.queue_studies.with_label_values(&[stage]);
+        self.queue_oldest_time.with_label_values(&[stage]);
+        self.stage_duration.with_label_values(&[stage]);
+        self.stage_retries.with_label_values(&[stage]);
+        for class in ERROR_CLASSES {
+            self.stage_errors.with_label_values(&[stage, class]);
+        }
+    }
+
+    fn start_counters_of_cohort(&self, cohort: &str) {
+        for result in ScoreResult::ALL {
+            for trigger in Trigger::ALL {
+                self.score_runs.with_label_values(&[cohort, result.name(), trigger.name()]);
+            }
+        }
+        self.score_pairs.with_label_values(&[cohort]);
+        self.percentile.with_label_values(&[cohort]);
+    }
+
+    /// The cohort's own label, created at 0 when it is met first; `None` beyond the cap.
+    pub(super) fn own_label<'a>(&self, cohort: &'a str) -> Option<&'a str> {
+        // A set of words is whole after any panic, so poisoning says nothing here.
+        let mut cohorts = self.cohorts.lock().unwrap_or_else(PoisonError::into_inner);
+        if cohorts.contains(cohort) {
+            return Some(cohort);
+        }
+        if cohorts.len() == self.max_cohorts || cohort == OTHER_COHORTS {
+            return None;
+        }
+        cohorts.insert(cohort.to_owned());
+        self.start_counters_of_cohort(cohort);
+        self.score_success_time.with_label_values(&[cohort]);
+        Some(cohort)
+    }
+}
+
+/// Makes the one series of an `_info` family; an older one with other labels goes.
+pub(super) fn set_info(family: &GaugeVec, labels: &[&str]) {
+    family.reset();
+    family.with_label_values(labels).set(1.0);
+}
+
+/// Makes families with the common prefix and registers them.
+struct Registrar(Registry);
+
+impl Registrar {
+    fn new() -> Self {
+        let registry = Registry::new();
+        registry
+            .register(Box::new(ProcessCollector::for_self()))
+            .expect("the registry is empty, so no name is taken");
+        Self(registry)
+    }
+
+    /// Fails only on a malformed or doubled name, which every test that makes metrics would show.
+    fn add<C: Collector + Clone + 'static>(&self, family: prometheus::Result<C>) -> C {
+        let family = family.expect("names, labels and buckets are constants and valid");
+        self.0.register(Box::new(family.clone())).expect("each name is registered once");
+        family
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::with_opts(opts(name, help)))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(opts(name, help), labels))
+    }
+
+    fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> CounterVec {
+        self.add(CounterVec::new(opts(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::with_opts(opts(name, help)))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.add(GaugeVec::new(opts(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        self.add(Histogram::with_opts(with_buckets(name, help, buckets)))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        self.add(HistogramVec::new(with_buckets(name, help, buckets), labels))
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace("oddscan")
+}
+
+fn with_buckets(name: &str, help: &str, buckets: &[f64]) -> HistogramOpts {
+    HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec())
+}
