@@ -14,7 +14,7 @@ use std::{
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde::{Deserialize, Serialize};
 
-use crate::domain::error::Refusal;
+use crate::domain::{error::Refusal, scan::FileLook};
 
 /// Which file names are scans.
 #[derive(Debug, Clone)]
@@ -44,28 +44,14 @@ fn glob_set(patterns: &[String]) -> Result<GlobSet, globset::Error> {
     set.build()
 }
 
-/// What a file looks like from outside; when it changes, the file has changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Look {
-    /// Bytes.
-    pub size: u64,
-    /// Time of the last change of the content, ns since 1970.
-    pub modified_ns: i64,
-    /// Time of the last change of the inode, ns since 1970: also moves when the time of the
-    /// content is set back, as copies with preserved times do.
-    pub changed_ns: i64,
-}
-
-impl Look {
-    /// Looks at a file without following a link.
-    pub fn at(path: &Path) -> io::Result<Self> {
-        let meta = fs::symlink_metadata(path)?;
-        Ok(Self {
-            size: meta.len(),
-            modified_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
-            changed_ns: meta.ctime() * 1_000_000_000 + meta.ctime_nsec(),
-        })
-    }
+/// Looks at a file without following a link.
+pub fn look_at(path: &Path) -> io::Result<FileLook> {
+    let meta = fs::symlink_metadata(path)?;
+    Ok(FileLook {
+        size: meta.len(),
+        modified_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+        changed_ns: meta.ctime() * 1_000_000_000 + meta.ctime_nsec(),
+    })
 }
 
 /// A file, or a folder with the name of a file, that is taken for a scan.
@@ -74,7 +60,7 @@ pub struct Candidate {
     /// Full path.
     pub path: PathBuf,
     /// Now.
-    pub look: Look,
+    pub look: FileLook,
 }
 
 /// Folders are searched this deep; links are never followed.
@@ -105,7 +91,7 @@ fn collect(
             }
         } else if scan && (kind.is_file() || kind.is_dir()) {
             // It may be gone again by now.
-            if let Ok(look) = Look::at(&path) {
+            if let Ok(look) = look_at(&path) {
                 found.push(Candidate { path, look });
             }
         }
@@ -120,7 +106,7 @@ fn hidden(path: &Path) -> bool {
 /// A file that is watched until it has been still for long enough.
 #[derive(Debug, Clone, Copy)]
 struct Watched {
-    looks: (Look, Option<Look>),
+    looks: (FileLook, Option<FileLook>),
     first_seen: Instant,
     still_since: Instant,
 }
@@ -146,7 +132,7 @@ impl Settling {
     pub fn look(
         &mut self,
         candidate: &Candidate,
-        mask: Option<Look>,
+        mask: Option<FileLook>,
         now: Instant,
         settle: Duration,
     ) -> Settled {
@@ -329,7 +315,7 @@ mod tests {
         let mut settling = Settling::default();
         let start = Instant::now();
         let at = |secs| start + Duration::from_secs(secs);
-        let look = |size| Look { size, modified_ns: 0, changed_ns: 0 };
+        let look = |size| FileLook { size, modified_ns: 0, changed_ns: 0 };
         let file = |size| Candidate { path: "a.nii".into(), look: look(size) };
         let settle = Duration::from_secs(10);
         assert_eq!(settling.look(&file(1), None, at(0), settle), Settled::Waiting);

@@ -115,6 +115,18 @@ pub struct EncodedFacts {
     pub timings_secs: BTreeMap<String, f64>,
 }
 
+/// What a file looks like from outside; when it changes, the file has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileLook {
+    /// Bytes.
+    pub size: u64,
+    /// Time of the last change of the content, ns since 1970.
+    pub modified_ns: i64,
+    /// Time of the last change of the inode, ns since 1970: also moves when the time of the
+    /// content is set back, as copies with preserved times do.
+    pub changed_ns: i64,
+}
+
 /// What the journal keeps of a scan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScanRecord {

@@ -22,7 +22,7 @@ use crate::{
         error::{Disposition, QuarantineReason, Refusal, ScanError},
         scan::{ScanId, ScanRecord, ScanState},
     },
-    ingest::{self, Candidate, Look, Patterns, Settled, Settling},
+    ingest::{self, Candidate, Patterns, Settled, Settling},
     metrics::{DirectoryKind, IngestResult, PauseReason, RescanTrigger, SeenBy, Stage},
     store::{SeenFile, SeenOutcome},
     watcher::Change,
@@ -144,7 +144,7 @@ impl Intake {
         if seen.is_some_and(|seen| seen.is_same(&candidate.look)) {
             return Ok(());
         }
-        let mask = steps::companion_mask(&candidate.path).and_then(|path| Look::at(&path).ok());
+        let mask = steps::companion_mask(&candidate.path).and_then(|path| ingest::look_at(&path).ok());
         let is_first = !self.settling.knows(&candidate.path);
         if is_first {
             self.shared.metrics.file_seen(by);
@@ -204,7 +204,7 @@ impl Intake {
         let mask = steps::companion_mask(&candidate.path);
         let archive = &self.shared.archive;
         let draft = archive.draft(&candidate.path, mask.as_deref(), limits.max_file_bytes)?;
-        if Look::at(&candidate.path).ok() != Some(candidate.look) {
+        if ingest::look_at(&candidate.path).ok() != Some(candidate.look) {
             return Ok(Taken::Changed);
         }
         let source = steps::read_source(&draft.scan, draft.mask.as_deref(), &limits)?;
@@ -333,7 +333,7 @@ impl Intake {
         key: &[u8],
         outcome: SeenOutcome,
     ) -> Result<(), ScanError> {
-        Ok(self.shared.store.put_seen(key, &SeenFile::new(&candidate.look, outcome))?)
+        Ok(self.shared.store.put_seen(key, &SeenFile::new(candidate.look, outcome))?)
     }
 
     /// Gives an id to the encoder, waiting while its queue is full: the journal holds the scan, so

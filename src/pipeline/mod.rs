@@ -208,10 +208,8 @@ fn take_up(shared: &Shared) -> Result<(Vec<ScanId>, Vec<ScanRecord>), ScanError>
             ScanState::Encoded | ScanState::Ingested => {
                 pending.push(record.id);
                 if outdated {
-                    shared.store.forget_tokens(&record.id)?;
-                    record.state = ScanState::Ingested;
                     record.cohort.method.clone_from(&shared.method.fingerprint);
-                    shared.store.put_record(&record)?;
+                    shared.store.forget_tokens(&record)?;
                 }
             }
             ScanState::Evicted | ScanState::Quarantined { .. } => {}

@@ -1,0 +1,50 @@
+//! The envelope around every value: a version byte, a checksum, the payload.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::StoreError;
+
+const VERSION: u8 = 1;
+const HEADER: usize = 5;
+
+/// Puts a payload into its envelope.
+pub(super) fn seal(payload: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(HEADER + payload.len());
+    value.push(VERSION);
+    value.extend(crc32fast::hash(payload).to_be_bytes());
+    value.extend(payload);
+    value
+}
+
+/// The payload of a value whose checksum holds; of tokens at least 8 bytes.
+pub(super) fn unseal<'v>(
+    value: &'v [u8],
+    what: &'static str,
+    key: &[u8],
+) -> Result<&'v [u8], StoreError> {
+    let whole = value.len() >= HEADER && value[0] == VERSION && {
+        let sum = crc32fast::hash(&value[HEADER..]);
+        value[1..HEADER] == sum.to_be_bytes()
+    };
+    let payload = whole.then(|| &value[HEADER..]);
+    payload.filter(|payload| payload.len() >= 2).ok_or_else(|| damaged(what, key))
+}
+
+/// A value as JSON in its envelope.
+pub(super) fn seal_json(value: &impl Serialize) -> Vec<u8> {
+    seal(&serde_json::to_vec(value).expect("our own types become JSON"))
+}
+
+/// The other way round.
+pub(super) fn open_json<T: DeserializeOwned>(
+    value: &[u8],
+    what: &'static str,
+    key: &[u8],
+) -> Result<T, StoreError> {
+    serde_json::from_slice(unseal(value, what, key)?).map_err(|_| damaged(what, key))
+}
+
+/// The error for a value that is not what was written.
+pub(super) fn damaged(what: &'static str, key: &[u8]) -> StoreError {
+    StoreError::Damaged { what, scan: hex::encode(&key[..key.len().min(6)]) }
+}

@@ -1,0 +1,166 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::domain::{cohort::CohortKey, scan::EncodedFacts};
+
+fn id(n: u8) -> ScanId {
+    ScanId([n; 32])
+}
+
+fn record(n: u8, state: ScanState) -> ScanRecord {
+    ScanRecord {
+        id: id(n),
+        state,
+        source_name: format!("scan-{n}.nii.gz"),
+        output_stem: format!("scan-{n}"),
+        cohort: CohortKey { modality: "t1w".into(), method: "m".into() },
+        sequence: u64::from(n),
+        first_seen_secs: 7,
+        attempts: 0,
+        encoded: Some(EncodedFacts {
+            timings_secs: BTreeMap::from([("encode".to_owned(), 1.5)]),
+            ..EncodedFacts::default()
+        }),
+        reported: None,
+    }
+}
+
+/// Tokens that take several chunks.
+fn tokens(n: u8) -> TokenGrid {
+    let cells: Vec<u32> = (0..600).map(|c| c * 2 + u32::from(n) % 2).collect();
+    let features = (0..600 * 96).map(|i| f16::from_f32((i % 251) as f32 + f32::from(n))).collect();
+    TokenGrid::new(16, 96, cells, features).unwrap()
+}
+
+fn columns(n: u8) -> PairColumns {
+    PairColumns {
+        first_to_second: (0..600).map(|i| (i as f32).sqrt() + f32::from(n)).collect(),
+        second_to_first: vec![f32::INFINITY; 600],
+    }
+}
+
+#[test]
+fn everything_comes_back_bit_for_bit_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    {
+        let store = Store::open(folder.path()).unwrap();
+        store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1), tokens(3)]).unwrap();
+        store.put_encoded(&record(2, ScanState::Encoded), &[tokens(2), tokens(4)]).unwrap();
+        store.put_columns(id(1), id(2), 1, &columns(1)).unwrap();
+        store.flush().unwrap();
+    }
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.tokens(&id(1), 1).unwrap(), Some(tokens(3)));
+    assert_eq!(store.tokens(&id(2), 0).unwrap(), Some(tokens(2)));
+    assert_eq!(store.tokens(&id(3), 0).unwrap(), None);
+    assert_eq!(store.column(id(1), id(2), 1).unwrap(), Some(columns(1).first_to_second));
+    assert_eq!(store.column(id(2), id(1), 1).unwrap(), Some(columns(1).second_to_first));
+    assert_eq!(store.column(id(2), id(1), 0).unwrap(), None);
+    let records = store.records().unwrap();
+    assert_eq!(records, [record(1, ScanState::Encoded), record(2, ScanState::Encoded)]);
+}
+
+#[test]
+fn an_evicted_scan_leaves_only_its_entry() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    for n in [1, 2, 3] {
+        store.put_encoded(&record(n, ScanState::Encoded), &[tokens(n)]).unwrap();
+    }
+    store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
+    store.put_columns(id(2), id(3), 0, &columns(2)).unwrap();
+    for _ in 0..2 {
+        store.evict(&record(1, ScanState::Encoded)).unwrap();
+        assert_eq!(store.record(&id(1)).unwrap().unwrap().state, ScanState::Evicted);
+        assert_eq!(store.tokens(&id(1), 0).unwrap(), None);
+        assert_eq!(store.column(id(2), id(1), 0).unwrap(), None);
+        assert!(store.has_column(id(2), id(3), 0).unwrap());
+    }
+    store.evict(&record(2, ScanState::Encoded)).unwrap();
+    store.evict(&record(3, ScanState::Encoded)).unwrap();
+    assert!(store.chunks.is_empty() && store.columns.is_empty() && store.manifests.is_empty());
+}
+
+#[test]
+fn tokens_without_a_manifest_are_swept_away() {
+    let folder = tempfile::tempdir().unwrap();
+    {
+        let store = Store::open(folder.path()).unwrap();
+        store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
+        // What a kill between the chunks and the manifest leaves.
+        put_blob(&store.chunks, &layer_key(&[id(9)], 0), &[1; 100_000]).unwrap();
+        store.put_columns(id(1), id(9), 0, &columns(1)).unwrap();
+    }
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.tokens(&id(1), 0).unwrap(), Some(tokens(1)));
+    assert!(store.chunks.scan_prefix(id(9).0).next().is_none());
+    assert!(store.columns.is_empty());
+}
+
+#[test]
+fn damage_is_an_error_that_names_the_scan() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
+    let (key, value) = store.chunks.iter().next().unwrap().unwrap();
+    let mut bad = value.to_vec();
+    bad[1000] ^= 1;
+    store.chunks.insert(&key, bad).unwrap();
+    let error = store.tokens(&id(1), 0).unwrap_err().to_string();
+    assert!(error.contains("tokens of scan 010101010101"), "{error}");
+    store.chunks.remove(&key).unwrap();
+    assert!(matches!(store.tokens(&id(1), 0), Err(StoreError::Damaged { .. })));
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Store::open(folder.path()).unwrap());
+    let db = sled::open(folder.path()).unwrap();
+    db.insert("format", &(FORMAT + 1).to_be_bytes()).unwrap();
+    drop(db);
+    let error = Store::open(folder.path()).err().unwrap().to_string();
+    assert!(error.contains("format 2, this version reads up to 1"), "{error}");
+}
+
+#[test]
+fn columns_made_in_another_way_are_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    store.keep_columns_made_by("reach 1").unwrap();
+    store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
+    store.keep_columns_made_by("reach 1").unwrap();
+    assert!(store.has_column(id(1), id(2), 0).unwrap());
+    store.keep_columns_made_by("reach 2").unwrap();
+    assert!(!store.has_column(id(1), id(2), 0).unwrap());
+}
+
+#[test]
+fn seen_files_are_known_until_they_change_or_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let look = FileLook { size: 5, modified_ns: 1, changed_ns: 2 };
+    let seen = SeenFile::new(look, SeenOutcome::Accepted(id(1)));
+    store.put_seen(b"a.nii", &seen).unwrap();
+    assert!(store.seen(b"a.nii").unwrap().unwrap().is_same(&look));
+    assert!(!seen.is_same(&FileLook { size: 6, ..look }));
+    store.retain_seen(|path| path != b"a.nii").unwrap();
+    assert_eq!(store.seen(b"a.nii").unwrap(), None);
+}
+
+#[test]
+fn turning_the_window_twenty_times_keeps_the_disk_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let window = 4_u8;
+    for turn in 0..window * 20 {
+        store.put_encoded(&record(turn, ScanState::Encoded), &[tokens(turn)]).unwrap();
+        if turn >= window {
+            store.evict(&record(turn - window, ScanState::Encoded)).unwrap();
+        }
+    }
+    let (disk, live) = (store.size_on_disk().unwrap(), store.live_bytes().unwrap());
+    // Measured: about 20 MB for 0.5 MB live, whatever the number of turns; without chunks every
+    // turn would add its own bytes, 9 MB in all here, on top.
+    assert!(disk < 40_000_000, "{disk} bytes on disk for {live} live");
+}
