@@ -271,6 +271,36 @@ impl Config {
             .collect()
     }
 
+    /// These settings with everything from `newer` that a reload can change.
+    pub fn with_reloadable_of(&self, newer: Config) -> Config {
+        let mut tree = newer.tree;
+        for key in NEEDS_RESTART {
+            let (section, rest) = key.split_once('.').unwrap_or((key, ""));
+            let old = self.tree.get(section).cloned();
+            match (old, rest) {
+                (Some(old), "") => drop(tree.insert(section.to_owned(), old)),
+                (Some(Value::Table(mut old)), rest) => {
+                    let slot = tree.get_mut(section).and_then(Value::as_table_mut);
+                    if let (Some(slot), Some(value)) = (slot, old.remove(rest)) {
+                        slot.insert(rest.to_owned(), value);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Config {
+            intake: newer.intake,
+            window: WindowSettings {
+                max_cohort_labels: self.window.max_cohort_labels,
+                ..newer.window
+            },
+            scoring: Scoring { reach: self.scoring.reach, ..newer.scoring },
+            service: ServiceSettings { listen: self.service.listen, ..newer.service },
+            tree,
+            ..self.clone()
+        }
+    }
+
     /// The encoder blocks to score for a network of this depth, counted from 1.
     pub fn layers(&self, depth: usize) -> Vec<usize> {
         let quarter = |q: usize| (q * depth).div_ceil(4);
@@ -705,5 +735,9 @@ mod tests {
         let old = Config::parse("").unwrap();
         let new = Config::parse("[volume]\nside = 252\n[scoring]\nkeep_fraction = 0.2").unwrap();
         assert_eq!(old.restart_needed_for(&new), ["volume"]);
+        let merged = old.with_reloadable_of(new);
+        assert_eq!((merged.volume.side, merged.scoring.keep.get()), (224, 0.2));
+        assert_eq!(merged.tree["volume"]["side"].as_integer(), Some(224));
+        assert_eq!(merged.tree["scoring"]["keep_fraction"].as_float(), Some(0.2));
     }
 }

@@ -8,7 +8,6 @@ use sha2::{Digest, Sha256};
 use tracing::info;
 
 use crate::{
-    cli::model::find_weights,
     compute::{
         EncoderOptions,
         cpu::{CpuDistances, CpuEncoder},
@@ -18,6 +17,7 @@ use crate::{
     domain::{
         PairDistances, SliceEncoder, cohort::CohortKey, error::DeviceError, tokenise::Tokeniser,
     },
+    model::find_weights,
     numeric::{preprocess::CubeSettings, projection::Projection},
 };
 
@@ -110,7 +110,12 @@ impl Engine {
             cube: config.volume,
             patch: architecture.patch,
         };
-        info!(model = method.model, device = method.device, method = method.fingerprint, "engine ready");
+        info!(
+            model = method.model,
+            device = method.device,
+            method = method.fingerprint,
+            "engine ready"
+        );
         let tokeniser = Tokeniser::new(
             encoder,
             projection,

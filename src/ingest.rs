@@ -137,10 +137,11 @@ impl Settling {
         settle: Duration,
     ) -> Settled {
         let looks = (candidate.look, mask);
-        let watched = self
-            .watched
-            .entry(candidate.path.clone())
-            .or_insert(Watched { looks, first_seen: now, still_since: now });
+        let watched = self.watched.entry(candidate.path.clone()).or_insert(Watched {
+            looks,
+            first_seen: now,
+            still_since: now,
+        });
         if watched.looks != looks {
             *watched = Watched { looks, still_since: now, ..*watched };
         }
@@ -304,10 +305,7 @@ mod tests {
         std::os::unix::fs::symlink("/etc/hostname", root.join("link.nii")).unwrap();
         let found = list(root, &patterns()).unwrap();
         let names: Vec<_> = found.iter().map(|c| c.path.strip_prefix(root).unwrap()).collect();
-        assert_eq!(
-            names,
-            ["b.nii", "folder.nii", "sub-1/anat/a_T1w.nii.gz"].map(Path::new)
-        );
+        assert_eq!(names, ["b.nii", "folder.nii", "sub-1/anat/a_T1w.nii.gz"].map(Path::new));
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod domain;
 pub mod compute;
 pub mod ingest;
 pub mod metrics;
+pub mod model;
 pub mod nifti;
 pub mod report;
 pub mod store;

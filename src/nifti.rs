@@ -301,9 +301,7 @@ fn shape_of(header: &NiftiHeader, limits: &Limits) -> Result<Shape3, ScanError> 
 }
 
 fn voxel_type(header: &NiftiHeader) -> Result<NiftiType, ScanError> {
-    use NiftiType::{
-        Float32, Float64, Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32, Uint64,
-    };
+    use NiftiType::{Float32, Float64, Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32, Uint64};
     match header.data_type() {
         Ok(
             kind @ (Int8 | Int16 | Int32 | Int64 | Uint8 | Uint16 | Uint32 | Uint64 | Float32
@@ -578,9 +576,7 @@ fn header_bytes(h: &NiftiHeader) -> Vec<u8> {
     out.extend(h.aux_file);
     out.extend(h.qform_code.to_le_bytes());
     out.extend(h.sform_code.to_le_bytes());
-    for value in [
-        h.quatern_b, h.quatern_c, h.quatern_d, h.quatern_x, h.quatern_y, h.quatern_z,
-    ] {
+    for value in [h.quatern_b, h.quatern_c, h.quatern_d, h.quatern_x, h.quatern_y, h.quatern_z] {
         out.extend(value.to_le_bytes());
     }
     for row in [h.srow_x, h.srow_y, h.srow_z] {

@@ -1,1 +1,278 @@
-//! stub
+//! The daemon's life: start, signals, watchdog, stop.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::{
+    config::{Config, ConfigError},
+    domain::error::ScanError,
+    engine::{Engine, EngineError},
+    metrics::{Metrics, RescanTrigger},
+    pipeline::{Pipeline, Shared, StageEnd, now_secs},
+    store::{self, Store},
+    telemetry::{self, LogHandle},
+    watcher::{self, Change},
+};
+
+/// Why the daemon could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Weights or device.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A folder cannot be made or written.
+    #[error("cannot make or use the folder {} ({key}); create it and let the service write there", path.display())]
+    Folder {
+        /// Setting.
+        key: &'static str,
+        /// Folder.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The address of the pages is not to be had.
+    #[error("cannot listen on {address} (service.listen); is another oddscan running?")]
+    Listen {
+        /// Address.
+        address: std::net::SocketAddr,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The store or a stage failed for good.
+    #[error(transparent)]
+    Stage(#[from] ScanError),
+    /// A stage ended by a bug.
+    #[error("the stage {stage} crashed: {panic}")]
+    Crash {
+        /// Stage.
+        stage: &'static str,
+        /// Text of the panic.
+        panic: String,
+    },
+    /// The system refuses signals or threads.
+    #[error("the system refuses signals or threads")]
+    System(#[source] std::io::Error),
+}
+
+/// Runs the daemon until SIGTERM, SIGINT or an error that ends it.
+pub fn run(path: Option<PathBuf>) -> Result<(), ServiceError> {
+    let config = Config::load(path.as_deref())?;
+    let log = telemetry::start_logging(&config.service.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(ServiceError::System)?;
+    runtime.block_on(Service { path, log }.run(config))
+}
+
+struct Service {
+    path: Option<PathBuf>,
+    log: LogHandle,
+}
+
+impl Service {
+    async fn run(self, config: Config) -> Result<(), ServiceError> {
+        let mut terminate = signal(SignalKind::terminate()).map_err(ServiceError::System)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(ServiceError::System)?;
+        let mut hangup = signal(SignalKind::hangup()).map_err(ServiceError::System)?;
+        make_folders(&config)?;
+        let address = config.service.listen;
+        let listener = telemetry::bind(address).await;
+        let listener = listener.map_err(|source| ServiceError::Listen { address, source })?;
+        notify::status("loading the model and opening the store");
+        let (shared, engine) = tokio::task::block_in_place(|| build(&config))?;
+        let pages = tokio::spawn(telemetry::serve(listener, Arc::clone(&shared)));
+        let mut pipeline = Pipeline::start(&shared, engine)?;
+        let waker = pipeline.waker();
+        let incoming = config.directories.incoming.clone();
+        let watcher = watcher::watch(&incoming, move |change| {
+            waker.send(change).ok();
+        });
+        if let Err(error) = &watcher {
+            let secs = config.intake.rescan.as_secs_f64();
+            warn!(%error, secs, "no file events; the folder is listed on the interval only");
+        }
+        self.ready(&shared, &config);
+        let mut watchdog = tokio::time::interval(notify::watchdog_interval());
+        let ended = loop {
+            tokio::select! {
+                _ = terminate.recv() => break None,
+                _ = interrupt.recv() => break None,
+                _ = hangup.recv() => {
+                    self.reload(&shared);
+                    pipeline.waker().send(Change::Event).ok();
+                }
+                _ = watchdog.tick() => feed_watchdog(&shared),
+                end = pipeline.ended.recv() => break end,
+            }
+        };
+        notify::stopping();
+        shared.board.update().ready = false;
+        shared.metrics.ready(false);
+        shared.request_stop();
+        let result = ended.map_or(Ok(()), |(stage, end)| stage_result(stage.name(), end));
+        drop(watcher);
+        tokio::task::block_in_place(|| pipeline.join());
+        shared.store.flush().map_err(ScanError::from)?;
+        pages.abort();
+        match &result {
+            Ok(()) => info!("stopped; what was in hand is left for the next start"),
+            Err(error) => error!(%error, "stopped by a failure"),
+        }
+        result
+    }
+
+    fn ready(&self, shared: &Shared, config: &Config) {
+        {
+            let mut status = shared.board.update();
+            status.ready = true;
+            status.model.clone_from(&shared.method.model);
+            status.device.clone_from(&shared.method.device);
+            status.method.clone_from(&shared.method.fingerprint);
+        }
+        shared.metrics.ready(true);
+        shared.metrics.reload(true, now_secs());
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            pages = %config.service.listen,
+            "ready"
+        );
+        notify::ready(&shared.board.status().line());
+    }
+
+    /// Reads the settings again. Refused ones change nothing.
+    fn reload(&self, shared: &Shared) {
+        notify::reloading();
+        let old = shared.config();
+        match Config::load(self.path.as_deref()) {
+            Ok(new) => {
+                let kept = old.restart_needed_for(&new);
+                if kept.is_empty() {
+                    info!("settings reloaded");
+                } else {
+                    warn!(keys = kept.join(", "), "settings reloaded, but these need a restart");
+                }
+                telemetry::change_filter(&self.log, &new.service.log);
+                shared.set_config(old.with_reloadable_of(new));
+                shared.metrics.reload(true, now_secs());
+                shared.metrics.rescan(RescanTrigger::Reload, now_secs());
+            }
+            Err(error) => {
+                error!(%error, "the new settings are refused; the old ones stay in force");
+                shared.metrics.reload(false, now_secs());
+            }
+        }
+        notify::ready(&shared.board.status().line());
+    }
+}
+
+fn build(config: &Config) -> Result<(Arc<Shared>, Engine), ServiceError> {
+    let engine = Engine::start(config)?;
+    let store = Store::open(&config.directories.state.join("store")).map_err(ScanError::from)?;
+    let metrics = Metrics::with_max_cohorts(config.window.max_cohort_labels);
+    let method = engine.method.clone();
+    let revision = option_env!("ODDSCAN_REVISION").unwrap_or("unknown");
+    let version = env!("CARGO_PKG_VERSION");
+    metrics.build_info(version, revision, &method.device, &store::FORMAT.to_string());
+    metrics.model_info(&method.model, &method.weights_sha256[..12], &method.fingerprint[..12]);
+    let shared = Shared::new(config.clone(), store, metrics, method)?;
+    Ok((Arc::new(shared), engine))
+}
+
+fn make_folders(config: &Config) -> Result<(), ServiceError> {
+    let folders = &config.directories;
+    for (key, path) in [
+        ("directories.incoming", &folders.incoming),
+        ("directories.results", &folders.results),
+        ("directories.quarantine", &folders.quarantine),
+        ("directories.state", &folders.state),
+    ] {
+        std::fs::create_dir_all(path).map_err(|source| ServiceError::Folder {
+            key,
+            path: path.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn stage_result(stage: &'static str, end: StageEnd) -> Result<(), ServiceError> {
+    match end {
+        StageEnd::Stopped => {
+            let panic = "it ended without being asked to".to_owned();
+            Err(ServiceError::Crash { stage, panic })
+        }
+        StageEnd::Failed(error) => Err(error.into()),
+        StageEnd::Panicked(panic) => Err(ServiceError::Crash { stage, panic }),
+    }
+}
+
+/// Tells the service manager that work goes on, if it does: a stage that hangs lets the watchdog
+/// starve, and the service manager starts the daemon again.
+fn feed_watchdog(shared: &Shared) {
+    notify::status(&shared.board.status().line());
+    if shared.board.all_alive(notify::PATIENCE) {
+        notify::watchdog();
+        shared.metrics.watchdog_notified();
+    }
+}
+
+/// The service manager's protocol; without the feature `systemd`, or outside systemd, nothing.
+mod notify {
+    use super::Duration;
+
+    /// Longest silence of a stage that is not a hang: one batch of slices of the largest network
+    /// on a slow CPU.
+    pub(super) const PATIENCE: Duration = Duration::from_secs(90);
+
+    pub(super) fn ready(status: &str) {
+        send(&[("READY", "1"), ("STATUS", status)]);
+    }
+
+    pub(super) fn status(status: &str) {
+        send(&[("STATUS", status)]);
+    }
+
+    pub(super) fn stopping() {
+        send(&[("STOPPING", "1"), ("STATUS", "stopping")]);
+    }
+
+    pub(super) fn watchdog() {
+        send(&[("WATCHDOG", "1")]);
+    }
+
+    pub(super) fn reloading() {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+        send(&[("RELOADING", "1"), ("MONOTONIC_USEC", &micros.to_string())]);
+    }
+
+    /// A third of what the unit allows, or every ten seconds for the status line alone.
+    #[cfg(feature = "systemd")]
+    pub(super) fn watchdog_interval() -> Duration {
+        match systemd::daemon::watchdog_enabled() {
+            Ok(micros) if micros > 0 => Duration::from_micros(micros / 3),
+            _ => Duration::from_secs(10),
+        }
+    }
+
+    #[cfg(not(feature = "systemd"))]
+    pub(super) fn watchdog_interval() -> Duration {
+        Duration::from_secs(10)
+    }
+
+    #[cfg(feature = "systemd")]
+    fn send(state: &[(&str, &str)]) {
+        // Outside systemd there is nobody to tell.
+        systemd::daemon::notify(false, state.iter()).ok();
+    }
+
+    #[cfg(not(feature = "systemd"))]
+    fn send(_: &[(&str, &str)]) {}
+}

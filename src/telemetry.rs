@@ -1,1 +1,80 @@
-//! stub
+//! How the daemon speaks: log lines to the journal or to stderr, pages over HTTP on loopback.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Json},
+    routing::get,
+};
+use tracing_subscriber::{
+    EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
+
+use crate::{metrics, pipeline::Shared};
+
+/// Changes what is logged while the daemon runs.
+pub type LogHandle = reload::Handle<EnvFilter, Registry>;
+
+/// Starts logging: to the journal under systemd, else to stderr. `RUST_LOG` wins over `filter`.
+pub fn start_logging(filter: &str) -> LogHandle {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
+    let (filter, handle) = reload::Layer::new(filter);
+    let registry = tracing_subscriber::registry().with(filter);
+    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    match journal {
+        Some(journal) => registry.with(journal).try_init(),
+        None => {
+            let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+            registry.with(stderr.with_target(false)).try_init()
+        }
+    }
+    // Only in tests has somebody else set a subscriber before.
+    .ok();
+    handle
+}
+
+/// Takes over another filter, unless `RUST_LOG` rules.
+pub fn change_filter(handle: &LogHandle, filter: &str) {
+    if std::env::var_os("RUST_LOG").is_none() {
+        handle.reload(EnvFilter::new(filter)).ok();
+    }
+}
+
+/// Binds the pages' address.
+///
+/// # Errors
+/// When the address is taken or not ours.
+pub async fn bind(address: SocketAddr) -> std::io::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::bind(address).await
+}
+
+/// Serves `/metrics`, `/healthz`, `/readyz` and `/status.json` for as long as it is polled.
+pub async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) -> std::io::Result<()> {
+    let pages = Router::new()
+        .route("/metrics", get(metrics_page))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready_page))
+        .route("/status.json", get(status_page))
+        .with_state(shared);
+    axum::serve(listener, pages).await
+}
+
+async fn metrics_page(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], shared.metrics.render())
+}
+
+async fn ready_page(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let status = shared.board.status();
+    if status.ready && status.reasons.is_empty() {
+        return (StatusCode::OK, "ready\n".to_owned());
+    }
+    let reasons: Vec<String> = status.reasons.into_iter().collect();
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; ")))
+}
+
+async fn status_page(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    Json(shared.board.status())
+}

@@ -298,10 +298,8 @@ impl<'a> Tensors<'a> {
 
     /// Shape of the network as the file's shapes tell it.
     fn architecture(&mut self) -> Option<Architecture> {
-        let patch_name = self.pick(
-            "patch_embed.proj.weight",
-            "embeddings.patch_embeddings.projection.weight",
-        );
+        let patch_name =
+            self.pick("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight");
         let patch_shape = self.shape(&patch_name)?;
         let [channels, 3, patch, _] = patch_shape[..] else { return None };
         let position = self.shape(&self.pick("pos_embed", "embeddings.position_embeddings"))?;
@@ -407,10 +405,9 @@ impl<'a> Tensors<'a> {
 fn decode(tensor: &TensorView<'_>) -> Result<Vec<f32>, String> {
     let data = tensor.data();
     match tensor.dtype() {
-        Dtype::F32 => Ok(data
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect()),
+        Dtype::F32 => {
+            Ok(data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        }
         Dtype::F16 => {
             Ok(data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
         }

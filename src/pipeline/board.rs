@@ -194,8 +194,7 @@ mod tests {
             status.device = "cpu".into();
             status.n_waiting = 2;
             status.cohorts.insert("t1w".into(), cohort);
-            status.in_hand =
-                Some(InHand { scan: "ab".into(), slices_done: 56, slices_all: 500 });
+            status.in_hand = Some(InHand { scan: "ab".into(), slices_done: 56, slices_all: 500 });
         }
         board.set_reason("disk low", true);
         assert_eq!(

@@ -18,7 +18,7 @@ use crate::{
     domain::{
         error::{DeviceError, Disposition, QuarantineReason, Refusal, ScanError},
         scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
-        tokenise::{Progress, Tokeniser, TokeniseError},
+        tokenise::{Progress, TokeniseError, Tokeniser},
     },
     ingest,
     metrics::{Fallback, Stage},
@@ -71,10 +71,8 @@ impl Encode {
         if record.attempts >= MAX_ATTEMPTS {
             let found = format!("{} crashes while this scan was encoded", record.attempts);
             let action = "see the log of those times; a driver or memory fault is the usual cause";
-            return self.set_aside(
-                record,
-                &Refusal::new(QuarantineReason::Poison, found, "none", action),
-            );
+            return self
+                .set_aside(record, &Refusal::new(QuarantineReason::Poison, found, "none", action));
         }
         // Journalled before the start: after a crash the count tells which scan was in hand.
         record.attempts += 1;
@@ -103,14 +101,12 @@ impl Encode {
     }
 
     /// Source to tokens; `None` when asked to stop in the middle.
-    fn encode(
-        &mut self,
-        id: ScanId,
-    ) -> Result<Option<(Vec<TokenGrid>, EncodedFacts)>, ScanError> {
+    fn encode(&mut self, id: ScanId) -> Result<Option<(Vec<TokenGrid>, EncodedFacts)>, ScanError> {
         let Self { shared, tokeniser, .. } = self;
         let mut timings = Timings::default();
         let mask = shared.archive.mask(id);
-        let source = steps::read_source(&shared.archive.scan(id), mask.as_deref(), &shared.limits())?;
+        let source =
+            steps::read_source(&shared.archive.scan(id), mask.as_deref(), &shared.limits())?;
         timings.lap("read");
         let canonical = steps::canonical(&source, &shared.method.cube)?;
         drop(source);

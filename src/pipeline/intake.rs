@@ -83,8 +83,8 @@ impl Intake {
             let left = until.saturating_duration_since(Instant::now()).min(IDLE);
             match self.woken.recv_timeout(left) {
                 Ok(change) => {
-                    let overflow =
-                        change == Change::Overflow || self.woken.try_iter().any(|c| c == Change::Overflow);
+                    let overflow = change == Change::Overflow
+                        || self.woken.try_iter().any(|c| c == Change::Overflow);
                     return (overflow.then_some(RescanTrigger::Overflow), SeenBy::Event);
                 }
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(left),
@@ -144,7 +144,8 @@ impl Intake {
         if seen.is_some_and(|seen| seen.is_same(&candidate.look)) {
             return Ok(());
         }
-        let mask = steps::companion_mask(&candidate.path).and_then(|path| ingest::look_at(&path).ok());
+        let mask =
+            steps::companion_mask(&candidate.path).and_then(|path| ingest::look_at(&path).ok());
         let is_first = !self.settling.knows(&candidate.path);
         if is_first {
             self.shared.metrics.file_seen(by);

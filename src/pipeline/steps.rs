@@ -31,11 +31,7 @@ pub struct Source {
 }
 
 /// Reads a scan and, where there is one, its brain mask.
-pub fn read_source(
-    scan: &Path,
-    mask: Option<&Path>,
-    limits: &Limits,
-) -> Result<Source, ScanError> {
+pub fn read_source(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<Source, ScanError> {
     let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
     let mask = mask.map(|path| nifti::read_mask(path, limits)).transpose();
     let mask = mask.map_err(|error| match error {
@@ -175,9 +171,10 @@ pub fn finding(
 
 fn cluster(region: &Region, map: &[f32], raw: &RawVolume) -> Cluster {
     // The first of equal peaks, so that the result does not depend on the search.
-    let peak = region.iter().copied().fold(region[0], |best, voxel| {
-        if map[voxel] > map[best] { voxel } else { best }
-    });
+    let peak = region
+        .iter()
+        .copied()
+        .fold(region[0], |best, voxel| if map[voxel] > map[best] { voxel } else { best });
     let peak_voxel = raw.shape.voxel(peak);
     Cluster {
         n_voxels: region.len(),

@@ -50,13 +50,17 @@ pub enum StoreError {
     #[error("the store failed; check the disk and the permissions of the state folder")]
     Sled(#[from] sled::Error),
     /// Written by a newer version.
-    #[error("the store has format {found}, this version reads up to {FORMAT}; install the newer version again, or give another directories.state")]
+    #[error(
+        "the store has format {found}, this version reads up to {FORMAT}; install the newer version again, or give another directories.state"
+    )]
     Newer {
         /// Format found.
         found: u32,
     },
     /// A value is damaged.
-    #[error("the store is damaged: {what} of scan {scan}; restore the state folder, or remove it and let the scans be encoded again")]
+    #[error(
+        "the store is damaged: {what} of scan {scan}; restore the state folder, or remove it and let the scans be encoded again"
+    )]
     Damaged {
         /// Kind of value.
         what: &'static str,
@@ -423,11 +427,7 @@ fn put_blob(tree: &Tree, prefix: &[u8], bytes: &[u8]) -> Result<(), StoreError> 
     Ok(())
 }
 
-fn get_blob(
-    tree: &Tree,
-    prefix: &[u8],
-    what: &'static str,
-) -> Result<Option<Vec<u8>>, StoreError> {
+fn get_blob(tree: &Tree, prefix: &[u8], what: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
     let mut whole: Option<(u64, Vec<u8>)> = None;
     for entry in tree.scan_prefix(prefix) {
         let (_, value) = entry?;
@@ -436,9 +436,7 @@ fn get_blob(
         whole.get_or_insert_with(|| (length, Vec::with_capacity(length as usize))).1.extend(chunk);
     }
     match whole {
-        Some((length, bytes)) if bytes.len() as u64 != length => {
-            Err(record::damaged(what, prefix))
-        }
+        Some((length, bytes)) if bytes.len() as u64 != length => Err(record::damaged(what, prefix)),
         whole => Ok(whole.map(|(_, bytes)| bytes)),
     }
 }

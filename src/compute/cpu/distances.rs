@@ -201,8 +201,7 @@ mod tests {
     fn tokens(seed: u64, side: usize, channels: usize, keep: impl Fn(u32) -> bool) -> TokenGrid {
         let cells: Vec<u32> = (0..side.pow(3) as u32).filter(|&c| keep(c)).collect();
         let mut normal = Normal::new(seed);
-        let features =
-            (0..cells.len() * channels).map(|_| f16::from_f64(normal.next())).collect();
+        let features = (0..cells.len() * channels).map(|_| f16::from_f64(normal.next())).collect();
         TokenGrid::new(side, channels, cells, features).unwrap()
     }
 
@@ -243,7 +242,8 @@ mod tests {
         let a = tokens(1, 6, 37, |c| c % 3 != 0);
         let b = tokens(2, 6, 37, |c| c % 5 == 1);
         for (reach, cells) in [(6, 0), (1, 1), (2, 2)] {
-            let search = NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Cells);
+            let search =
+                NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Cells);
             let found = CpuDistances::new().nearest(&a, &b, search).unwrap();
             assert_close(&found.first_to_second, &brute_force(&a, &b, reach));
             assert_close(&found.second_to_first, &brute_force(&b, &a, reach));

@@ -63,7 +63,8 @@ impl SliceEncoder for CpuEncoder {
         // One job per image: its pixels and the places of its features at each layer.
         let mut outputs: Vec<Vec<&mut [f32]>> = (0..n_images).map(|_| Vec::new()).collect();
         for layer in &mut features {
-            for (output, values) in outputs.iter_mut().zip(layer.values.chunks_exact_mut(per_image)) {
+            for (output, values) in outputs.iter_mut().zip(layer.values.chunks_exact_mut(per_image))
+            {
                 output.push(values);
             }
         }
@@ -226,7 +227,13 @@ fn attend(
     let (query, key, value) = (part(0), part(1), part(2));
     let scale = 1.0 / (width as f32).sqrt();
     product(
-        Matrix { data: query, rows: n_tokens, columns: width, row_stride: stride, column_stride: 1 },
+        Matrix {
+            data: query,
+            rows: n_tokens,
+            columns: width,
+            row_stride: stride,
+            column_stride: 1,
+        },
         Matrix { data: key, rows: width, columns: n_tokens, row_stride: 1, column_stride: stride },
         scale,
         attention,
@@ -241,7 +248,13 @@ fn attend(
             row_stride: n_tokens,
             column_stride: 1,
         },
-        Matrix { data: value, rows: n_tokens, columns: width, row_stride: stride, column_stride: 1 },
+        Matrix {
+            data: value,
+            rows: n_tokens,
+            columns: width,
+            row_stride: stride,
+            column_stride: 1,
+        },
         1.0,
         &mut joined[head * width..],
         channels,

@@ -1,0 +1,193 @@
+//! From a scored window to the result files of one scan.
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::steps::{self, Source};
+use crate::{
+    config::Config,
+    domain::{
+        error::ScanError,
+        finding::{Finding, WindowIdentity},
+        scan::{EncodedFacts, ScanRecord},
+    },
+    engine::Method,
+    nifti,
+    numeric::scoring::ScanScores,
+    report::{
+        EncoderFacts, MethodFacts, RESEARCH_USE_ONLY, ResultSet, SCHEMA, Scores, Sidecar, Standing,
+        ThresholdFacts, WindowFacts,
+        picture::{self, PictureInput},
+    },
+};
+
+/// Everything that a result of one member of a window is made from.
+pub struct ReportInput<'a> {
+    /// Journal entry of the scan.
+    pub record: &'a ScanRecord,
+    /// The scan, read again.
+    pub source: &'a Source,
+    /// Cells of its tokens.
+    pub cells: &'a [u32],
+    /// Scores of all members, in the order of the window's members.
+    pub scores: &'a [ScanScores],
+    /// Position of this scan among them.
+    pub index: usize,
+    /// The window.
+    pub window: &'a WindowIdentity,
+    /// What is computed.
+    pub method: &'a Method,
+    /// The settings.
+    pub config: &'a Config,
+}
+
+/// Below this many other scans a percentile or threshold says little; the method wants about 30.
+const FEW_SCANS: usize = 30;
+
+/// Map, mask, picture and sidecar, and the finding that they show.
+pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), ScanError> {
+    let ReportInput { record, source, scores, method, config, .. } = input;
+    let finding =
+        steps::finding(source, input.cells, scores, input.index, method, &config.scoring)?;
+    let top = scores.iter().map(|s| s.top1_mean).fold(0.0, f32::max);
+    let picture_png = picture::render(&PictureInput {
+        scan: &source.raw,
+        brain: &source.brain,
+        map: &finding.map,
+        mask: &finding.mask,
+        threshold: finding.threshold,
+        top,
+        title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
+        summary: &summary(&finding, scores.len()),
+    });
+    let sidecar = Sidecar {
+        standing: Standing::Scored,
+        scores: Some(Scores {
+            max: finding.score_max,
+            top1_mean: finding.score_top1_mean,
+            percentile: finding.percentile,
+            n_tokens: finding.n_tokens,
+            n_unmatched_tokens: finding.n_unmatched_tokens,
+        }),
+        threshold: Some(ThresholdFacts {
+            value: finding.threshold,
+            false_positive_fraction: config.scoring.false_positives.get(),
+            min_cluster_mm3: config.scoring.min_cluster_mm3,
+            chosen_by: "quantile of the token scores of the lower-scoring half of the other scans"
+                .to_owned(),
+        }),
+        clusters: finding.clusters.clone(),
+        warnings: warnings(record, &finding, scores.len()),
+        ..sidecar(record, input.window, method, config)
+    };
+    let results = ResultSet {
+        map_nii_gz: nifti::encode_map(&source.grid, &finding.map),
+        mask_nii_gz: nifti::encode_mask(&source.grid, &finding.mask),
+        picture_png,
+        sidecar,
+    };
+    Ok((results, finding))
+}
+
+/// The sidecar of a scan whose window is not full enough; also the frame of every other.
+pub(super) fn sidecar(
+    record: &ScanRecord,
+    window: &WindowIdentity,
+    method: &Method,
+    config: &Config,
+) -> Sidecar {
+    let encoded = record.encoded.clone().unwrap_or_default();
+    Sidecar {
+        schema: SCHEMA.to_owned(),
+        notice: RESEARCH_USE_ONLY.to_owned(),
+        oddscan_version: env!("CARGO_PKG_VERSION").to_owned(),
+        standing: Standing::WaitingForScans {
+            have: window.members.len(),
+            need: config.window.min_scans,
+        },
+        source_name: record.source_name.clone(),
+        scan_id: record.id,
+        modality: record.cohort.modality.clone(),
+        revision: record.reported.as_ref().map_or(0, |reported| reported.revision) + 1,
+        scores: None,
+        threshold: None,
+        clusters: Vec::new(),
+        brain_ml: encoded.brain_ml,
+        window: WindowFacts {
+            id: window.id.clone(),
+            size: window.members.len(),
+            members: window.members.clone(),
+        },
+        method: MethodFacts {
+            fingerprint: method.fingerprint.clone(),
+            settings: json!({
+                "preset": config.tree.get("preset"),
+                "volume": config.tree.get("volume"),
+                "encoder": config.tree.get("encoder"),
+                "tokens": config.tree.get("tokens"),
+                "scoring": config.tree.get("scoring"),
+            }),
+        },
+        encoder: EncoderFacts {
+            model: method.model.clone(),
+            weights_sha256: method.weights_sha256.clone(),
+            layers: method.layers.clone(),
+            device: method.device.clone(),
+        },
+        warnings: scan_warnings(record, &encoded),
+        timings_secs: encoded.timings_secs,
+        files: None,
+    }
+}
+
+/// Results with the same key are the same: the window's members and the settings of the scoring.
+pub(super) fn result_key(window: &WindowIdentity, config: &Config) -> String {
+    let text = json!({ "window": window.id, "scoring": config.tree.get("scoring") }).to_string();
+    hex::encode(&Sha256::digest(text)[..8])
+}
+
+fn summary(finding: &Finding, n_scans: usize) -> String {
+    let n_lower = (finding.percentile * (n_scans - 1) as f64).round();
+    let volume: f64 = finding.clusters.iter().map(|cluster| cluster.volume_mm3).sum();
+    format!(
+        "score {:.3}, higher than {n_lower} of {} other scans; mask {:.1} ml in {} region{}",
+        finding.score_top1_mean,
+        n_scans - 1,
+        volume / 1000.0,
+        finding.clusters.len(),
+        if finding.clusters.len() == 1 { "" } else { "s" },
+    )
+}
+
+fn warnings(record: &ScanRecord, finding: &Finding, n_scans: usize) -> Vec<String> {
+    let mut warnings = scan_warnings(record, &record.encoded.clone().unwrap_or_default());
+    if n_scans < FEW_SCANS {
+        warnings.push(format!(
+            "the window holds {n_scans} scans; scores become reliable from about {FEW_SCANS}"
+        ));
+    }
+    if finding.n_unmatched_tokens * 100 > finding.n_tokens {
+        warnings.push(format!(
+            "{} of {} tokens have no counterpart in reach in any other scan; is the scan aligned?",
+            finding.n_unmatched_tokens, finding.n_tokens
+        ));
+    }
+    warnings
+}
+
+fn scan_warnings(record: &ScanRecord, encoded: &EncodedFacts) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if encoded.cut_fraction > 0.01 {
+        warnings.push(format!(
+            "{:.1} % of the brain lies outside the field of view (volume.field_of_view_mm)",
+            100.0 * encoded.cut_fraction
+        ));
+    }
+    if record.cohort.modality == "unknown" {
+        warnings.push(
+            "the file name ends in no known BIDS suffix; the scan is compared with others like it"
+                .to_owned(),
+        );
+    }
+    warnings
+}

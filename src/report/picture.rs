@@ -1,0 +1,485 @@
+//! The picture of a result: three planes of the scan, and the same planes with map and mask.
+//!
+//! Everything is sampled in world space, so that oblique, left-handed and anisotropic grids look
+//! right without special cases. Radiological convention: the patient's right is on the left.
+
+use embedded_graphics::{
+    mono_font::{MonoFont, MonoTextStyle, ascii::FONT_6X13, ascii::FONT_9X15, ascii::FONT_10X20},
+    pixelcolor::{Rgb888, RgbColor},
+    prelude::{DrawTarget, OriginDimensions, Pixel, Point, Size},
+    text::{Alignment, Baseline, Text, TextStyleBuilder},
+};
+use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+
+use super::RESEARCH_USE_ONLY;
+use crate::numeric::{
+    geometry::{Affine, Shape3, VoxelPoint},
+    volume::{RawMask, RawVolume},
+};
+
+/// What the picture shows.
+pub struct PictureInput<'a> {
+    /// The scan on its own grid.
+    pub scan: &'a RawVolume,
+    /// The brain on the same grid; everything else stays black, the face above all.
+    pub brain: &'a RawMask,
+    /// Anomaly map on the same grid.
+    pub map: &'a [f32],
+    /// Anomaly mask on the same grid.
+    pub mask: &'a [bool],
+    /// Where the mask begins.
+    pub threshold: f32,
+    /// Map value at the upper end of the colours: common to a window, so that pictures compare.
+    pub top: f32,
+    /// First line: which scan.
+    pub title: &'a str,
+    /// Second line: what was found.
+    pub summary: &'a str,
+}
+
+const WIDTH: usize = 1200;
+const HEIGHT: usize = 940;
+const PANE: usize = 372;
+const GAP: usize = 21;
+const TOP: usize = 88;
+const BACKGROUND: Rgb888 = Rgb888::new(13, 14, 18);
+const INK: Rgb888 = Rgb888::new(228, 230, 235);
+const FAINT: Rgb888 = Rgb888::new(140, 146, 158);
+const OUTLINE: Rgb888 = Rgb888::new(60, 220, 235);
+
+/// The bytes of a PNG, 1200 x 940; the same input gives the same bytes.
+pub fn render(input: &PictureInput<'_>) -> Vec<u8> {
+    let mut canvas = Canvas::new();
+    let scene = Scene::new(input);
+    canvas.text(input.title, GAP, 18, &FONT_10X20, INK);
+    canvas.text(input.summary, GAP, 48, &FONT_9X15, FAINT);
+    for (column, plane) in PLANES.iter().enumerate() {
+        let left = GAP + column * (PANE + GAP);
+        for (row, overlaid) in [false, true].into_iter().enumerate() {
+            let top = TOP + row * (PANE + GAP / 2);
+            draw_pane(&mut canvas, &scene, plane, (left, top), overlaid);
+        }
+        let place = scene.focus[plane.through];
+        let caption = format!("{}  {} = {place:.0} mm", plane.name, ["x", "y", "z"][plane.through]);
+        canvas.text(&caption, left + 8, TOP + 6, &FONT_6X13, FAINT);
+    }
+    draw_scale(&mut canvas, &scene, input);
+    canvas.png()
+}
+
+/// One of the three views: which world axes run to the right and upwards, and in which direction.
+struct Plane {
+    name: &'static str,
+    /// World axis that the plane cuts.
+    through: usize,
+    across: (usize, f64),
+    up: (usize, f64),
+    /// Letters at the left, right, top and bottom edge.
+    letters: [&'static str; 4],
+}
+
+const PLANES: [Plane; 3] = [
+    Plane {
+        name: "axial",
+        through: 2,
+        across: (0, -1.0),
+        up: (1, 1.0),
+        letters: ["R", "L", "A", "P"],
+    },
+    Plane {
+        name: "coronal",
+        through: 1,
+        across: (0, -1.0),
+        up: (2, 1.0),
+        letters: ["R", "L", "S", "I"],
+    },
+    Plane {
+        name: "sagittal",
+        through: 0,
+        across: (1, -1.0),
+        up: (2, 1.0),
+        letters: ["A", "P", "S", "I"],
+    },
+];
+
+/// What all panes share.
+struct Scene<'a> {
+    input: &'a PictureInput<'a>,
+    to_voxel: Affine,
+    /// World place that all planes go through: the highest map value, else the brain's middle.
+    focus: [f64; 3],
+    centre: [f64; 3],
+    /// Half the edge of a pane, mm.
+    reach: f64,
+    white: f32,
+    low: f32,
+    high: f32,
+}
+
+impl<'a> Scene<'a> {
+    fn new(input: &'a PictureInput<'a>) -> Self {
+        let (shape, affine) = (input.scan.shape, &input.scan.affine);
+        let world =
+            |offset: usize| affine.to_world(VoxelPoint(shape.voxel(offset).map(|v| v as f64))).0;
+        let inside = || (0..shape.n_voxels()).filter(|&offset| input.brain.inside[offset]);
+        let (mut low, mut high) = ([f64::INFINITY; 3], [f64::NEG_INFINITY; 3]);
+        for offset in inside() {
+            for (axis, place) in world(offset).into_iter().enumerate() {
+                low[axis] = low[axis].min(place);
+                high[axis] = high[axis].max(place);
+            }
+        }
+        let centre = [0, 1, 2].map(|axis| 0.5 * (low[axis] + high[axis]));
+        let extent = (0..3).map(|axis| high[axis] - low[axis]).fold(0.0, f64::max);
+        let peak = inside().max_by(|&a, &b| input.map[a].total_cmp(&input.map[b]));
+        let marked = peak.filter(|&offset| input.map[offset] > 0.0);
+        let grey = quantile(inside().map(|o| input.scan.voxels[o]).collect(), 0.995);
+        let median = quantile(inside().map(|o| input.map[o]).collect(), 0.5);
+        Self {
+            input,
+            to_voxel: affine.inverse(),
+            focus: marked.map_or(centre, world),
+            centre,
+            reach: 0.5 * extent * 1.16,
+            white: grey.max(f32::MIN_POSITIVE),
+            low: median,
+            high: if input.top > median { input.top } else { median + 1.0 },
+        }
+    }
+
+    /// World place of a pixel of a pane.
+    fn place(&self, plane: &Plane, column: usize, row: usize) -> [f64; 3] {
+        let shift = |pixel: usize| (pixel as f64 + 0.5) / PANE as f64 * 2.0 - 1.0;
+        let mut place = self.focus;
+        let ((across, right), (up, upwards)) = (plane.across, plane.up);
+        place[across] = self.centre[across] + right * shift(column) * self.reach;
+        place[up] = self.centre[up] - upwards * shift(row) * self.reach;
+        place
+    }
+
+    /// Share of the way from the scale's lower to its upper end.
+    fn share(&self, score: f32) -> f32 {
+        ((score - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
+    }
+}
+
+fn quantile(mut values: Vec<f32>, share: f64) -> f32 {
+    if values.is_empty() {
+        return 0.0;
+    }
+    let index = ((values.len() - 1) as f64 * share) as usize;
+    *values.select_nth_unstable_by(index, f32::total_cmp).1
+}
+
+fn draw_pane(
+    canvas: &mut Canvas,
+    scene: &Scene<'_>,
+    plane: &Plane,
+    (left, top): (usize, usize),
+    overlaid: bool,
+) {
+    let input = scene.input;
+    let shape = input.scan.shape;
+    let mut marked = vec![false; PANE * PANE];
+    for row in 0..PANE {
+        for column in 0..PANE {
+            let voxel = scene.to_voxel.apply(scene.place(plane, column, row));
+            let Some(nearest) = nearest(shape, voxel) else {
+                canvas.set(left + column, top + row, Rgb888::BLACK);
+                continue;
+            };
+            if !input.brain.inside[nearest] {
+                canvas.set(left + column, top + row, Rgb888::BLACK);
+                continue;
+            }
+            let grey = sample(&input.scan.voxels, shape, voxel) / scene.white;
+            let grey = grey.clamp(0.0, 1.0).powf(0.9);
+            let mut colour = [grey * 0.96; 3];
+            if overlaid {
+                let share = scene.share(sample(input.map, shape, voxel));
+                let strength = (share * 1.6).min(1.0).powi(2) * 0.85;
+                let heat = heat(share);
+                colour = [0, 1, 2].map(|c| colour[c] * (1.0 - strength) + heat[c] * strength);
+                marked[row * PANE + column] = input.mask[nearest];
+            }
+            canvas.set(left + column, top + row, to_rgb(colour));
+        }
+    }
+    if overlaid {
+        outline(canvas, &marked, (left, top));
+        cross(canvas, scene, plane, (left, top));
+    }
+    letters(canvas, plane, (left, top));
+}
+
+/// A line of two pixels along the inner edge of the mask.
+fn outline(canvas: &mut Canvas, marked: &[bool], (left, top): (usize, usize)) {
+    let outside = |row: isize, column: isize| {
+        let range = 0..PANE as isize;
+        !range.contains(&row)
+            || !range.contains(&column)
+            || !marked[row as usize * PANE + column as usize]
+    };
+    for row in 0..PANE as isize {
+        for column in 0..PANE as isize {
+            let near = [(-1, 0), (1, 0), (0, -1), (0, 1), (-2, 0), (2, 0), (0, -2), (0, 2)];
+            let edge = near.iter().any(|(r, c)| outside(row + r, column + c));
+            if !outside(row, column) && edge {
+                canvas.set(left + column as usize, top + row as usize, OUTLINE);
+            }
+        }
+    }
+}
+
+/// Short ticks at the pane's edges where the other two planes cut it.
+fn cross(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, (left, top): (usize, usize)) {
+    let pixel = |axis: usize, direction: f64| {
+        let shift = direction * (scene.focus[axis] - scene.centre[axis]) / scene.reach;
+        (((shift + 1.0) * 0.5 * PANE as f64) as usize).min(PANE - 1)
+    };
+    let column = pixel(plane.across.0, plane.across.1);
+    let row = PANE - 1 - pixel(plane.up.0, plane.up.1);
+    for length in 0..12 {
+        for (x, y) in
+            [(column, length), (column, PANE - 1 - length), (length, row), (PANE - 1 - length, row)]
+        {
+            canvas.set(left + x, top + y, FAINT);
+        }
+    }
+}
+
+fn letters(canvas: &mut Canvas, plane: &Plane, (left, top): (usize, usize)) {
+    let middle = PANE / 2;
+    let places = [(14, middle), (PANE - 14, middle), (middle, 24), (middle, PANE - 14)];
+    for (letter, (x, y)) in plane.letters.iter().zip(places) {
+        canvas.centred(letter, left + x, top + y, &FONT_9X15, FAINT);
+    }
+}
+
+/// The colour bar with its numbers, the legend, and the notice.
+fn draw_scale(canvas: &mut Canvas, scene: &Scene<'_>, input: &PictureInput<'_>) {
+    let (left, top, width, height) = (GAP, TOP + 2 * PANE + GAP / 2 + 22, 460, 16);
+    for x in 0..width {
+        let colour = to_rgb(heat(x as f32 / (width - 1) as f32));
+        for y in 0..height {
+            canvas.set(left + x, top + y, colour);
+        }
+    }
+    let label = |value: f32| format!("{value:.2}");
+    canvas.text(&label(scene.low), left, top + height + 5, &FONT_6X13, FAINT);
+    let end = label(scene.high);
+    canvas.text(&end, left + width - 6 * end.len(), top + height + 5, &FONT_6X13, FAINT);
+    if input.threshold.is_finite() {
+        let x = left + (scene.share(input.threshold) * (width - 1) as f32) as usize;
+        for y in 0..height + 6 {
+            canvas.set(x, top + y - 3, OUTLINE);
+            canvas.set(x + 1, top + y - 3, OUTLINE);
+        }
+        let text = format!("mask from {:.2}", input.threshold);
+        canvas.centred(
+            &text,
+            x.clamp(left + 100, left + width - 100),
+            top + height + 11,
+            &FONT_6X13,
+            OUTLINE,
+        );
+    }
+    let text = "anomaly score (distance to the closest matches)";
+    canvas.text(text, left + width + 24, top + 1, &FONT_6X13, FAINT);
+    canvas.text("radiological convention", left + width + 24, top + 19, &FONT_6X13, FAINT);
+    let notice = RESEARCH_USE_ONLY;
+    canvas.text(notice, WIDTH - GAP - 9 * notice.len(), top + 8, &FONT_9X15, INK);
+}
+
+/// Dark violet over red and orange to pale yellow: even steps in lightness, readable without
+/// colour vision (control points of matplotlib's "inferno").
+fn heat(share: f32) -> [f32; 3] {
+    const STOPS: [[f32; 3]; 6] = [
+        [0.087, 0.045, 0.225],
+        [0.342, 0.062, 0.429],
+        [0.578, 0.148, 0.404],
+        [0.842, 0.311, 0.264],
+        [0.978, 0.558, 0.035],
+        [0.988, 0.998, 0.645],
+    ];
+    let place = share.clamp(0.0, 1.0) * (STOPS.len() - 1) as f32;
+    let index = (place as usize).min(STOPS.len() - 2);
+    let fraction = place - index as f32;
+    [0, 1, 2].map(|c| STOPS[index][c] * (1.0 - fraction) + STOPS[index + 1][c] * fraction)
+}
+
+fn to_rgb(colour: [f32; 3]) -> Rgb888 {
+    let [r, g, b] = colour.map(|c| (c.clamp(0.0, 1.0) * 255.0).round() as u8);
+    Rgb888::new(r, g, b)
+}
+
+fn nearest(shape: Shape3, voxel: [f64; 3]) -> Option<usize> {
+    let mut index = [0; 3];
+    for axis in 0..3 {
+        let rounded = (voxel[axis] + 0.5).floor();
+        if rounded < 0.0 || rounded >= shape.0[axis] as f64 {
+            return None;
+        }
+        index[axis] = rounded as usize;
+    }
+    Some(shape.offset(index))
+}
+
+/// Trilinear, held constant beyond the border.
+fn sample(values: &[f32], shape: Shape3, voxel: [f64; 3]) -> f32 {
+    let mut sum = 0.0;
+    for corner in 0..8_usize {
+        let mut weight = 1.0;
+        let mut index = [0; 3];
+        for axis in 0..3 {
+            let step = (corner >> axis) & 1;
+            let floor = voxel[axis].floor();
+            let fraction = voxel[axis] - floor;
+            weight *= if step == 1 { fraction } else { 1.0 - fraction };
+            let last = (shape.0[axis] - 1) as f64;
+            index[axis] = (floor + step as f64).clamp(0.0, last) as usize;
+        }
+        sum += weight * f64::from(values[shape.offset(index)]);
+    }
+    sum as f32
+}
+
+/// An RGB picture that text can be drawn on.
+struct Canvas {
+    pixels: Vec<u8>,
+}
+
+impl Canvas {
+    fn new() -> Self {
+        let background = [BACKGROUND.r(), BACKGROUND.g(), BACKGROUND.b()];
+        Self { pixels: background.repeat(WIDTH * HEIGHT) }
+    }
+
+    fn set(&mut self, x: usize, y: usize, colour: Rgb888) {
+        if x < WIDTH && y < HEIGHT {
+            let start = 3 * (y * WIDTH + x);
+            self.pixels[start..start + 3].copy_from_slice(&[colour.r(), colour.g(), colour.b()]);
+        }
+    }
+
+    /// Text from its upper left corner, cut at the right margin.
+    fn text(&mut self, text: &str, x: usize, y: usize, font: &MonoFont<'_>, colour: Rgb888) {
+        let room = (WIDTH - GAP).saturating_sub(x) / font.character_size.width as usize;
+        let text: String = text.chars().take(room).collect();
+        let style = MonoTextStyle::new(font, colour);
+        let place = Point::new(x as i32, y as i32);
+        drawn(Text::with_baseline(&text, place, style, Baseline::Top), self);
+    }
+
+    fn centred(&mut self, text: &str, x: usize, y: usize, font: &MonoFont<'_>, colour: Rgb888) {
+        let style = MonoTextStyle::new(font, colour);
+        let middle =
+            TextStyleBuilder::new().alignment(Alignment::Center).baseline(Baseline::Middle).build();
+        drawn(Text::with_text_style(text, Point::new(x as i32, y as i32), style, middle), self);
+    }
+
+    fn png(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PngEncoder::new(&mut bytes)
+            .write_image(&self.pixels, WIDTH as u32, HEIGHT as u32, ExtendedColorType::Rgb8)
+            .expect("a Vec takes all bytes, and the size fits");
+        bytes
+    }
+}
+
+fn drawn(text: Text<'_, MonoTextStyle<'_, Rgb888>>, canvas: &mut Canvas) {
+    use embedded_graphics::Drawable;
+    text.draw(canvas).expect("drawing into memory cannot fail");
+}
+
+impl OriginDimensions for Canvas {
+    fn size(&self) -> Size {
+        Size::new(WIDTH as u32, HEIGHT as u32)
+    }
+}
+
+impl DrawTarget for Canvas {
+    type Color = Rgb888;
+    type Error = std::convert::Infallible;
+
+    fn draw_iter<I: IntoIterator<Item = Pixel<Rgb888>>>(
+        &mut self,
+        pixels: I,
+    ) -> Result<(), Self::Error> {
+        for Pixel(place, colour) in pixels {
+            if let (Ok(x), Ok(y)) = (usize::try_from(place.x), usize::try_from(place.y)) {
+                self.set(x, y, colour);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ball of brain with an odd spot at the patient's left front.
+    fn picture(rows: [[f64; 4]; 3]) -> Vec<u8> {
+        let shape = Shape3([30, 34, 26]);
+        let affine = Affine::new(rows).unwrap();
+        let world = |o: usize| affine.to_world(VoxelPoint(shape.voxel(o).map(|v| v as f64))).0;
+        let near = |o: usize, place: [f64; 3], radius: f64| {
+            let d2: f64 = world(o).iter().zip(place).map(|(a, b)| (a - b).powi(2)).sum();
+            d2 < radius * radius
+        };
+        let inside: Vec<bool> = (0..shape.n_voxels()).map(|o| near(o, [0.0; 3], 11.0)).collect();
+        let map: Vec<f32> = (0..shape.n_voxels())
+            .map(|o| if near(o, [-5.0, 5.0, 2.0], 3.0) { 2.0 } else { f32::from(inside[o]) })
+            .collect();
+        let mask: Vec<bool> = map.iter().map(|&v| v > 1.5).collect();
+        let scan = RawVolume { shape, voxels: vec![100.0; shape.n_voxels()], affine };
+        render(&PictureInput {
+            scan: &scan,
+            brain: &RawMask { shape, inside, affine },
+            map: &map,
+            mask: &mask,
+            threshold: 1.5,
+            top: 2.0,
+            title: "title",
+            summary: "summary",
+        })
+    }
+
+    fn pixel(png: &[u8], x: usize, y: usize) -> [u8; 3] {
+        let picture = image::load_from_memory(png).unwrap().to_rgb8();
+        assert_eq!(picture.dimensions(), (WIDTH as u32, HEIGHT as u32));
+        picture.get_pixel(x as u32, y as u32).0
+    }
+
+    const RIGHT_HANDED: [[f64; 4]; 3] =
+        [[1.0, 0.0, 0.0, -15.0], [0.0, 1.0, 0.0, -17.0], [0.0, 0.0, 1.0, -13.0]];
+
+    #[test]
+    fn the_spot_at_the_left_front_is_drawn_at_the_upper_right_on_any_grid() {
+        let left_handed = [[-1.0, 0.0, 0.0, 14.0], [0.0, 1.0, 0.0, -17.0], [0.0, 0.0, 1.0, -13.0]];
+        let (c, s) = (0.8, 0.6);
+        let turned = [
+            [c, -s, 0.0, -15.0 * c + 17.0 * s],
+            [s, c, 0.0, -15.0 * s - 17.0 * c],
+            [0.0, 0.0, 1.0, -13.0],
+        ];
+        for rows in [RIGHT_HANDED, left_handed, turned] {
+            let png = picture(rows);
+            // Axial pane with overlay: 5 mm to the left and front of the middle.
+            let (left, top) = (GAP, TOP + PANE + GAP / 2);
+            let step = (PANE as f64 / 2.0 * 5.0 / (11.0 * 1.16)) as usize;
+            let spot = pixel(&png, left + PANE / 2 + step, top + PANE / 2 - step);
+            let mirrored = pixel(&png, left + PANE / 2 - step, top + PANE / 2 - step);
+            assert!(spot[0] > 150 && spot[0] > spot[2], "hot: {spot:?}");
+            assert!(mirrored[0].abs_diff(mirrored[2]) < 12, "grey: {mirrored:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_outside_the_brain_is_shown() {
+        let png = picture(RIGHT_HANDED);
+        assert_eq!(pixel(&png, GAP + 60, TOP + 60), [0, 0, 0]);
+        assert_eq!(png, picture(RIGHT_HANDED));
+    }
+}

@@ -1,0 +1,208 @@
+//! The JSON beside each map: what was found, against what, by which method.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{finding::Cluster, scan::ScanId};
+
+/// Layout of the sidecar.
+pub const SCHEMA: &str = "oddscan/sidecar/1";
+
+/// Stands in every sidecar and on every picture.
+pub const RESEARCH_USE_ONLY: &str = "Research use only. Not a diagnosis.";
+
+/// Whether there is a result yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum Standing {
+    /// Scores, map, mask and picture are there.
+    Scored,
+    /// The window holds too few scans to score anything.
+    WaitingForScans {
+        /// Scans in the window.
+        have: usize,
+        /// Scans needed.
+        need: usize,
+    },
+}
+
+/// The scores of the scan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// Highest token score.
+    pub max: f32,
+    /// Mean of the highest 1 % of token scores.
+    pub top1_mean: f32,
+    /// Share of the window's other scans with a lower `top1_mean`, in [0, 1].
+    pub percentile: f64,
+    /// Scored tokens.
+    pub n_tokens: usize,
+    /// Tokens without a candidate in reach in any other scan.
+    pub n_unmatched_tokens: usize,
+}
+
+/// Where the mask begins, and why there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ThresholdFacts {
+    /// Map value above which a voxel belongs to the mask.
+    pub value: f32,
+    /// Share of the tokens of unsuspicious scans above it.
+    pub false_positive_fraction: f64,
+    /// Smallest region kept, mm^3.
+    pub min_cluster_mm3: f64,
+    /// How it was chosen, in words.
+    pub chosen_by: String,
+}
+
+/// The window that the scan was scored against.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowFacts {
+    /// First 16 hex digits of the SHA-256 over the sorted member ids.
+    pub id: String,
+    /// Members, the scan itself included.
+    pub size: usize,
+    /// Their ids, sorted.
+    pub members: Vec<ScanId>,
+}
+
+/// The method.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MethodFacts {
+    /// Hash over everything that shapes the tokens.
+    pub fingerprint: String,
+    /// All settings that shape tokens and scores, as in the configuration.
+    pub settings: serde_json::Value,
+}
+
+/// The encoder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncoderFacts {
+    /// Network.
+    pub model: String,
+    /// SHA-256 of the weights file.
+    pub weights_sha256: String,
+    /// Blocks that were scored, counted from 1.
+    pub layers: Vec<usize>,
+    /// Device.
+    pub device: String,
+}
+
+/// One result file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileFacts {
+    /// Name in the folder of the sidecar.
+    pub name: String,
+    /// Bytes.
+    pub n_bytes: u64,
+    /// Hash of the content, hex.
+    pub sha256: String,
+}
+
+/// The files that belong to the sidecar.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Files {
+    /// Anomaly map.
+    pub map: FileFacts,
+    /// Anomaly mask.
+    pub mask: FileFacts,
+    /// Picture.
+    pub picture: FileFacts,
+}
+
+/// Everything that is said about one scan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sidecar {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// [`RESEARCH_USE_ONLY`].
+    pub notice: String,
+    /// Version that wrote it.
+    pub oddscan_version: String,
+    /// Whether there is a result yet.
+    #[serde(flatten)]
+    pub standing: Standing,
+    /// File name as exported.
+    pub source_name: String,
+    /// SHA-256 of decoded voxels and affine.
+    pub scan_id: ScanId,
+    /// Modality that the scan was taken for, by its file name.
+    pub modality: String,
+    /// Grows each time the result is replaced.
+    pub revision: u64,
+    /// Scores, once scored.
+    pub scores: Option<Scores>,
+    /// Threshold of the mask, once scored.
+    pub threshold: Option<ThresholdFacts>,
+    /// Regions of the mask, largest first.
+    pub clusters: Vec<Cluster>,
+    /// Volume of the brain mask, ml.
+    pub brain_ml: f64,
+    /// The window.
+    pub window: WindowFacts,
+    /// The method.
+    pub method: MethodFacts,
+    /// The encoder.
+    pub encoder: EncoderFacts,
+    /// What a reader should know before trusting the result.
+    pub warnings: Vec<String>,
+    /// Wall time of each step, seconds.
+    pub timings_secs: BTreeMap<String, f64>,
+    /// The other files, once scored.
+    pub files: Option<Files>,
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn scored() -> Sidecar {
+        Sidecar {
+            schema: SCHEMA.into(),
+            notice: RESEARCH_USE_ONLY.into(),
+            oddscan_version: "0".into(),
+            standing: Standing::Scored,
+            source_name: "sub-1_T1w.nii.gz".into(),
+            scan_id: ScanId([7; 32]),
+            modality: "t1w".into(),
+            revision: 3,
+            scores: Some(Scores {
+                max: 1.5,
+                top1_mean: 1.25,
+                percentile: 0.9,
+                n_tokens: 100,
+                n_unmatched_tokens: 1,
+            }),
+            threshold: None,
+            clusters: Vec::new(),
+            brain_ml: 1300.0,
+            window: WindowFacts { id: "ab".into(), size: 1, members: vec![ScanId([7; 32])] },
+            method: MethodFacts { fingerprint: "f".into(), settings: serde_json::json!({"a": 1}) },
+            encoder: EncoderFacts {
+                model: "dinov2_vits14".into(),
+                weights_sha256: "w".into(),
+                layers: vec![9],
+                device: "cpu".into(),
+            },
+            warnings: Vec::new(),
+            timings_secs: BTreeMap::new(),
+            files: None,
+        }
+    }
+
+    #[test]
+    fn a_sidecar_reads_back_as_written_and_says_what_a_script_looks_for() {
+        let waiting = Sidecar {
+            standing: Standing::WaitingForScans { have: 3, need: 8 },
+            scores: None,
+            ..scored()
+        };
+        for sidecar in [scored(), waiting.clone()] {
+            let text = serde_json::to_string(&sidecar).unwrap();
+            assert_eq!(serde_json::from_str::<Sidecar>(&text).unwrap(), sidecar);
+        }
+        let json = serde_json::to_value(&waiting).unwrap();
+        assert_eq!((&json["status"], &json["have"]), (&"waiting_for_scans".into(), &3.into()));
+        assert_eq!(serde_json::to_value(scored()).unwrap()["status"], "scored");
+    }
+}
