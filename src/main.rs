@@ -1,3 +1,7 @@
-//! The binary `oddscan`.
+//! The binary `oddscan`: arguments in, exit code out.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    oddscan::cli::main()
+}

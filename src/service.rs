@@ -270,7 +270,7 @@ mod notify {
     #[cfg(feature = "systemd")]
     fn send(state: &[(&str, &str)]) {
         // Outside systemd there is nobody to tell.
-        systemd::daemon::notify(false, state.iter()).ok();
+        systemd::daemon::notify(state.iter()).ok();
     }
 
     #[cfg(not(feature = "systemd"))]

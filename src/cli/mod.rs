@@ -1,1 +1,135 @@
-//! stub
+//! The commands: one file each.
+//!
+//! Exit codes follow sysexits.h, so that systemd can tell what a restart would not mend: 64 wrong
+//! arguments, 65 a refused scan, 69 no daemon, 70 a failure inside, 74 input or output, 78 settings.
+
+mod check_config;
+mod demo;
+mod model;
+mod phantom;
+mod score;
+mod status;
+
+use std::{error::Error, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    engine::EngineError,
+    service::{self, ServiceError},
+};
+
+/// Notices unusual brain MRI scans without training anything. Research use only.
+///
+/// oddscan compares every scan with the other scans of its window, piece by piece, through the eyes
+/// of a frozen vision model (DINOv2). A piece that finds no close match in other patients is
+/// anomalous. It writes an anomaly map, a mask, a picture and a JSON file for every scan.
+///
+/// Start with `oddscan model fetch` and `oddscan demo`.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon: watch the incoming folder, score, write results, serve metrics.
+    Run {
+        /// Settings; see `config/default.toml` for every key. Without it the defaults.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Score some files once: they are each other's window.
+    Score(score::Arguments),
+    /// Check a settings file; lists all faults at once.
+    CheckConfig {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Show what the running daemon does.
+    Status(status::Arguments),
+    /// Get, convert and show the encoder's weights.
+    #[command(subcommand)]
+    Model(model::Command),
+    /// Try everything on made-up brains: starts the real daemon on a temporary folder.
+    Demo(demo::Arguments),
+}
+
+/// An error with the exit code that tells the shell and systemd about it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    error: Box<dyn Error + Send + Sync>,
+}
+
+pub(crate) const USAGE: u8 = 64;
+pub(crate) const REFUSED: u8 = 65;
+pub(crate) const UNAVAILABLE: u8 = 69;
+pub(crate) const INTERNAL: u8 = 70;
+pub(crate) const IO: u8 = 74;
+pub(crate) const CONFIG: u8 = 78;
+
+impl Failure {
+    pub(crate) fn new(code: u8, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { code, error: error.into() }
+    }
+}
+
+impl From<ServiceError> for Failure {
+    fn from(error: ServiceError) -> Self {
+        let code = match &error {
+            ServiceError::Config(_) => CONFIG,
+            ServiceError::Engine(error) => engine_code(error),
+            ServiceError::Folder { .. } | ServiceError::Listen { .. } => IO,
+            ServiceError::Stage(_) | ServiceError::Crash { .. } | ServiceError::System(_) => {
+                INTERNAL
+            }
+        };
+        Self::new(code, error)
+    }
+}
+
+/// A missing or unfit model is a matter of settings: no restart mends it.
+pub(crate) fn engine_code(error: &EngineError) -> u8 {
+    match error {
+        EngineError::NoWeights(_) | EngineError::Weights { .. } | EngineError::Misfit(_) => CONFIG,
+        EngineError::Device(_) => INTERNAL,
+    }
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // clap writes help to stdout and faults to stderr; a closed pipe is no matter.
+            error.print().ok();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("oddscan: {}", failure.error);
+            let mut cause = failure.error.source();
+            while let Some(error) = cause {
+                eprintln!("  because: {error}");
+                cause = error.source();
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run { config } => Ok(service::run(config)?),
+        Command::Score(arguments) => score::run(arguments),
+        Command::CheckConfig { file } => check_config::run(&file),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Model(command) => model::run(command),
+        Command::Demo(arguments) => demo::run(&arguments),
+    }
+}

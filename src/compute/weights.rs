@@ -154,6 +154,11 @@ impl VitWeights {
         weights.ok_or_else(|| WeightsError::Tensors(vec!["no patch embedding".into()]))
     }
 
+    /// Number of weights.
+    pub fn n_parameters(&self) -> usize {
+        self.named().iter().map(|(_, _, values)| values.len()).sum()
+    }
+
     /// The content of a safetensors file in the original's tensor names, in f16 or f32.
     pub fn to_safetensors(&self, half: bool) -> Vec<u8> {
         let dtype = if half { Dtype::F16 } else { Dtype::F32 };

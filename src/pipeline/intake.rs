@@ -367,7 +367,7 @@ impl Intake {
         let mut low = false;
         for (kind, folder) in [
             (DirectoryKind::Incoming, &folders.incoming),
-            (DirectoryKind::Results, &folders.results),
+            (DirectoryKind::Output, &folders.results),
             (DirectoryKind::Quarantine, &folders.quarantine),
             (DirectoryKind::State, &folders.state),
         ] {

@@ -1,0 +1,17 @@
+//! `oddscan check-config`: are these settings usable?
+
+use std::path::Path;
+
+use super::{CONFIG, Failure};
+use crate::config::Config;
+
+pub(super) fn run(file: &Path) -> Result<(), Failure> {
+    let config = Config::load(Some(file)).map_err(|error| Failure::new(CONFIG, error))?;
+    println!(
+        "{}: ok (preset {:?}, watching {})",
+        file.display(),
+        config.preset,
+        config.directories.incoming.display()
+    );
+    Ok(())
+}

@@ -1,0 +1,327 @@
+//! `oddscan score`: the files are the window; no daemon, no store.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+
+use super::{CONFIG, Failure, INTERNAL, IO, REFUSED, USAGE, engine_code};
+use crate::{
+    config::Config,
+    domain::{
+        cohort::CohortKey,
+        error::ScanError,
+        finding::Finding,
+        scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
+        tokenise::TokeniseError,
+        window::{Window, pair_order},
+    },
+    engine::Engine,
+    ingest::{self, Patterns},
+    nifti::Limits,
+    numeric::{scoring::PairColumns, token::TokenGrid},
+    pipeline::{ReportInput, build_results, steps},
+    report, telemetry,
+};
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Settings; see `config/default.toml`. Folders and the daemon's own settings are not used.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where maps, masks, pictures and sidecars are written.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Scans (.nii, .nii.gz) of one modality per file name ending (`_FLAIR`, `_T1w`), or folders
+    /// of them. `<subject>_brain.nii.gz` beside a scan is its brain mask.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+/// A scan with its tokens. The voxels are read again for the report, so that memory does not grow
+/// with the number of scans beyond their tokens.
+struct Member {
+    path: PathBuf,
+    record: ScanRecord,
+    tokens: Vec<TokenGrid>,
+}
+
+/// A file that was not scored, and why.
+struct Refused {
+    path: PathBuf,
+    error: String,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let config = Config::load(arguments.config.as_deref()).map_err(|e| Failure::new(CONFIG, e))?;
+    telemetry::start_logging("warn");
+    let files = expand(&arguments.files, &config)?;
+    fs::create_dir_all(&arguments.out).map_err(|error| {
+        Failure::new(IO, format!("cannot make {}: {error}", arguments.out.display()))
+    })?;
+    let engine = Engine::start(&config).map_err(|e| Failure::new(engine_code(&e), e))?;
+    let mut run = Run { config, engine, refused: Vec::new(), stems: BTreeSet::new() };
+    let members = run.encode_all(&files)?;
+    let mut cohorts: BTreeMap<CohortKey, Vec<Member>> = BTreeMap::new();
+    for member in members {
+        cohorts.entry(member.record.cohort.clone()).or_default().push(member);
+    }
+    let mut scored = Vec::new();
+    for (key, members) in cohorts {
+        if members.len() < 2 {
+            let only = members.into_iter().map(|member| Refused {
+                path: member.path,
+                error: format!("alone in its cohort ({}): nothing to compare with", key.label()),
+            });
+            run.refused.extend(only);
+            continue;
+        }
+        scored.extend(run.score(&key, members, &arguments.out)?);
+    }
+    print_table(&scored, &run.refused, &arguments);
+    if run.refused.is_empty() {
+        return Ok(());
+    }
+    let n_refused = run.refused.len();
+    Err(Failure::new(REFUSED, format!("{n_refused} of {} files were not scored", files.len())))
+}
+
+/// Files as named, and the scans in folders.
+fn expand(named: &[PathBuf], config: &Config) -> Result<Vec<PathBuf>, Failure> {
+    let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
+        .map_err(|error| Failure::new(INTERNAL, error))?;
+    let mut files = Vec::new();
+    for path in named {
+        if path.is_dir() && !patterns.is_scan(path) {
+            let listed = ingest::list(path, &patterns)
+                .map_err(|e| Failure::new(IO, format!("cannot list {}: {e}", path.display())))?;
+            files.extend(listed.into_iter().map(|candidate| candidate.path));
+        } else if patterns.is_scan(path) {
+            files.push(path.clone());
+        } else {
+            eprintln!("{}: no scan by its name (intake.accept, intake.ignore)", path.display());
+        }
+    }
+    if files.is_empty() {
+        return Err(Failure::new(USAGE, "no scan among the files; name .nii or .nii.gz files"));
+    }
+    Ok(files)
+}
+
+struct Run {
+    config: Config,
+    engine: Engine,
+    refused: Vec<Refused>,
+    stems: BTreeSet<String>,
+}
+
+impl Run {
+    fn limits(&self) -> Limits {
+        let intake = &self.config.intake;
+        Limits { max_file_bytes: intake.max_file_bytes, max_voxels: intake.max_voxels }
+    }
+
+    fn encode_all(&mut self, files: &[PathBuf]) -> Result<Vec<Member>, Failure> {
+        let bar = progress_bar(files.len());
+        let mut members: Vec<Member> = Vec::new();
+        for path in files {
+            bar.set_message(steps::stem_of(path));
+            let encoded = self.encode(path, members.len() as u64, &bar);
+            bar.inc(1);
+            match encoded {
+                Ok(member) => match members.iter().find(|m| m.record.id == member.record.id) {
+                    None => members.push(member),
+                    Some(twin) => {
+                        let error = format!("a copy of {}", twin.path.display());
+                        self.refused.push(Refused { path: path.clone(), error });
+                    }
+                },
+                Err(ScanError::Device(error)) => return Err(Failure::new(INTERNAL, error)),
+                Err(error) => {
+                    let cause = std::error::Error::source(&error);
+                    let cause = cause.map_or(String::new(), |cause| format!(": {cause}"));
+                    let error = format!("{error}{cause}");
+                    self.refused.push(Refused { path: path.clone(), error });
+                }
+            }
+        }
+        bar.finish_and_clear();
+        Ok(members)
+    }
+
+    fn encode(
+        &mut self,
+        path: &Path,
+        sequence: u64,
+        bar: &ProgressBar,
+    ) -> Result<Member, ScanError> {
+        let mask = steps::companion_mask(path);
+        let source = steps::read_source(path, mask.as_deref(), &self.limits())?;
+        let canonical = steps::canonical(&source, &self.engine.method.cube)?;
+        let id = ScanId::of(&source.raw);
+        drop(source);
+        let tokens = self.engine.tokeniser.tokens(&canonical.volume, |_| {
+            bar.tick();
+            ControlFlow::Continue(())
+        });
+        let tokens = tokens.map_err(|error| match error {
+            TokeniseError::Device(error) => ScanError::Device(error),
+            other => ScanError::Store(Box::new(other)),
+        })?;
+        let stem = steps::stem_of(path);
+        let mut output_stem = steps::output_stem(&stem);
+        if !self.stems.insert(output_stem.clone()) {
+            output_stem = format!("{output_stem}-{}", id.short());
+        }
+        let record = ScanRecord {
+            id,
+            state: ScanState::Encoded,
+            source_name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            output_stem,
+            cohort: self.engine.method.cohort_of(&stem),
+            sequence,
+            first_seen_secs: 0,
+            attempts: 0,
+            encoded: Some(EncodedFacts {
+                brain_ml: canonical.brain_ml,
+                cut_fraction: canonical.cut_fraction,
+                n_tokens: tokens.first().map_or(0, TokenGrid::n_tokens),
+                has_mask: mask.is_some(),
+                timings_secs: BTreeMap::new(),
+            }),
+            reported: None,
+        };
+        Ok(Member { path: path.to_owned(), record, tokens })
+    }
+
+    /// Scores one cohort as one window and writes its results.
+    fn score(
+        &mut self,
+        key: &CohortKey,
+        members: Vec<Member>,
+        out: &Path,
+    ) -> Result<Vec<(Member, Finding)>, Failure> {
+        let internal = |error: ScanError| Failure::new(INTERNAL, error);
+        let columns = self.columns(&members).map_err(internal)?;
+        let sizes: Vec<(ScanId, usize)> =
+            members.iter().map(|m| (m.record.id, m.tokens[0].n_tokens())).collect();
+        let n_layers = self.engine.method.layers.len();
+        let column = |of: ScanId, other: ScanId, layer: usize| -> Result<Vec<f32>, ScanError> {
+            Ok(columns[&(of, other, layer)].clone())
+        };
+        let scores = steps::score_members(&sizes, n_layers, &self.config.scoring, column)
+            .map_err(internal)?;
+        let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
+        let mut window = Window::new(key.clone(), capacity);
+        for member in &members {
+            window.admit(member.record.id);
+        }
+        let identity = window.identity();
+        let mut scored = Vec::new();
+        for (index, member) in members.into_iter().enumerate() {
+            let mask = steps::companion_mask(&member.path);
+            let source = steps::read_source(&member.path, mask.as_deref(), &self.limits())
+                .map_err(internal)?;
+            let (results, finding) = build_results(&ReportInput {
+                record: &member.record,
+                source: &source,
+                cells: member.tokens[0].cells(),
+                scores: &scores,
+                index,
+                window: &identity,
+                method: &self.engine.method,
+                config: &self.config,
+            })
+            .map_err(internal)?;
+            report::write_results(out, &member.record.output_stem, &results)
+                .map_err(|error| Failure::new(IO, error))?;
+            scored.push((member, finding));
+        }
+        Ok(scored)
+    }
+
+    /// All columns of a window, in the same order within each pair as in the daemon.
+    fn columns(
+        &mut self,
+        members: &[Member],
+    ) -> Result<BTreeMap<(ScanId, ScanId, usize), Vec<f32>>, ScanError> {
+        let mut columns = BTreeMap::new();
+        for (index, one) in members.iter().enumerate() {
+            for other in &members[..index] {
+                let (first, _) = pair_order(one.record.id, other.record.id);
+                let (a, b) = if first == one.record.id { (one, other) } else { (other, one) };
+                for (layer, (left, right)) in a.tokens.iter().zip(&b.tokens).enumerate() {
+                    let reach = self.config.scoring.reach;
+                    let PairColumns { first_to_second, second_to_first } =
+                        self.engine.distances.nearest(left, right, reach)?;
+                    columns.insert((a.record.id, b.record.id, layer), first_to_second);
+                    columns.insert((b.record.id, a.record.id, layer), second_to_first);
+                }
+            }
+        }
+        Ok(columns)
+    }
+}
+
+fn progress_bar(n_files: usize) -> ProgressBar {
+    // indicatif shows nothing where stderr is no terminal.
+    let bar = ProgressBar::with_draw_target(Some(n_files as u64), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} (left {eta}) {msg}");
+    bar.set_style(style.expect("a template without faults"));
+    bar
+}
+
+fn print_table(scored: &[(Member, Finding)], refused: &[Refused], arguments: &Arguments) {
+    if arguments.json {
+        let scans: Vec<_> = scored
+            .iter()
+            .map(|(member, finding)| {
+                json!({
+                    "file": member.path,
+                    "stem": member.record.output_stem,
+                    "cohort": member.record.cohort.label(),
+                    "score_max": finding.score_max,
+                    "score_top1_mean": finding.score_top1_mean,
+                    "percentile": finding.percentile,
+                    "mask_mm3": mask_mm3(finding),
+                })
+            })
+            .collect();
+        let refused: Vec<_> =
+            refused.iter().map(|r| json!({ "file": r.path, "reason": r.error })).collect();
+        println!("{}", json!({ "scored": scans, "refused": refused, "out": arguments.out }));
+        return;
+    }
+    if !scored.is_empty() {
+        println!(
+            "{:<36} {:>8} {:>8} {:>11} {:>9}",
+            "scan", "score", "max", "percentile", "mask ml"
+        );
+    }
+    for (member, finding) in scored {
+        println!(
+            "{:<36} {:>8.3} {:>8.3} {:>10.0}% {:>9.1}",
+            member.record.output_stem,
+            finding.score_top1_mean,
+            finding.score_max,
+            100.0 * finding.percentile,
+            mask_mm3(finding) / 1000.0
+        );
+    }
+    for Refused { path, error } in refused {
+        eprintln!("not scored: {}: {error}", path.display());
+    }
+    println!("results in {}   (research use only)", arguments.out.display());
+}
+
+fn mask_mm3(finding: &Finding) -> f64 {
+    finding.clusters.iter().map(|cluster| cluster.volume_mm3).sum()
+}

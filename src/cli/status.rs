@@ -1,0 +1,80 @@
+//! `oddscan status`: asks the running daemon over HTTP on loopback.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use super::{CONFIG, Failure, UNAVAILABLE};
+use crate::{config::Config, pipeline::board::Status};
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Settings of the daemon; only its address is used.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address of the daemon, instead of the one in the settings.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    address: Option<SocketAddr>,
+    /// Print the daemon's own JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let address = match arguments.address {
+        Some(address) => address,
+        None => {
+            Config::load(arguments.config.as_deref())
+                .map_err(|error| Failure::new(CONFIG, error))?
+                .service
+                .listen
+        }
+    };
+    let (text, status) = ask(address)?;
+    if arguments.json {
+        println!("{text}");
+    } else {
+        print!("{}", table(&status));
+    }
+    Ok(())
+}
+
+/// The daemon's status, as text and read.
+pub(super) fn ask(address: SocketAddr) -> Result<(String, Status), Failure> {
+    let silent = |error: ureq::Error| {
+        Failure::new(
+            UNAVAILABLE,
+            format!("no daemon answers on {address} ({error}); start it, or give --address"),
+        )
+    };
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(5)))
+        .proxy(None)
+        .build()
+        .into();
+    let mut response = agent.get(format!("http://{address}/status.json")).call().map_err(silent)?;
+    let text = response.body_mut().read_to_string().map_err(silent)?;
+    let status = serde_json::from_str(&text).map_err(|error| Failure::new(UNAVAILABLE, error))?;
+    Ok((text, status))
+}
+
+fn table(status: &Status) -> String {
+    let state = if status.ready { "ready" } else { "not ready" };
+    let mut text = format!(
+        "oddscan {} is {state}: {}\nmodel {} on {}, method {}\n",
+        status.version,
+        status.line(),
+        status.model,
+        status.device,
+        status.method
+    );
+    text += &format!(
+        "since the start: {} accepted, {} duplicates, {} quarantined, {} results written\n",
+        status.n_accepted, status.n_duplicates, status.n_quarantined, status.n_reported
+    );
+    for (name, cohort) in &status.cohorts {
+        text += &format!(
+            "cohort {name}: {} scans (needs {}, holds {}), {} results to be renewed\n",
+            cohort.n_scans, cohort.min_scans, cohort.max_scans, cohort.n_outdated
+        );
+    }
+    text
+}
