@@ -494,8 +494,8 @@ pub fn encode_volume(volume: &RawVolume) -> Vec<u8> {
         xyzt_units: 2,
         ..NiftiHeader::default()
     };
-    for axis in 0..3 {
-        header.pixdim[axis + 1] = spacing[axis] as f32;
+    for (pixdim, spacing) in header.pixdim[1..].iter_mut().zip(spacing) {
+        *pixdim = spacing as f32;
     }
     fill(&mut header, volume.shape, NiftiType::Float32);
     write(&header, volume.shape, volume.voxels.iter().map(|v| v.to_le_bytes()))

@@ -54,6 +54,9 @@ struct Member {
     tokens: Vec<TokenGrid>,
 }
 
+/// Distances from the tokens of one scan to another scan at one layer.
+type Columns = BTreeMap<(ScanId, ScanId, usize), Vec<f32>>;
+
 /// A file that was not scored, and why.
 struct Refused {
     path: PathBuf,
@@ -249,10 +252,7 @@ impl Run {
     }
 
     /// All columns of a window, in the same order within each pair as in the daemon.
-    fn columns(
-        &mut self,
-        members: &[Member],
-    ) -> Result<BTreeMap<(ScanId, ScanId, usize), Vec<f32>>, ScanError> {
+    fn columns(&mut self, members: &[Member]) -> Result<Columns, ScanError> {
         let mut columns = BTreeMap::new();
         for (index, one) in members.iter().enumerate() {
             for other in &members[..index] {

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Sets up and runs every check: format, lints, tests, docs, and that the CUDA build type-checks.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# prometheus: promtool checks metrics, rules and queries; systemd: systemd-analyze checks units.
+scripts/setup.sh prometheus systemd
+command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
+
+# nibabel reads our files back as an independent program.
+venv=target/test-venv
+if ! "$venv/bin/python" -c 'import nibabel' 2>/dev/null; then
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet nibabel numpy
+fi
+export ODDSCAN_PYTHON="$PWD/$venv/bin/python"
+
+export RUSTFLAGS="${RUSTFLAGS:-}" RUSTDOCFLAGS="-D warnings"
+set -x
+cargo fmt --check
+cargo clippy --all-targets --features burn-cpu -- -D warnings
+cargo nextest run --features burn-cpu
+cargo test --doc --features burn-cpu
+cargo doc --no-deps --features burn-cpu
+cargo check --no-default-features
+cargo check --features cuda
