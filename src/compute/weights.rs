@@ -1,6 +1,16 @@
 //! DINOv2 weights from a safetensors file, strictly: every tensor used, none missing, shapes equal.
 
-use std::fmt;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+use half::{bf16, f16};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use sha2::{Digest, Sha256};
 
 /// The shape of a vision transformer of the DINOv2 family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,4 +102,321 @@ pub struct VitWeights {
     pub norm: NormWeights,
     /// SHA-256 of the file, 64 hex digits.
     pub fingerprint: String,
+}
+
+/// The largest file that is read: ViT-g in f32 has 4.5 GB.
+const MAX_FILE_BYTES: u64 = 6 << 30;
+
+/// Why a weights file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The file cannot be read.
+    #[error("the file cannot be read")]
+    Io(#[from] io::Error),
+    /// Too large for a vision transformer.
+    #[error("the file has {found} bytes, at most {MAX_FILE_BYTES} are read; is it the right file?")]
+    TooLarge {
+        /// Bytes.
+        found: u64,
+    },
+    /// No safetensors file.
+    #[error("not a safetensors file ({0}); `oddscan model import` converts .pth and .onnx")]
+    Format(String),
+    /// The tensors are not those of a DINOv2 network.
+    #[error("not the tensors of a DINOv2 network:{}", .0.iter().map(|f| format!("\n  {f}")).collect::<String>())]
+    Tensors(Vec<String>),
+}
+
+impl VitWeights {
+    /// Reads a safetensors file in the original's or in Hugging Face's tensor names; f32, f16 and
+    /// bf16 become f32.
+    ///
+    /// # Errors
+    /// All missing, unused, misshapen and non-finite tensors at once.
+    pub fn load(path: &Path) -> Result<Self, WeightsError> {
+        let file = File::open(path)?;
+        let found = file.metadata()?.len();
+        if found > MAX_FILE_BYTES {
+            return Err(WeightsError::TooLarge { found });
+        }
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+        Self::from_bytes(&bytes)
+    }
+
+    /// As [`VitWeights::load`], from the content of the file.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
+        let file =
+            SafeTensors::deserialize(bytes).map_err(|e| WeightsError::Format(e.to_string()))?;
+        let mut tensors = Tensors::new(&file);
+        let weights = tensors.network(hex::encode(Sha256::digest(bytes)));
+        tensors.finish()?;
+        weights.ok_or_else(|| WeightsError::Tensors(vec!["no patch embedding".into()]))
+    }
+
+    /// The content of a safetensors file in the original's tensor names, in f16 or f32.
+    pub fn to_safetensors(&self, half: bool) -> Vec<u8> {
+        let dtype = if half { Dtype::F16 } else { Dtype::F32 };
+        let encoded: BTreeMap<String, (Vec<usize>, Vec<u8>)> = self
+            .named()
+            .into_iter()
+            .map(|(name, shape, values)| (name, (shape, encode(values, half))))
+            .collect();
+        let views = encoded.iter().map(|(name, (shape, data))| {
+            let view = TensorView::new(dtype, shape.clone(), data);
+            (name, view.expect("shape and data come from the same tensor"))
+        });
+        safetensors::serialize(views, None).expect("names are unique and data is complete")
+    }
+
+    /// Every tensor under the original's name with its shape.
+    fn named(&self) -> Vec<(String, Vec<usize>, &[f32])> {
+        let a = self.architecture;
+        let (d, h, p) = (a.channels, a.hidden, a.patch);
+        let mut all: Vec<(String, Vec<usize>, &[f32])> = vec![
+            ("cls_token".into(), vec![1, 1, d], &self.class_token),
+            ("pos_embed".into(), vec![1, 1 + a.position_side.pow(2), d], &self.position_embedding),
+            ("patch_embed.proj.weight".into(), vec![d, 3, p, p], &self.patch_embedding.weight),
+            ("patch_embed.proj.bias".into(), vec![d], &self.patch_embedding.bias),
+            ("norm.weight".into(), vec![d], &self.norm.weight),
+            ("norm.bias".into(), vec![d], &self.norm.bias),
+        ];
+        if a.registers > 0 {
+            let shape = vec![1, a.registers, d];
+            all.push(("register_tokens".into(), shape, &self.register_tokens));
+        }
+        for (n, block) in self.blocks.iter().enumerate() {
+            let parts: [(&str, Vec<usize>, &[f32]); 14] = [
+                ("norm1.weight", vec![d], &block.norm1.weight),
+                ("norm1.bias", vec![d], &block.norm1.bias),
+                ("attn.qkv.weight", vec![3 * d, d], &block.qkv.weight),
+                ("attn.qkv.bias", vec![3 * d], &block.qkv.bias),
+                ("attn.proj.weight", vec![d, d], &block.projection.weight),
+                ("attn.proj.bias", vec![d], &block.projection.bias),
+                ("ls1.gamma", vec![d], &block.scale1),
+                ("norm2.weight", vec![d], &block.norm2.weight),
+                ("norm2.bias", vec![d], &block.norm2.bias),
+                ("mlp.fc1.weight", vec![h, d], &block.fc1.weight),
+                ("mlp.fc1.bias", vec![h], &block.fc1.bias),
+                ("mlp.fc2.weight", vec![d, h], &block.fc2.weight),
+                ("mlp.fc2.bias", vec![d], &block.fc2.bias),
+                ("ls2.gamma", vec![d], &block.scale2),
+            ];
+            all.extend(parts.map(|(name, shape, v)| (format!("blocks.{n}.{name}"), shape, v)));
+        }
+        all
+    }
+}
+
+fn encode(values: &[f32], half: bool) -> Vec<u8> {
+    if half {
+        values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
+    } else {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+}
+
+/// The two name schemes of the same network.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Names {
+    Original,
+    HuggingFace,
+}
+
+/// Takes tensors out of a file by name and shape, and notes everything that does not fit.
+struct Tensors<'a> {
+    file: &'a SafeTensors<'a>,
+    names: Names,
+    prefix: &'static str,
+    used: BTreeSet<String>,
+    faults: Vec<String>,
+}
+
+impl<'a> Tensors<'a> {
+    fn new(file: &'a SafeTensors<'a>) -> Self {
+        let has = |name: &str| file.tensor(name).is_ok();
+        let (names, prefix) = if has("dinov2.embeddings.cls_token") {
+            (Names::HuggingFace, "dinov2.")
+        } else if has("embeddings.cls_token") {
+            (Names::HuggingFace, "")
+        } else {
+            (Names::Original, "")
+        };
+        Self { file, names, prefix, used: BTreeSet::new(), faults: Vec::new() }
+    }
+
+    fn pick(&self, original: &str, hugging_face: &str) -> String {
+        match self.names {
+            Names::Original => original.to_owned(),
+            Names::HuggingFace => format!("{}{hugging_face}", self.prefix),
+        }
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.file.tensor(name).ok().map(|tensor| tensor.shape().to_vec())
+    }
+
+    /// A tensor of exactly this shape, or zeros and a fault.
+    fn take(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
+        let n_values = shape.iter().product();
+        let Ok(tensor) = self.file.tensor(name) else {
+            self.faults.push(format!("{name} is missing, shape {shape:?} is needed"));
+            return vec![0.0; n_values];
+        };
+        self.used.insert(name.to_owned());
+        if tensor.shape() != shape {
+            let found = tensor.shape();
+            self.faults.push(format!("{name} has shape {found:?}, {shape:?} is needed"));
+            return vec![0.0; n_values];
+        }
+        let values = match decode(&tensor) {
+            Ok(values) => values,
+            Err(fault) => {
+                self.faults.push(format!("{name} {fault}"));
+                vec![0.0; n_values]
+            }
+        };
+        if values.iter().any(|v| !v.is_finite()) {
+            self.faults.push(format!("{name} holds NaN or infinity; the file is damaged"));
+        }
+        values
+    }
+
+    fn norm(&mut self, name: &str, channels: usize) -> NormWeights {
+        NormWeights {
+            weight: self.take(&format!("{name}.weight"), &[channels]),
+            bias: self.take(&format!("{name}.bias"), &[channels]),
+        }
+    }
+
+    fn linear(&mut self, name: &str, out: usize, inputs: usize) -> LinearWeights {
+        LinearWeights {
+            weight: self.take(&format!("{name}.weight"), &[out, inputs]),
+            bias: self.take(&format!("{name}.bias"), &[out]),
+        }
+    }
+
+    /// Shape of the network as the file's shapes tell it.
+    fn architecture(&mut self) -> Option<Architecture> {
+        let patch_name = self.pick(
+            "patch_embed.proj.weight",
+            "embeddings.patch_embeddings.projection.weight",
+        );
+        let patch_shape = self.shape(&patch_name)?;
+        let [channels, 3, patch, _] = patch_shape[..] else { return None };
+        let position = self.shape(&self.pick("pos_embed", "embeddings.position_embeddings"))?;
+        let registers = self.shape(&self.pick("register_tokens", "embeddings.register_tokens"));
+        let block = |n: usize| match self.names {
+            Names::Original => format!("blocks.{n}.norm1.weight"),
+            Names::HuggingFace => format!("{}encoder.layer.{n}.norm1.weight", self.prefix),
+        };
+        let depth = (0..).take_while(|&n| self.file.tensor(&block(n)).is_ok()).count();
+        let fc1 = self.pick("blocks.0.mlp.fc1.weight", "encoder.layer.0.mlp.fc1.weight");
+        let hidden = self.shape(&fc1)?.first().copied()?;
+        // The DINOv2 family has 64 features per head; narrower networks are for tests.
+        let head = if channels >= 64 { 64 } else { 16 };
+        let position_side = position.get(1)?.checked_sub(1)?.isqrt();
+        let fits = channels > 0 && channels % head == 0 && patch > 0 && depth > 0;
+        fits.then_some(Architecture {
+            channels,
+            depth,
+            heads: channels / head,
+            hidden,
+            patch,
+            registers: registers.and_then(|shape| shape.get(1).copied()).unwrap_or(0),
+            position_side,
+        })
+    }
+
+    fn network(&mut self, fingerprint: String) -> Option<VitWeights> {
+        let architecture = self.architecture()?;
+        let Architecture { channels, depth, patch, registers, position_side, .. } = architecture;
+        let pick = |original, hugging_face| self.pick(original, hugging_face);
+        let class = pick("cls_token", "embeddings.cls_token");
+        let position = pick("pos_embed", "embeddings.position_embeddings");
+        let register = pick("register_tokens", "embeddings.register_tokens");
+        let patches = pick("patch_embed.proj", "embeddings.patch_embeddings.projection");
+        let norm = pick("norm", "layernorm");
+        let register_tokens = match registers {
+            0 => Vec::new(),
+            _ => self.take(&register, &[1, registers, channels]),
+        };
+        let weight = self.take(&format!("{patches}.weight"), &[channels, 3, patch, patch]);
+        let bias = self.take(&format!("{patches}.bias"), &[channels]);
+        Some(VitWeights {
+            architecture,
+            patch_embedding: LinearWeights { weight, bias },
+            class_token: self.take(&class, &[1, 1, channels]),
+            register_tokens,
+            position_embedding: self.take(&position, &[1, 1 + position_side.pow(2), channels]),
+            blocks: (0..depth).map(|n| self.block(n, &architecture)).collect(),
+            norm: self.norm(&norm, channels),
+            fingerprint,
+        })
+    }
+
+    fn block(&mut self, n: usize, architecture: &Architecture) -> BlockWeights {
+        let Architecture { channels, hidden, .. } = *architecture;
+        let prefix = self.pick(&format!("blocks.{n}"), &format!("encoder.layer.{n}"));
+        let at = |name: &str| format!("{prefix}.{name}");
+        let (projection, scale1, scale2) = match self.names {
+            Names::Original => ("attn.proj", "ls1.gamma", "ls2.gamma"),
+            Names::HuggingFace => {
+                ("attention.output.dense", "layer_scale1.lambda1", "layer_scale2.lambda1")
+            }
+        };
+        BlockWeights {
+            norm1: self.norm(&at("norm1"), channels),
+            qkv: self.qkv(&prefix, channels),
+            projection: self.linear(&at(projection), channels, channels),
+            scale1: self.take(&at(scale1), &[channels]),
+            norm2: self.norm(&at("norm2"), channels),
+            fc1: self.linear(&at("mlp.fc1"), hidden, channels),
+            fc2: self.linear(&at("mlp.fc2"), channels, hidden),
+            scale2: self.take(&at(scale2), &[channels]),
+        }
+    }
+
+    /// Query, key and value: joined in the original, apart at Hugging Face.
+    fn qkv(&mut self, prefix: &str, channels: usize) -> LinearWeights {
+        if self.names == Names::Original {
+            return self.linear(&format!("{prefix}.attn.qkv"), 3 * channels, channels);
+        }
+        let mut joined = LinearWeights { weight: Vec::new(), bias: Vec::new() };
+        for part in ["query", "key", "value"] {
+            let part =
+                self.linear(&format!("{prefix}.attention.attention.{part}"), channels, channels);
+            joined.weight.extend(part.weight);
+            joined.bias.extend(part.bias);
+        }
+        joined
+    }
+
+    /// Every tensor must have been used; the mask token serves training only.
+    fn finish(mut self) -> Result<(), WeightsError> {
+        for name in self.file.names() {
+            if !self.used.contains(name) && !name.ends_with("mask_token") {
+                self.faults.push(format!("{name} is not known; is this another network?"));
+            }
+        }
+        self.faults.sort();
+        if self.faults.is_empty() { Ok(()) } else { Err(WeightsError::Tensors(self.faults)) }
+    }
+}
+
+fn decode(tensor: &TensorView<'_>) -> Result<Vec<f32>, String> {
+    let data = tensor.data();
+    match tensor.dtype() {
+        Dtype::F32 => Ok(data
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()),
+        Dtype::F16 => {
+            Ok(data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
+        }
+        Dtype::BF16 => {
+            Ok(data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
+        }
+        other => Err(format!("has type {other:?}; F32, F16 or BF16 is needed")),
+    }
 }

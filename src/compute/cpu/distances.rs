@@ -1,0 +1,273 @@
+//! Nearest distances between the tokens of two scans on the CPU.
+
+use rayon::prelude::*;
+
+use super::{
+    encoder::{Matrix, product},
+    kernels::{nearest_of, squared_distance},
+};
+use crate::{
+    domain::{PairDistances, error::DeviceError},
+    numeric::{
+        geometry::Shape3,
+        scoring::{PairColumns, SearchReach},
+        token::TokenGrid,
+    },
+};
+
+/// Exact distances on all cores. Mirrored pairs give mirrored columns, to the last bit.
+#[derive(Debug, Default)]
+pub struct CpuDistances;
+
+impl CpuDistances {
+    /// Nothing to set up.
+    pub fn new() -> Self {
+        Self
+    }
+}
+
+impl PairDistances for CpuDistances {
+    fn nearest(
+        &mut self,
+        first: &TokenGrid,
+        second: &TokenGrid,
+        reach: SearchReach,
+    ) -> Result<PairColumns, DeviceError> {
+        assert_eq!(first.channels(), second.channels(), "tokens of one method");
+        assert_eq!(first.side(), second.side(), "tokens of one method");
+        Ok(match reach {
+            SearchReach::WholeVolume => whole_volume(&Tokens::of(first), &Tokens::of(second)),
+            SearchReach::Cells(cells) => {
+                let (a, b) = (Tokens::of(first), Tokens::of(second));
+                PairColumns {
+                    first_to_second: within(&a, &b, cells.get()),
+                    second_to_first: within(&b, &a, cells.get()),
+                }
+            }
+        })
+    }
+}
+
+/// The tokens of one scan in single precision.
+struct Tokens<'a> {
+    grid: &'a TokenGrid,
+    values: Vec<f32>,
+}
+
+impl<'a> Tokens<'a> {
+    fn of(grid: &'a TokenGrid) -> Self {
+        let mut values = vec![0.0; grid.features().len()];
+        half::slice::HalfFloatSliceExt::convert_to_f32_slice(grid.features(), &mut values);
+        Self { grid, values }
+    }
+
+    fn row(&self, token: usize) -> &[f32] {
+        let channels = self.grid.channels();
+        &self.values[token * channels..(token + 1) * channels]
+    }
+}
+
+/// Each token of `own` against the tokens of `other` at most `reach` cells away.
+fn within(own: &Tokens<'_>, other: &Tokens<'_>, reach: usize) -> Vec<f32> {
+    let shape = Shape3::cube(own.grid.side());
+    let mut token_at = vec![u32::MAX; shape.n_voxels()];
+    for (token, &cell) in other.grid.cells().iter().enumerate() {
+        token_at[cell as usize] = token as u32;
+    }
+    let nearest = |token: usize, candidates: &mut Vec<u32>| {
+        let cell = shape.voxel(own.grid.cells()[token] as usize);
+        let [x, y, z] = cell.map(|c| c.saturating_sub(reach)..(c + reach + 1).min(shape.0[0]));
+        candidates.clear();
+        for z in z {
+            for y in y.clone() {
+                let row = x.clone().map(|x| token_at[shape.offset([x, y, z])]);
+                candidates.extend(row.filter(|&token| token != u32::MAX));
+            }
+        }
+        let mut squared = f32::INFINITY;
+        nearest_of(own.row(token), &other.values, candidates, &mut squared);
+        squared.sqrt()
+    };
+    (0..own.grid.n_tokens()).into_par_iter().map_init(Vec::new, |c, t| nearest(t, c)).collect()
+}
+
+/// Rows of the first scan per block of products: 128 x 2,000 products stay in the second-level
+/// cache.
+const BLOCK: usize = 128;
+
+/// The best candidate so far: squared distance by products, and its index.
+type Best = (f32, u32);
+
+const NONE: Best = (f32::INFINITY, u32::MAX);
+
+/// Every token against every other. Products find the nearest token; its distance is then taken
+/// from the differences, because |a|^2 + |b|^2 - 2ab loses close ones to cancellation.
+fn whole_volume(first: &Tokens<'_>, second: &Tokens<'_>) -> PairColumns {
+    let norms = |tokens: &Tokens<'_>| -> Vec<f32> {
+        (0..tokens.grid.n_tokens()).map(|t| tokens.row(t).iter().map(|v| v * v).sum()).collect()
+    };
+    let (first_norms, second_norms) = (norms(first), norms(second));
+    let blocks: Vec<(Vec<Best>, Vec<Best>)> = first_norms
+        .par_chunks(BLOCK)
+        .enumerate()
+        .map(|(block, norms)| block_minima(block * BLOCK, norms, &second_norms, first, second))
+        .collect();
+    let mut rows = Vec::with_capacity(first_norms.len());
+    let mut columns = vec![NONE; second_norms.len()];
+    for (block_rows, block_columns) in blocks {
+        rows.extend(block_rows);
+        for (best, candidate) in columns.iter_mut().zip(block_columns) {
+            if candidate.0 < best.0 {
+                *best = candidate;
+            }
+        }
+    }
+    PairColumns {
+        first_to_second: exact(&rows, first, second),
+        second_to_first: exact(&columns, second, first),
+    }
+}
+
+fn block_minima(
+    start: usize,
+    norms: &[f32],
+    other_norms: &[f32],
+    first: &Tokens<'_>,
+    second: &Tokens<'_>,
+) -> (Vec<Best>, Vec<Best>) {
+    let (channels, n_others) = (first.grid.channels(), other_norms.len());
+    let mut products = vec![0.0; norms.len() * n_others];
+    let rows = &first.values[start * channels..(start + norms.len()) * channels];
+    product(
+        Matrix {
+            data: rows,
+            rows: norms.len(),
+            columns: channels,
+            row_stride: channels,
+            column_stride: 1,
+        },
+        Matrix {
+            data: &second.values,
+            rows: channels,
+            columns: n_others,
+            row_stride: 1,
+            column_stride: channels,
+        },
+        -2.0,
+        &mut products,
+        n_others,
+    );
+    let mut columns = vec![NONE; n_others];
+    let mut row_minima = Vec::with_capacity(norms.len());
+    for (index, (row, norm)) in products.chunks_exact(n_others.max(1)).zip(norms).enumerate() {
+        let mut best = NONE;
+        for (other, ((value, other_norm), column)) in
+            row.iter().zip(other_norms).zip(&mut columns).enumerate()
+        {
+            let squared = value + norm + other_norm;
+            if squared < best.0 {
+                best = (squared, other as u32);
+            }
+            if squared < column.0 {
+                *column = (squared, (start + index) as u32);
+            }
+        }
+        row_minima.push(best);
+    }
+    row_minima.resize(norms.len(), NONE);
+    (row_minima, columns)
+}
+
+/// The distances to the winners, from the differences.
+fn exact(winners: &[Best], own: &Tokens<'_>, other: &Tokens<'_>) -> Vec<f32> {
+    let distance = |(token, &(_, winner)): (usize, &Best)| {
+        if winner == u32::MAX {
+            return f32::INFINITY;
+        }
+        squared_distance(own.row(token), other.row(winner as usize)).sqrt()
+    };
+    winners.iter().enumerate().map(distance).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use half::f16;
+
+    use super::*;
+    use crate::numeric::projection::Normal;
+
+    fn tokens(seed: u64, side: usize, channels: usize, keep: impl Fn(u32) -> bool) -> TokenGrid {
+        let cells: Vec<u32> = (0..side.pow(3) as u32).filter(|&c| keep(c)).collect();
+        let mut normal = Normal::new(seed);
+        let features =
+            (0..cells.len() * channels).map(|_| f16::from_f64(normal.next())).collect();
+        TokenGrid::new(side, channels, cells, features).unwrap()
+    }
+
+    /// Straight from the definition, in double precision.
+    fn brute_force(own: &TokenGrid, other: &TokenGrid, reach: usize) -> Vec<f64> {
+        let (shape, width) = (Shape3::cube(own.side()), own.channels());
+        let row = |grid: &TokenGrid, token: usize| -> Vec<f64> {
+            grid.features()[token * width..(token + 1) * width].iter().map(|f| f.to_f64()).collect()
+        };
+        let near = |a: u32, b: u32| {
+            let (a, b) = (shape.voxel(a as usize), shape.voxel(b as usize));
+            (0..3).all(|axis| a[axis].abs_diff(b[axis]) <= reach)
+        };
+        (0..own.n_tokens())
+            .map(|token| {
+                (0..other.n_tokens())
+                    .filter(|&o| near(own.cells()[token], other.cells()[o]))
+                    .map(|o| {
+                        let (a, b) = (row(own, token), row(other, o));
+                        a.iter().zip(&b).map(|(x, y)| (x - y).powi(2)).sum::<f64>().sqrt()
+                    })
+                    .fold(f64::INFINITY, f64::min)
+            })
+            .collect()
+    }
+
+    fn assert_close(found: &[f32], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        for (f, e) in found.iter().zip(expected) {
+            // Single precision over some 40 terms.
+            let close = f64::from(*f) == *e || (f64::from(*f) - e).abs() < 1e-5 * e;
+            assert!(close, "{f} instead of {e}");
+        }
+    }
+
+    #[test]
+    fn distances_are_those_of_the_definition_for_any_reach() {
+        let a = tokens(1, 6, 37, |c| c % 3 != 0);
+        let b = tokens(2, 6, 37, |c| c % 5 == 1);
+        for (reach, cells) in [(6, 0), (1, 1), (2, 2)] {
+            let search = NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Cells);
+            let found = CpuDistances::new().nearest(&a, &b, search).unwrap();
+            assert_close(&found.first_to_second, &brute_force(&a, &b, reach));
+            assert_close(&found.second_to_first, &brute_force(&b, &a, reach));
+        }
+    }
+
+    #[test]
+    fn a_copied_scan_gets_distance_zero_and_mirrored_pairs_are_equal() {
+        let (a, b) = (tokens(3, 6, 48, |c| c != 7), tokens(4, 6, 48, |c| c > 100));
+        for reach in [SearchReach::WholeVolume, SearchReach::Cells(NonZeroUsize::MIN)] {
+            let own = CpuDistances::new().nearest(&a, &a, reach).unwrap();
+            assert!(own.first_to_second.iter().all(|&d| d == 0.0));
+            let there = CpuDistances::new().nearest(&a, &b, reach).unwrap();
+            let back = CpuDistances::new().nearest(&b, &a, reach).unwrap();
+            assert_eq!(there.first_to_second, back.second_to_first);
+            assert_eq!(there.second_to_first, back.first_to_second);
+        }
+    }
+
+    #[test]
+    fn a_token_out_of_reach_of_all_others_is_infinitely_far() {
+        let (a, b) = (tokens(5, 4, 8, |c| c == 0), tokens(6, 4, 8, |c| c == 63));
+        let found =
+            CpuDistances::new().nearest(&a, &b, SearchReach::Cells(NonZeroUsize::MIN)).unwrap();
+        assert_eq!(found.first_to_second, [f32::INFINITY]);
+    }
+}
