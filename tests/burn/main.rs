@@ -3,6 +3,8 @@
 //! Judged by golden features of the real network, by the native engine (which was written
 //! separately, with other kernels), and by the definition of the distances.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests stand outside of test functions")]
+
 mod distances;
 mod encoder;
 mod gpu;
