@@ -1,0 +1,221 @@
+//! The CUDA device: what it needs, whether that is there, and the engine on it.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use burn_cuda::{Cuda, CudaDevice};
+use cudarc::driver::{result as driver, result::DriverError};
+
+use super::{BurnDistances, BurnEncoder, Precision, failure::guarded};
+use crate::{
+    compute::{EncoderOptions, weights::VitWeights},
+    domain::{PairDistances, SliceEncoder, error::DeviceError},
+    numeric::slice::ImageBatch,
+};
+
+/// Encoder and distances on one device.
+pub type CudaEngine = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
+
+/// The engine on the CUDA GPU number `index`, in f32.
+///
+/// # Errors
+/// If there is no such GPU, or the driver, the run-time compiler or the CUDA headers are missing,
+/// with what was found and what to do; or if one blank image cannot be encoded.
+pub fn cuda_encoder(
+    weights: &VitWeights,
+    options: &EncoderOptions,
+    index: usize,
+) -> Result<CudaEngine, DeviceError> {
+    cuda_encoder_with(weights, options, index, Precision::F32)
+}
+
+/// As [`cuda_encoder`], with the linear layers in another precision.
+pub fn cuda_encoder_with(
+    weights: &VitWeights,
+    options: &EncoderOptions,
+    index: usize,
+    precision: Precision,
+) -> Result<CudaEngine, DeviceError> {
+    let name = format!("cuda:{index}");
+    let failed = |message| DeviceError::Failed { device: name.clone(), message };
+    let found = CudaProbe::look();
+    // Without these burn panics in the thread of the device, at the first kernel.
+    found.missing().map_or(Ok(()), |missing| Err(failed(missing)))?;
+    if index >= found.gpus.len() {
+        return Err(failed(format!(
+            "found {found}; needed a GPU number {index}; choose one of those, counted from 0"
+        )));
+    }
+    let device = CudaDevice::new(index);
+    let mut encoder = BurnEncoder::<Cuda>::new(weights, options, precision, device.clone(), &name)?;
+    try_out(&mut encoder)?;
+    Ok((Box::new(encoder), Box::new(BurnDistances::<Cuda>::new(device, &name))))
+}
+
+/// Encodes a blank image: compiles the kernels, and shows now rather than at the first scan
+/// whether they run.
+fn try_out(encoder: &mut BurnEncoder<Cuda>) -> Result<(), DeviceError> {
+    let side = 16 * encoder.patch();
+    let blank = ImageBatch { n_images: 1, side, pixels: vec![0.0; 3 * side * side] };
+    let features = encoder.encode(&blank)?;
+    if features.iter().flat_map(|layer| &layer.values).all(|value| value.is_finite()) {
+        return Ok(());
+    }
+    Err(DeviceError::Failed {
+        device: encoder.device().to_owned(),
+        message: "found NaN or infinite features for a blank image; needed finite ones; \
+                  use encoder.device = \"cpu\" and report the GPU and driver version"
+            .into(),
+    })
+}
+
+/// What a CUDA GPU needs at run time, and what of it was found; the same places are searched as
+/// by burn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CudaProbe {
+    /// Whether the driver, `libcuda`, can be loaded.
+    pub driver: bool,
+    /// Whether the run-time compiler, `libnvrtc`, can be loaded.
+    pub compiler: bool,
+    /// The folder that holds the CUDA headers `cuda_runtime.h` and `cuda_fp16.h`.
+    pub headers: Option<PathBuf>,
+    /// Name and memory of each GPU.
+    pub gpus: Vec<String>,
+    /// What the driver said instead of listing GPUs.
+    pub driver_error: Option<String>,
+}
+
+impl CudaProbe {
+    /// Looks at this machine. Loads the libraries, allocates nothing on a GPU.
+    pub fn look() -> Self {
+        // SAFETY: loading a library runs its initialisers. Those of libcuda and libnvrtc are meant
+        // to be run by any process, and burn would load the same two.
+        let (driver, compiler) = unsafe {
+            (cudarc::driver::sys::is_culib_present(), cudarc::nvrtc::sys::is_culib_present())
+        };
+        let gpus = if driver { guarded("cuda", 0, gpus) } else { Ok(Vec::new()) };
+        let (gpus, driver_error) = match gpus {
+            Ok(gpus) => (gpus, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
+        Self { driver, compiler, headers: headers(), gpus, driver_error }
+    }
+
+    /// Everything that is missing, with what was found and what to do; `None` if a GPU can be
+    /// used.
+    pub fn missing(&self) -> Option<String> {
+        let mut needs = Vec::new();
+        if !self.driver {
+            needs.push("libcuda.so.1: install the NVIDIA driver".to_owned());
+        } else if self.gpus.is_empty() {
+            needs.push("a GPU: give the service access to /dev/nvidia*".to_owned());
+        }
+        if !self.compiler {
+            needs.push(
+                "libnvrtc.so: install the CUDA toolkit, or put its folder into LD_LIBRARY_PATH"
+                    .to_owned(),
+            );
+        }
+        if self.headers.is_none() {
+            needs.push("include/cuda_fp16.h: install the CUDA toolkit, or set CUDA_PATH to the folder above include".to_owned());
+        }
+        (!needs.is_empty()).then(|| format!("found {self}; needed {}", needs.join("; ")))
+    }
+}
+
+impl fmt::Display for CudaProbe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = |there: bool| if there { "found" } else { "not found" };
+        write!(f, "libcuda {}, libnvrtc {}, ", found(self.driver), found(self.compiler))?;
+        match &self.headers {
+            Some(folder) => write!(f, "CUDA headers in {}, ", folder.display())?,
+            None => write!(f, "CUDA headers not found, ")?,
+        }
+        match (&self.driver_error, self.gpus.is_empty()) {
+            (Some(error), _) => write!(f, "no list of GPUs ({error})"),
+            (None, true) => write!(f, "no GPU"),
+            (None, false) => write!(f, "GPU {}", self.gpus.join(", ")),
+        }
+    }
+}
+
+/// What was found on this machine: `Ok` if a GPU can be used, else what is missing and what to do.
+pub fn cuda_availability() -> Result<String, String> {
+    let found = CudaProbe::look();
+    found.missing().map_or_else(|| Ok(found.to_string()), Err)
+}
+
+fn gpus() -> Result<Vec<String>, DriverError> {
+    driver::init()?;
+    (0..driver::device::get_count()?)
+        .map(|index| {
+            let gpu = driver::device::get(index)?;
+            // SAFETY: `gpu` comes from the driver.
+            let bytes = unsafe { driver::device::total_mem(gpu)? };
+            let gib = bytes as f64 / f64::from(1 << 30);
+            Ok(format!("{index}: {} with {gib:.1} GiB", driver::device::get_name(gpu)?))
+        })
+        .collect()
+}
+
+/// Where cubecl 0.10 takes the headers from, if they are there.
+fn headers() -> Option<PathBuf> {
+    let toolkit = match std::env::var_os("CUDA_PATH") {
+        Some(path) => PathBuf::from(path),
+        None if Path::new("/usr/local/cuda").exists() => "/usr/local/cuda".into(),
+        None if Path::new("/opt/cuda").exists() => "/opt/cuda".into(),
+        None if Path::new("/usr/bin/nvcc").exists() => "/usr".into(),
+        None => return None,
+    };
+    let include = toolkit.join("include");
+    ["cuda_runtime.h", "cuda_fp16.h"]
+        .iter()
+        .all(|name| include.join(name).exists())
+        .then_some(include)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing() -> CudaProbe {
+        CudaProbe {
+            driver: false,
+            compiler: false,
+            headers: None,
+            gpus: Vec::new(),
+            driver_error: None,
+        }
+    }
+
+    #[test]
+    fn a_machine_without_cuda_is_told_everything_that_is_missing_at_once() {
+        let missing = nothing().missing().unwrap();
+        for part in ["libcuda not found", "NVIDIA driver", "libnvrtc.so", "CUDA_PATH"] {
+            assert!(missing.contains(part), "{part}: {missing}");
+        }
+    }
+
+    #[test]
+    fn a_complete_machine_lacks_nothing() {
+        let found = CudaProbe {
+            driver: true,
+            compiler: true,
+            headers: Some("/usr/local/cuda/include".into()),
+            gpus: vec!["0: A GPU with 16.0 GiB".into()],
+            driver_error: None,
+        };
+        assert_eq!(found.missing(), None);
+        assert!(found.to_string().ends_with("GPU 0: A GPU with 16.0 GiB"));
+    }
+
+    #[test]
+    fn the_probe_runs_with_and_without_a_gpu() {
+        match cuda_availability() {
+            Ok(found) => println!("{found}"),
+            Err(missing) => println!("skipped, no CUDA GPU: {missing}"),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! On a CUDA GPU, where there is one; without it these pass and say so. Built with
+//! `--features burn-cpu,cuda`; `scripts/gpu_check.sh` runs them on such a machine.
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_cuda_gpu_gives_the_features_and_distances_of_the_cpu() {
+    println!("skipped: built without the feature cuda");
+}
+
+#[cfg(feature = "cuda")]
+mod with_cuda {
+    use std::time::Instant;
+
+    use oddscan::{
+        compute::{
+            cpu::{CpuDistances, CpuEncoder},
+            gpu::{
+                Precision,
+                device::{CudaEngine, cuda_availability, cuda_encoder, cuda_encoder_with},
+            },
+            position::PositionResize,
+            weights::VitWeights,
+        },
+        domain::{PairDistances, SliceEncoder},
+        numeric::{
+            scoring::{PairColumns, SearchReach},
+            slice::{ImageBatch, PatchFeatures},
+        },
+    };
+
+    use crate::{
+        encoder::{Golden, options, worst_cosine},
+        shared, tiny,
+    };
+
+    /// With the least token cosine that each may have with f32. TF32 rounds factors like f16.
+    const PRECISIONS: [(Precision, f64); 3] =
+        [(Precision::F32, 0.9999), (Precision::F16, 0.9999), (Precision::Bf16, 0.999)];
+
+    fn gpu_is_there() -> bool {
+        match cuda_availability() {
+            Ok(found) => println!("{found}"),
+            Err(missing) => {
+                println!("skipped, no CUDA GPU: {missing}");
+                return false;
+            }
+        }
+        true
+    }
+
+    fn assert_like(found: &PatchFeatures, expected: &[f32], floor: f64, what: &str) {
+        let cosine = worst_cosine(&found.values, expected, found.channels);
+        println!("{what}: token cosine at least {cosine:.7}");
+        assert!(cosine >= floor, "{what} {cosine}");
+    }
+
+    #[test]
+    fn without_a_gpu_the_engine_is_an_error_that_says_what_is_missing() {
+        let Err(missing) = cuda_availability() else { return };
+        let options = options(&[2], true, PositionResize::Offset);
+        let error = cuda_encoder(&tiny::network(0), &options, 0).err().unwrap();
+        println!("{error}");
+        assert!(error.to_string().contains(&missing), "{error}");
+    }
+
+    #[test]
+    fn a_cuda_gpu_gives_the_features_and_distances_of_the_cpu() {
+        if !gpu_is_there() {
+            return;
+        }
+        let (weights, images) = (tiny::network(4), tiny::images(3));
+        let options = options(&[2, 4], true, PositionResize::Offset);
+        let expected = CpuEncoder::new(&weights, &options).encode(&images).unwrap();
+        for (precision, floor) in PRECISIONS {
+            let (mut encoder, _) = cuda_encoder_with(&weights, &options, 0, precision).unwrap();
+            for (found, expected) in encoder.encode(&images).unwrap().iter().zip(&expected) {
+                assert_like(found, &expected.values, floor, &format!("{precision:?}"));
+            }
+        }
+        let (_, mut distances) = cuda_encoder(&weights, &options, 0).unwrap();
+        assert_distances(&mut *distances);
+    }
+
+    fn assert_distances(distances: &mut dyn PairDistances) {
+        let a = tiny::tokens(1, 13, 1152, |cell| cell % 7 != 0);
+        let b = tiny::tokens(2, 13, 1152, |cell| cell % 9 != 0);
+        let mut nearest = |second| distances.nearest(&a, second, SearchReach::WholeVolume).unwrap();
+        let expected = CpuDistances::new().nearest(&a, &b, SearchReach::WholeVolume).unwrap();
+        let both = |columns: PairColumns| [columns.first_to_second, columns.second_to_first];
+        for (found, expected) in both(nearest(&b)).iter().zip(both(expected)) {
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(expected) {
+                // Another winner can only be one that is nearly as near.
+                assert!((found - expected).abs() <= 1e-4 * expected, "{found} {expected}");
+            }
+        }
+        assert!(nearest(&a).first_to_second.iter().all(|&distance| distance == 0.0));
+        let started = Instant::now();
+        (0..20).for_each(|_| drop(nearest(&b)));
+        let milliseconds = started.elapsed().as_secs_f64() * 50.0;
+        println!("a pair of {} and {} tokens: {milliseconds:.1} ms", a.n_tokens(), b.n_tokens());
+    }
+
+    #[test]
+    fn the_real_network_on_a_cuda_gpu_reaches_the_golden_features() {
+        let (true, Some(weights), Some(golden)) = (
+            gpu_is_there(),
+            shared("weights/dinov2_vits14.fp16.safetensors"),
+            shared("weights/golden_astronaut_224.safetensors"),
+        ) else {
+            return;
+        };
+        let weights = VitWeights::load(&weights).unwrap();
+        let golden = Golden(std::fs::read(golden).unwrap());
+        let image = ImageBatch { n_images: 1, side: 224, pixels: golden.values("input_224") };
+        let options = options(&[3, 6, 9, 12], false, PositionResize::Size);
+        for (precision, floor) in PRECISIONS {
+            let engine = cuda_encoder_with(&weights, &options, 0, precision);
+            let (mut encoder, _): CudaEngine = engine.unwrap();
+            let names = ["hidden_3", "hidden_6", "hidden_9", "hidden_12"];
+            for (found, name) in encoder.encode(&image).unwrap().iter().zip(names) {
+                let expected = golden.values(name).split_off(384);
+                assert_like(found, &expected, floor, &format!("{precision:?} {name}"));
+            }
+            for n_images in [8, 32, 128] {
+                let rate = images_per_second(&mut *encoder, &image, n_images);
+                println!("{precision:?}, batches of {n_images}: {rate:.0} images/s");
+            }
+        }
+    }
+
+    /// Four layers to the host included; kernels for this batch are compiled before.
+    fn images_per_second(
+        encoder: &mut dyn SliceEncoder,
+        image: &ImageBatch,
+        n_images: usize,
+    ) -> f64 {
+        let batch = ImageBatch { n_images, side: 224, pixels: image.pixels.repeat(n_images) };
+        encoder.encode(&batch).unwrap();
+        let started = Instant::now();
+        (0..10).for_each(|_| drop(encoder.encode(&batch).unwrap()));
+        10.0 * n_images as f64 / started.elapsed().as_secs_f64()
+    }
+}
