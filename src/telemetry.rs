@@ -1,6 +1,6 @@
 //! How the daemon speaks: log lines to the journal or to stderr, pages over HTTP on loopback.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{io::IsTerminal, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -28,7 +28,8 @@ pub fn start_logging(filter: &str) -> LogHandle {
         Some(journal) => registry.with(journal).try_init(),
         None => {
             let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-            registry.with(stderr.with_target(false)).try_init()
+            let colours = std::io::stderr().is_terminal();
+            registry.with(stderr.with_target(false).with_ansi(colours)).try_init()
         }
     }
     // Only in tests has somebody else set a subscriber before.

@@ -1,10 +1,217 @@
-//! `oddscan demo`
+//! `oddscan demo`: the real daemon on a folder of its own, fed scan by scan as a scanner would.
 
-use super::Failure;
+mod daemon;
+mod phantom;
+mod scans;
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+
+use super::{CONFIG, Failure, INTERNAL, IO, USAGE, status};
+use crate::{
+    config::Config,
+    nifti::{self, Limits},
+    pipeline::board::Status,
+    report::{self, Sidecar, Standing},
+};
+use daemon::Daemon;
+use scans::Scan;
+
+/// Scans from which the daemon starts to score, if there are that many.
+const MIN_SCANS: usize = 5;
+
+/// Longest time in which nothing at all happens before the demo gives up.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 #[derive(clap::Args)]
-pub(super) struct Arguments {}
+pub(super) struct Arguments {
+    /// Use the scans of this folder (with `<subject>_brain` masks and `<subject>_lesion` truths
+    /// beside them, where there are any) instead of made-up brains.
+    #[arg(long, value_name = "DIR")]
+    scans: Option<PathBuf>,
+    /// Work in this folder, which is made and must be empty; everything in it is kept.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Keep everything: scans, store and log too. Without it only the results stay.
+    #[arg(long)]
+    keep: bool,
+    /// Encode every n-th slice. More is faster and coarser; the daemon's default is 1.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    slice_stride: usize,
+}
 
-pub(super) fn run(_: &Arguments) -> Result<(), Failure> {
-    Err(Failure::new(super::INTERNAL, "not there yet"))
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let started = Instant::now();
+    let folder = make_folder(arguments.dir.as_deref())?;
+    let scans = match &arguments.scans {
+        Some(source) => scans::listed(source)?,
+        None => scans::made_up(&folder.join("scans"))?,
+    };
+    if scans.len() < 2 {
+        let found = scans.len();
+        return Err(Failure::new(USAGE, format!("found {found} scans; at least 2 are needed")));
+    }
+    let config = folder.join("config.toml");
+    let address = free_address().map_err(io)?;
+    let stride = arguments.slice_stride;
+    fs::write(&config, settings(&folder, address, scans.len(), stride)).map_err(io)?;
+    // The daemon would say the same, but into its log.
+    Config::load(Some(&config)).map_err(|error| Failure::new(CONFIG, error))?;
+    println!("{} scans; the daemon works in {}", scans.len(), folder.display());
+    let mut daemon = Daemon::start(&config, address, &folder)?;
+    println!("metrics while it runs: http://{address}/metrics\n");
+    feed(&mut daemon, &scans, &folder.join("incoming"))?;
+    fs::write(folder.join("metrics.prom"), status::page(address, "/metrics")?).map_err(io)?;
+    daemon.stop()?;
+
+    print_table(&scans, &folder.join("results"));
+    if !arguments.keep && arguments.dir.is_none() {
+        for spent in ["incoming", "scans", "state", "quarantine", "daemon.log", "config.toml"] {
+            let path = folder.join(spent);
+            if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.ok();
+        }
+    }
+    println!("\nmaps, masks, pictures, sidecars: {}", folder.join("results").display());
+    println!("metrics: {}", folder.join("metrics.prom").display());
+    println!("took {}. Research use only.", HumanDuration(started.elapsed()));
+    Ok(())
+}
+
+pub(super) fn io(error: std::io::Error) -> Failure {
+    Failure::new(IO, error)
+}
+
+fn make_folder(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    let Some(named) = named else {
+        let folder = tempfile::Builder::new().prefix("oddscan-demo-").tempdir().map_err(io)?;
+        return Ok(folder.keep());
+    };
+    fs::create_dir_all(named).map_err(io)?;
+    if fs::read_dir(named).map_err(io)?.next().is_some() {
+        let text = format!("{} is not empty; name a new folder", named.display());
+        return Err(Failure::new(USAGE, text));
+    }
+    named.canonicalize().map_err(io)
+}
+
+/// An address on loopback that nobody listens on now.
+fn free_address() -> std::io::Result<SocketAddr> {
+    TcpListener::bind(("127.0.0.1", 0))?.local_addr()
+}
+
+/// Settings that suit a few scans on a desk: short waits, an early start.
+fn settings(folder: &Path, address: SocketAddr, n_scans: usize, stride: usize) -> String {
+    let path = |name: &str| toml::Value::from(folder.join(name).to_string_lossy().into_owned());
+    format!(
+        "[directories]\nincoming = {}\nresults = {}\nquarantine = {}\nstate = {}\n\
+         [intake]\nsettle_secs = 1.0\nrescan_secs = 1.0\n\
+         [tokens]\nslice_stride = {stride}\n\
+         [window]\nmin_scans = {}\n\
+         [service]\nlisten = \"{address}\"\nmin_free_mib = 0\n",
+        path("incoming"),
+        path("results"),
+        path("quarantine"),
+        path("state"),
+        MIN_SCANS.min(n_scans),
+    )
+}
+
+/// Drops the scans in one by one, the next as soon as the daemon has taken up the one before, and
+/// waits for the last result.
+fn feed(daemon: &mut Daemon, scans: &[Scan], incoming: &Path) -> Result<(), Failure> {
+    let bar = progress_bar(scans.len());
+    let mut dropped = 0;
+    let mut last = (daemon.status()?, Instant::now());
+    loop {
+        let status = daemon.status()?;
+        let n_taken = (status.n_accepted + status.n_duplicates + status.n_quarantined) as usize;
+        if dropped < scans.len() && n_taken == dropped && status.n_waiting == 0 {
+            scans[dropped].drop_into(incoming).map_err(io)?;
+            bar.println(format!("dropped {}", scans[dropped].name()));
+            dropped += 1;
+        }
+        show(&bar, &status);
+        if is_done(&status, scans.len()) {
+            bar.finish_and_clear();
+            return Ok(());
+        }
+        if last.0 != status {
+            last = (status, Instant::now());
+        } else if last.1.elapsed() > PATIENCE {
+            let text = format!("the daemon does nothing any more: {}", status.line());
+            return Err(Failure::new(INTERNAL, text));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Whether every scan is a member, a duplicate or refused, and every result is up to date.
+fn is_done(status: &Status, n_scans: usize) -> bool {
+    let n_members: usize = status.cohorts.values().map(|cohort| cohort.n_scans).sum();
+    let n_outdated: usize = status.cohorts.values().map(|cohort| cohort.n_outdated).sum();
+    let n_aside = (status.n_duplicates + status.n_quarantined) as usize;
+    n_members + n_aside >= n_scans && n_outdated == 0
+}
+
+fn progress_bar(n_scans: usize) -> ProgressBar {
+    let bar = ProgressBar::new(n_scans as u64);
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}");
+    bar.set_style(style.expect("a template without faults"));
+    bar
+}
+
+fn show(bar: &ProgressBar, status: &Status) {
+    let n_members: usize = status.cohorts.values().map(|cohort| cohort.n_scans).sum();
+    bar.set_position(n_members as u64);
+    bar.set_message(status.line());
+}
+
+fn print_table(scans: &[Scan], results: &Path) {
+    println!(
+        "{:<28} {:>7} {:>11} {:>8}  {:<24}",
+        "scan", "score", "percentile", "mask ml", "known lesion"
+    );
+    for scan in scans {
+        let sidecar = report::read_sidecar(&results.join(format!("{}_anomaly.json", scan.stem())));
+        match sidecar {
+            Ok(sidecar) => println!("{}", row(scan, &sidecar, results)),
+            Err(_) => println!("{:<28} refused; see quarantine", scan.stem()),
+        }
+    }
+}
+
+fn row(scan: &Scan, sidecar: &Sidecar, results: &Path) -> String {
+    let (Standing::Scored, Some(scores)) = (&sidecar.standing, &sidecar.scores) else {
+        return format!("{:<28} waits for more scans of its kind", scan.stem());
+    };
+    let mask_ml: f64 = sidecar.clusters.iter().map(|cluster| cluster.volume_mm3 / 1000.0).sum();
+    let mask = sidecar.files.as_ref().map(|files| results.join(&files.mask.name));
+    let lesion = mask.and_then(|mask| dice(&mask, scan.truth()?)).map_or("-".into(), |dice| {
+        let hit = if dice > 0.0 { "hit" } else { "missed" };
+        format!("{hit}, Dice {dice:.2}")
+    });
+    format!(
+        "{:<28} {:>7.3} {:>10.0}% {:>8.1}  {lesion:<24}",
+        scan.stem(),
+        scores.top1_mean,
+        100.0 * scores.percentile,
+        mask_ml,
+    )
+}
+
+/// Overlap of the mask with the truth, 2 |A and B| / (|A| + |B|); none where either cannot be read.
+fn dice(mask: &Path, truth: &Path) -> Option<f64> {
+    let limits = Limits { max_file_bytes: 1 << 30, max_voxels: 1 << 28 };
+    let read = |path| nifti::read_mask(path, &limits).ok();
+    let (mask, truth) = (read(mask)?, read(truth)?);
+    let count = |inside: &[bool]| inside.iter().filter(|&&inside| inside).count();
+    let n_both = mask.inside.iter().zip(&truth.inside).filter(|(a, b)| **a && **b).count();
+    let n_all = count(&mask.inside) + count(&truth.inside);
+    (mask.shape == truth.shape && n_all > 0).then(|| 2.0 * n_both as f64 / n_all as f64)
 }

@@ -6,7 +6,6 @@
 mod check_config;
 mod demo;
 mod model;
-mod phantom;
 mod score;
 mod status;
 

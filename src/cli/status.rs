@@ -39,21 +39,27 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// The daemon's status, as text and read.
 pub(super) fn ask(address: SocketAddr) -> Result<(String, Status), Failure> {
+    let text = page(address, "/status.json")?;
+    let status = serde_json::from_str(&text).map_err(|error| Failure::new(UNAVAILABLE, error))?;
+    Ok((text, status))
+}
+
+/// Text of one of the daemon's pages, like `/metrics`.
+pub(super) fn page(address: SocketAddr, path: &str) -> Result<String, Failure> {
     let silent = |error: ureq::Error| {
         Failure::new(
             UNAVAILABLE,
             format!("no daemon answers on {address} ({error}); start it, or give --address"),
         )
     };
+    // Loopback never goes through the site's proxy.
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_global(Some(Duration::from_secs(5)))
         .proxy(None)
         .build()
         .into();
-    let mut response = agent.get(format!("http://{address}/status.json")).call().map_err(silent)?;
-    let text = response.body_mut().read_to_string().map_err(silent)?;
-    let status = serde_json::from_str(&text).map_err(|error| Failure::new(UNAVAILABLE, error))?;
-    Ok((text, status))
+    let mut response = agent.get(format!("http://{address}{path}")).call().map_err(silent)?;
+    response.body_mut().read_to_string().map_err(silent)
 }
 
 fn table(status: &Status) -> String {

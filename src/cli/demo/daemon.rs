@@ -1,0 +1,94 @@
+//! The daemon as a child process.
+
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::super::{Failure, INTERNAL, status};
+use super::io;
+use crate::pipeline::board::Status;
+
+/// Longest start: the weights are read and hashed.
+const START: Duration = Duration::from_secs(120);
+
+/// A running `oddscan run`; killed when dropped.
+pub(super) struct Daemon {
+    child: Child,
+    address: SocketAddr,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts this very program as the daemon and waits until it is ready. Its log goes to
+    /// `<folder>/daemon.log`; `config` must let it listen on `address`.
+    pub(super) fn start(
+        config: &Path,
+        address: SocketAddr,
+        folder: &Path,
+    ) -> Result<Self, Failure> {
+        let log = folder.join("daemon.log");
+        let output = File::create(&log).map_err(io)?;
+        let child = Command::new(std::env::current_exe().map_err(io)?)
+            .arg("run")
+            .arg("--config")
+            .arg(config)
+            // Its own log, not the journal that this program may have inherited.
+            .env_remove("JOURNAL_STREAM")
+            .stdout(output.try_clone().map_err(io)?)
+            .stderr(output)
+            .spawn()
+            .map_err(io)?;
+        let mut daemon = Self { child, address, log };
+        let started = Instant::now();
+        while !status::ask(address).is_ok_and(|(_, status)| status.ready) {
+            daemon.check_alive()?;
+            if started.elapsed() > START {
+                return Err(daemon.failure("it does not get ready"));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(daemon)
+    }
+
+    /// What it does now.
+    pub(super) fn status(&mut self) -> Result<Status, Failure> {
+        self.check_alive()?;
+        Ok(status::ask(self.address)?.1)
+    }
+
+    /// Stops it as systemd does and waits for its end.
+    pub(super) fn stop(mut self) -> Result<(), Failure> {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).map_err(|error| io(error.into()))?;
+        let end = self.child.wait().map_err(io)?;
+        if end.success() { Ok(()) } else { Err(self.failure(&format!("it ended with {end}"))) }
+    }
+
+    fn check_alive(&mut self) -> Result<(), Failure> {
+        match self.child.try_wait().map_err(io)? {
+            None => Ok(()),
+            Some(end) => Err(self.failure(&format!("it ended with {end}"))),
+        }
+    }
+
+    fn failure(&self, what: &str) -> Failure {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(10)..].join("\n  ");
+        let text = format!("the daemon failed: {what}; its log ends with\n  {tail}");
+        Failure::new(INTERNAL, text)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}

@@ -1,0 +1,101 @@
+//! The scans that the demo feeds: made up, or those of a folder.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::super::{CONFIG, Failure, USAGE};
+use super::phantom::{Lesion, phantom};
+use crate::{
+    config::Config,
+    ingest::{self, Patterns},
+    nifti,
+    numeric::volume::RawVolume,
+    pipeline::steps,
+};
+
+/// Made-up scans: enough for a window, few enough for five minutes on two cores.
+const N_MADE_UP: u64 = 8;
+
+/// Which of them are ill, and where.
+const LESIONS: [(u64, Lesion); 2] = [
+    (2, Lesion { centre: [34.0, -38.0, 24.0], radius_mm: 13.0 }),
+    (5, Lesion { centre: [-30.0, 22.0, 30.0], radius_mm: 9.0 }),
+];
+
+/// A scan with what lies beside it.
+pub(super) struct Scan {
+    path: PathBuf,
+    brain: Option<PathBuf>,
+    truth: Option<PathBuf>,
+}
+
+impl Scan {
+    fn at(path: PathBuf) -> Self {
+        let stem = steps::stem_of(&path);
+        let subject = stem.rsplit_once('_').map_or(stem.as_str(), |(subject, _)| subject);
+        let truth = ["nii.gz", "nii"]
+            .map(|ending| path.with_file_name(format!("{subject}_lesion.{ending}")))
+            .into_iter()
+            .find(|truth| truth.is_file());
+        Self { brain: steps::companion_mask(&path), truth, path }
+    }
+
+    /// File name.
+    pub(super) fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Start of the names of its results.
+    pub(super) fn stem(&self) -> String {
+        steps::output_stem(&steps::stem_of(&self.path))
+    }
+
+    /// Mask of the known lesion.
+    pub(super) fn truth(&self) -> Option<&Path> {
+        self.truth.as_deref()
+    }
+
+    /// Writes it as scanners do: under another name first, then renamed. Its mask comes before it.
+    pub(super) fn drop_into(&self, incoming: &Path) -> io::Result<()> {
+        for path in self.brain.iter().chain([&self.path]) {
+            let name = path.file_name().unwrap_or_default();
+            let partial = incoming.join(name).with_added_extension("partial");
+            fs::copy(path, &partial)?;
+            fs::rename(partial, incoming.join(name))?;
+        }
+        Ok(())
+    }
+}
+
+/// The scans in a folder, by the daemon's own rules.
+pub(super) fn listed(folder: &Path) -> Result<Vec<Scan>, Failure> {
+    let intake = Config::load(None).map_err(|error| Failure::new(CONFIG, error))?.intake;
+    let patterns = Patterns::new(&intake.accept, &intake.ignore)
+        .map_err(|error| Failure::new(USAGE, error))?;
+    let listed = ingest::list(folder, &patterns).map_err(|error| {
+        Failure::new(USAGE, format!("cannot list {}: {error}", folder.display()))
+    })?;
+    Ok(listed.into_iter().map(|candidate| Scan::at(candidate.path)).collect())
+}
+
+/// Writes made-up scans and the masks of their lesions into a folder.
+pub(super) fn made_up(folder: &Path) -> Result<Vec<Scan>, Failure> {
+    fs::create_dir_all(folder).map_err(super::io)?;
+    (0..N_MADE_UP).map(|index| make_up(folder, index).map_err(super::io)).collect()
+}
+
+fn make_up(folder: &Path, index: u64) -> io::Result<Scan> {
+    let lesion = LESIONS.iter().find(|(ill, _)| *ill == index).map(|(_, lesion)| *lesion);
+    let made = phantom(index + 1, lesion);
+    let subject = format!("phantom-{:02}", index + 1);
+    if lesion.is_some() {
+        let voxels = made.lesion.inside.iter().map(|&inside| f32::from(u8::from(inside))).collect();
+        let mask = RawVolume { voxels, ..made.scan.clone() };
+        fs::write(folder.join(format!("{subject}_lesion.nii.gz")), nifti::encode_volume(&mask))?;
+    }
+    let path = folder.join(format!("{subject}_FLAIR.nii.gz"));
+    fs::write(&path, nifti::encode_volume(&made.scan))?;
+    Ok(Scan::at(path))
+}
