@@ -251,24 +251,27 @@ impl Config {
             merge(&mut tree, paper, "", &mut faults);
         }
         merge(&mut tree, site, "", &mut faults);
-        if !faults.is_empty() {
-            return Err(ConfigError::Faults { faults });
-        }
         let raw: Raw = Value::Table(tree.clone()).try_into().map_err(Box::new)?;
-        raw.check(tree)
+        match raw.check(tree) {
+            Ok(config) if faults.is_empty() => Ok(config),
+            Ok(_) => Err(ConfigError::Faults { faults }),
+            Err(ConfigError::Faults { faults: more }) => {
+                faults.extend(more);
+                Err(ConfigError::Faults { faults })
+            }
+            Err(other) => Err(other),
+        }
     }
 
     /// Keys of `newer` that differ from `self` and that a reload cannot take over.
-    pub fn restart_needed_for(&self, newer: &Config) -> Vec<&'static str> {
-        let at = |tree: &Table, key: &str| {
-            let (section, rest) = key.split_once('.').unwrap_or((key, ""));
-            let value = tree.get(section).cloned();
-            if rest.is_empty() { value } else { value.and_then(|v| v.get(rest).cloned()) }
+    pub fn restart_needed_for(&self, newer: &Config) -> Vec<String> {
+        let needs_restart = |changed: &String| {
+            let is_in = |key: &str| changed == key || changed.starts_with(&format!("{key}."));
+            NEEDS_RESTART.into_iter().any(is_in)
         };
-        NEEDS_RESTART
-            .into_iter()
-            .filter(|key| at(&self.tree, key) != at(&newer.tree, key))
-            .collect()
+        let mut changed = Vec::new();
+        differences(&self.tree, &newer.tree, "", &mut changed);
+        changed.into_iter().filter(needs_restart).collect()
     }
 
     /// These settings with everything from `newer` that a reload can change.
@@ -308,6 +311,20 @@ impl Config {
             ([], Preset::Default) => vec![quarter(3)],
             ([], Preset::Paper) => (1..=4).map(quarter).collect(),
             (layers, _) => layers.to_vec(),
+        }
+    }
+}
+
+/// Full names of the keys whose values differ.
+fn differences(one: &Table, other: &Table, prefix: &str, found: &mut Vec<String>) {
+    for (key, value) in one {
+        let path = format!("{prefix}{key}");
+        match (value, other.get(key)) {
+            (Value::Table(one), Some(Value::Table(other))) => {
+                differences(one, other, &format!("{path}."), found);
+            }
+            (value, other) if other != Some(value) => found.push(path),
+            _ => {}
         }
     }
 }
@@ -735,7 +752,7 @@ mod tests {
     fn a_reload_names_the_keys_that_need_a_restart() {
         let old = Config::parse("").unwrap();
         let new = Config::parse("[volume]\nside = 252\n[scoring]\nkeep_fraction = 0.2").unwrap();
-        assert_eq!(old.restart_needed_for(&new), ["volume"]);
+        assert_eq!(old.restart_needed_for(&new), ["volume.side"]);
         let merged = old.with_reloadable_of(new);
         assert_eq!((merged.volume.side, merged.scoring.keep.get()), (224, 0.2));
         assert_eq!(merged.tree["volume"]["side"].as_integer(), Some(224));

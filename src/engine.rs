@@ -59,6 +59,8 @@ pub struct Engine {
     pub distances: Box<dyn PairDistances>,
     /// What is computed.
     pub method: Method,
+    /// Whether a binary built for CUDA found no GPU that works and took the CPU.
+    pub fell_back: bool,
 }
 
 /// Why the engine cannot start.
@@ -123,7 +125,10 @@ impl Engine {
             method.layers.len(),
             config.encoder.batch_slices,
         );
-        Ok(Self { tokeniser, distances, method })
+        let fell_back = cfg!(feature = "cuda")
+            && config.encoder.device == DeviceChoice::Auto
+            && method.device == "cpu";
+        Ok(Self { tokeniser, distances, method, fell_back })
     }
 }
 

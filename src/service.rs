@@ -9,7 +9,7 @@ use crate::{
     config::{Config, ConfigError},
     domain::error::ScanError,
     engine::{Engine, EngineError},
-    metrics::{Metrics, RescanTrigger},
+    metrics::{Fallback, Metrics, RescanTrigger},
     pipeline::{Pipeline, Shared, StageEnd, now_secs},
     store::{self, Store},
     telemetry::{self, LogHandle},
@@ -177,6 +177,9 @@ fn build(config: &Config) -> Result<(Arc<Shared>, Engine), ServiceError> {
     let store = Store::open(&config.directories.state.join("store")).map_err(ScanError::from)?;
     let metrics = Metrics::with_max_cohorts(config.window.max_cohort_labels);
     let method = engine.method.clone();
+    if engine.fell_back {
+        metrics.encode_fallback(Fallback::Cpu);
+    }
     let revision = option_env!("ODDSCAN_REVISION").unwrap_or("unknown");
     let version = env!("CARGO_PKG_VERSION");
     metrics.build_info(version, revision, &method.device, &store::FORMAT.to_string());

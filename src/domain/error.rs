@@ -25,7 +25,7 @@ pub enum QuarantineReason {
     NonFinite,
     /// No brain can be found: constant, empty, or hardly any foreground.
     NoBrain,
-    /// The daemon crashed twice while it held the scan.
+    /// The daemon crashed again and again while it held the scan.
     Poison,
     /// The file exists and cannot be read.
     Io,

@@ -130,12 +130,6 @@ label! {
     EvictionReason {
         /// The window was full.
         Window = "window",
-        /// The study was too old.
-        Age = "age",
-        /// The store was over its size.
-        Budget = "budget",
-        /// A person asked for it.
-        Forget = "forget",
     }
 }
 
@@ -158,12 +152,6 @@ label! {
     PauseReason {
         /// Too little space is left.
         DiskLow = "disk_low",
-        /// A person paused it.
-        Operator = "operator",
-        /// The store refuses.
-        Store = "store",
-        /// The device refuses.
-        Device = "device",
     }
 }
 

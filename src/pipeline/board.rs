@@ -1,7 +1,7 @@
 //! What the daemon is doing now: for the status page, the service manager and the watchdog.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -116,6 +116,8 @@ impl Status {
 /// The status, and a sign of life per stage.
 pub struct Board {
     status: Mutex<Status>,
+    /// When each scan that waits for the encoder was first seen, in the order of the queue.
+    queue: Mutex<VecDeque<u64>>,
     started: Instant,
     /// Milliseconds from the start to the last sign of life.
     beats: [AtomicU64; 3],
@@ -125,7 +127,36 @@ impl Board {
     /// A board on which nothing has happened.
     pub fn new() -> Self {
         let status = Status { version: env!("CARGO_PKG_VERSION").into(), ..Status::default() };
-        Self { status: Mutex::new(status), started: Instant::now(), beats: Default::default() }
+        Self {
+            status: Mutex::new(status),
+            queue: Mutex::default(),
+            started: Instant::now(),
+            beats: Default::default(),
+        }
+    }
+
+    /// A scan first seen then, in seconds since 1970, waits for the encoder.
+    pub fn joined_queue(&self, first_seen_secs: u64) {
+        self.change_queue(|queue| queue.push_back(first_seen_secs));
+    }
+
+    /// The encoder has taken the scan that waited longest.
+    pub fn left_queue(&self) {
+        self.change_queue(|queue| {
+            queue.pop_front();
+        });
+    }
+
+    /// How many scans wait for the encoder, and when the first of them was first seen.
+    pub fn queue(&self) -> (usize, Option<u64>) {
+        let queue = self.queue.lock().expect("no holder of the lock can panic");
+        (queue.len(), queue.iter().copied().min())
+    }
+
+    fn change_queue(&self, change: impl FnOnce(&mut VecDeque<u64>)) {
+        let mut queue = self.queue.lock().expect("no holder of the lock can panic");
+        change(&mut queue);
+        self.update().n_waiting = queue.len();
     }
 
     /// The status, to be changed.

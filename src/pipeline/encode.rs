@@ -25,8 +25,9 @@ use crate::{
     numeric::token::TokenGrid,
 };
 
-/// Starts without an end after which a scan is held to be the cause.
-const MAX_ATTEMPTS: u32 = 2;
+/// Crashes in one scan after which it is held to be the cause: one more than a reboot and a power
+/// cut in one day.
+const MAX_ATTEMPTS: u32 = 3;
 
 pub(super) struct Encode {
     shared: Arc<Shared>,
@@ -60,10 +61,7 @@ impl Encode {
     }
 
     fn take(&mut self, id: ScanId) -> Result<(), ScanError> {
-        {
-            let mut status = self.shared.board.update();
-            status.n_waiting = status.n_waiting.saturating_sub(1);
-        }
+        self.shared.board.left_queue();
         let Some(mut record) = self.shared.store.record(&id)? else { return Ok(()) };
         if record.state != ScanState::Ingested {
             return Ok(());
@@ -186,8 +184,8 @@ impl Encode {
     }
 
     fn show_waiting(&self) {
-        let n_waiting = self.shared.board.status().n_waiting;
-        self.shared.metrics.queue(Stage::Encode, n_waiting, None);
+        let (n_waiting, oldest) = self.shared.board.queue();
+        self.shared.metrics.queue(Stage::Encode, n_waiting, oldest);
     }
 }
 

@@ -33,7 +33,7 @@ const MAX_READS: u32 = 3;
 
 /// What became of a whole file.
 enum Taken {
-    Accepted(ScanId),
+    Accepted(ScanRecord),
     Duplicate(ScanId),
     /// It changed while it was copied: not whole after all.
     Changed,
@@ -54,14 +54,16 @@ impl Intake {
         woken: Receiver<Change>,
         to_encoder: SyncSender<ScanId>,
         pending: Vec<ScanId>,
-    ) -> Result<Self, ScanError> {
+    ) -> Self {
         let (settling, failed_reads) = (Settling::default(), HashMap::new());
-        Ok(Self { shared, woken, to_encoder, pending, settling, failed_reads })
+        Self { shared, woken, to_encoder, pending, settling, failed_reads }
     }
 
     pub(super) fn run(mut self) -> Result<(), ScanError> {
         for id in std::mem::take(&mut self.pending) {
-            self.hand_on(id);
+            if let Some(record) = self.shared.store.record(&id)? {
+                self.hand_on(id, record.first_seen_secs);
+            }
         }
         let mut trigger = Some(RescanTrigger::Start);
         let mut by = SeenBy::Scan;
@@ -181,7 +183,7 @@ impl Intake {
         self.shared.metrics.stage_finished(Stage::Decode, started.elapsed());
         match taken {
             Ok(Taken::Changed) => return Ok(()),
-            Ok(Taken::Accepted(id)) => self.accepted(candidate, key, id)?,
+            Ok(Taken::Accepted(record)) => self.accepted(candidate, key, &record)?,
             Ok(Taken::Duplicate(id)) => self.duplicate(candidate, key, id)?,
             Err(error) => return self.refuse(candidate, key, incoming, error),
         }
@@ -216,9 +218,10 @@ impl Intake {
             return Ok(Taken::Duplicate(id));
         }
         archive.keep(&draft, id)?;
-        self.shared.store.put_record(&self.new_record(candidate, id, waited)?)?;
+        let record = self.new_record(candidate, id, waited)?;
+        self.shared.store.put_record(&record)?;
         self.shared.metrics.bytes_ingested(draft.n_bytes);
-        Ok(Taken::Accepted(id))
+        Ok(Taken::Accepted(record))
     }
 
     fn new_record(
@@ -247,13 +250,19 @@ impl Intake {
         })
     }
 
-    fn accepted(&self, candidate: &Candidate, key: &[u8], id: ScanId) -> Result<(), ScanError> {
+    fn accepted(
+        &self,
+        candidate: &Candidate,
+        key: &[u8],
+        record: &ScanRecord,
+    ) -> Result<(), ScanError> {
+        let id = record.id;
         self.remember(candidate, key, SeenOutcome::Accepted(id))?;
         self.shared.metrics.volume_ingested(IngestResult::Accepted);
         self.shared.board.update().n_accepted += 1;
         info!(scan = %id, "accepted");
         debug!(scan = %id, path = %candidate.path.display(), "accepted from");
-        self.hand_on(id);
+        self.hand_on(id, record.first_seen_secs);
         Ok(())
     }
 
@@ -339,8 +348,8 @@ impl Intake {
 
     /// Gives an id to the encoder, waiting while its queue is full: the journal holds the scan, so
     /// a stop may drop the id.
-    fn hand_on(&self, id: ScanId) {
-        self.shared.board.update().n_waiting += 1;
+    fn hand_on(&self, id: ScanId, first_seen_secs: u64) {
+        self.shared.board.joined_queue(first_seen_secs);
         let mut message = id;
         while !self.shared.stopping() {
             self.shared.board.beat(StageName::Intake);

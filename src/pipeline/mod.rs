@@ -144,7 +144,7 @@ impl Pipeline {
         let spawn = |name, stage: Box<dyn FnOnce() -> Result<(), ScanError> + Send>| {
             spawn_stage(name, stage, report_end.clone())
         };
-        let intake = intake::Intake::new(own(), woken, to_encoder, pending)?;
+        let intake = intake::Intake::new(own(), woken, to_encoder, pending);
         let encode = encode::Encode::new(own(), tokeniser, from_intake, to_score);
         let score = score::Score::new(own(), distances, from_encoder, members);
         let stages = vec![

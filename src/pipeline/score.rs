@@ -279,8 +279,12 @@ impl Score {
             return Ok(());
         }
         let revision = record.reported.as_ref().map_or(0, |done| done.revision) + 1;
-        record.reported =
-            Some(Reported { revision, key: result_key(&cohort.identity, &self.settings) });
+        let key = match cohort.scores.is_empty() {
+            // Never equal to a scored one: the first scoring makes it outdated.
+            true => "waiting".to_owned(),
+            false => result_key(&cohort.identity, &self.settings),
+        };
+        record.reported = Some(Reported { revision, key });
         self.shared.store.put_record(&record)?;
         self.shared.board.update().n_reported += 1;
         self.shared.metrics.stage_finished(Stage::Write, started.elapsed());

@@ -1,0 +1,106 @@
+//! The commands as a person or a script uses them.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
+
+use std::fs;
+
+use crate::support::{Site, names, oddscan, said, scan_bytes};
+
+#[test]
+fn help_names_every_command_and_no_arguments_are_an_error() {
+    let (help, _, code) = said(&oddscan().arg("--help").output().unwrap());
+    assert_eq!(code, Some(0));
+    for command in ["run", "score", "check-config", "status", "model", "demo", "Research use only"]
+    {
+        assert!(help.contains(command), "{command}\n{help}");
+    }
+    let (_, _, code) = said(&oddscan().arg("frobnicate").output().unwrap());
+    assert_eq!(code, Some(64));
+}
+
+#[test]
+fn a_settings_file_is_checked_with_all_its_faults_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("site.toml");
+    fs::write(&path, "window.min_scans = 12\n").unwrap();
+    let check = || said(&oddscan().arg("check-config").arg(&path).output().unwrap());
+    assert_eq!(check().2, Some(0));
+    let faults = "window.min_scan = 12\nintake.settle_secs = -1\nservice.listen = \"0.0.0.0:1\"\n";
+    fs::write(&path, faults).unwrap();
+    let (_, stderr, code) = check();
+    assert_eq!(code, Some(78));
+    for key in ["window.min_scan", "intake.settle_secs", "service.listen"] {
+        assert!(stderr.contains(key), "{key}\n{stderr}");
+    }
+}
+
+#[test]
+fn status_without_a_daemon_says_so() {
+    let output = oddscan().args(["status", "--address", "127.0.0.1:1"]).output().unwrap();
+    let (_, stderr, code) = said(&output);
+    assert_eq!(code, Some(69));
+    assert!(stderr.contains("no daemon answers on 127.0.0.1:1"), "{stderr}");
+}
+
+#[test]
+fn a_refused_file_is_reported_and_the_others_are_scored() {
+    let site = Site::new(2, &[]);
+    let scans = site.path("scans");
+    fs::create_dir(&scans).unwrap();
+    for seed in 1..=3 {
+        fs::write(scans.join(format!("sub-{seed}_T1w.nii.gz")), scan_bytes(seed)).unwrap();
+    }
+    fs::write(scans.join("sub-4_T1w.nii.gz"), &scan_bytes(4)[..500]).unwrap();
+    fs::write(scans.join("sub-5_T1w.nii.gz"), scan_bytes(1)).unwrap();
+    fs::write(scans.join("sub-6_T2w.nii.gz"), scan_bytes(6)).unwrap();
+    let mut score = oddscan();
+    score.args(["score", "--json", "--config"]).arg(site.path("config.toml"));
+    let output = score.arg("--out").arg(site.path("out")).arg(&scans).output().unwrap();
+    let (stdout, stderr, code) = said(&output);
+    assert_eq!(code, Some(65), "{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let field = |list: &str, key: &str| -> Vec<String> {
+        let entries = report[list].as_array().unwrap().iter();
+        entries.map(|entry| entry[key].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(field("scored", "stem"), ["sub-1_T1w", "sub-2_T1w", "sub-3_T1w"]);
+    let reasons = field("refused", "reason");
+    for (reason, word) in reasons.iter().zip(["truncated", "copy of", "alone in its cohort"]) {
+        assert!(reason.contains(word), "{reasons:?}");
+    }
+    assert_eq!(names(&site.path("out")).len(), 3 * 4);
+}
+
+#[test]
+fn a_brain_mask_beside_a_scan_is_used() {
+    let site = Site::new(2, &[]);
+    let scans = site.path("scans");
+    fs::create_dir(&scans).unwrap();
+    for seed in 1..=2 {
+        fs::write(scans.join(format!("sub-{seed}_FLAIR.nii.gz")), scan_bytes(seed)).unwrap();
+    }
+    // Half of the brain only.
+    let mut mask = crate::support::brain(1);
+    let half = mask.voxels.len() / 2;
+    mask.voxels[..half].fill(0.0);
+    fs::write(scans.join("sub-1_brain.nii.gz"), oddscan::nifti::encode_volume(&mask)).unwrap();
+    let mut score = oddscan();
+    score.arg("score").arg("--config").arg(site.path("config.toml"));
+    let output = score.arg("--out").arg(site.path("results")).arg(&scans).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output).1);
+    let brain_ml = |stem: &str| site.sidecar(stem).unwrap().brain_ml;
+    let ratio = brain_ml("sub-1_FLAIR") / brain_ml("sub-2_FLAIR");
+    assert!((0.45..0.55).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn without_weights_the_error_says_how_to_get_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut score = oddscan();
+    score.env("ODDSCAN_MODELS", folder.path()).arg("score").arg("--out").arg(folder.path());
+    let scan = folder.path().join("a_T1w.nii.gz");
+    fs::write(&scan, scan_bytes(1)).unwrap();
+    let (_, stderr, code) = said(&score.arg(scan).output().unwrap());
+    assert_eq!(code, Some(78));
+    assert!(stderr.contains("oddscan model fetch"), "{stderr}");
+}

@@ -1,0 +1,247 @@
+//! The daemon's life: the real binary on a folder of its own, with a tiny network.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
+
+use std::{fs, io::Write, thread, time::Duration};
+
+use oddscan::{
+    ingest::ReasonFile,
+    report::{Standing, read_sidecar},
+};
+use rustix::process::Signal;
+
+use crate::{
+    hostile::hostile_files,
+    support::{Site, names, oddscan, said, scan_bytes},
+};
+
+const ENDINGS: [&str; 4] = ["-map.nii.gz", "-mask.nii.gz", ".png", ".json"];
+
+fn stems(n: u64) -> Vec<String> {
+    (1..=n).map(|seed| format!("sub-{seed}_T1w")).collect()
+}
+
+fn drop_scans(site: &Site, seeds: impl IntoIterator<Item = u64>) {
+    for seed in seeds {
+        site.drop_in(&format!("sub-{seed}_T1w.nii.gz"), &scan_bytes(seed));
+    }
+}
+
+fn wait_scored(site: &Site, n: u64) {
+    let stems = stems(n);
+    site.wait_scored(&stems.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// Maps and masks of the scans: what must not depend on the way to them.
+fn maps(site: &Site, n: u64) -> Vec<Vec<u8>> {
+    let both = |stem: &String| [&ENDINGS[0], &ENDINGS[1]].map(|ending| site.result(stem, ending));
+    stems(n).iter().flat_map(both).collect()
+}
+
+/// The same files scored once, without daemon and store.
+fn from_scratch(site: &Site, n: u64) -> Vec<Vec<u8>> {
+    let out = site.path("from-scratch");
+    let mut score = oddscan();
+    score.args(["score", "--config"]).arg(site.path("config.toml")).arg("--out").arg(&out);
+    score.args(stems(n).iter().map(|stem| site.path("incoming").join(format!("{stem}.nii.gz"))));
+    let output = score.output().unwrap();
+    assert!(output.status.success(), "{}", said(&output).1);
+    let file = |stem: &String| {
+        [&ENDINGS[0], &ENDINGS[1]]
+            .map(|ending| fs::read(out.join(format!("{stem}_anomaly{ending}"))).unwrap())
+    };
+    stems(n).iter().flat_map(file).collect()
+}
+
+#[test]
+fn scans_that_arrive_one_by_one_get_the_results_of_a_scoring_from_scratch() {
+    let mut site = Site::new(3, &[]);
+    site.start();
+    drop_scans(&site, [1, 2]);
+    site.wait("waiting", |site| {
+        site.sidecar("sub-1_T1w").is_some_and(|sidecar| {
+            matches!(sidecar.standing, Standing::WaitingForScans { need: 3, .. })
+        })
+    });
+    assert_eq!(names(&site.path("results")).iter().filter(|n| n.ends_with(".png")).count(), 0);
+    drop_scans(&site, [3]);
+    wait_scored(&site, 3);
+    let first = site.sidecar("sub-1_T1w").unwrap();
+    drop_scans(&site, [4, 5]);
+    wait_scored(&site, 5);
+    let last = site.sidecar("sub-1_T1w").unwrap();
+    assert!(last.revision > first.revision);
+    assert_ne!(last.window.id, first.window.id);
+    for stem in stems(5) {
+        for ending in ENDINGS {
+            assert!(!site.result(&stem, ending).is_empty());
+        }
+    }
+    assert_eq!(names(&site.path("results")).len(), 5 * ENDINGS.len(), "and nothing else");
+    assert_eq!(maps(&site, 5), from_scratch(&site, 5), "bit for bit");
+    assert_eq!(site.metric("oddscan_ready"), 1.0);
+    assert_eq!(site.status().n_accepted, 5);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn what_is_wrong_goes_to_quarantine_with_its_reason_and_the_others_are_scored() {
+    let mut site = Site::new(3, &["intake.max_megavoxels = 1", "intake.max_file_mib = 16"]);
+    site.start();
+    let mut expected = Vec::new();
+    for (name, bytes, reason) in hostile_files() {
+        let name = format!("{name}_T1w.nii.gz");
+        site.drop_in(&name, &bytes);
+        expected.push((name, reason.name()));
+    }
+    let constant = {
+        let mut volume = crate::support::brain(1);
+        volume.voxels.fill(7.0);
+        oddscan::nifti::encode_volume(&volume)
+    };
+    let nothing = {
+        let mut volume = crate::support::brain(1);
+        volume.voxels.fill(0.0);
+        oddscan::nifti::encode_volume(&volume)
+    };
+    for (name, bytes) in [("constant_T1w.nii.gz", constant), ("nothing_T1w.nii.gz", nothing)] {
+        site.drop_in(name, &bytes);
+        expected.push((name.to_owned(), "no_brain"));
+    }
+    fs::create_dir(site.path("incoming").join("x.nii")).unwrap();
+    expected.push(("x.nii".to_owned(), "unsupported"));
+    drop_scans(&site, 1..=3);
+    wait_scored(&site, 3);
+    site.drop_in("copy_T1w.nii.gz", &scan_bytes(1));
+    let n_refused = expected.len() as u64;
+    site.wait("all refused", |site| site.status().n_quarantined == n_refused);
+    for (name, reason) in &expected {
+        let folder = site.path("quarantine").join(reason).join(name);
+        assert_eq!(names(&folder).len(), 2, "{name}: the file and its reason");
+        let text = fs::read_to_string(folder.join("reason.json")).unwrap();
+        let file: ReasonFile = serde_json::from_str(&text).unwrap();
+        assert_eq!(file.refusal.reason.name(), *reason);
+        assert!(file.moved && !file.refusal.action.is_empty(), "{text}");
+        assert!(!site.path("incoming").join(name).exists());
+    }
+    site.wait("the copy recognised", |site| site.status().n_duplicates == 1);
+    assert!(site.sidecar("copy_T1w").is_none());
+    assert!(site.path("incoming/copy_T1w.nii.gz").exists(), "a copy is left alone");
+    let refused = "oddscan_ingest_volumes_total{result=\"quarantined\"}";
+    assert_eq!(site.metric(refused), expected.len() as f64);
+    // A reader of logs and metrics learns no file name: patients' names are in them.
+    for text in [site.log(), site.get("/metrics").unwrap(), site.get("/status.json").unwrap()] {
+        assert!(!text.contains("T1w.nii") && !text.contains("sub-1"), "{text}");
+    }
+    assert!(site.is_running());
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_kill_at_any_moment_loses_nothing_and_does_nothing_twice() {
+    let mut site = Site::new(3, &[]);
+    drop_scans(&site, 1..=6);
+    // From before the first scan is settled until after the last result.
+    for milliseconds in [50, 300, 350, 400, 450, 500, 600, 700, 900, 1200] {
+        site.start();
+        thread::sleep(Duration::from_millis(milliseconds));
+        site.kill();
+        for name in names(&site.path("results")).iter().filter(|name| name.ends_with(".json")) {
+            read_sidecar(&site.path("results").join(name)).unwrap();
+        }
+    }
+    site.start();
+    wait_scored(&site, 6);
+    let before = stems(6).iter().map(|stem| site.sidecar(stem).unwrap().revision).max();
+    site.wait("idle", |site| site.status().cohorts["t1w"].n_outdated == 0);
+    assert_eq!(site.status().cohorts["t1w"].n_scans, 6);
+    assert_eq!(site.stop(), Some(0));
+    assert_eq!(maps(&site, 6), from_scratch(&site, 6), "bit for bit");
+    assert_eq!(names(&site.path("results")).len(), 6 * ENDINGS.len(), "no half-written files");
+    assert_eq!(names(&site.path("quarantine")), Vec::<String>::new());
+    // Nothing is left to be done, so nothing is written.
+    site.start();
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(site.status().n_reported, 0);
+    let after = stems(6).iter().map(|stem| site.sidecar(stem).unwrap().revision).max();
+    assert_eq!(before, after);
+}
+
+#[test]
+fn a_flood_passes_through_a_window_that_stays_small() {
+    let mut site = Site::new(3, &["window.max_scans = 4"]);
+    site.start();
+    drop_scans(&site, 1..=40);
+    site.wait("all accepted", |site| site.status().n_accepted == 40);
+    site.wait("the last scored", |site| {
+        site.sidecar("sub-40_T1w").is_some_and(|sidecar| sidecar.standing == Standing::Scored)
+            || site.status().cohorts["t1w"].n_outdated == 0
+    });
+    site.wait("all taken", |site| site.status().n_waiting == 0);
+    site.wait("idle", |site| {
+        let status = site.status();
+        status.in_hand.is_none() && status.cohorts["t1w"].n_outdated == 0
+    });
+    assert_eq!(site.status().cohorts["t1w"].n_scans, 4);
+    assert_eq!(site.metric("oddscan_store_evictions_total{reason=\"window\"}"), 36.0);
+    let n_archived = names(&site.path("state/sources")).len();
+    assert!(n_archived <= 4, "sources of evicted scans are gone: {n_archived}");
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_slow_copy_is_read_when_it_is_whole() {
+    let mut site = Site::new(2, &["intake.settle_secs = 0.6"]);
+    site.start();
+    let bytes = scan_bytes(1);
+    let mut file = fs::File::create(site.path("incoming/sub-1_T1w.nii.gz")).unwrap();
+    for part in bytes.chunks(bytes.len() / 6) {
+        file.write_all(part).unwrap();
+        file.sync_all().unwrap();
+        thread::sleep(Duration::from_millis(250));
+    }
+    site.wait("accepted", |site| site.status().n_accepted == 1);
+    assert_eq!(site.status().n_quarantined, 0);
+}
+
+#[test]
+fn settings_are_reloaded_on_a_signal_and_wrong_ones_change_nothing() {
+    let mut site = Site::new(5, &[]);
+    site.start();
+    drop_scans(&site, 1..=3);
+    site.wait("encoded", |site| site.status().cohorts.get("t1w").is_some_and(|c| c.n_scans == 3));
+    fs::write(site.path("config.toml"), "window.min_scans = \"many\"").unwrap();
+    site.signal(Signal::HUP);
+    let reload = "oddscan_config_last_reload_successful";
+    site.wait("refused", |site| site.metric(reload) == 0.0);
+    assert_eq!(site.status().cohorts["t1w"].min_scans, 5);
+    site.configure(3, &["volume.side = 70"]);
+    site.signal(Signal::HUP);
+    site.wait("reloaded", |site| site.metric(reload) == 1.0);
+    assert!(site.log().contains("volume.side"), "a key that needs a restart is named");
+    wait_scored(&site, 3);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_second_daemon_on_the_same_address_is_refused() {
+    let mut site = Site::new(3, &[]);
+    site.start();
+    let mut run = oddscan();
+    let second = run.arg("run").arg("--config").arg(site.path("config.toml")).output().unwrap();
+    assert_eq!(second.status.code(), Some(74), "{}", said(&second).1);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn the_status_command_shows_what_the_daemon_does() {
+    let mut site = Site::new(3, &[]);
+    site.start();
+    drop_scans(&site, [1]);
+    site.wait("encoded", |site| site.status().cohorts.get("t1w").is_some_and(|c| c.n_scans == 1));
+    let mut status = oddscan();
+    let output = status.arg("status").arg("--config").arg(site.path("config.toml")).output();
+    let (stdout, stderr, code) = said(&output.unwrap());
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("is ready") && stdout.contains("cohort t1w: 1 scans"), "{stdout}");
+}

@@ -1,0 +1,39 @@
+//! Reading and writing NIfTI against an independent program: nibabel.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
+
+use std::{env, fs, process::Command};
+
+use crate::{
+    shipped::{repository, run},
+    support::{Site, oddscan, said},
+};
+
+/// Python with nibabel; `scripts/test.sh` makes one.
+fn python() -> Option<Command> {
+    let Some(python) = env::var_os("ODDSCAN_PYTHON") else {
+        println!("skipped: ODDSCAN_PYTHON names no Python with nibabel; use scripts/test.sh");
+        return None;
+    };
+    let mut command = Command::new(python);
+    command.arg(repository().join("tests/it/nifti_matrix.py"));
+    Some(command)
+}
+
+#[test]
+fn results_lie_on_the_grid_of_every_kind_of_scan_as_nibabel_reads_it() {
+    let (Some(mut make), Some(mut check)) = (python(), python()) else { return };
+    let site = Site::new(2, &["volume.min_brain_ml = 10.0"]);
+    let scans = site.path("scans");
+    run(make.arg("make").arg(&scans));
+    let n_scans = fs::read_dir(&scans).unwrap().count();
+    assert!(n_scans > 20, "{n_scans}");
+    let mut score = oddscan();
+    score.args(["score", "--json", "--config"]).arg(site.path("config.toml"));
+    let output = score.arg("--out").arg(site.path("results")).arg(&scans).output().unwrap();
+    let (stdout, stderr, code) = said(&output);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(report["scored"].as_array().unwrap().len(), n_scans);
+    println!("{}", run(check.arg("check").arg(&scans).arg(site.path("results"))));
+}

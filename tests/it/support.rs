@@ -1,0 +1,228 @@
+//! Small scans, a small network, and the binary as a process.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use oddscan::{
+    nifti,
+    numeric::{
+        geometry::{Affine, Shape3},
+        projection::Normal,
+        volume::RawVolume,
+    },
+    pipeline::board::Status,
+    report::{Sidecar, Standing, read_sidecar},
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// A brain of 26 x 30 x 24 voxels of 6 mm: an ellipsoid of smooth random signal, of its own for
+/// each seed, on a grid a little tilted.
+pub fn brain(seed: u64) -> RawVolume {
+    let shape = Shape3([26, 30, 24]);
+    let affine =
+        Affine::new([[6.0, 0.3, 0.0, -80.0], [-0.3, 6.0, 0.0, -90.0], [0.0, 0.0, 6.0, -70.0]]);
+    let mut random = Normal::new(seed);
+    let waves: Vec<[f64; 4]> =
+        (0..4).map(|_| std::array::from_fn(|_| 0.3 * random.next())).collect();
+    let voxel = |offset: usize| {
+        let [x, y, z] = shape.voxel(offset).map(|index| index as f64);
+        let radius = ((x - 12.5) / 11.0).powi(2) + ((y - 14.5) / 13.0).powi(2);
+        if radius + ((z - 11.5) / 10.0).powi(2) > 1.0 {
+            return 0.0;
+        }
+        let wave = |[a, b, c, d]: &[f64; 4]| (a * x + b * y + c * z + 10.0 * d).sin();
+        (100.0 + 15.0 * waves.iter().map(wave).sum::<f64>() + random.next()) as f32
+    };
+    let voxels = (0..shape.n_voxels()).map(voxel).collect();
+    RawVolume { shape, voxels, affine: affine.unwrap() }
+}
+
+/// The scan of [`brain`] as a `.nii.gz`.
+pub fn scan_bytes(seed: u64) -> Vec<u8> {
+    nifti::encode_volume(&brain(seed))
+}
+
+/// A folder with everything that a daemon needs, and the daemon's life in it.
+pub struct Site {
+    folder: TempDir,
+    pub address: SocketAddr,
+    daemon: Option<Child>,
+}
+
+impl Site {
+    /// A site whose windows need `min_scans`; `more` are further lines of settings, like
+    /// `window.max_scans = 5`.
+    pub fn new(min_scans: usize, more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let address = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+        let site = Self { folder, address, daemon: None };
+        fs::write(site.path("weights"), crate::tiny::network(0).to_safetensors(false)).unwrap();
+        for name in ["incoming", "results", "quarantine", "state"] {
+            fs::create_dir(site.path(name)).unwrap();
+        }
+        site.configure(min_scans, more);
+        site
+    }
+
+    pub fn configure(&self, min_scans: usize, more: &[&str]) {
+        let folder = self.folder.path().display();
+        let key = |line: &str| line.split(' ').next().unwrap().to_owned();
+        let mut lines: Vec<String> = ["incoming", "results", "quarantine", "state"]
+            .map(|name| format!("directories.{name} = \"{folder}/{name}\""))
+            .into();
+        lines.extend([
+            format!("encoder.weights = \"{folder}/weights\""),
+            format!("service.listen = \"{}\"", self.address),
+            format!("window.min_scans = {min_scans}"),
+        ]);
+        lines.extend(
+            [
+                "encoder.device = \"cpu\"",
+                "intake.settle_secs = 0.3",
+                "intake.rescan_secs = 0.2",
+                "volume.side = 56",
+                "tokens.projection = 16",
+                "service.min_free_mib = 0",
+            ]
+            .iter()
+            .filter(|line| !more.iter().any(|other| key(other) == key(line)))
+            .chain(more)
+            .map(|line| (*line).to_owned()),
+        );
+        fs::write(self.path("config.toml"), lines.join("\n")).unwrap();
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Puts a file into the incoming folder the way a scanner does.
+    pub fn drop_in(&self, name: &str, bytes: &[u8]) {
+        let partial = self.path("incoming").join(format!("{name}.partial"));
+        fs::write(&partial, bytes).unwrap();
+        fs::rename(partial, self.path("incoming").join(name)).unwrap();
+    }
+
+    pub fn start(&mut self) {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
+        let mut command = oddscan();
+        command.arg("run").arg("--config").arg(self.path("config.toml"));
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.daemon = Some(command.spawn().unwrap());
+        self.wait("ready", |site| site.get("/readyz").is_some_and(|page| page == "ready\n"));
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.daemon.as_ref().unwrap()), signal).unwrap();
+    }
+
+    /// Asks the daemon to end and gives its exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        self.signal(Signal::TERM);
+        self.daemon.take().unwrap().wait().unwrap().code()
+    }
+
+    /// Ends the daemon as a power cut does.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.daemon.take().unwrap().wait().unwrap();
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.daemon.as_mut().is_some_and(|daemon| daemon.try_wait().unwrap().is_none())
+    }
+
+    /// Waits for something to become true; panics with the log after a long time.
+    pub fn wait(&self, what: &str, is_true: impl Fn(&Self) -> bool) {
+        let started = Instant::now();
+        while !is_true(self) {
+            assert!(started.elapsed() < Duration::from_secs(120), "never {what}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// A page of the daemon, whatever its status code.
+    pub fn get(&self, page: &str) -> Option<String> {
+        let agent: ureq::Agent =
+            ureq::Agent::config_builder().proxy(None).http_status_as_error(false).build().into();
+        let mut response = agent.get(format!("http://{}{page}", self.address)).call().ok()?;
+        response.body_mut().read_to_string().ok()
+    }
+
+    pub fn status(&self) -> Status {
+        serde_json::from_str(&self.get("/status.json").unwrap()).unwrap()
+    }
+
+    /// Value of a metric with its labels, like `oddscan_ready`.
+    pub fn metric(&self, name: &str) -> f64 {
+        let page = self.get("/metrics").unwrap();
+        let line = page.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        line.unwrap_or_else(|| panic!("no {name} in\n{page}")).parse().unwrap()
+    }
+
+    pub fn sidecar(&self, stem: &str) -> Option<Sidecar> {
+        read_sidecar(&self.path("results").join(format!("{stem}_anomaly.json"))).ok()
+    }
+
+    /// Waits until these scans are each other's window and all results are of that window.
+    pub fn wait_scored(&self, stems: &[&str]) {
+        self.wait(&format!("scored: {stems:?}"), |site| {
+            stems.iter().all(|stem| {
+                site.sidecar(stem).is_some_and(|sidecar| {
+                    sidecar.standing == Standing::Scored && sidecar.window.size == stems.len()
+                })
+            })
+        });
+    }
+
+    pub fn result(&self, stem: &str, ending: &str) -> Vec<u8> {
+        fs::read(self.path("results").join(format!("{stem}_anomaly{ending}"))).unwrap()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.kill().ok();
+            daemon.wait().ok();
+        }
+    }
+}
+
+/// The binary, with nothing of this machine's settings.
+pub fn oddscan() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oddscan"));
+    command.stdin(Stdio::null());
+    for name in ["ODDSCAN_WEIGHTS", "ODDSCAN_MODELS", "RUST_LOG", "JOURNAL_STREAM", "NOTIFY_SOCKET"]
+    {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// What a finished command has written to stdout and stderr, and its exit code.
+pub fn said(output: &Output) -> (String, String, Option<i32>) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr), output.status.code())
+}
+
+/// Names of the files in a folder, sorted.
+pub fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
