@@ -16,6 +16,7 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use super::{CONFIG, Failure, INTERNAL, IO, USAGE, status};
 use crate::{
     config::Config,
+    domain::finding::mask_ml,
     nifti::{self, Limits},
     pipeline::board::Status,
     report::{self, Sidecar, Standing},
@@ -190,7 +191,6 @@ fn row(scan: &Scan, sidecar: &Sidecar, results: &Path) -> String {
     let (Standing::Scored, Some(scores)) = (&sidecar.standing, &sidecar.scores) else {
         return format!("{:<28} waits for more scans of its kind", scan.stem());
     };
-    let mask_ml: f64 = sidecar.clusters.iter().map(|cluster| cluster.volume_mm3 / 1000.0).sum();
     let mask = sidecar.files.as_ref().map(|files| results.join(&files.mask.name));
     let lesion = mask.and_then(|mask| dice(&mask, scan.truth()?)).map_or("-".into(), |dice| {
         let hit = if dice > 0.0 { "hit" } else { "missed" };
@@ -201,7 +201,7 @@ fn row(scan: &Scan, sidecar: &Sidecar, results: &Path) -> String {
         scan.stem(),
         scores.top1_mean,
         100.0 * scores.percentile,
-        mask_ml,
+        mask_ml(&sidecar.clusters),
     )
 }
 

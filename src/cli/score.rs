@@ -5,6 +5,7 @@ use std::{
     fs,
     ops::ControlFlow,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -171,6 +172,7 @@ impl Run {
         let canonical = steps::canonical(&source, &self.engine.method.cube)?;
         let id = ScanId::of(&source.raw);
         drop(source);
+        let started = Instant::now();
         let tokens = self.engine.tokeniser.tokens(&canonical.volume, |_| {
             bar.tick();
             ControlFlow::Continue(())
@@ -198,7 +200,7 @@ impl Run {
                 cut_fraction: canonical.cut_fraction,
                 n_tokens: tokens.first().map_or(0, TokenGrid::n_tokens),
                 has_mask: mask.is_some(),
-                timings_secs: BTreeMap::new(),
+                timings_secs: [("encode".to_owned(), started.elapsed().as_secs_f64())].into(),
             }),
             reported: None,
         };
@@ -291,7 +293,7 @@ fn print_table(scored: &[(Member, Finding)], refused: &[Refused], arguments: &Ar
                     "score_max": finding.score_max,
                     "score_top1_mean": finding.score_top1_mean,
                     "percentile": finding.percentile,
-                    "mask_mm3": mask_mm3(finding),
+                    "mask_ml": finding.mask_ml(),
                 })
             })
             .collect();
@@ -313,15 +315,11 @@ fn print_table(scored: &[(Member, Finding)], refused: &[Refused], arguments: &Ar
             finding.score_top1_mean,
             finding.score_max,
             100.0 * finding.percentile,
-            mask_mm3(finding) / 1000.0
+            finding.mask_ml()
         );
     }
     for Refused { path, error } in refused {
         eprintln!("not scored: {}: {error}", path.display());
     }
     println!("results in {}   (research use only)", arguments.out.display());
-}
-
-fn mask_mm3(finding: &Finding) -> f64 {
-    finding.clusters.iter().map(|cluster| cluster.volume_mm3).sum()
 }

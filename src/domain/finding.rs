@@ -43,6 +43,19 @@ pub struct Finding {
     pub mask: Vec<bool>,
 }
 
+impl Finding {
+    /// Volume of the mask, ml.
+    pub fn mask_ml(&self) -> f64 {
+        mask_ml(&self.clusters)
+    }
+}
+
+/// Volume of all regions of a mask, ml.
+pub fn mask_ml(clusters: &[Cluster]) -> f64 {
+    // Not `sum`: that of nothing is -0, which shows.
+    clusters.iter().fold(0.0, |sum, cluster| sum + cluster.volume_mm3 / 1000.0)
+}
+
 /// The window that a finding was scored against.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowIdentity {

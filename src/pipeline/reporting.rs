@@ -56,6 +56,7 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
         map: &finding.map,
         mask: &finding.mask,
         threshold: finding.threshold,
+        focus: finding.clusters.first().map(|largest| largest.peak_world_mm),
         top,
         title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
         summary: &summary(&finding, scores.len()),
@@ -148,12 +149,11 @@ pub(super) fn result_key(window: &WindowIdentity, config: &Config) -> String {
 
 fn summary(finding: &Finding, n_scans: usize) -> String {
     let n_lower = (finding.percentile * (n_scans - 1) as f64).round();
-    let volume: f64 = finding.clusters.iter().map(|cluster| cluster.volume_mm3).sum();
     format!(
         "score {:.3}, higher than {n_lower} of {} other scans; mask {:.1} ml in {} region{}",
         finding.score_top1_mean,
         n_scans - 1,
-        volume / 1000.0,
+        finding.mask_ml(),
         finding.clusters.len(),
         if finding.clusters.len() == 1 { "" } else { "s" },
     )

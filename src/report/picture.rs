@@ -29,6 +29,9 @@ pub struct PictureInput<'a> {
     pub mask: &'a [bool],
     /// Where the mask begins.
     pub threshold: f32,
+    /// World place, mm, that all planes go through: of the largest region rather than of the highest
+    /// value, which is often a speck on the rim. Without one the highest value.
+    pub focus: Option<[f64; 3]>,
     /// Map value at the upper end of the colours: common to a window, so that pictures compare.
     pub top: f32,
     /// First line: which scan.
@@ -106,7 +109,7 @@ const PLANES: [Plane; 3] = [
 struct Scene<'a> {
     input: &'a PictureInput<'a>,
     to_voxel: Affine,
-    /// World place that all planes go through: the highest map value, else the brain's middle.
+    /// World place that all planes go through.
     focus: [f64; 3],
     centre: [f64; 3],
     /// Half the edge of a pane, mm.
@@ -138,7 +141,7 @@ impl<'a> Scene<'a> {
         Self {
             input,
             to_voxel: affine.inverse(),
-            focus: marked.map_or(centre, world),
+            focus: input.focus.unwrap_or_else(|| marked.map_or(centre, world)),
             centre,
             reach: 0.5 * extent * 1.16,
             white: grey.max(f32::MIN_POSITIVE),
@@ -440,6 +443,7 @@ mod tests {
             map: &map,
             mask: &mask,
             threshold: 1.5,
+            focus: None,
             top: 2.0,
             title: "title",
             summary: "summary",
