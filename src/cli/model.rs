@@ -2,8 +2,14 @@
 
 use std::path::PathBuf;
 
-use super::{CONFIG, Failure};
-use crate::{compute::weights::VitWeights, model::find_weights};
+use indicatif::{ProgressBar, ProgressStyle};
+use sha2::{Digest, Sha256};
+
+use super::{CONFIG, Failure, IO, REFUSED, UNAVAILABLE};
+use crate::{
+    compute::weights::VitWeights,
+    model::{self, Fetched, Model, Origin, find_weights, model_folders},
+};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -15,11 +21,44 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Get DINOv2 weights to where oddscan finds them; does nothing if they are there.
+    Fetch {
+        /// The network.
+        #[arg(long, value_enum, default_value = "small")]
+        model: Model,
+        /// Where to get it.
+        #[arg(long, value_enum, default_value = "auto")]
+        from: Origin,
+        /// Where to put it, instead of the user's data folder. The service looks in
+        /// /var/lib/oddscan/models.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Convert weights: safetensors of Meta or Hugging Face, PyTorch's .pth, or ONNX. Nothing in
+    /// the file is executed.
+    Import {
+        /// The file to convert.
+        file: PathBuf,
+        /// The file to write, instead of the network's name in the user's data folder.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Write f16 instead of f32: half the size, token cosine above 0.99999.
+        #[arg(long)]
+        half: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(super) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Info { file, json } => info(file, json),
+        Command::Fetch { model, from, dir, json } => fetch(model, from, dir, json),
+        Command::Import { file, out, half, json } => import(file, out, half, json),
     }
 }
 
@@ -38,12 +77,73 @@ fn info(file: Option<PathBuf>, json: bool) -> Result<(), Failure> {
         "patch": a.patch,
         "registers": a.registers,
     });
+    show(&facts, json);
+    Ok(())
+}
+
+fn fetch(model: Model, from: Origin, dir: Option<PathBuf>, json: bool) -> Result<(), Failure> {
+    let folder = dir.or_else(|| model_folders().into_iter().next());
+    let folder = folder.ok_or_else(|| Failure::new(CONFIG, "no folder for weights; give --dir"))?;
+    let path = folder.join(model.file_name());
+    if VitWeights::load(&path).is_ok() {
+        eprintln!("already there and whole: {}", path.display());
+        return info(Some(path), json);
+    }
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
+    bar.set_style(style.expect("a template without faults"));
+    let mut progress = |done: u64, all: Option<u64>| {
+        bar.set_length(all.unwrap_or(done));
+        bar.set_position(done);
+    };
+    let fetched = model::fetch(model, from, &folder, &mut progress)
+        .map_err(|error| Failure::new(UNAVAILABLE, error))?;
+    bar.finish_and_clear();
+    show_fetched(&fetched, json);
+    Ok(())
+}
+
+fn show_fetched(fetched: &Fetched, json: bool) {
+    if json {
+        show(&serde_json::json!(fetched), true);
+        return;
+    }
+    println!("{} from {}", fetched.model, fetched.source);
+    println!("written to {}", fetched.path.display());
+    println!("sha256 {}", fetched.sha256);
+    println!("licence: {}", fetched.licence);
+    if let Some(caveat) = fetched.caveat {
+        println!("note: {caveat}");
+    }
+}
+
+fn import(file: PathBuf, out: Option<PathBuf>, half: bool, json: bool) -> Result<(), Failure> {
+    let weights = model::import(&file).map_err(|error| Failure::new(REFUSED, error))?;
+    let name = format!("{}.safetensors", weights.architecture);
+    let out = out.or_else(|| Some(model_folders().into_iter().next()?.join(name)));
+    let out = out.ok_or_else(|| Failure::new(CONFIG, "no folder for weights; give --out"))?;
+    let bytes = weights.to_safetensors(half);
+    let folder = out.parent().map_or(Ok(()), std::fs::create_dir_all);
+    folder
+        .and_then(|()| model::write_whole(&out, &bytes))
+        .map_err(|error| Failure::new(IO, format!("cannot write {}: {error}", out.display())))?;
+    let facts = serde_json::json!({
+        "file": out,
+        "model": weights.architecture.to_string(),
+        "sha256": hex::encode(Sha256::digest(&bytes)),
+        "source": file,
+        "parameters": weights.n_parameters(),
+    });
+    show(&facts, json);
+    Ok(())
+}
+
+fn show(facts: &serde_json::Value, json: bool) {
     if json {
         println!("{facts}");
-        return Ok(());
+        return;
     }
     for (key, value) in facts.as_object().into_iter().flatten() {
-        println!("{key:<11} {}", value.as_str().map_or(value.to_string(), str::to_owned));
+        println!("{key:<13} {}", value.as_str().map_or(value.to_string(), str::to_owned));
     }
-    Ok(())
 }

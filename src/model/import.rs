@@ -1,0 +1,99 @@
+//! Weights of other programs to [`VitWeights`]: safetensors, PyTorch's zip format, ONNX.
+
+use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
+
+use safetensors::{Dtype, tensor::TensorView};
+
+use super::{onnx, pickle};
+use crate::compute::weights::{VitWeights, WeightsError};
+
+/// The largest file that is read: ViT-g in f32 has 4.5 GB.
+const MAX_FILE_BYTES: u64 = 6 << 30;
+
+/// Why a file cannot be converted.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The file cannot be read.
+    #[error("the file cannot be read")]
+    Io(#[from] std::io::Error),
+    /// Too large for a vision transformer.
+    #[error("the file has {0} bytes, at most {MAX_FILE_BYTES} are read; is it the right file?")]
+    TooLarge(u64),
+    /// Neither safetensors, nor .pth, nor ONNX.
+    #[error(
+        "neither safetensors, nor a .pth of PyTorch 1.6 or newer, nor ONNX; found a file that starts with {0:02x?}"
+    )]
+    Unknown(Vec<u8>),
+    /// A .pth that is damaged, or holds something else than tensors.
+    #[error("the .pth file cannot be used: {0}")]
+    Pickle(String),
+    /// An ONNX file that is damaged or of another network.
+    #[error("the ONNX file cannot be used: {0}")]
+    Onnx(String),
+    /// The tensors are not those of a DINOv2 network.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+}
+
+/// A tensor, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Tensor {
+    pub(super) shape: Vec<usize>,
+    pub(super) values: Vec<f32>,
+}
+
+/// Tensors by name.
+pub(super) type Tensors = BTreeMap<String, Tensor>;
+
+/// Reads weights in any of the known formats; what they are is told by the content.
+///
+/// # Errors
+/// Everything that is not exactly a DINOv2 network, see [`VitWeights::from_bytes`].
+pub fn import(path: &Path) -> Result<VitWeights, ImportError> {
+    let file = File::open(path)?;
+    let n_bytes = file.metadata()?.len();
+    if n_bytes > MAX_FILE_BYTES {
+        return Err(ImportError::TooLarge(n_bytes));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+    import_bytes(&bytes)
+}
+
+fn import_bytes(bytes: &[u8]) -> Result<VitWeights, ImportError> {
+    let start = &bytes[..bytes.len().min(16)];
+    if start.get(8) == Some(&b'{') {
+        return Ok(VitWeights::from_bytes(bytes)?);
+    }
+    let tensors = if start.starts_with(b"PK\x03\x04") {
+        pickle::tensors(bytes).map_err(ImportError::Pickle)?
+    } else if start.first() == Some(&0x08) {
+        // Field 1 of the message: the version of the format.
+        onnx::tensors(bytes).map_err(ImportError::Onnx)?
+    } else {
+        return Err(ImportError::Unknown(start.to_vec()));
+    };
+    Ok(VitWeights::from_bytes(&to_safetensors(&tensors))?)
+}
+
+/// So that one loader checks everything.
+fn to_safetensors(tensors: &Tensors) -> Vec<u8> {
+    let views = tensors.iter().map(|(name, tensor)| {
+        let data: &[u8] = bytemuck::cast_slice(&tensor.values);
+        let view = TensorView::new(Dtype::F32, tensor.shape.clone(), data);
+        (name, view.expect("the readers check that shape and values fit"))
+    });
+    safetensors::serialize(views, None).expect("names are unique and data is complete")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_none_of_the_formats_is_named_by_its_first_bytes() {
+        let error = import_bytes(b"GIF89a").unwrap_err().to_string();
+        assert!(error.contains("47, 49, 46"), "{error}");
+        assert!(matches!(import_bytes(b""), Err(ImportError::Unknown(_))));
+    }
+}
