@@ -10,13 +10,14 @@ command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 venv=target/test-venv
 if ! "$venv/bin/python" -c 'import nibabel' 2>/dev/null; then
     python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet nibabel numpy
+    "$venv/bin/pip" install --quiet nibabel -r tests/reference/requirements.txt
 fi
 export ODDSCAN_PYTHON="$PWD/$venv/bin/python"
 
 export RUSTFLAGS="${RUSTFLAGS:-}" RUSTDOCFLAGS="-D warnings"
 set -x
 cargo fmt --check
+"$ODDSCAN_PYTHON" tests/reference/make_goldens.py --check
 cargo clippy --all-targets --features burn-cpu -- -D warnings
 cargo nextest run --features burn-cpu
 cargo test --doc --features burn-cpu

@@ -7,7 +7,11 @@
 
 mod distances;
 mod encoder;
+#[path = "../reference/goldens.rs"]
+#[expect(dead_code, reason = "the scans are for the stages outside the engine")]
+mod goldens;
 mod gpu;
+mod reference;
 mod tiny;
 
 use std::path::PathBuf;

@@ -2,9 +2,12 @@
 
 mod cli;
 mod daemon;
+#[path = "../reference/goldens.rs"]
+mod goldens;
 mod hostile;
 mod layers;
 mod nibabel;
+mod reference;
 mod shipped;
 mod support;
 mod systemd;

@@ -1,0 +1,78 @@
+//! The golden values of `make_goldens.py`, for the tests of both engines.
+
+use std::path::PathBuf;
+
+use oddscan::{
+    compute::weights::VitWeights,
+    numeric::{
+        geometry::{Affine, Shape3},
+        token::TokenGrid,
+        volume::RawVolume,
+    },
+};
+use safetensors::SafeTensors;
+
+/// Voxels of each golden scan.
+pub const SHAPE: Shape3 = Shape3([22, 26, 20]);
+/// Cells along each edge of the cube.
+pub const SIDE: usize = 4;
+/// Encoder blocks that are scored.
+pub const LAYERS: [usize; 2] = [2, 3];
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference").join(name)
+}
+
+/// The tiny network.
+pub fn weights() -> VitWeights {
+    VitWeights::load(&fixture("weights.safetensors")).unwrap()
+}
+
+/// All golden tensors.
+pub struct Goldens(Vec<u8>);
+
+impl Goldens {
+    pub fn load() -> Self {
+        Self(std::fs::read(fixture("goldens.safetensors")).unwrap())
+    }
+
+    /// Values of a tensor, row-major.
+    pub fn values(&self, name: &str) -> Vec<f32> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let tensor = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let numbers = tensor.data().chunks_exact(4);
+        numbers.map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+    }
+
+    pub fn scan(&self, number: usize) -> RawVolume {
+        let rows = self.values(&format!("scan{number}.affine"));
+        let row = |row: usize| std::array::from_fn(|column| f64::from(rows[4 * row + column]));
+        RawVolume {
+            shape: SHAPE,
+            voxels: self.values(&format!("scan{number}.voxels")),
+            affine: Affine::new([row(0), row(1), row(2)]).unwrap(),
+        }
+    }
+
+    pub fn cells(&self, number: usize) -> Vec<u32> {
+        self.values(&format!("scan{number}.cells")).into_iter().map(|cell| cell as u32).collect()
+    }
+
+    pub fn tokens(&self, number: usize, layer: usize) -> TokenGrid {
+        let values = self.values(&format!("scan{number}.tokens.{layer}"));
+        let features = values.into_iter().map(half::f16::from_f32).collect();
+        TokenGrid::new(SIDE, 24, self.cells(number), features).unwrap()
+    }
+}
+
+/// Every value within `tolerance`, relative above 1 and absolute below.
+pub fn assert_close(found: &[f32], golden: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(found.len(), golden.len(), "{what}");
+    let error = |(found, golden): (&f32, &f32)| {
+        // Both infinite: no candidate in reach.
+        if found == golden { 0.0 } else { (found - golden).abs() / golden.abs().max(1.0) }
+    };
+    let worst = found.iter().zip(golden).map(error).fold(0.0, f32::max);
+    println!("{what}: worst error {worst:.1e} of {} values", found.len());
+    assert!(worst <= tolerance, "{what}: {worst:e}");
+}
