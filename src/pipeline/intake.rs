@@ -33,7 +33,7 @@ const MAX_READS: u32 = 3;
 
 /// What became of a whole file.
 enum Taken {
-    Accepted(ScanRecord),
+    Accepted(Box<ScanRecord>),
     Duplicate(ScanId),
     /// It changed while it was copied: not whole after all.
     Changed,
@@ -221,7 +221,7 @@ impl Intake {
         let record = self.new_record(candidate, id, waited)?;
         self.shared.store.put_record(&record)?;
         self.shared.metrics.bytes_ingested(draft.n_bytes);
-        Ok(Taken::Accepted(record))
+        Ok(Taken::Accepted(Box::new(record)))
     }
 
     fn new_record(

@@ -1,7 +1,5 @@
 //! The commands as a person or a script uses them.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
-
 use std::fs;
 
 use crate::support::{Site, names, oddscan, said, scan_bytes};

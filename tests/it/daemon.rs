@@ -1,7 +1,5 @@
 //! The daemon's life: the real binary on a folder of its own, with a tiny network.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
-
 use std::{fs, io::Write, thread, time::Duration};
 
 use oddscan::{

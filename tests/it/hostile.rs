@@ -1,8 +1,6 @@
 //! Files that are wrong: every one is refused with its reason, none is a panic, and memory does not
 //! follow what a header claims.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
-
 use std::{
     fs,
     io::{Read, Write},
@@ -179,7 +177,7 @@ fn folders_and_forbidden_files_are_errors() {
     assert!(matches!(read_scan(&folder.path().join("none"), &LIMITS), Err(ScanError::Io { .. })));
     let path = folder.path().join("secret.nii.gz");
     fs::write(&path, scan_bytes(1)).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o0)).unwrap();
     match fs::File::open(&path) {
         Ok(_) => println!("skipped in part: this user may read everything"),
         Err(_) => assert!(matches!(read_scan(&path, &LIMITS), Err(ScanError::Io { .. }))),

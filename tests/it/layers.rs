@@ -1,7 +1,5 @@
 //! The layers of the crate: what may know what.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
-
 use std::{
     fs,
     path::{Path, PathBuf},

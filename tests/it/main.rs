@@ -1,11 +1,14 @@
 //! Tests of the crate from outside: real files, real store, real binary.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests stand outside of test functions")]
+
 mod cli;
 mod daemon;
 #[path = "../reference/goldens.rs"]
 mod goldens;
 mod hostile;
 mod layers;
+mod model;
 mod nibabel;
 mod reference;
 mod shipped;

@@ -1,7 +1,5 @@
 //! Reading and writing NIfTI against an independent program: nibabel.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
-
 use std::{env, fs, process::Command};
 
 use crate::{

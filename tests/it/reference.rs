@@ -2,8 +2,6 @@
 //! method and not from this code. Each stage starts from the golden values of the one before; the
 //! last test goes all the way.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
-
 use std::{num::NonZeroUsize, ops::ControlFlow, path::PathBuf};
 
 use oddscan::{

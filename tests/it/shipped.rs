@@ -1,7 +1,5 @@
 //! What is shipped beside the binary says the truth about it: dashboard, alert rules, documents.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,

@@ -1,7 +1,5 @@
 //! Small scans, a small network, and the binary as a process.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
-
 use std::{
     fs,
     net::{SocketAddr, TcpListener},

@@ -1,7 +1,5 @@
 //! The unit files: systemd accepts them and finds little to attack.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
-
 use std::{fs, path::Path, process::Command};
 
 use crate::shipped::{is_missing, repository, run};
