@@ -67,6 +67,15 @@ const EXPORT_AGAIN: &str = "export or copy the file again";
 /// [`ScanError::Refused`] for every content that is no supported scan, [`ScanError::Io`] when the
 /// file cannot be read.
 pub fn read_scan(path: &Path, limits: &Limits) -> Result<Scan, ScanError> {
+    let scan = read_volume(path, limits)?;
+    if scan.grid.header.descrip.starts_with(OWN_MARK.as_bytes()) {
+        let action = "keep results out of the incoming folder";
+        return refuse(Unsupported, "a result of oddscan", "a scan", action);
+    }
+    Ok(scan)
+}
+
+fn read_volume(path: &Path, limits: &Limits) -> Result<Scan, ScanError> {
     let (header, voxels) = read(path, limits)?;
     let shape = shape_of(&header, limits)?;
     let n_bad = voxels.iter().filter(|v| !v.is_finite()).count();
@@ -83,12 +92,12 @@ pub fn read_scan(path: &Path, limits: &Limits) -> Result<Scan, ScanError> {
     Ok(Scan { volume: RawVolume { shape, voxels, affine }, grid: Grid { header, shape } })
 }
 
-/// Reads a mask: everything that is not 0 is inside.
+/// Reads a mask, our own too: everything that is not 0 is inside.
 ///
 /// # Errors
 /// As [`read_scan`].
 pub fn read_mask(path: &Path, limits: &Limits) -> Result<RawMask, ScanError> {
-    let Scan { volume, .. } = read_scan(path, limits)?;
+    let Scan { volume, .. } = read_volume(path, limits)?;
     let inside = volume.voxels.iter().map(|&v| v != 0.0).collect();
     Ok(RawMask { shape: volume.shape, inside, affine: volume.affine })
 }
@@ -251,10 +260,6 @@ fn parse_header(start: &[u8]) -> Result<NiftiHeader, ScanError> {
     let header = header.map_err(|error| {
         Refusal::new(BadHeader, format!("an unreadable header ({error})"), "NIfTI-1", EXPORT_AGAIN)
     })?;
-    if header.descrip.starts_with(OWN_MARK.as_bytes()) {
-        let action = "keep results out of the incoming folder";
-        return refuse(Unsupported, "a result of oddscan", "a scan", action);
-    }
     Ok(header)
 }
 

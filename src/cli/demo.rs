@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{CONFIG, Failure, INTERNAL, IO, USAGE, status};
 use crate::{
@@ -24,8 +24,8 @@ use crate::{
 use daemon::Daemon;
 use scans::Scan;
 
-/// Scans from which the daemon starts to score, if there are that many.
-const MIN_SCANS: usize = 5;
+/// The daemon starts to score at half of the scans, or at this many: some may be refused.
+const MAX_MIN_SCANS: usize = 5;
 
 /// Longest time in which nothing at all happens before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -80,7 +80,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     println!("\nmaps, masks, pictures, sidecars: {}", folder.join("results").display());
     println!("metrics: {}", folder.join("metrics.prom").display());
-    println!("took {}. Research use only.", HumanDuration(started.elapsed()));
+    println!("took {:.0} s. Research use only.", started.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -119,7 +119,7 @@ fn settings(folder: &Path, address: SocketAddr, n_scans: usize, stride: usize) -
         path("results"),
         path("quarantine"),
         path("state"),
-        MIN_SCANS.min(n_scans),
+        n_scans.div_ceil(2).clamp(2, MAX_MIN_SCANS),
     )
 }
 
@@ -174,10 +174,7 @@ fn show(bar: &ProgressBar, status: &Status) {
 }
 
 fn print_table(scans: &[Scan], results: &Path) {
-    println!(
-        "{:<28} {:>7} {:>11} {:>8}  {:<24}",
-        "scan", "score", "percentile", "mask ml", "known lesion"
-    );
+    println!("{:<28} {:>7} {:>11} {:>8}  known lesion", "scan", "score", "percentile", "mask ml");
     for scan in scans {
         let sidecar = report::read_sidecar(&results.join(format!("{}_anomaly.json", scan.stem())));
         match sidecar {
@@ -197,7 +194,7 @@ fn row(scan: &Scan, sidecar: &Sidecar, results: &Path) -> String {
         format!("{hit}, Dice {dice:.2}")
     });
     format!(
-        "{:<28} {:>7.3} {:>10.0}% {:>8.1}  {lesion:<24}",
+        "{:<28} {:>7.3} {:>10.0}% {:>8.1}  {lesion}",
         scan.stem(),
         scores.top1_mean,
         100.0 * scores.percentile,

@@ -102,3 +102,29 @@ fn without_weights_the_error_says_how_to_get_them() {
     assert_eq!(code, Some(78));
     assert!(stderr.contains("oddscan model fetch"), "{stderr}");
 }
+
+#[test]
+fn the_demo_feeds_the_real_daemon_and_says_whether_known_lesions_were_hit() {
+    let site = Site::new(2, &[]);
+    let scans = site.path("scans");
+    fs::create_dir(&scans).unwrap();
+    for seed in 1..=2 {
+        fs::write(scans.join(format!("sub-{seed}_FLAIR.nii.gz")), scan_bytes(seed)).unwrap();
+    }
+    // All of the brain: whatever is marked hits it.
+    fs::write(scans.join("sub-1_lesion.nii.gz"), scan_bytes(1)).unwrap();
+    fs::write(scans.join("sub-3_FLAIR.nii.gz"), "broken").unwrap();
+    let mut demo = oddscan();
+    demo.env("ODDSCAN_WEIGHTS", site.path("weights")).args(["demo", "--slice-stride", "7"]);
+    demo.arg("--scans").arg(&scans).arg("--dir").arg(site.path("demo"));
+    let (stdout, stderr, code) = said(&demo.output().unwrap());
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    let line = |stem: &str| stdout.lines().find(|line| line.starts_with(stem)).unwrap();
+    assert!(line("sub-1_FLAIR").contains("Dice"), "{stdout}");
+    assert!(line("sub-2_FLAIR").ends_with('-'), "{stdout}");
+    assert!(line("sub-3_FLAIR").contains("refused"), "{stdout}");
+    assert!(
+        fs::read_to_string(site.path("demo/metrics.prom")).unwrap().contains("oddscan_ready 1")
+    );
+    assert_eq!(names(&site.path("demo/results")).len(), 2 * 4);
+}
