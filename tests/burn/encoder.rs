@@ -12,9 +12,11 @@ use oddscan::{
     domain::SliceEncoder,
     numeric::slice::{ImageBatch, PatchFeatures},
 };
-use safetensors::SafeTensors;
 
-use crate::{shared, tiny};
+use crate::{
+    goldens::{Goldens, shared, worst_cosine},
+    tiny,
+};
 
 pub fn options(layers: &[usize], final_norm: bool, position: PositionResize) -> EncoderOptions {
     EncoderOptions { layers: layers.to_vec(), final_norm, position }
@@ -22,16 +24,6 @@ pub fn options(layers: &[usize], final_norm: bool, position: PositionResize) -> 
 
 fn burn(weights: &VitWeights, options: &EncoderOptions, precision: Precision) -> BurnEncoder<Flex> {
     BurnEncoder::new(weights, options, precision, Default::default(), "burn-cpu").unwrap()
-}
-
-/// The smallest cosine between tokens of the same place; rows of `channels`.
-pub fn worst_cosine(found: &[f32], expected: &[f32], channels: usize) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    };
-    let cosine = |(a, b): (&[f32], &[f32])| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
-    found.chunks(channels).zip(expected.chunks(channels)).map(cosine).fold(1.0, f64::min)
 }
 
 #[test]
@@ -114,7 +106,7 @@ fn the_real_network_reaches_the_golden_features() {
         return;
     };
     let weights = VitWeights::load(&weights).unwrap();
-    let golden = Golden(std::fs::read(golden).unwrap());
+    let golden = Goldens::open(&golden);
     let images = ImageBatch { n_images: 1, side: 224, pixels: golden.values("input_224") };
     let plain = options(&[3, 6, 9, 12], false, PositionResize::Size);
     let normed = options(&[12], true, PositionResize::Size);
@@ -127,16 +119,5 @@ fn the_real_network_reaches_the_golden_features() {
         let cosine = worst_cosine(&found.values, &expected, 384);
         println!("{name}: token cosine at least {cosine:.7}");
         assert!(cosine >= 0.9999, "{name} {cosine}");
-    }
-}
-
-/// The content of a safetensors file of f32 tensors.
-pub struct Golden(pub Vec<u8>);
-
-impl Golden {
-    pub fn values(&self, name: &str) -> Vec<f32> {
-        let file = SafeTensors::deserialize(&self.0).unwrap();
-        let bytes = file.tensor(name).unwrap().data().to_vec();
-        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 }

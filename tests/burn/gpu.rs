@@ -29,8 +29,9 @@ mod with_cuda {
     };
 
     use crate::{
-        encoder::{Golden, options, worst_cosine},
-        shared, tiny,
+        encoder::options,
+        goldens::{Goldens, shared, worst_cosine},
+        tiny,
     };
 
     /// With the least token cosine that each may have with f32. TF32 rounds factors like f16.
@@ -111,7 +112,7 @@ mod with_cuda {
             return;
         };
         let weights = VitWeights::load(&weights).unwrap();
-        let golden = Golden(std::fs::read(golden).unwrap());
+        let golden = Goldens::open(&golden);
         let image = ImageBatch { n_images: 1, side: 224, pixels: golden.values("input_224") };
         let options = options(&[3, 6, 9, 12], false, PositionResize::Size);
         for (precision, floor) in PRECISIONS {

@@ -13,17 +13,3 @@ mod goldens;
 mod gpu;
 mod reference;
 mod tiny;
-
-use std::path::PathBuf;
-
-/// The folder of real data and weights, or `None` with the reason on stdout.
-fn shared(file: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("ODDSCAN_SHARED")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let path = folder.join(file);
-    if path.exists() {
-        return Some(path);
-    }
-    println!("skipped: {} is absent; ODDSCAN_SHARED names the folder", path.display());
-    None
-}

@@ -2,7 +2,7 @@
 //! method and not from this code. Each stage starts from the golden values of the one before; the
 //! last test goes all the way.
 
-use std::{num::NonZeroUsize, ops::ControlFlow, path::PathBuf};
+use std::{num::NonZeroUsize, ops::ControlFlow};
 
 use oddscan::{
     compute::{
@@ -25,9 +25,8 @@ use oddscan::{
         token::{TokenGrid, TokenSettings},
     },
 };
-use safetensors::SafeTensors;
 
-use crate::goldens::{Goldens, LAYERS, SHAPE, SIDE, assert_close, weights};
+use crate::goldens::{Goldens, LAYERS, SHAPE, SIDE, assert_close, shared, weights, worst_cosine};
 
 const CUBE: CubeSettings = CubeSettings { side: 28, field_of_view_mm: 150.3, min_brain_ml: 1.0 };
 const N_SCANS: usize = 3;
@@ -232,19 +231,6 @@ fn the_whole_way_from_scan_to_map_is_that_of_the_reference() {
     }
 }
 
-/// A file of the shared folder, or `None` and a line that says why the test skips.
-fn shared(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("ODDSCAN_SHARED").map(PathBuf::from);
-    let folder =
-        folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"));
-    let path = folder.join(name);
-    if !path.exists() {
-        println!("skipped: {} is absent", path.display());
-        return None;
-    }
-    Some(path)
-}
-
 #[test]
 fn the_real_network_reaches_its_golden_features() {
     let (Some(weights), Some(small), Some(native)) = (
@@ -258,13 +244,9 @@ fn the_real_network_reaches_its_golden_features() {
     for (file, side, layers, normed) in
         [(small, 224, vec![3, 6, 9, 12], "last_norm"), (native, 518, vec![], "last_norm_518")]
     {
-        let bytes = std::fs::read(file).unwrap();
-        let golden = |name: &str| -> Vec<f32> {
-            let file = SafeTensors::deserialize(&bytes).unwrap();
-            let data = file.tensor(name).unwrap().data().to_vec();
-            data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-        };
-        let images = ImageBatch { n_images: 1, side, pixels: golden(&format!("input_{side}")) };
+        let goldens = Goldens::open(&file);
+        let images =
+            ImageBatch { n_images: 1, side, pixels: goldens.values(&format!("input_{side}")) };
         let encode = |layers: &[usize], final_norm| {
             let position = PositionResize::Size;
             let options = EncoderOptions { layers: layers.to_vec(), final_norm, position };
@@ -276,20 +258,10 @@ fn the_real_network_reaches_its_golden_features() {
         names.push(normed.to_owned());
         for (found, name) in found.iter().zip(names) {
             // The first token is the class token.
-            let expected = golden(&name).split_off(found.channels);
+            let expected = goldens.values(&name).split_off(found.channels);
             let cosine = worst_cosine(&found.values, &expected, found.channels);
             println!("{name}: token cosine at least {cosine:.7}");
             assert!(cosine >= 0.9999, "{name} {cosine}");
         }
     }
-}
-
-/// The smallest cosine between tokens of the same place; rows of `channels`.
-fn worst_cosine(found: &[f32], expected: &[f32], channels: usize) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    };
-    let cosine = |(a, b): (&[f32], &[f32])| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
-    found.chunks(channels).zip(expected.chunks(channels)).map(cosine).fold(1.0, f64::min)
 }

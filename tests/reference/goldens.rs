@@ -1,6 +1,7 @@
-//! The golden values of `make_goldens.py`, for the tests of both engines.
+//! Golden values for the tests of both engines: those of `make_goldens.py`, and those of the real
+//! network where the shared folder is there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oddscan::{
     compute::weights::VitWeights,
@@ -28,12 +29,41 @@ pub fn weights() -> VitWeights {
     VitWeights::load(&fixture("weights.safetensors")).unwrap()
 }
 
-/// All golden tensors.
+/// A file of the shared folder (`ODDSCAN_SHARED`, else beside the repository), or `None` and a line
+/// that says why the test skips.
+pub fn shared(name: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("ODDSCAN_SHARED").map(PathBuf::from);
+    let folder =
+        folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"));
+    let path = folder.join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    println!("skipped: {} is absent; ODDSCAN_SHARED names the folder", path.display());
+    None
+}
+
+/// The smallest cosine between tokens of the same place; rows of `channels`.
+pub fn worst_cosine(found: &[f32], expected: &[f32], channels: usize) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let cosine = |(a, b): (&[f32], &[f32])| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    found.chunks(channels).zip(expected.chunks(channels)).map(cosine).fold(1.0, f64::min)
+}
+
+/// A safetensors file of f32 tensors.
 pub struct Goldens(Vec<u8>);
 
 impl Goldens {
+    /// The values of `make_goldens.py`.
     pub fn load() -> Self {
-        Self(std::fs::read(fixture("goldens.safetensors")).unwrap())
+        Self::open(&fixture("goldens.safetensors"))
+    }
+
+    pub fn open(path: &Path) -> Self {
+        Self(std::fs::read(path).unwrap())
     }
 
     /// Values of a tensor, row-major.
