@@ -134,7 +134,12 @@ fn feed(daemon: &mut Daemon, scans: &[Scan], incoming: &Path) -> Result<(), Fail
         let n_taken = (status.n_accepted + status.n_duplicates + status.n_quarantined) as usize;
         if dropped < scans.len() && n_taken == dropped && status.n_waiting == 0 {
             scans[dropped].drop_into(incoming).map_err(io)?;
-            bar.println(format!("dropped {}", scans[dropped].name()));
+            let line = format!("dropped {}", scans[dropped].name());
+            if bar.is_hidden() {
+                eprintln!("{line}")
+            } else {
+                bar.println(line)
+            }
             dropped += 1;
         }
         show(&bar, &status);
