@@ -287,6 +287,11 @@ impl Intake {
         let refusal = match (error.disposition(), error) {
             (Disposition::Fatal, error) => return Err(error),
             (_, ScanError::Refused(refusal)) => refusal,
+            (_, error) if is_full_disk(&error) => {
+                warn!(%error, cause = cause(&error), "no room to archive a scan; it waits");
+                self.settling.forget(&candidate.path);
+                return Ok(());
+            }
             (_, error) => {
                 let reads = self.failed_reads.entry(candidate.path.clone()).or_default();
                 *reads += 1;
@@ -394,6 +399,13 @@ impl Intake {
 /// A path as the store remembers it: its bytes below the incoming folder.
 fn seen_key(incoming: &Path, path: &Path) -> Vec<u8> {
     path.strip_prefix(incoming).unwrap_or(path).as_os_str().as_bytes().to_vec()
+}
+
+/// Whether our own disk is to blame, and not the file.
+fn is_full_disk(error: &ScanError) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error, ScanError::Io { source, .. }
+        if matches!(source.kind(), QuotaExceeded | ReadOnlyFilesystem | StorageFull))
 }
 
 fn cause(error: &ScanError) -> String {
