@@ -123,13 +123,20 @@ impl Engine {
             projection,
             config.tokens.clone(),
             method.layers.len(),
-            config.encoder.batch_slices,
+            batch_slices(config, &method.device),
         );
         let fell_back = cfg!(feature = "cuda")
             && config.encoder.device == DeviceChoice::Auto
             && method.device == "cpu";
         Ok(Self { tokeniser, distances, method, fell_back })
     }
+}
+
+/// Slices per batch. The CPU engine gains nothing from more than keep its threads busy, and the
+/// watchdog, a stop and the progress bar wait for a whole batch.
+fn batch_slices(config: &Config, device: &str) -> usize {
+    let most = config.encoder.batch_slices;
+    if device == "cpu" { most.min(2 * rayon::current_num_threads()) } else { most }
 }
 
 fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<(), EngineError> {

@@ -83,15 +83,17 @@ impl Tokeniser {
         let slices = groups.first().map_or(0, |&group| builder.slices(group).len());
         let all = groups.len() * slices;
         let mut done = 0;
-        // Whole groups per batch: a group is pooled as soon as it is encoded. A batch that is
+        let mut encoded = |batch: usize| {
+            done += batch;
+            match progress(Progress { done, all, batch }) {
+                ControlFlow::Break(()) if done < all => Err(TokeniseError::Stopped),
+                _ => Ok(()),
+            }
+        };
+        // Whole groups at a time: a group is pooled as soon as it is encoded. A batch that is
         // smaller than a group is split further down.
         for batch in groups.chunks((*max_batch / slices.max(1)).max(1)) {
-            add_groups(encoder.as_mut(), &mut builder, volume, batch, max_batch)?;
-            done += batch.len() * slices;
-            let progress = progress(Progress { done, all, batch: batch.len() * slices });
-            if progress.is_break() && done < all {
-                return Err(TokeniseError::Stopped);
-            }
+            add_groups(encoder.as_mut(), &mut builder, volume, batch, max_batch, &mut encoded)?;
         }
         Ok(builder.finish()?)
     }
@@ -104,7 +106,8 @@ fn add_groups(
     volume: &Volume,
     groups: &[SliceGroup],
     max_batch: &mut usize,
-) -> Result<(), DeviceError> {
+    encoded: &mut dyn FnMut(usize) -> Result<(), TokeniseError>,
+) -> Result<(), TokeniseError> {
     let mut images = ImageBatch { n_images: 0, side: volume.side(), pixels: Vec::new() };
     let mut sizes = Vec::new();
     for &group in groups {
@@ -113,7 +116,8 @@ fn add_groups(
         images.pixels.extend(part.pixels);
         sizes.push(part.n_images);
     }
-    for (layer, features) in encode_in_parts(encoder, images, max_batch)?.into_iter().enumerate() {
+    let layers = encode_in_parts(encoder, images, max_batch, encoded)?;
+    for (layer, features) in layers.into_iter().enumerate() {
         let mut rest = features.values.as_slice();
         for (&group, n_images) in groups.iter().zip(&sizes) {
             let (own, next) = rest.split_at(n_images * features.n_patches * features.channels);
@@ -124,12 +128,14 @@ fn add_groups(
     Ok(())
 }
 
-/// Encodes a batch; after an out-of-memory error in halves, which stay the largest batch.
+/// Encodes images, at most `max_batch` at a time; after an out-of-memory error half as many, which
+/// stays the largest batch. `encoded` is told of every batch that is done.
 fn encode_in_parts(
     encoder: &mut dyn SliceEncoder,
     images: ImageBatch,
     max_batch: &mut usize,
-) -> Result<Vec<PatchFeatures>, DeviceError> {
+    encoded: &mut dyn FnMut(usize) -> Result<(), TokeniseError>,
+) -> Result<Vec<PatchFeatures>, TokeniseError> {
     let image = 3 * images.side * images.side;
     let mut joined: Vec<PatchFeatures> = Vec::new();
     let mut start = 0;
@@ -141,9 +147,10 @@ fn encode_in_parts(
             Ok(features) => {
                 join(&mut joined, features);
                 start += n_images;
+                encoded(n_images)?;
             }
             Err(DeviceError::OutOfMemory { .. }) if n_images > 1 => *max_batch = n_images / 2,
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(joined)
