@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io,
+    io::{self, Read, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -66,10 +66,15 @@ pub struct Candidate {
 /// Folders are searched this deep; links are never followed.
 const MAX_DEPTH: usize = 8;
 
-/// All scans below `folder`, in the order of their paths.
-pub fn list(folder: &Path, patterns: &Patterns) -> io::Result<Vec<Candidate>> {
+/// All scans below `folder`, in the order of their paths. `alive` is called for every entry: a
+/// large folder on a slow share takes minutes.
+pub fn list(
+    folder: &Path,
+    patterns: &Patterns,
+    mut alive: impl FnMut(),
+) -> io::Result<Vec<Candidate>> {
     let mut found = Vec::new();
-    collect(folder, patterns, MAX_DEPTH, &mut found)?;
+    collect(folder, patterns, MAX_DEPTH, &mut found, &mut alive)?;
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
@@ -79,15 +84,17 @@ fn collect(
     patterns: &Patterns,
     depth: usize,
     found: &mut Vec<Candidate>,
+    alive: &mut dyn FnMut(),
 ) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
+        alive();
         let entry = entry?;
         let (path, kind) = (entry.path(), entry.file_type()?);
         let scan = patterns.is_scan(&path);
         if kind.is_dir() && !scan {
             // A folder that cannot be read must not hide its siblings; it is looked at next time.
             if depth > 0 && !hidden(&path) {
-                collect(&path, patterns, depth - 1, found).ok();
+                collect(&path, patterns, depth - 1, found, alive).ok();
             }
         } else if scan && (kind.is_file() || kind.is_dir()) {
             // It may be gone again by now.
@@ -109,6 +116,7 @@ struct Watched {
     looks: (FileLook, Option<FileLook>),
     first_seen: Instant,
     still_since: Instant,
+    is_whole: bool,
 }
 
 /// Remembers files from look to look until they are whole.
@@ -141,11 +149,13 @@ impl Settling {
             looks,
             first_seen: now,
             still_since: now,
+            is_whole: false,
         });
         if watched.looks != looks {
             *watched = Watched { looks, still_since: now, ..*watched };
         }
-        if now.duration_since(watched.still_since) >= settle {
+        watched.is_whole = now.duration_since(watched.still_since) >= settle;
+        if watched.is_whole {
             Settled::Whole(now.duration_since(watched.first_seen))
         } else {
             Settled::Waiting
@@ -157,9 +167,12 @@ impl Settling {
         self.watched.contains_key(path)
     }
 
-    /// Since when the longest waiting file has been known.
-    pub fn oldest(&self, now: Instant) -> Option<Duration> {
-        self.watched.values().map(|watched| now.duration_since(watched.first_seen)).max()
+    /// How many files are whole and wait to be read, or are not whole yet, and for how long the
+    /// oldest of them has been known.
+    pub fn waiting(&self, are_whole: bool, now: Instant) -> (usize, Option<Duration>) {
+        let watched = self.watched.values().filter(|watched| watched.is_whole == are_whole);
+        let ages = watched.map(|watched| now.duration_since(watched.first_seen));
+        (ages.clone().count(), ages.max())
     }
 
     /// Forgets a file that was dealt with.
@@ -168,25 +181,58 @@ impl Settling {
     }
 
     /// Forgets files that are no longer there.
-    pub fn keep_only(&mut self, listed: &[Candidate]) {
-        let paths: std::collections::HashSet<&Path> =
-            listed.iter().map(|candidate| candidate.path.as_path()).collect();
-        self.watched.retain(|path, _| paths.contains(path.as_path()));
+    pub fn keep_only(&mut self, is_there: impl Fn(&Path) -> bool) {
+        self.watched.retain(|path, _| is_there(path));
     }
 
-    /// Files that are not whole yet.
+    /// Files that wait, whole or not.
     pub fn n_waiting(&self) -> usize {
         self.watched.len()
     }
 }
 
-/// Copies a file to `target` and makes the copy durable, at most `max_bytes` of it.
-pub fn copy_durably(source: &Path, target: &Path, max_bytes: u64) -> io::Result<u64> {
-    let mut from = io::Read::take(File::open(source)?, max_bytes);
-    let mut to = File::create(target)?;
-    let copied = io::copy(&mut from, &mut to)?;
-    to.sync_all()?;
-    Ok(copied)
+/// Which side of a copy failed: somebody else's file, or our own folder.
+#[derive(Debug)]
+pub enum CopyError {
+    /// Reading.
+    Source(io::Error),
+    /// Writing.
+    Target(io::Error),
+}
+
+impl From<CopyError> for io::Error {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Source(error) | CopyError::Target(error) => error,
+        }
+    }
+}
+
+/// Copies a file to `target` and makes the copy durable, at most `max_bytes` of it. `alive` is
+/// called after every MiB.
+pub fn copy_durably(
+    source: &Path,
+    target: &Path,
+    max_bytes: u64,
+    mut alive: impl FnMut(),
+) -> Result<u64, CopyError> {
+    let mut from = File::open(source).map_err(CopyError::Source)?.take(max_bytes);
+    let mut to = File::create(target).map_err(CopyError::Target)?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut n_copied = 0;
+    loop {
+        let n_read = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n_read) => n_read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(CopyError::Source(error)),
+        };
+        to.write_all(&buffer[..n_read]).map_err(CopyError::Target)?;
+        n_copied += n_read as u64;
+        alive();
+    }
+    to.sync_all().map_err(CopyError::Target)?;
+    Ok(n_copied)
 }
 
 /// The content of `reason.json`.
@@ -207,7 +253,8 @@ pub struct ReasonFile {
     pub moved: bool,
 }
 
-/// Moves a refused file to `<quarantine>/<reason>/<name>/<name>` with a `reason.json` beside it.
+/// Moves a refused file to `<quarantine>/<reason>/<name>/<name>` with a `reason.json` beside it;
+/// the name is that of `came_from`.
 ///
 /// The reason is written first, so that no file lies there unexplained. A file that cannot be
 /// moved (read-only share) stays, and the reason says so. Returns the folder.
@@ -218,7 +265,7 @@ pub fn quarantine(
     refusal: &Refusal,
     now_secs: u64,
 ) -> io::Result<PathBuf> {
-    let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let name = came_from.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let folder = free_folder(&quarantine.join(refusal.reason.name()), name)?;
     let mut reason = ReasonFile {
         schema: "oddscan/quarantine/1".to_owned(),
@@ -266,7 +313,7 @@ fn write_reason(folder: &Path, reason: &ReasonFile) -> io::Result<()> {
 fn move_file(source: &Path, target: &Path) -> io::Result<()> {
     match fs::rename(source, target) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            copy_durably(source, target, u64::MAX)?;
+            copy_durably(source, target, u64::MAX, || {})?;
             fs::remove_file(source)
         }
         done => done,
@@ -303,7 +350,7 @@ mod tests {
         }
         fs::create_dir(root.join("folder.nii")).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", root.join("link.nii")).unwrap();
-        let found = list(root, &patterns()).unwrap();
+        let found = list(root, &patterns(), || {}).unwrap();
         let names: Vec<_> = found.iter().map(|c| c.path.strip_prefix(root).unwrap()).collect();
         assert_eq!(names, ["b.nii", "folder.nii", "sub-1/anat/a_T1w.nii.gz"].map(Path::new));
     }
@@ -322,8 +369,9 @@ mod tests {
         assert_eq!(settling.look(&file(2), Some(look(5)), at(20), settle), Settled::Waiting);
         let whole = settling.look(&file(2), Some(look(5)), at(30), settle);
         assert_eq!(whole, Settled::Whole(Duration::from_secs(30)));
-        assert_eq!(settling.n_waiting(), 1);
-        settling.keep_only(&[]);
+        assert_eq!(settling.waiting(true, at(31)), (1, Some(Duration::from_secs(31))));
+        assert_eq!(settling.waiting(false, at(31)), (0, None));
+        settling.keep_only(|_| false);
         assert_eq!(settling.n_waiting(), 0);
     }
 

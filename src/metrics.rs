@@ -125,9 +125,13 @@ impl Metrics {
     }
 
     /// The incoming folder was listed to its end at `now_secs` (seconds since 1970).
-    pub fn rescan(&self, trigger: RescanTrigger, now_secs: u64) {
-        self.0.rescans.with_label_values(&[trigger.name()]).inc();
+    pub fn listed(&self, now_secs: u64) {
         self.0.last_scan_time.set(now_secs as f64);
+    }
+
+    /// A listing was started by this, and not by a file event or a file that settles.
+    pub fn rescan(&self, trigger: RescanTrigger) {
+        self.0.rescans.with_label_values(&[trigger.name()]).inc();
     }
 
     /// A file was moved to quarantine, at intake or later.

@@ -3,13 +3,13 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     config::{Config, ConfigError},
     domain::error::ScanError,
     engine::{Engine, EngineError},
-    metrics::{Fallback, Metrics, RescanTrigger},
+    metrics::{Fallback, Metrics},
     pipeline::{Pipeline, Shared, StageEnd, now_secs},
     store::{self, Store},
     telemetry::{self, LogHandle},
@@ -96,7 +96,9 @@ impl Service {
         });
         if let Err(error) = &watcher {
             let secs = config.intake.rescan.as_secs_f64();
-            warn!(%error, secs, "no file events; the folder is listed on the interval only");
+            // The error names folders, and folders can name patients.
+            debug!(%error, "no file events");
+            warn!(secs, "no file events; the folder is listed on the interval only");
         }
         self.ready(&shared, &config);
         let mut watchdog = tokio::time::interval(notify::watchdog_interval());
@@ -106,7 +108,7 @@ impl Service {
                 _ = interrupt.recv() => break None,
                 _ = hangup.recv() => {
                     self.reload(&shared);
-                    pipeline.waker().send(Change::Event).ok();
+                    pipeline.waker().send(Change::Reload).ok();
                 }
                 _ = watchdog.tick() => feed_watchdog(&shared),
                 end = pipeline.ended.recv() => break end,
@@ -114,7 +116,6 @@ impl Service {
         };
         notify::stopping();
         shared.board.update().ready = false;
-        shared.metrics.ready(false);
         shared.request_stop();
         let result = ended.map_or(Ok(()), |(stage, end)| stage_result(stage.name(), end));
         drop(watcher);
@@ -136,7 +137,6 @@ impl Service {
             status.device.clone_from(&shared.method.device);
             status.method.clone_from(&shared.method.fingerprint);
         }
-        shared.metrics.ready(true);
         shared.metrics.reload(true, now_secs());
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -161,7 +161,6 @@ impl Service {
                 telemetry::change_filter(&self.log, &new.service.log);
                 shared.set_config(old.with_reloadable_of(new));
                 shared.metrics.reload(true, now_secs());
-                shared.metrics.rescan(RescanTrigger::Reload, now_secs());
             }
             Err(error) => {
                 error!(%error, "the new settings are refused; the old ones stay in force");
@@ -220,9 +219,12 @@ fn stage_result(stage: &'static str, end: StageEnd) -> Result<(), ServiceError> 
 /// starve, and the service manager starts the daemon again.
 fn feed_watchdog(shared: &Shared) {
     notify::status(&shared.board.status().line());
-    if shared.board.all_alive(notify::PATIENCE) {
-        notify::watchdog();
-        shared.metrics.watchdog_notified();
+    match shared.board.silent_stage(notify::PATIENCE) {
+        None => {
+            notify::watchdog();
+            shared.metrics.watchdog_notified();
+        }
+        Some(stage) => error!(stage = stage.name(), "a stage shows no life; the watchdog starves"),
     }
 }
 
@@ -230,8 +232,8 @@ fn feed_watchdog(shared: &Shared) {
 mod notify {
     use super::Duration;
 
-    /// Longest silence of a stage that is not a hang: one batch of slices of the largest network
-    /// on a slow CPU.
+    /// Longest silence of a stage that is not a hang: a few slices of the largest network on a slow
+    /// CPU, or a MiB from a slow share.
     pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 
     pub(super) fn ready(status: &str) {

@@ -64,12 +64,14 @@ pub async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) -> st
 }
 
 async fn metrics_page(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    // Asked here, so that the page and `/readyz` cannot disagree.
+    shared.metrics.ready(shared.board.status().takes_work());
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], shared.metrics.render())
 }
 
 async fn ready_page(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let status = shared.board.status();
-    if status.ready && status.reasons.is_empty() {
+    if status.takes_work() {
         return (StatusCode::OK, "ready\n".to_owned());
     }
     let reasons: Vec<String> = status.reasons.into_iter().collect();

@@ -14,6 +14,8 @@ pub enum Change {
     Event,
     /// Events were lost.
     Overflow,
+    /// The settings changed.
+    Reload,
 }
 
 /// Watches as long as it lives.

@@ -105,7 +105,7 @@ fn expand(named: &[PathBuf], config: &Config) -> Result<Vec<PathBuf>, Failure> {
     let mut files = Vec::new();
     for path in named {
         if path.is_dir() && !patterns.is_scan(path) {
-            let listed = ingest::list(path, &patterns)
+            let listed = ingest::list(path, &patterns, || {})
                 .map_err(|e| Failure::new(IO, format!("cannot list {}: {e}", path.display())))?;
             files.extend(listed.into_iter().map(|candidate| candidate.path));
         } else if patterns.is_scan(path) {

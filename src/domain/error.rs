@@ -130,6 +130,14 @@ pub enum ScanError {
         /// The cause.
         source: io::Error,
     },
+    /// One of our own folders failed; no scan is to blame.
+    #[error("{doing}: {source}")]
+    Own {
+        /// What was being done.
+        doing: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -154,7 +162,7 @@ impl ScanError {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Refused(_) => Disposition::Quarantine,
-            Self::Io { .. } => Disposition::Retry,
+            Self::Io { .. } | Self::Own { .. } => Disposition::Retry,
             Self::Device(_) | Self::Store(_) => Disposition::Fatal,
         }
     }
@@ -163,7 +171,7 @@ impl ScanError {
     pub fn class(&self) -> &'static str {
         match self {
             Self::Refused(_) => "input",
-            Self::Io { .. } => "io",
+            Self::Io { .. } | Self::Own { .. } => "io",
             Self::Device(DeviceError::OutOfMemory { .. }) => "out_of_memory",
             Self::Device(DeviceError::Failed { .. }) => "device",
             Self::Store(_) => "store",

@@ -45,6 +45,12 @@ impl Window {
         self.shrink()
     }
 
+    /// The member that the next new scan will push out, if the window is full.
+    pub fn next_to_leave(&self) -> Option<ScanId> {
+        let is_full = self.members.len() >= self.capacity.get();
+        is_full.then(|| self.members.first().copied()).flatten()
+    }
+
     /// Changes the capacity (a reload). Returns the members that had to go, oldest first.
     pub fn set_capacity(&mut self, capacity: NonZeroUsize) -> Vec<ScanId> {
         self.capacity = capacity;
@@ -93,7 +99,9 @@ mod tests {
     fn the_oldest_goes_first() {
         let mut window = window(2);
         assert_eq!(window.admit(scan(9)), []);
+        assert_eq!(window.next_to_leave(), None);
         assert_eq!(window.admit(scan(1)), []);
+        assert_eq!(window.next_to_leave(), Some(scan(9)));
         assert_eq!(window.admit(scan(5)), [scan(9)]);
         assert_eq!(window.members(), [scan(1), scan(5)]);
         assert_eq!(window.set_capacity(NonZeroUsize::MIN), [scan(1)]);

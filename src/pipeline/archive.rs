@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     domain::{error::ScanError, scan::ScanId},
-    ingest::copy_durably,
+    ingest::{CopyError, copy_durably},
 };
 
 /// A folder of `<scan id>.scan` and, where a mask came with it, `<scan id>.brain`.
@@ -27,7 +27,7 @@ pub(super) struct Draft {
 }
 
 fn failed(source: io::Error) -> ScanError {
-    ScanError::Io { doing: "archiving a scan in the state folder", source }
+    ScanError::Own { doing: "archiving a scan in the state folder", source }
 }
 
 impl Archive {
@@ -51,22 +51,27 @@ impl Archive {
     }
 
     /// Copies a source in. The copy is what is read and hashed, so that nothing that happens to
-    /// the original afterwards can make them differ.
+    /// the original afterwards can make them differ. `alive` is called while it goes on.
     pub(super) fn draft(
         &self,
         scan: &Path,
         mask: Option<&Path>,
         max_bytes: u64,
+        alive: impl Fn(),
     ) -> Result<Draft, ScanError> {
-        let reading = |source| ScanError::Io { doing: "reading a scan", source };
-        let draft = self.folder.join("draft.scan");
-        // One byte more than allowed, so that the reader sees that there is too much.
-        let n_bytes = copy_durably(scan, &draft, max_bytes + 1).map_err(reading)?;
-        let draft_mask = mask.map(|_| self.folder.join("draft.brain"));
-        if let (Some(from), Some(to)) = (mask, &draft_mask) {
-            copy_durably(from, to, max_bytes + 1).map_err(reading)?;
-        }
-        Ok(Draft { scan: draft, mask: draft_mask, n_bytes })
+        let copy = |from: &Path, name: &str, doing| {
+            let to = self.folder.join(name);
+            // One byte more than allowed, so that the reader sees that there is too much.
+            let copied = copy_durably(from, &to, max_bytes.saturating_add(1), &alive);
+            let n_bytes = copied.map_err(|error| match error {
+                CopyError::Source(source) => ScanError::Io { doing, source },
+                CopyError::Target(source) => failed(source),
+            })?;
+            Ok::<_, ScanError>((to, n_bytes))
+        };
+        let (scan, n_bytes) = copy(scan, "draft.scan", "reading a scan")?;
+        let mask = mask.map(|mask| copy(mask, "draft.brain", "reading a scan's brain mask"));
+        Ok(Draft { scan, mask: mask.transpose()?.map(|(path, _)| path), n_bytes })
     }
 
     /// Gives a draft its id, durably.

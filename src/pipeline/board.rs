@@ -96,6 +96,11 @@ pub struct Status {
 }
 
 impl Status {
+    /// Whether it takes and processes scans, with nothing in the way.
+    pub fn takes_work(&self) -> bool {
+        self.ready && self.reasons.is_empty()
+    }
+
     /// One line for the service manager.
     pub fn line(&self) -> String {
         let encoding = match &self.in_hand {
@@ -185,13 +190,13 @@ impl Board {
         self.beats[stage as usize].store(millis, Ordering::Relaxed);
     }
 
-    /// Whether every stage has shown life within `limit`: what the watchdog is fed by.
-    pub fn all_alive(&self, limit: Duration) -> bool {
+    /// A stage that has shown no life within `limit`: the watchdog is fed while there is none.
+    pub fn silent_stage(&self, limit: Duration) -> Option<StageName> {
         let now = self.started.elapsed().as_millis() as u64;
-        let alive = |beat: &AtomicU64| {
-            now.saturating_sub(beat.load(Ordering::Relaxed)) <= limit.as_millis() as u64
+        let silence = |stage: StageName| {
+            now.saturating_sub(self.beats[stage as usize].load(Ordering::Relaxed))
         };
-        self.beats.iter().all(alive)
+        StageName::ALL.into_iter().find(|&stage| silence(stage) > limit.as_millis() as u64)
     }
 }
 
@@ -211,9 +216,9 @@ mod tests {
         std::thread::sleep(Duration::from_millis(30));
         board.beat(StageName::Intake);
         board.beat(StageName::Encode);
-        assert!(!board.all_alive(Duration::from_millis(20)));
+        assert_eq!(board.silent_stage(Duration::from_millis(20)), Some(StageName::Score));
         board.beat(StageName::Score);
-        assert!(board.all_alive(Duration::from_millis(20)));
+        assert_eq!(board.silent_stage(Duration::from_millis(20)), None);
     }
 
     #[test]

@@ -2,21 +2,26 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     ops::ControlFlow,
     panic::AssertUnwindSafe,
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError},
     },
+    thread,
     time::{Duration, Instant},
 };
 
 use tracing::{info, warn};
 
-use super::{IDLE, Shared, board::InHand, board::StageName, now_secs, panic_text, steps};
+use super::{
+    ARCHIVED, IDLE, MAX_CRASHES, Shared, board::InHand, board::StageName, now_secs, panic_text,
+    steps,
+};
 use crate::{
     domain::{
-        error::{DeviceError, Disposition, QuarantineReason, Refusal, ScanError},
+        error::{DeviceError, QuarantineReason, Refusal, ScanError},
         scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
         tokenise::{Progress, TokeniseError, Tokeniser},
     },
@@ -25,9 +30,8 @@ use crate::{
     numeric::token::TokenGrid,
 };
 
-/// Crashes in one scan after which it is held to be the cause: one more than a reboot and a power
-/// cut in one day.
-const MAX_ATTEMPTS: u32 = 3;
+/// How often the score stage's full queue is tried.
+const FULL: Duration = Duration::from_millis(100);
 
 pub(super) struct Encode {
     shared: Arc<Shared>,
@@ -66,7 +70,7 @@ impl Encode {
         if record.state != ScanState::Ingested {
             return Ok(());
         }
-        if record.attempts >= MAX_ATTEMPTS {
+        if record.attempts >= MAX_CRASHES {
             let found = format!("{} crashes while this scan was encoded", record.attempts);
             let action = "see the log of those times; a driver or memory fault is the usual cause";
             return self
@@ -79,23 +83,35 @@ impl Encode {
         self.shared.board.update().in_hand = None;
         match done.unwrap_or_else(|panic| Err(crashed(&self.shared, panic.as_ref()))) {
             Ok(Some((tokens, facts))) => self.finish(record, &tokens, facts),
-            Ok(None) => {
-                record.attempts -= 1;
-                Ok(self.shared.store.put_record(&record)?)
-            }
+            Ok(None) => self.put_back(record),
             Err(error) => {
                 self.shared.metrics.stage_failed(Stage::Encode, &error);
-                match error {
-                    ScanError::Refused(refusal) => self.set_aside(record, &refusal),
-                    // The journal keeps the attempt; the service manager starts us again.
-                    error if error.disposition() == Disposition::Fatal => Err(error),
-                    error => {
-                        warn!(scan = %id, %error, "left for the next start");
-                        Ok(())
-                    }
-                }
+                self.fail(record, error)
             }
         }
+    }
+
+    fn fail(&self, record: ScanRecord, error: ScanError) -> Result<(), ScanError> {
+        match error {
+            ScanError::Refused(refusal) => self.set_aside(record, &refusal),
+            // A device that fails with this scan again and again may fail because of it: the
+            // journal keeps the attempt. The service manager starts us again.
+            ScanError::Device(DeviceError::Failed { .. }) => Err(error),
+            ScanError::Device(DeviceError::OutOfMemory { .. }) | ScanError::Store(_) => {
+                self.put_back(record)?;
+                Err(error)
+            }
+            ScanError::Io { .. } | ScanError::Own { .. } => {
+                warn!(scan = %record.id, %error, "left for the next start");
+                self.put_back(record)
+            }
+        }
+    }
+
+    /// The scan is not to blame for the end of this attempt.
+    fn put_back(&self, mut record: ScanRecord) -> Result<(), ScanError> {
+        record.attempts -= 1;
+        Ok(self.shared.store.put_record(&record)?)
     }
 
     /// Source to tokens; `None` when asked to stop in the middle.
@@ -103,8 +119,8 @@ impl Encode {
         let Self { shared, tokeniser, .. } = self;
         let mut timings = Timings::default();
         let mask = shared.archive.mask(id);
-        let source =
-            steps::read_source(&shared.archive.scan(id), mask.as_deref(), &shared.limits())?;
+        let source = steps::read_source(&shared.archive.scan(id), mask.as_deref(), &ARCHIVED)
+            .map_err(missing_source)?;
         timings.lap("read");
         let canonical = steps::canonical(&source, &shared.method.cube)?;
         drop(source);
@@ -160,20 +176,34 @@ impl Encode {
         record.encoded = Some(facts);
         // Durable before the id moves on: from here the scan counts as a member.
         self.shared.store.put_encoded(&record, tokens)?;
-        // The score stage ends first only when the service goes down; then the journal knows.
-        self.to_score.send(record.id).ok();
+        self.hand_on(record.id);
         Ok(())
+    }
+
+    /// Gives an id to the score stage, waiting while its queue is full. The score stage ends first
+    /// only when the service goes down, and a stop may drop the id: the journal holds the scan.
+    fn hand_on(&self, id: ScanId) {
+        while !self.shared.stopping() {
+            self.shared.board.beat(StageName::Encode);
+            match self.to_score.try_send(id) {
+                Ok(()) | Err(TrySendError::Disconnected(_)) => return,
+                Err(TrySendError::Full(_)) => thread::sleep(FULL),
+            }
+        }
     }
 
     /// A scan that was accepted and turned out to be impossible. Its file in the incoming folder
     /// stays; the archived copy goes to quarantine.
     fn set_aside(&self, mut record: ScanRecord, refusal: &Refusal) -> Result<(), ScanError> {
-        warn!(scan = %record.id, %refusal, "an accepted scan goes to quarantine");
         let config = self.shared.config();
         let folder = &config.directories.quarantine;
         let source = self.shared.archive.scan(record.id);
-        ingest::quarantine(folder, &source, record.source_name.as_ref(), refusal, now_secs())
-            .map_err(|source| ScanError::Io { doing: "moving a scan to quarantine", source })?;
+        let name = record.source_name.as_ref();
+        if let Err(error) = ingest::quarantine(folder, &source, name, refusal, now_secs()) {
+            warn!(scan = %record.id, error = %error.kind(), "quarantine is not available; the scan is left for the next start");
+            return Ok(());
+        }
+        warn!(scan = %record.id, %refusal, "an accepted scan went to quarantine");
         record.state = ScanState::Quarantined { refusal: refusal.clone() };
         self.shared.store.put_record(&record)?;
         self.shared.archive.remove(record.id)?;
@@ -197,6 +227,21 @@ fn show(shared: &Shared, id: ScanId, device: &str, progress: Progress, took: Dur
         Some(InHand { scan: id.short(), slices_done: done, slices_all: all });
     shared.metrics.slices_encoded(device, batch as u64);
     shared.metrics.device_busy(device, took);
+}
+
+/// The archived source may be gone after a kill between its move to quarantine and the journal
+/// entry, or when somebody tidied up the state folder.
+fn missing_source(error: ScanError) -> ScanError {
+    match error {
+        ScanError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Refusal::new(
+            QuarantineReason::Io,
+            "no archived copy of the scan in the state folder",
+            "the copy that was made when the scan came in",
+            "put the scan into the incoming folder again",
+        )
+        .into(),
+        other => other,
+    }
 }
 
 fn crashed(shared: &Shared, panic: &(dyn std::any::Any + Send)) -> ScanError {

@@ -2,7 +2,8 @@
 //! it, and hands its id to the encoder.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet, VecDeque},
+    io,
     os::unix::ffi::OsStrExt,
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
@@ -16,11 +17,11 @@ use std::{
 
 use tracing::{debug, info, warn};
 
-use super::{IDLE, Shared, board::StageName, now_secs, panic_text, steps};
+use super::{IDLE, MAX_CRASHES, Shared, board::StageName, now_secs, panic_text, steps};
 use crate::{
     domain::{
-        error::{Disposition, QuarantineReason, Refusal, ScanError},
-        scan::{ScanId, ScanRecord, ScanState},
+        error::{QuarantineReason, Refusal, ScanError},
+        scan::{FileLook, ScanId, ScanRecord, ScanState},
     },
     ingest::{self, Candidate, Patterns, Settled, Settling},
     metrics::{DirectoryKind, IngestResult, PauseReason, RescanTrigger, SeenBy, Stage},
@@ -28,8 +29,20 @@ use crate::{
     watcher::Change,
 };
 
-/// A file that cannot be read is tried so often before it is set aside.
+/// A file that the service may not read is tried so often before it is set aside.
 const MAX_READS: u32 = 3;
+/// Other faults of a share are waited out for so long.
+const MAX_OUTAGE: Duration = Duration::from_secs(3600);
+/// Longest pause between two tries.
+const MAX_PAUSE: Duration = Duration::from_secs(300);
+
+/// Events within so much time are one reason to look.
+const BURST: Duration = Duration::from_millis(100);
+/// How often the encoder's full queue is tried.
+const FULL: Duration = Duration::from_millis(100);
+
+/// What was decided on a file is remembered for so long after the file is gone.
+const MISSING_PATIENCE_SECS: u64 = 30 * 24 * 3600;
 
 /// What became of a whole file.
 enum Taken {
@@ -39,13 +52,37 @@ enum Taken {
     Changed,
 }
 
+/// A brain mask beside a scan and what it looked like.
+type Mask = Option<(PathBuf, FileLook)>;
+
+/// A file that has been still for long enough.
+struct Whole {
+    mask: Mask,
+    /// Since it was first seen.
+    waited: Duration,
+    /// Times that the process died while it read this file.
+    n_crashes: u32,
+}
+
+/// A file that could not be read or set aside.
+struct Trouble {
+    n_tries: u32,
+    since: Instant,
+    not_before: Instant,
+}
+
 pub(super) struct Intake {
     shared: Arc<Shared>,
     woken: Receiver<Change>,
     to_encoder: SyncSender<ScanId>,
-    pending: Vec<ScanId>,
+    /// Accepted scans for which the encoder's queue has no room yet. While there are any, no
+    /// further file is read: the folder is the queue.
+    pending: VecDeque<ScanId>,
     settling: Settling,
-    failed_reads: HashMap<PathBuf, u32>,
+    troubles: HashMap<PathBuf, Trouble>,
+    /// Output stems in use.
+    stems: HashSet<String>,
+    next_listing: Instant,
 }
 
 impl Intake {
@@ -53,20 +90,28 @@ impl Intake {
         shared: Arc<Shared>,
         woken: Receiver<Change>,
         to_encoder: SyncSender<ScanId>,
-        pending: Vec<ScanId>,
+        pending: Vec<(ScanId, u64)>,
+        stems: HashSet<String>,
     ) -> Self {
-        let (settling, failed_reads) = (Settling::default(), HashMap::new());
-        Self { shared, woken, to_encoder, pending, settling, failed_reads }
+        for &(_, first_seen_secs) in &pending {
+            shared.board.joined_queue(first_seen_secs);
+        }
+        Self {
+            shared,
+            woken,
+            to_encoder,
+            pending: pending.into_iter().map(|(id, _)| id).collect(),
+            settling: Settling::default(),
+            troubles: HashMap::new(),
+            stems,
+            next_listing: Instant::now(),
+        }
     }
 
     pub(super) fn run(mut self) -> Result<(), ScanError> {
-        for id in std::mem::take(&mut self.pending) {
-            if let Some(record) = self.shared.store.record(&id)? {
-                self.hand_on(id, record.first_seen_secs);
-            }
-        }
-        let mut trigger = Some(RescanTrigger::Start);
-        let mut by = SeenBy::Scan;
+        let quarantine = self.shared.config().directories.quarantine.clone();
+        self.shared.metrics.quarantine_files(ingest::count_quarantined(&quarantine));
+        let (mut trigger, mut by) = (Some(RescanTrigger::Start), SeenBy::Scan);
         while !self.shared.stopping() {
             self.look(trigger, by)?;
             (trigger, by) = self.wait();
@@ -74,26 +119,38 @@ impl Intake {
         Ok(())
     }
 
-    /// Sleeps until something may have changed, a file may have settled, or the interval is over.
+    /// Sleeps until something may have changed, a file may have settled, the encoder has room for
+    /// a file that waits, or the interval is over.
     fn wait(&mut self) -> (Option<RescanTrigger>, SeenBy) {
-        let intake = self.shared.config().intake.clone();
-        let settling = self.settling.n_waiting() > 0;
-        let soon = (intake.settle / 4).clamp(Duration::from_millis(50), Duration::from_secs(1));
-        let until = Instant::now() + if settling { soon } else { intake.rescan };
+        let settle = self.shared.config().intake.settle;
+        let soon = (settle / 4).clamp(Duration::from_millis(50), Duration::from_secs(1));
+        let soon = Instant::now() + soon;
         loop {
             self.shared.board.beat(StageName::Intake);
-            let left = until.saturating_duration_since(Instant::now()).min(IDLE);
+            let was_full = !self.pending.is_empty();
+            self.hand_on();
+            let is_full = !self.pending.is_empty();
+            let waiting = self.settling.n_waiting() > 0 && !is_full;
+            let until = if waiting { soon.min(self.next_listing) } else { self.next_listing };
+            let now = Instant::now();
+            if self.shared.stopping() || now >= until || (was_full && waiting) {
+                let is_due = now >= self.next_listing;
+                return (is_due.then_some(RescanTrigger::Interval), SeenBy::Scan);
+            }
+            let left = (until - now).min(if is_full { FULL } else { IDLE });
             match self.woken.recv_timeout(left) {
                 Ok(change) => {
-                    let overflow = change == Change::Overflow
-                        || self.woken.try_iter().any(|c| c == Change::Overflow);
-                    return (overflow.then_some(RescanTrigger::Overflow), SeenBy::Event);
+                    thread::sleep(BURST);
+                    let changes: Vec<_> = self.woken.try_iter().chain([change]).collect();
+                    let trigger = if changes.contains(&Change::Overflow) {
+                        Some(RescanTrigger::Overflow)
+                    } else {
+                        changes.contains(&Change::Reload).then_some(RescanTrigger::Reload)
+                    };
+                    return (trigger, SeenBy::Event);
                 }
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(left),
                 Err(RecvTimeoutError::Timeout) => {}
-            }
-            if self.shared.stopping() || Instant::now() >= until {
-                return ((!settling).then_some(RescanTrigger::Interval), SeenBy::Scan);
             }
         }
     }
@@ -102,62 +159,76 @@ impl Intake {
     fn look(&mut self, trigger: Option<RescanTrigger>, by: SeenBy) -> Result<(), ScanError> {
         let config = self.shared.config();
         let incoming = &config.directories.incoming;
-        if self.is_disk_low() {
-            return Ok(());
-        }
+        let beat = || self.shared.board.beat(StageName::Intake);
         let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
             .expect("the settings were checked");
-        let listed = ingest::list(incoming, &patterns);
+        let listed = ingest::list(incoming, &patterns, beat);
+        if trigger.is_some() {
+            self.next_listing = Instant::now() + config.intake.rescan;
+        }
         self.shared.board.set_reason("the incoming folder cannot be read", listed.is_err());
         let listed = match listed {
             Ok(listed) => listed,
             Err(error) => {
-                warn!(%error, "cannot list the incoming folder; trying again");
+                warn!(error = %error.kind(), "cannot list the incoming folder; trying again");
                 return Ok(());
             }
         };
+        self.shared.metrics.listed(now_secs());
         if let Some(trigger) = trigger {
-            self.shared.metrics.rescan(trigger, now_secs());
-            let there: std::collections::HashSet<Vec<u8>> =
-                listed.iter().map(|c| seen_key(incoming, &c.path)).collect();
-            self.shared.store.retain_seen(|key| there.contains(key))?;
+            self.shared.metrics.rescan(trigger);
+            self.forget_missing(&listed, incoming)?;
         }
-        self.settling.keep_only(&listed);
-        for candidate in listed {
+        let is_paused = self.is_disk_low();
+        for candidate in &listed {
             if self.shared.stopping() {
                 break;
             }
             self.shared.board.beat(StageName::Intake);
-            self.consider(&candidate, incoming, config.intake.settle, by)?;
+            self.consider(candidate, incoming, by, is_paused)?;
         }
         self.show_waiting();
         Ok(())
+    }
+
+    /// Files that are no longer there need not settle; what was decided on them is forgotten after
+    /// a while.
+    fn forget_missing(&mut self, listed: &[Candidate], incoming: &Path) -> Result<(), ScanError> {
+        let there: HashSet<&Path> = listed.iter().map(|c| c.path.as_path()).collect();
+        self.settling.keep_only(|path| there.contains(path));
+        self.troubles.retain(|path, _| there.contains(path.as_path()));
+        let there: HashSet<Vec<u8>> = there.iter().map(|path| seen_key(incoming, path)).collect();
+        let is_there = |key: &[u8]| there.contains(key);
+        Ok(self.shared.store.forget_missing(is_there, now_secs(), MISSING_PATIENCE_SECS)?)
     }
 
     fn consider(
         &mut self,
         candidate: &Candidate,
         incoming: &Path,
-        settle: Duration,
         by: SeenBy,
+        is_paused: bool,
     ) -> Result<(), ScanError> {
         let key = seen_key(incoming, &candidate.path);
-        let seen = self.shared.store.seen(&key)?;
-        if seen.is_some_and(|seen| seen.is_same(&candidate.look)) {
-            return Ok(());
-        }
-        let mask =
-            steps::companion_mask(&candidate.path).and_then(|path| ingest::look_at(&path).ok());
-        let is_first = !self.settling.knows(&candidate.path);
-        if is_first {
+        let seen = self.shared.store.seen(&key)?.filter(|seen| seen.is_same(&candidate.look));
+        let n_crashes = match seen.map(|seen| seen.outcome) {
+            None => 0,
+            Some(SeenOutcome::Reading { attempts }) => attempts,
+            Some(_) => return Ok(()),
+        };
+        let mask = mask_beside(&candidate.path);
+        if !self.settling.knows(&candidate.path) {
             self.shared.metrics.file_seen(by);
         }
-        if let Settled::Whole(waited) = self.settling.look(candidate, mask, Instant::now(), settle)
-        {
-            self.shared.metrics.settled(waited);
-            self.settle(candidate, &key, incoming, waited)?;
+        let (now, settle) = (Instant::now(), self.shared.config().intake.settle);
+        let mask_look = mask.as_ref().map(|(_, look)| *look);
+        let settled = self.settling.look(candidate, mask_look, now, settle);
+        let Settled::Whole(waited) = settled else { return Ok(()) };
+        let may_try = self.troubles.get(&candidate.path).is_none_or(|t| t.not_before <= now);
+        if is_paused || !self.pending.is_empty() || !may_try {
+            return Ok(());
         }
-        Ok(())
+        self.settle(candidate, &key, incoming, Whole { mask, waited, n_crashes })
     }
 
     /// Deals with a whole file, whatever it contains.
@@ -166,10 +237,20 @@ impl Intake {
         candidate: &Candidate,
         key: &[u8],
         incoming: &Path,
-        waited: Duration,
+        whole: Whole,
     ) -> Result<(), ScanError> {
+        if whole.n_crashes >= MAX_CRASHES {
+            let found = format!("{} crashes while this file was read", whole.n_crashes);
+            let action = "see the log of those times; report it with the file, if it may be shared";
+            let refusal = Refusal::new(QuarantineReason::Poison, found, "none", action);
+            return self.set_aside(candidate, key, incoming, &refusal);
+        }
+        // Before the file is touched, durably: after a crash this tells which one was in hand.
+        let reading = SeenOutcome::Reading { attempts: whole.n_crashes + 1 };
+        self.remember(candidate, key, reading)?;
+        self.shared.store.flush()?;
         let started = Instant::now();
-        let taken = std::panic::catch_unwind(AssertUnwindSafe(|| self.take_in(candidate, waited)));
+        let taken = std::panic::catch_unwind(AssertUnwindSafe(|| self.take_in(candidate, &whole)));
         let taken = taken.unwrap_or_else(|panic| {
             self.shared.metrics.stage_panicked(Stage::Decode);
             Err(Refusal::new(
@@ -182,18 +263,23 @@ impl Intake {
         });
         self.shared.metrics.stage_finished(Stage::Decode, started.elapsed());
         match taken {
-            Ok(Taken::Changed) => return Ok(()),
+            Ok(Taken::Changed) => return Ok(self.shared.store.forget_seen(key)?),
             Ok(Taken::Accepted(record)) => self.accepted(candidate, key, &record)?,
             Ok(Taken::Duplicate(id)) => self.duplicate(candidate, key, id)?,
             Err(error) => return self.refuse(candidate, key, incoming, error),
         }
-        self.settling.forget(&candidate.path);
-        self.failed_reads.remove(&candidate.path);
+        self.shared.metrics.settled(whole.waited);
+        self.forget(candidate);
         Ok(())
     }
 
+    fn forget(&mut self, candidate: &Candidate) {
+        self.settling.forget(&candidate.path);
+        self.troubles.remove(&candidate.path);
+    }
+
     /// Copies, reads, checks, identifies; journals a scan that is new.
-    fn take_in(&self, candidate: &Candidate, waited: Duration) -> Result<Taken, ScanError> {
+    fn take_in(&self, candidate: &Candidate, whole: &Whole) -> Result<Taken, ScanError> {
         if candidate.path.is_dir() {
             return Err(Refusal::new(
                 QuarantineReason::Unsupported,
@@ -204,21 +290,27 @@ impl Intake {
             .into());
         }
         let limits = self.shared.limits();
-        let mask = steps::companion_mask(&candidate.path);
+        let mask = whole.mask.as_ref().map(|(path, _)| path.as_path());
         let archive = &self.shared.archive;
-        let draft = archive.draft(&candidate.path, mask.as_deref(), limits.max_file_bytes)?;
-        if ingest::look_at(&candidate.path).ok() != Some(candidate.look) {
+        let beat = || self.shared.board.beat(StageName::Intake);
+        let draft = archive.draft(&candidate.path, mask, limits.max_file_bytes, beat)?;
+        if ingest::look_at(&candidate.path).ok() != Some(candidate.look)
+            || mask_beside(&candidate.path) != whole.mask
+        {
             return Ok(Taken::Changed);
         }
         let source = steps::read_source(&draft.scan, draft.mask.as_deref(), &limits)?;
         // Made and dropped: what has no canonical volume is refused while the file is at hand.
         steps::canonical(&source, &self.shared.method.cube)?;
         let id = ScanId::of(&source.raw);
-        if self.shared.store.record(&id)?.is_some() {
+        let known = self.shared.store.record(&id)?;
+        // One that was refused has been put back by a person: what was wrong may be mended.
+        let is_refused = |known: &ScanRecord| matches!(known.state, ScanState::Quarantined { .. });
+        if known.as_ref().is_some_and(|known| !is_refused(known)) {
             return Ok(Taken::Duplicate(id));
         }
         archive.keep(&draft, id)?;
-        let record = self.new_record(candidate, id, waited)?;
+        let record = self.new_record(candidate, id, whole.waited, known.as_ref())?;
         self.shared.store.put_record(&record)?;
         self.shared.metrics.bytes_ingested(draft.n_bytes);
         Ok(Taken::Accepted(Box::new(record)))
@@ -229,12 +321,14 @@ impl Intake {
         candidate: &Candidate,
         id: ScanId,
         waited: Duration,
+        known: Option<&ScanRecord>,
     ) -> Result<ScanRecord, ScanError> {
         let stem = steps::stem_of(&candidate.path);
         let wanted = steps::output_stem(&stem);
-        let taken = self.shared.store.records()?.iter().any(|r| r.output_stem == wanted);
         // Another scan of this name keeps its results; this one's carry the id as well.
-        let output_stem = if taken { format!("{wanted}-{}", id.short()) } else { wanted };
+        let is_own = known.is_some_and(|known| known.output_stem == wanted);
+        let is_taken = self.stems.contains(&wanted) && !is_own;
+        let output_stem = if is_taken { format!("{wanted}-{}", id.short()) } else { wanted };
         let name = candidate.path.file_name().unwrap_or_default();
         Ok(ScanRecord {
             id,
@@ -251,18 +345,21 @@ impl Intake {
     }
 
     fn accepted(
-        &self,
+        &mut self,
         candidate: &Candidate,
         key: &[u8],
         record: &ScanRecord,
     ) -> Result<(), ScanError> {
         let id = record.id;
         self.remember(candidate, key, SeenOutcome::Accepted(id))?;
+        self.stems.insert(record.output_stem.clone());
         self.shared.metrics.volume_ingested(IngestResult::Accepted);
         self.shared.board.update().n_accepted += 1;
         info!(scan = %id, "accepted");
         debug!(scan = %id, path = %candidate.path.display(), "accepted from");
-        self.hand_on(id, record.first_seen_secs);
+        self.shared.board.joined_queue(record.first_seen_secs);
+        self.pending.push_back(id);
+        self.hand_on();
         Ok(())
     }
 
@@ -284,57 +381,76 @@ impl Intake {
         error: ScanError,
     ) -> Result<(), ScanError> {
         self.shared.metrics.stage_failed(Stage::Decode, &error);
-        let refusal = match (error.disposition(), error) {
-            (Disposition::Fatal, error) => return Err(error),
-            (_, ScanError::Refused(refusal)) => refusal,
-            (_, error) if is_full_disk(&error) => {
-                warn!(%error, cause = cause(&error), "no room to archive a scan; it waits");
-                self.settling.forget(&candidate.path);
+        match error {
+            ScanError::Device(_) | ScanError::Store(_) => return Err(error),
+            ScanError::Refused(refusal) => {
+                return self.set_aside(candidate, key, incoming, &refusal);
+            }
+            ScanError::Io { .. } | ScanError::Own { .. } => {}
+        }
+        self.shared.store.forget_seen(key)?;
+        if let ScanError::Io { source, .. } = &error {
+            if source.kind() == io::ErrorKind::NotFound {
+                // It was taken away again; the next listing forgets it.
                 return Ok(());
             }
-            (_, error) => {
-                let reads = self.failed_reads.entry(candidate.path.clone()).or_default();
-                *reads += 1;
-                if *reads < MAX_READS {
-                    self.shared.metrics.stage_retried(Stage::Decode);
-                    warn!(%error, "a file cannot be read; trying again");
-                    // It has to settle again before the next try, which spaces the tries.
-                    self.settling.forget(&candidate.path);
-                    return Ok(());
-                }
-                Refusal::new(
+            let hopeless = source.kind() == io::ErrorKind::PermissionDenied;
+            let trouble = self.try_later(candidate);
+            let (n_tries, lasted) = (trouble.n_tries, trouble.since.elapsed());
+            if (hopeless && n_tries >= MAX_READS) || lasted >= MAX_OUTAGE {
+                let refusal = Refusal::new(
                     QuarantineReason::Io,
-                    format!("{error} ({MAX_READS} times): {}", cause(&error)),
+                    format!("{error} ({n_tries} times in {} s)", lasted.as_secs()),
                     "a file that the service may read",
-                    "check its owner and permissions, then export it again",
-                )
+                    "check its owner and permissions, and the share, then export it again",
+                );
+                return self.set_aside(candidate, key, incoming, &refusal);
             }
-        };
-        self.failed_reads.remove(&candidate.path);
-        self.settling.forget(&candidate.path);
-        self.set_aside(candidate, key, incoming, &refusal)
+        } else {
+            self.try_later(candidate);
+        }
+        self.shared.metrics.stage_retried(Stage::Decode);
+        warn!(%error, "a file has to wait; trying again");
+        Ok(())
+    }
+
+    /// Tries a file again after a pause that doubles each time.
+    fn try_later(&mut self, candidate: &Candidate) -> &Trouble {
+        let now = Instant::now();
+        let settle = self.shared.config().intake.settle;
+        let trouble = self.troubles.entry(candidate.path.clone());
+        let trouble = trouble.or_insert(Trouble { n_tries: 0, since: now, not_before: now });
+        let pause = settle.saturating_mul(1 << trouble.n_tries.min(16)).min(MAX_PAUSE);
+        trouble.n_tries += 1;
+        trouble.not_before = now + pause;
+        trouble
     }
 
     fn set_aside(
-        &self,
+        &mut self,
         candidate: &Candidate,
         key: &[u8],
         incoming: &Path,
         refusal: &Refusal,
     ) -> Result<(), ScanError> {
+        if ingest::look_at(&candidate.path).ok() != Some(candidate.look) {
+            // Another file has that name now: it is not to be judged by this one.
+            return Ok(self.shared.store.forget_seen(key)?);
+        }
         let config = self.shared.config();
         let folder = &config.directories.quarantine;
         let came_from = candidate.path.strip_prefix(incoming).unwrap_or(&candidate.path);
-        warn!(%refusal, "a file goes to quarantine");
         debug!(path = %candidate.path.display(), "to quarantine");
-        ingest::quarantine(folder, &candidate.path, came_from, refusal, now_secs())
-            .map_err(|source| ScanError::Io { doing: "moving a file to quarantine", source })
-            .or_else(|error| {
-                warn!(%error, cause = cause(&error), "quarantine is not available");
-                Ok::<_, ScanError>(PathBuf::new())
-            })?;
+        let moved = ingest::quarantine(folder, &candidate.path, came_from, refusal, now_secs());
+        if let Err(error) = moved {
+            warn!(error = %error.kind(), "quarantine is not available; a refused file waits");
+            self.try_later(candidate);
+            return Ok(self.shared.store.forget_seen(key)?);
+        }
+        warn!(%refusal, "a file went to quarantine");
         // Remembered too, for the case that it could not be moved.
         self.remember(candidate, key, SeenOutcome::Quarantined)?;
+        self.forget(candidate);
         self.shared.metrics.volume_ingested(IngestResult::Quarantined);
         self.shared.metrics.quarantined(refusal.reason);
         self.shared.metrics.quarantine_files(ingest::count_quarantined(folder));
@@ -351,26 +467,26 @@ impl Intake {
         Ok(self.shared.store.put_seen(key, &SeenFile::new(candidate.look, outcome))?)
     }
 
-    /// Gives an id to the encoder, waiting while its queue is full: the journal holds the scan, so
-    /// a stop may drop the id.
-    fn hand_on(&self, id: ScanId, first_seen_secs: u64) {
-        self.shared.board.joined_queue(first_seen_secs);
-        let mut message = id;
-        while !self.shared.stopping() {
-            self.shared.board.beat(StageName::Intake);
-            match self.to_encoder.try_send(message) {
-                Ok(()) | Err(TrySendError::Disconnected(_)) => return,
-                Err(TrySendError::Full(back)) => message = back,
+    /// Gives ids to the encoder while its queue has room. The journal holds the scans, so a stop
+    /// may drop the rest.
+    fn hand_on(&mut self) {
+        while let Some(&id) = self.pending.front() {
+            match self.to_encoder.try_send(id) {
+                Ok(()) => drop(self.pending.pop_front()),
+                Err(TrySendError::Full(_)) => return,
+                Err(TrySendError::Disconnected(_)) => self.pending.clear(),
             }
-            thread::sleep(Duration::from_millis(100));
         }
     }
 
     fn show_waiting(&self) {
-        let n_waiting = self.settling.n_waiting();
-        self.shared.board.update().n_settling = n_waiting;
-        let oldest = self.settling.oldest(Instant::now()).map(|age| now_secs() - age.as_secs());
-        self.shared.metrics.queue(Stage::Settle, n_waiting, oldest);
+        let (now, metrics) = (Instant::now(), &self.shared.metrics);
+        self.shared.board.update().n_settling = self.settling.n_waiting();
+        for (stage, are_whole) in [(Stage::Settle, false), (Stage::Decode, true)] {
+            let (n_files, age) = self.settling.waiting(are_whole, now);
+            let oldest = age.map(|age| now_secs().saturating_sub(age.as_secs()));
+            metrics.queue(stage, n_files, oldest);
+        }
     }
 
     /// Measures the free space of every folder; below the watermark intake pauses and files stay
@@ -401,13 +517,9 @@ fn seen_key(incoming: &Path, path: &Path) -> Vec<u8> {
     path.strip_prefix(incoming).unwrap_or(path).as_os_str().as_bytes().to_vec()
 }
 
-/// Whether our own disk is to blame, and not the file.
-fn is_full_disk(error: &ScanError) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(error, ScanError::Io { source, .. }
-        if matches!(source.kind(), QuotaExceeded | ReadOnlyFilesystem | StorageFull))
-}
-
-fn cause(error: &ScanError) -> String {
-    std::error::Error::source(error).map_or_else(String::new, ToString::to_string)
+/// The brain mask beside a scan, as it looks now.
+fn mask_beside(scan: &Path) -> Mask {
+    let path = steps::companion_mask(scan)?;
+    let look = ingest::look_at(&path).ok()?;
+    Some((path, look))
 }

@@ -13,6 +13,7 @@ mod score;
 pub mod steps;
 
 use std::{
+    collections::HashSet,
     panic::AssertUnwindSafe,
     sync::{
         Arc, RwLock,
@@ -45,6 +46,13 @@ const QUEUE: usize = 2;
 
 /// A stage that waits for work looks up this often: it shows that it is alive and sees a stop.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// Crashes with one scan in hand after which it is held to be the cause: one more than a reboot
+/// and a power cut in one day.
+const MAX_CRASHES: u32 = 3;
+
+/// Archived sources met the limits when they came; lower ones must not lock them out.
+const ARCHIVED: Limits = Limits { max_file_bytes: u64::MAX, max_voxels: u64::MAX };
 
 /// What all stages may use at the same time.
 pub struct Shared {
@@ -134,7 +142,7 @@ pub struct Pipeline {
 impl Pipeline {
     /// Starts the stages on an engine, taking up what an earlier run left unfinished.
     pub fn start(shared: &Arc<Shared>, engine: Engine) -> Result<Self, ScanError> {
-        let (pending, members) = take_up(shared)?;
+        let TakenUp { pending, members, stems } = take_up(shared)?;
         let (wake, woken) = mpsc::channel();
         let (to_encoder, from_intake) = mpsc::sync_channel(QUEUE);
         let (to_score, from_encoder) = mpsc::sync_channel(QUEUE);
@@ -144,7 +152,7 @@ impl Pipeline {
         let spawn = |name, stage: Box<dyn FnOnce() -> Result<(), ScanError> + Send>| {
             spawn_stage(name, stage, report_end.clone())
         };
-        let intake = intake::Intake::new(own(), woken, to_encoder, pending);
+        let intake = intake::Intake::new(own(), woken, to_encoder, pending, stems);
         let encode = encode::Encode::new(own(), tokeniser, from_intake, to_score);
         let score = score::Score::new(own(), distances, from_encoder, members);
         let stages = vec![
@@ -191,22 +199,33 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown").to_owned()
 }
 
-/// Sorts the journal into scans that wait for the encoder and members of windows, both in order of
-/// arrival. Members whose tokens were made by another method are encoded again from their archived
+/// What an earlier run left in the journal, in order of arrival.
+#[derive(Default)]
+struct TakenUp {
+    /// Scans that wait for the encoder, and when each was first seen.
+    pending: Vec<(ScanId, u64)>,
+    /// Members of windows.
+    members: Vec<ScanRecord>,
+    /// Output stems of all scans ever.
+    stems: HashSet<String>,
+}
+
+/// Sorts the journal into scans that wait for the encoder and members of windows. Members whose tokens were made by another method are encoded again from their archived
 /// source: tokens of two methods cannot be compared.
-fn take_up(shared: &Shared) -> Result<(Vec<ScanId>, Vec<ScanRecord>), ScanError> {
-    let (mut pending, mut members) = (Vec::new(), Vec::new());
+fn take_up(shared: &Shared) -> Result<TakenUp, ScanError> {
+    let mut up = TakenUp::default();
     let records = shared.store.records()?;
     shared.archive.keep_only(|id| {
         let holds = |r: &ScanRecord| matches!(r.state, ScanState::Ingested | ScanState::Encoded);
         records.iter().any(|record| record.id == id && holds(record))
     })?;
     for mut record in records {
+        up.stems.insert(record.output_stem.clone());
         let outdated = record.cohort.method != shared.method.fingerprint;
         match record.state {
-            ScanState::Encoded if !outdated => members.push(record),
+            ScanState::Encoded if !outdated => up.members.push(record),
             ScanState::Encoded | ScanState::Ingested => {
-                pending.push(record.id);
+                up.pending.push((record.id, record.first_seen_secs));
                 if outdated {
                     record.cohort.method.clone_from(&shared.method.fingerprint);
                     shared.store.forget_tokens(&record)?;
@@ -215,7 +234,7 @@ fn take_up(shared: &Shared) -> Result<(Vec<ScanId>, Vec<ScanRecord>), ScanError>
             ScanState::Evicted | ScanState::Quarantined { .. } => {}
         }
     }
-    Ok((pending, members))
+    Ok(up)
 }
 
 /// Seconds since 1970.

@@ -141,10 +141,15 @@ pub(super) fn sidecar(
     }
 }
 
-/// Results with the same key are the same: the window's members and the settings of the scoring.
+/// Results with the same key are the same: the window's members, the method of their tokens, and the
+/// settings of the scoring.
 pub(super) fn result_key(window: &WindowIdentity, config: &Config) -> String {
-    let text = json!({ "window": window.id, "scoring": config.tree.get("scoring") }).to_string();
-    hex::encode(&Sha256::digest(text)[..8])
+    let shaping = json!({
+        "window": window.id,
+        "method": window.cohort.method,
+        "scoring": config.tree.get("scoring"),
+    });
+    hex::encode(&Sha256::digest(shaping.to_string())[..8])
 }
 
 fn summary(finding: &Finding, n_scans: usize) -> String {

@@ -2,13 +2,16 @@
 //! writes the results.
 //!
 //! A result that is older than its window is a debt. The newest scan's result is written at once;
-//! the debt to the others is paid one scan at a time while no new scan waits, so that a stream of
-//! scans is not held up. The journal knows which result belongs to which window, so that a restart
-//! takes the debt up again.
+//! of the debt to the others one result is paid after each new scan, more while none waits, the
+//! cohorts taking turns: a stream of scans is not held up, and holds nobody up. A scan that leaves
+//! its window has had a result. The journal knows which result belongs to which window, so that a
+//! restart takes the debt up again.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     num::NonZeroUsize,
+    ops::Bound,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, TryRecvError},
@@ -16,12 +19,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
-    IDLE, Shared,
+    ARCHIVED, IDLE, Shared,
     board::{CohortStatus, StageName},
-    now_secs,
+    now_secs, panic_text,
     reporting::{ReportInput, build_results, result_key, sidecar},
     steps,
 };
@@ -30,15 +33,23 @@ use crate::{
     domain::{
         PairDistances,
         cohort::CohortKey,
-        error::ScanError,
+        error::{Disposition, ScanError},
         finding::WindowIdentity,
         scan::{Reported, ScanId, ScanRecord},
         window::{Window, pair_order},
     },
     metrics::{EvictionReason, OutputKind, ScoreResult, Stage, Trigger},
-    numeric::scoring::ScanScores,
+    numeric::{
+        scoring::{ScanScores, SearchReach},
+        token::TokenGrid,
+    },
     report,
+    store::{Store, StoreError},
 };
+
+/// Key of a result that only says that its window is not full enough. Never equal to the key of a
+/// scored one: the first scoring makes it outdated.
+const WAITING: &str = "waiting";
 
 /// The window of a cohort with its current scores.
 struct Cohort {
@@ -48,6 +59,8 @@ struct Cohort {
     scores: Vec<ScanScores>,
     /// Members whose results are older than the window.
     debt: VecDeque<ScanId>,
+    /// Since when there has been a debt, seconds since 1970.
+    owed_since_secs: Option<u64>,
     last_scored_secs: Option<u64>,
 }
 
@@ -58,6 +71,8 @@ pub(super) struct Score {
     members: Vec<ScanRecord>,
     cohorts: BTreeMap<CohortKey, Cohort>,
     settings: Arc<Config>,
+    last_paid: Option<CohortKey>,
+    no_writes_before: Instant,
 }
 
 impl Score {
@@ -68,7 +83,17 @@ impl Score {
         members: Vec<ScanRecord>,
     ) -> Self {
         let settings = shared.config();
-        Self { shared, distances, from_encoder, members, cohorts: BTreeMap::new(), settings }
+        let (cohorts, no_writes_before) = (BTreeMap::new(), Instant::now());
+        Self {
+            shared,
+            distances,
+            from_encoder,
+            members,
+            cohorts,
+            settings,
+            last_paid: None,
+            no_writes_before,
+        }
     }
 
     pub(super) fn run(mut self) -> Result<(), ScanError> {
@@ -77,26 +102,22 @@ impl Score {
         let results = &self.settings.directories.results;
         report::remove_leftovers(results).map_err(writing)?;
         self.take_up()?;
-        loop {
+        // What the encoder still sends is a member in the journal: the next start takes it.
+        while !self.shared.stopping() {
             self.shared.board.beat(StageName::Score);
-            if self.shared.stopping() {
-                // What the encoder still sends is a member in the journal: the next start takes it.
-                return Ok(());
+            let Ok(next) = self.next() else { break };
+            if let Some(id) = next {
+                self.admit(id)?;
             }
-            match self.next() {
-                Ok(Some(id)) => self.admit(id)?,
-                Ok(None) => {
-                    self.reload()?;
-                    self.pay_one_debt()?;
-                }
-                Err(()) => return Ok(()),
-            }
+            self.reload()?;
+            self.pay_one_debt()?;
         }
+        Ok(())
     }
 
     /// The next scan from the encoder: without waiting while there is a debt to pay.
     fn next(&self) -> Result<Option<ScanId>, ()> {
-        if self.cohorts.values().any(|cohort| !cohort.debt.is_empty()) {
+        if self.debtor().is_some() {
             return match self.from_encoder.try_recv() {
                 Ok(id) => Ok(Some(id)),
                 Err(TryRecvError::Empty) => Ok(None),
@@ -114,12 +135,15 @@ impl Score {
     fn take_up(&mut self) -> Result<(), ScanError> {
         for record in std::mem::take(&mut self.members) {
             self.enter(&record)?;
+            if self.shared.stopping() {
+                return Ok(());
+            }
         }
         let keys: Vec<CohortKey> = self.cohorts.keys().cloned().collect();
         for key in keys {
             self.rescore(&key, Trigger::Reload)?;
         }
-        Ok(())
+        self.show_store()
     }
 
     /// A scan that was just encoded.
@@ -129,7 +153,11 @@ impl Score {
             return Ok(());
         }
         let started = Instant::now();
+        self.shared.metrics.queue(Stage::Score, 1, Some(now_secs()));
         self.enter(&record)?;
+        if self.shared.stopping() {
+            return Ok(());
+        }
         self.rescore(&record.cohort, Trigger::NewStudy)?;
         self.shared.metrics.stage_finished(Stage::Score, started.elapsed());
         // The newest first: somebody waits for it.
@@ -137,8 +165,7 @@ impl Score {
             cohort.debt.retain(|&other| other != id);
         }
         self.write(&record.cohort, id)?;
-        let waited = now_secs().saturating_sub(record.first_seen_secs);
-        self.shared.metrics.end_to_end(Duration::from_secs(waited));
+        self.shared.metrics.queue(Stage::Score, 0, None);
         self.show(&record.cohort)?;
         self.show_store()
     }
@@ -147,6 +174,7 @@ impl Score {
     fn enter(&mut self, record: &ScanRecord) -> Result<(), ScanError> {
         let capacity = self.settings.window.max_scans;
         let key = &record.cohort;
+        self.write_before_it_leaves(key)?;
         let cohort = self.cohorts.entry(key.clone()).or_insert_with(|| new_cohort(key, capacity));
         let gone = cohort.window.admit(record.id);
         let others: Vec<ScanId> = cohort.window.others(record.id).collect();
@@ -156,13 +184,30 @@ impl Score {
         Ok(())
     }
 
-    /// The columns of one scan against the others that are not kept yet.
+    /// In a flood of scans the first ones may leave before their turn: they get a result now.
+    fn write_before_it_leaves(&mut self, key: &CohortKey) -> Result<(), ScanError> {
+        let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
+        let Some(leaving) = cohort.window.next_to_leave() else { return Ok(()) };
+        let Some(record) = self.shared.store.record(&leaving)? else { return Ok(()) };
+        if cohort.scores.is_empty() || was_scored(&record) {
+            return Ok(());
+        }
+        self.write(key, leaving)
+    }
+
+    /// The columns of one scan against the others that are not kept yet. Ends early when asked to
+    /// stop; the next start goes on from there.
     fn compute_columns(&mut self, id: ScanId, others: &[ScanId]) -> Result<u64, ScanError> {
-        let store = &self.shared.store;
+        let Self { shared, distances, settings, .. } = self;
+        let store = &shared.store;
         let mut n_pairs = 0;
-        for layer in 0..self.shared.method.layers.len() {
+        for layer in 0..shared.method.layers.len() {
             let mut own = None;
             for &other in others {
+                shared.board.beat(StageName::Score);
+                if shared.stopping() {
+                    return Ok(n_pairs);
+                }
                 if store.has_column(id, other, layer)? && store.has_column(other, id, layer)? {
                     continue;
                 }
@@ -172,14 +217,15 @@ impl Score {
                 let (Some(own), Some(theirs)) = (&own, store.tokens(&other, layer)?) else {
                     continue;
                 };
-                let reach = self.settings.scoring.reach;
-                // In an order of their own, not of arrival.
-                let (first, second) = pair_order(id, other);
-                let (a, b) = if first == id { (own, &theirs) } else { (&theirs, own) };
-                let columns = self.distances.nearest(a, b, reach)?;
-                store.put_columns(first, second, layer, &columns)?;
+                let reach = settings.scoring.reach;
+                compute_pair(
+                    store,
+                    distances.as_mut(),
+                    reach,
+                    layer,
+                    [(id, own), (other, &theirs)],
+                )?;
                 n_pairs += u64::from(layer == 0);
-                self.shared.board.beat(StageName::Score);
             }
         }
         Ok(n_pairs)
@@ -188,9 +234,13 @@ impl Score {
     /// Removes scans that left their window. Their results stay.
     fn evict(&self, gone: &[ScanId]) -> Result<(), ScanError> {
         for id in gone {
+            self.shared.board.beat(StageName::Score);
             if let Some(record) = self.shared.store.record(id)? {
                 self.shared.store.evict(&record)?;
-                self.shared.archive.remove(*id)?;
+                if let Err(error) = self.shared.archive.remove(*id) {
+                    // The next start removes what the journal no longer holds.
+                    warn!(scan = %id, %error, "the archived source of an evicted scan stays");
+                }
                 self.shared.metrics.evicted(EvictionReason::Window);
                 info!(scan = %id, "left the window");
             }
@@ -200,36 +250,48 @@ impl Score {
 
     /// Scores all members of a window anew from the kept columns; what is then outdated is a debt.
     fn rescore(&mut self, key: &CohortKey, trigger: Trigger) -> Result<(), ScanError> {
-        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
-        let (shared, settings) = (&self.shared, &self.settings);
+        let Self { shared, distances, settings, cohorts, .. } = self;
+        let Some(cohort) = cohorts.get_mut(key) else { return Ok(()) };
         cohort.identity = cohort.window.identity();
         cohort.scores.clear();
-        cohort.debt.clear();
-        let members = cohort.window.members();
         let mut records = Vec::new();
-        for id in members {
+        for id in cohort.window.members() {
             records.extend(shared.store.record(id)?);
         }
         let wanted = result_key(&cohort.identity, settings);
-        let outdated = |r: &&ScanRecord| r.reported.as_ref().is_none_or(|done| done.key != wanted);
-        let debt = records.iter().filter(outdated).map(|record| record.id);
-        if members.len() < settings.window.min_scans {
+        let is_scored = records.len() >= settings.window.min_scans;
+        let is_due = |record: &&ScanRecord| match &record.reported {
             // Waiting is said once; it is not worth a new file for each arrival.
-            cohort.debt =
-                records.iter().filter(|r| r.reported.is_none()).map(|record| record.id).collect();
+            Some(done) => is_scored && done.key != wanted,
+            None => true,
+        };
+        cohort.debt = records.iter().filter(is_due).map(|record| record.id).collect();
+        if !is_scored {
             shared.metrics.score_run(key.label(), ScoreResult::SkippedTooFew, trigger, now_secs());
-            return Ok(());
+            return self.show(key);
         }
-        cohort.debt = debt.collect();
         let sizes: Vec<(ScanId, usize)> = records
             .iter()
             .map(|record| (record.id, record.encoded.as_ref().map_or(0, |facts| facts.n_tokens)))
             .collect();
+        let n_tokens: BTreeMap<ScanId, usize> = sizes.iter().copied().collect();
         let column = |of: ScanId, other: ScanId, layer: usize| {
             shared.board.beat(StageName::Score);
-            let column = shared.store.column(of, other, layer)?;
-            let lost = || crate::store::StoreError::Damaged { what: "distances", scan: of.short() };
-            column.ok_or_else(lost)
+            let kept = || shared.store.column(of, other, layer, n_tokens[&of]);
+            if let Some(column) = kept()? {
+                return Ok(column);
+            }
+            warn!(scan = %of, %other, layer, "distances are lost or damaged; computing them again");
+            compute_again(
+                &shared.store,
+                distances.as_mut(),
+                settings.scoring.reach,
+                layer,
+                of,
+                other,
+            )?;
+            let lost = || StoreError::Damaged { what: "distances", scan: of.short() };
+            kept()?.ok_or_else(|| ScanError::from(lost()))
         };
         let n_layers = shared.method.layers.len();
         cohort.scores = steps::score_members(&sizes, n_layers, &settings.scoring, column)?;
@@ -238,57 +300,96 @@ impl Score {
         self.show(key)
     }
 
+    /// The cohort whose turn it is to get an outdated result written, if one may be.
+    fn debtor(&self) -> Option<&CohortKey> {
+        let after = self.last_paid.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let in_turn = self.cohorts.range((after, Bound::Unbounded)).chain(self.cohorts.iter());
+        let mut owing = in_turn.filter(|(_, cohort)| !cohort.debt.is_empty());
+        let (key, _) = owing.next()?;
+        (Instant::now() >= self.no_writes_before).then_some(key)
+    }
+
     /// Writes one outdated result, if there is one.
     fn pay_one_debt(&mut self) -> Result<(), ScanError> {
-        let due = self
-            .cohorts
-            .iter_mut()
-            .find_map(|(key, cohort)| cohort.debt.pop_front().map(|id| (key.clone(), id)));
-        if let Some((key, id)) = due {
+        let Some(key) = self.debtor().cloned() else { return Ok(()) };
+        self.last_paid = Some(key.clone());
+        let due = self.cohorts.get_mut(&key).and_then(|cohort| cohort.debt.pop_front());
+        if let Some(id) = due {
             self.write(&key, id)?;
             self.show(&key)?;
         }
         Ok(())
     }
 
-    /// Writes the result of a member, or that it waits.
-    fn write(&self, key: &CohortKey, id: ScanId) -> Result<(), ScanError> {
+    /// Writes the result of a member, or that it waits. What cannot be written remains a debt.
+    fn write(&mut self, key: &CohortKey, id: ScanId) -> Result<(), ScanError> {
         let (Some(cohort), Some(mut record)) =
             (self.cohorts.get(key), self.shared.store.record(&id)?)
         else {
             return Ok(());
         };
         let started = Instant::now();
-        let folder = &self.settings.directories.results;
-        let written = if cohort.scores.is_empty() {
-            let waiting = sidecar(&record, &cohort.identity, &self.shared.method, &self.settings);
-            report::write_sidecar(folder, &record.output_stem, &waiting).map_err(writing)
-        } else {
-            self.write_results(cohort, &record)
-        };
-        for kind in [OutputKind::ScoreMap, OutputKind::Mask, OutputKind::Picture] {
-            if !cohort.scores.is_empty() {
-                self.shared.metrics.output_written(kind, written.is_ok());
+        let is_scored = !cohort.scores.is_empty();
+        let attempt = catch_unwind(AssertUnwindSafe(|| self.write_files(cohort, &record)));
+        let is_written = self.judge(id, attempt)?;
+        for kind in OutputKind::ALL {
+            if is_scored || *kind == OutputKind::Sidecar {
+                self.shared.metrics.output_written(*kind, is_written);
             }
         }
-        self.shared.metrics.output_written(OutputKind::Sidecar, written.is_ok());
-        if let Err(error) = written {
-            // The debt stays in the journal: the next rescoring or start writes it.
-            self.shared.metrics.stage_failed(Stage::Write, &error);
-            warn!(scan = %id, %error, cause = ?std::error::Error::source(&error), "no result written");
+        if !is_written {
+            // The folder is full or away, for all results alike.
+            self.no_writes_before = Instant::now() + self.settings.intake.rescan;
+            let cohort = self.cohorts.get_mut(key);
+            cohort.map(|cohort| cohort.debt.push_back(id)).unwrap_or_default();
             return Ok(());
         }
+        if is_scored && !was_scored(&record) {
+            let waited = now_secs().saturating_sub(record.first_seen_secs);
+            self.shared.metrics.end_to_end(Duration::from_secs(waited));
+        }
         let revision = record.reported.as_ref().map_or(0, |done| done.revision) + 1;
-        let key = match cohort.scores.is_empty() {
-            // Never equal to a scored one: the first scoring makes it outdated.
-            true => "waiting".to_owned(),
-            false => result_key(&cohort.identity, &self.settings),
-        };
-        record.reported = Some(Reported { revision, key });
+        let waiting = || WAITING.to_owned();
+        let key = is_scored.then(|| result_key(&cohort.identity, &self.settings));
+        record.reported = Some(Reported { revision, key: key.unwrap_or_else(waiting) });
         self.shared.store.put_record(&record)?;
         self.shared.board.update().n_reported += 1;
         self.shared.metrics.stage_finished(Stage::Write, started.elapsed());
         Ok(())
+    }
+
+    /// Whether results were written; an error only if the daemon cannot go on.
+    fn judge(
+        &self,
+        id: ScanId,
+        attempt: std::thread::Result<Result<(), ScanError>>,
+    ) -> Result<bool, ScanError> {
+        match attempt {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(error)) => {
+                self.shared.metrics.stage_failed(Stage::Write, &error);
+                if error.disposition() == Disposition::Fatal {
+                    return Err(error);
+                }
+                warn!(scan = %id, %error, "no result written; trying again");
+                Ok(false)
+            }
+            Err(panic) => {
+                self.shared.metrics.stage_panicked(Stage::Write);
+                let panic = panic_text(panic.as_ref());
+                error!(scan = %id, panic, "a crash while a result was written; please report it");
+                Ok(false)
+            }
+        }
+    }
+
+    fn write_files(&self, cohort: &Cohort, record: &ScanRecord) -> Result<(), ScanError> {
+        if !cohort.scores.is_empty() {
+            return self.write_results(cohort, record);
+        }
+        let folder = &self.settings.directories.results;
+        let waiting = sidecar(record, &cohort.identity, &self.shared.method, &self.settings);
+        report::write_sidecar(folder, &record.output_stem, &waiting).map_err(writing)
     }
 
     fn write_results(&self, cohort: &Cohort, record: &ScanRecord) -> Result<(), ScanError> {
@@ -298,8 +399,7 @@ impl Score {
             return Ok(());
         };
         let mask = shared.archive.mask(id);
-        let source =
-            steps::read_source(&shared.archive.scan(id), mask.as_deref(), &shared.limits())?;
+        let source = steps::read_source(&shared.archive.scan(id), mask.as_deref(), &ARCHIVED)?;
         let (results, finding) = build_results(&ReportInput {
             record,
             source: &source,
@@ -342,7 +442,14 @@ impl Score {
         Ok(())
     }
 
-    fn show(&self, key: &CohortKey) -> Result<(), ScanError> {
+    fn show(&mut self, key: &CohortKey) -> Result<(), ScanError> {
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        let now = now_secs();
+        let since = cohort.owed_since_secs.unwrap_or(now);
+        cohort.owed_since_secs = (!cohort.debt.is_empty()).then_some(since);
+        let n_owed = self.cohorts.values().map(|cohort| cohort.debt.len()).sum();
+        let owed_since = self.cohorts.values().filter_map(|cohort| cohort.owed_since_secs).min();
+        self.shared.metrics.queue(Stage::Write, n_owed, owed_since);
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
         let window = &self.settings.window;
         let members = cohort.window.members();
@@ -375,9 +482,49 @@ impl Score {
 fn new_cohort(key: &CohortKey, capacity: NonZeroUsize) -> Cohort {
     let window = Window::new(key.clone(), capacity);
     let identity = window.identity();
-    Cohort { window, identity, scores: Vec::new(), debt: VecDeque::new(), last_scored_secs: None }
+    Cohort {
+        window,
+        identity,
+        scores: Vec::new(),
+        debt: VecDeque::new(),
+        owed_since_secs: None,
+        last_scored_secs: None,
+    }
+}
+
+/// Whether a scan has ever had more than the notice that it waits.
+fn was_scored(record: &ScanRecord) -> bool {
+    record.reported.as_ref().is_some_and(|done| done.key != WAITING)
+}
+
+/// Computes and keeps the columns of a pair at one layer, in an order of its own, not of arrival.
+fn compute_pair(
+    store: &Store,
+    distances: &mut dyn PairDistances,
+    reach: SearchReach,
+    layer: usize,
+    [(one, one_tokens), (other, other_tokens)]: [(ScanId, &TokenGrid); 2],
+) -> Result<(), ScanError> {
+    let (first, second) = pair_order(one, other);
+    let (a, b) = if first == one { (one_tokens, other_tokens) } else { (other_tokens, one_tokens) };
+    let columns = distances.nearest(a, b, reach)?;
+    Ok(store.put_columns(first, second, layer, &columns)?)
+}
+
+fn compute_again(
+    store: &Store,
+    distances: &mut dyn PairDistances,
+    reach: SearchReach,
+    layer: usize,
+    one: ScanId,
+    other: ScanId,
+) -> Result<(), ScanError> {
+    let (Some(a), Some(b)) = (store.tokens(&one, layer)?, store.tokens(&other, layer)?) else {
+        return Ok(());
+    };
+    compute_pair(store, distances, reach, layer, [(one, &a), (other, &b)])
 }
 
 fn writing(source: std::io::Error) -> ScanError {
-    ScanError::Io { doing: "writing results", source }
+    ScanError::Own { doing: "writing results", source }
 }

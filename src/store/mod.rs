@@ -8,6 +8,7 @@
 mod record;
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -21,7 +22,10 @@ use serde::{Deserialize, Serialize};
 use sled::{Transactional, Tree, transaction::TransactionError};
 
 use crate::{
-    domain::scan::{FileLook, ScanId, ScanRecord, ScanState},
+    domain::{
+        cohort::CohortKey,
+        scan::{FileLook, ScanId, ScanRecord, ScanState},
+    },
     numeric::{scoring::PairColumns, token::TokenGrid},
 };
 
@@ -75,6 +79,9 @@ pub struct SeenFile {
     look: FileLook,
     /// What was decided.
     pub outcome: SeenOutcome,
+    /// Since when the file has been missing, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    absent_since_secs: Option<u64>,
 }
 
 /// What was decided on a file.
@@ -87,6 +94,11 @@ pub enum SeenOutcome {
     Duplicate(ScanId),
     /// Refused.
     Quarantined,
+    /// It is being read; what a start finds so was in hand when the process died.
+    Reading {
+        /// Times that reading began.
+        attempts: u32,
+    },
 }
 
 /// The token store and journal. Clones are handles on the same store.
@@ -247,19 +259,25 @@ impl Store {
         put_blob(&self.columns, &layer_key(&[second, first], layer), back)
     }
 
-    /// The distances from the tokens of one scan to another scan, if they were kept.
+    /// The distances from the `n_tokens` tokens of one scan to another scan, if they were kept. A
+    /// damaged column counts as not kept: it can be computed again.
     pub fn column(
         &self,
         of: ScanId,
         other: ScanId,
         layer: usize,
+        n_tokens: usize,
     ) -> Result<Option<Vec<f32>>, StoreError> {
-        let bytes = get_blob(&self.columns, &layer_key(&[of, other], layer), "distances")?;
+        let bytes = match get_blob(&self.columns, &layer_key(&[of, other], layer), "distances") {
+            Err(StoreError::Damaged { .. }) => None,
+            bytes => bytes?,
+        };
+        let whole = bytes.filter(|bytes| bytes.len() == 4 * n_tokens);
         let number = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        Ok(bytes.map(|bytes| bytes.chunks_exact(4).map(number).collect()))
+        Ok(whole.map(|bytes| bytes.chunks_exact(4).map(number).collect()))
     }
 
-    /// Whether the distances of a pair were kept.
+    /// Whether something was kept of the distances of a pair.
     pub fn has_column(&self, of: ScanId, other: ScanId, layer: usize) -> Result<bool, StoreError> {
         Ok(self.columns.scan_prefix(layer_key(&[of, other], layer)).next().is_some())
     }
@@ -300,7 +318,8 @@ impl Store {
         self.flush()?;
         remove_prefix(&self.chunks, &id)?;
         remove_prefix(&self.columns, &id)?;
-        for other in self.journal.iter().keys() {
+        // Scans without a manifest have no columns either, or `sweep` takes them at the next start.
+        for other in self.manifests.iter().keys() {
             remove_prefix(&self.columns, &[&other?, id.as_slice()].concat())?;
         }
         Ok(())
@@ -318,12 +337,31 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets the paths that `keep` says no to.
-    pub fn retain_seen(&self, keep: impl Fn(&[u8]) -> bool) -> Result<(), StoreError> {
-        for path in self.seen.iter().keys() {
-            let path = path?;
-            if !keep(&path) {
+    /// Forgets what was decided on a path.
+    pub fn forget_seen(&self, path: &[u8]) -> Result<(), StoreError> {
+        self.seen.remove(path)?;
+        Ok(())
+    }
+
+    /// Forgets the paths that have been missing for `patience_secs`. Not sooner: a share that is
+    /// unmounted for a while looks empty, and all its files would be read again afterwards.
+    pub fn forget_missing(
+        &self,
+        is_there: impl Fn(&[u8]) -> bool,
+        now_secs: u64,
+        patience_secs: u64,
+    ) -> Result<(), StoreError> {
+        for entry in self.seen.iter() {
+            let (path, value) = entry?;
+            let seen: SeenFile = record::open_json(&value, "seen file", b"")?;
+            let absent_since_secs = match (is_there(&path), seen.absent_since_secs) {
+                (true, _) => None,
+                (false, since) => Some(since.unwrap_or(now_secs)),
+            };
+            if absent_since_secs.is_some_and(|since| now_secs >= since + patience_secs) {
                 self.seen.remove(path)?;
+            } else if absent_since_secs != seen.absent_since_secs {
+                self.put_seen(&path, &SeenFile { absent_since_secs, ..seen })?;
             }
         }
         Ok(())
@@ -343,25 +381,28 @@ impl Store {
     /// Bytes of tokens and columns that belong to members of windows.
     pub fn live_bytes(&self) -> Result<u64, StoreError> {
         let mut tokens = 0;
-        let mut columns = 0;
-        let mut members = 0;
+        // Members and bytes of one column of each, by cohort: every member keeps a column towards
+        // each other one.
+        let mut cohorts: BTreeMap<CohortKey, (u64, u64)> = BTreeMap::new();
         for entry in self.manifests.iter() {
             let (key, value) = entry?;
             let manifest: Manifest = record::open_json(&value, "token manifest", &key)?;
             tokens += manifest.layers.iter().map(LayerShape::n_bytes).sum::<u64>();
-            columns += manifest.layers.iter().map(|l| 4 * l.n_tokens as u64).sum::<u64>();
-            members += 1;
+            let Some(entry) = self.journal.get(&key)? else { continue };
+            let record: ScanRecord = record::open_json(&entry, "journal", &key)?;
+            let (n_members, column) = cohorts.entry(record.cohort).or_default();
+            *n_members += 1;
+            *column += manifest.layers.iter().map(|l| 4 * l.n_tokens as u64).sum::<u64>();
         }
-        // Every member keeps a column towards each other one; windows of other cohorts make this
-        // an upper bound.
-        Ok(tokens + columns * u64::saturating_sub(members, 1))
+        let columns = cohorts.values().map(|(n_members, column)| column * (n_members - 1));
+        Ok(tokens + columns.sum::<u64>())
     }
 }
 
 impl SeenFile {
     /// Remembers a decision for a file that looks like this.
     pub fn new(look: FileLook, outcome: SeenOutcome) -> Self {
-        Self { look, outcome }
+        Self { look, outcome, absent_since_secs: None }
     }
 
     /// Whether the file still looks the same.

@@ -53,9 +53,9 @@ fn everything_comes_back_bit_for_bit_after_a_restart() {
     assert_eq!(store.tokens(&id(1), 1).unwrap(), Some(tokens(3)));
     assert_eq!(store.tokens(&id(2), 0).unwrap(), Some(tokens(2)));
     assert_eq!(store.tokens(&id(3), 0).unwrap(), None);
-    assert_eq!(store.column(id(1), id(2), 1).unwrap(), Some(columns(1).first_to_second));
-    assert_eq!(store.column(id(2), id(1), 1).unwrap(), Some(columns(1).second_to_first));
-    assert_eq!(store.column(id(2), id(1), 0).unwrap(), None);
+    assert_eq!(store.column(id(1), id(2), 1, 600).unwrap(), Some(columns(1).first_to_second));
+    assert_eq!(store.column(id(2), id(1), 1, 600).unwrap(), Some(columns(1).second_to_first));
+    assert_eq!(store.column(id(2), id(1), 0, 600).unwrap(), None);
     let records = store.records().unwrap();
     assert_eq!(records, [record(1, ScanState::Encoded), record(2, ScanState::Encoded)]);
 }
@@ -73,7 +73,7 @@ fn an_evicted_scan_leaves_only_its_entry() {
         store.evict(&record(1, ScanState::Encoded)).unwrap();
         assert_eq!(store.record(&id(1)).unwrap().unwrap().state, ScanState::Evicted);
         assert_eq!(store.tokens(&id(1), 0).unwrap(), None);
-        assert_eq!(store.column(id(2), id(1), 0).unwrap(), None);
+        assert_eq!(store.column(id(2), id(1), 0, 600).unwrap(), None);
         assert!(store.has_column(id(2), id(3), 0).unwrap());
     }
     store.evict(&record(2, ScanState::Encoded)).unwrap();
@@ -144,8 +144,23 @@ fn seen_files_are_known_until_they_change_or_go() {
     store.put_seen(b"a.nii", &seen).unwrap();
     assert!(store.seen(b"a.nii").unwrap().unwrap().is_same(&look));
     assert!(!seen.is_same(&FileLook { size: 6, ..look }));
-    store.retain_seen(|path| path != b"a.nii").unwrap();
-    assert_eq!(store.seen(b"a.nii").unwrap(), None);
+}
+
+#[test]
+fn a_share_that_was_away_for_a_while_is_not_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let look = FileLook { size: 5, modified_ns: 1, changed_ns: 2 };
+    store.put_seen(b"a.nii", &SeenFile::new(look, SeenOutcome::Quarantined)).unwrap();
+    let is_known = || store.seen(b"a.nii").unwrap().is_some_and(|seen| seen.is_same(&look));
+    for (is_there, now, known) in
+        [(false, 100, true), (false, 199, true), (true, 250, true), (false, 300, true)]
+    {
+        store.forget_missing(|_| is_there, now, 100).unwrap();
+        assert_eq!(is_known(), known, "at {now}");
+    }
+    store.forget_missing(|_| false, 400, 100).unwrap();
+    assert!(!is_known());
 }
 
 #[test]
@@ -163,4 +178,16 @@ fn turning_the_window_twenty_times_keeps_the_disk_bounded() {
     // Measured: about 20 MB for 0.5 MB live, whatever the number of turns; without chunks every
     // turn would add its own bytes, 9 MB in all here, on top.
     assert!(disk < 40_000_000, "{disk} bytes on disk for {live} live");
+}
+
+#[test]
+fn a_damaged_column_counts_as_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
+    assert!(store.column(id(1), id(2), 0, 600).unwrap().is_some());
+    assert_eq!(store.column(id(1), id(2), 0, 599).unwrap(), None, "of other tokens");
+    let key = store.columns.iter().keys().next().unwrap().unwrap();
+    store.columns.insert(key, b"damage").unwrap();
+    assert_eq!(store.column(id(1), id(2), 0, 600).unwrap(), None);
 }

@@ -3,8 +3,10 @@
 use std::{fs, io::Write, thread, time::Duration};
 
 use oddscan::{
-    ingest::ReasonFile,
+    domain::scan::ScanRecord,
+    ingest::{ReasonFile, look_at},
     report::{Standing, read_sidecar},
+    store::{SeenFile, SeenOutcome, Store},
 };
 use rustix::process::Signal;
 
@@ -183,8 +185,90 @@ fn a_flood_passes_through_a_window_that_stays_small() {
     });
     assert_eq!(site.status().cohorts["t1w"].n_scans, 4);
     assert_eq!(site.metric("oddscan_store_evictions_total{reason=\"window\"}"), 36.0);
+    for stem in stems(40) {
+        let sidecar = site.sidecar(&stem).unwrap();
+        assert_eq!(sidecar.standing, Standing::Scored, "{stem} left the window with a result");
+    }
     let n_archived = names(&site.path("state/sources")).len();
     assert!(n_archived <= 4, "sources of evicted scans are gone: {n_archived}");
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn results_that_cannot_be_written_are_written_when_the_folder_is_back() {
+    let mut site = Site::new(2, &[]);
+    site.start();
+    fs::rename(site.path("results"), site.path("away")).unwrap();
+    drop_scans(&site, [1, 2]);
+    let failed = "oddscan_outputs_total{kind=\"score_map\",result=\"failed\"}";
+    site.wait("failed", |site| site.metric(failed) > 0.0);
+    assert!(site.status().cohorts["t1w"].n_outdated > 0, "the debt shows");
+    fs::rename(site.path("away"), site.path("results")).unwrap();
+    wait_scored(&site, 2);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_file_that_was_in_hand_at_three_crashes_is_set_aside_and_may_come_back() {
+    let mut site = Site::new(2, &[]);
+    drop_scans(&site, 1..=2);
+    {
+        let store = Store::open(&site.path("state/store")).unwrap();
+        let look = look_at(&site.path("incoming/sub-1_T1w.nii.gz")).unwrap();
+        let reading = SeenOutcome::Reading { attempts: 3 };
+        store.put_seen(b"sub-1_T1w.nii.gz", &SeenFile::new(look, reading)).unwrap();
+        store.flush().unwrap();
+    }
+    site.start();
+    site.wait("set aside", |site| site.status().n_quarantined == 1);
+    let folder = site.path("quarantine/poison/sub-1_T1w.nii.gz");
+    assert_eq!(names(&folder), ["reason.json", "sub-1_T1w.nii.gz"]);
+    fs::rename(folder.join("sub-1_T1w.nii.gz"), site.path("incoming/sub-1_T1w.nii.gz")).unwrap();
+    wait_scored(&site, 2);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_scan_that_was_in_hand_at_three_crashes_of_the_encoder_may_come_back() {
+    let mut site = Site::new(2, &[]);
+    site.start();
+    drop_scans(&site, 1..=2);
+    wait_scored(&site, 2);
+    assert_eq!(site.stop(), Some(0));
+    {
+        let store = Store::open(&site.path("state/store")).unwrap();
+        let record = store.records().unwrap().swap_remove(0);
+        store.forget_tokens(&ScanRecord { attempts: 3, ..record }).unwrap();
+    }
+    site.start();
+    site.wait("set aside", |site| site.status().n_quarantined == 1);
+    let name = names(&site.path("quarantine/poison")).swap_remove(0);
+    let folder = site.path("quarantine/poison").join(&name);
+    // Under its own name, not that of the archive.
+    assert_eq!(names(&folder), ["reason.json", &name]);
+    fs::rename(folder.join(&name), site.path("incoming").join(format!("again_{name}"))).unwrap();
+    site.wait("taken again", |site| site.status().cohorts["t1w"].n_scans == 2);
+    assert_eq!(site.status().n_duplicates, 0);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_full_disk_pauses_intake_and_every_page_says_so() {
+    let mut site = Site::new(2, &[]);
+    site.start();
+    site.configure(2, &["service.min_free_mib = 1000000000"]);
+    site.signal(Signal::HUP);
+    let paused = "oddscan_paused{reason=\"disk_low\"}";
+    site.wait("paused", |site| site.metric(paused) == 1.0);
+    drop_scans(&site, 1..=2);
+    site.wait("whole", |site| site.metric("oddscan_queue_studies{stage=\"decode\"}") == 2.0);
+    assert_eq!(site.metric("oddscan_ready"), 0.0);
+    assert!(site.get("/readyz").unwrap().contains("disk low"));
+    assert_eq!(site.status().n_accepted, 0);
+    site.configure(2, &[]);
+    site.signal(Signal::HUP);
+    wait_scored(&site, 2);
+    assert_eq!(site.metric("oddscan_ready"), 1.0);
     assert_eq!(site.stop(), Some(0));
 }
 

@@ -65,7 +65,8 @@ fn exercised() -> Metrics {
     metrics.volume_ingested(IngestResult::Accepted);
     metrics.bytes_ingested(1_000_000);
     metrics.settled(second);
-    metrics.rescan(RescanTrigger::Start, 1_700_000_000);
+    metrics.rescan(RescanTrigger::Start);
+    metrics.listed(1_700_000_000);
     metrics.quarantined(QuarantineReason::Truncated);
     metrics.quarantine_files(1);
     let refusal =

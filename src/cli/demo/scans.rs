@@ -74,7 +74,7 @@ pub(super) fn listed(folder: &Path) -> Result<Vec<Scan>, Failure> {
     let intake = Config::load(None).map_err(|error| Failure::new(CONFIG, error))?.intake;
     let patterns = Patterns::new(&intake.accept, &intake.ignore)
         .map_err(|error| Failure::new(USAGE, error))?;
-    let listed = ingest::list(folder, &patterns).map_err(|error| {
+    let listed = ingest::list(folder, &patterns, || {}).map_err(|error| {
         Failure::new(USAGE, format!("cannot list {}: {error}", folder.display()))
     })?;
     Ok(listed.into_iter().map(|candidate| Scan::at(candidate.path)).collect())
