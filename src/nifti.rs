@@ -426,7 +426,7 @@ fn affine_of(header: &NiftiHeader, shape: Shape3) -> Result<Affine, ScanError> {
     } else if header.qform_code > 0 {
         qform(header)
     } else {
-        let size = [1, 2, 3].map(|axis| f64::from(header.pixdim[axis]));
+        let size = voxel_size(header);
         let step = [-size[0], size[1], size[2]];
         [0, 1, 2].map(|axis| {
             let mut row = [0.0; 4];
@@ -447,12 +447,19 @@ fn affine_of(header: &NiftiHeader, shape: Shape3) -> Result<Affine, ScanError> {
     })
 }
 
+/// Voxel edge lengths. The format has them positive; some converters put an axis' direction into
+/// their sign, where no reader looks for it: nibabel takes the absolute values, and so do we. Taken
+/// as a direction, the sign would swap left and right.
+fn voxel_size(header: &NiftiHeader) -> [f64; 3] {
+    [1, 2, 3].map(|axis| f64::from(header.pixdim[axis]).abs())
+}
+
 /// The rotation of the unit quaternion, scaled by the pixel sizes (NIfTI-1, method 2).
 fn qform(header: &NiftiHeader) -> [[f64; 4]; 3] {
     let [b, c, d] = [header.quatern_b, header.quatern_c, header.quatern_d].map(f64::from);
     let a = (1.0 - (b * b + c * c + d * d)).max(0.0).sqrt();
     let flip = if header.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
-    let size = [1, 2, 3].map(|axis| f64::from(header.pixdim[axis]));
+    let size = voxel_size(header);
     let size = [size[0], size[1], size[2] * flip];
     let rotation = [
         [a * a + b * b - c * c - d * d, 2.0 * (b * c - a * d), 2.0 * (b * d + a * c)],

@@ -17,7 +17,7 @@ use proptest::prelude::*;
 
 use crate::support::scan_bytes;
 
-const LIMITS: Limits = Limits { max_file_bytes: 16 << 20, max_voxels: 1_000_000 };
+pub const LIMITS: Limits = Limits { max_file_bytes: 16 << 20, max_voxels: 1_000_000 };
 
 /// A good scan, not compressed: 26 x 30 x 24 voxels of f32.
 pub fn plain() -> Vec<u8> {
@@ -62,13 +62,18 @@ fn huge(extents: [i16; 3], datatype: i16) -> Vec<u8> {
 }
 
 /// Offsets in the header: NIfTI-1, nifti1.h.
-mod at {
+pub mod at {
     pub const DIM0: usize = 40;
     pub const DIM1: usize = 42;
     pub const DIM4: usize = 48;
     pub const DATATYPE: usize = 70;
+    pub const PIXDIM: usize = 76;
     pub const VOX_OFFSET: usize = 108;
     pub const SCL_SLOPE: usize = 112;
+    pub const QFORM_CODE: usize = 252;
+    pub const SFORM_CODE: usize = 254;
+    pub const QUATERN_B: usize = 256;
+    pub const QOFFSET_X: usize = 268;
     pub const SROW_X: usize = 280;
     pub const MAGIC: usize = 344;
     pub const FLAG: usize = 348;

@@ -10,6 +10,7 @@ mod hostile;
 mod layers;
 mod model;
 mod nibabel;
+mod nifti;
 mod reference;
 mod shipped;
 mod support;

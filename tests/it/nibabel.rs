@@ -1,8 +1,11 @@
 //! Reading and writing NIfTI against an independent program: nibabel.
 
-use std::{env, fs, process::Command};
+use std::{collections::BTreeMap, env, fs, path::Path, process::Command};
+
+use oddscan::nifti::read_scan;
 
 use crate::{
+    hostile::LIMITS,
     shipped::{repository, run},
     support::{Site, oddscan, said},
 };
@@ -16,6 +19,15 @@ fn python() -> Option<Command> {
     let mut command = Command::new(python);
     command.arg(repository().join("tests/it/nifti_matrix.py"));
     Some(command)
+}
+
+/// The affine of every scan as oddscan reads it, by file name.
+fn affines(scans: &Path) -> String {
+    let affine = |path: &Path| read_scan(path, &LIMITS).unwrap().volume.affine.rows();
+    let files = fs::read_dir(scans).unwrap().map(|entry| entry.unwrap());
+    let affines: BTreeMap<_, _> =
+        files.map(|file| (file.file_name().into_string().unwrap(), affine(&file.path()))).collect();
+    serde_json::to_string(&affines).unwrap()
 }
 
 #[test]
@@ -33,5 +45,7 @@ fn results_lie_on_the_grid_of_every_kind_of_scan_as_nibabel_reads_it() {
     assert_eq!(code, Some(0), "{stdout}{stderr}");
     let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(report["scored"].as_array().unwrap().len(), n_scans);
-    println!("{}", run(check.arg("check").arg(&scans).arg(site.path("results"))));
+    fs::write(site.path("affines.json"), affines(&scans)).unwrap();
+    check.arg("check").arg(&scans).arg(site.path("results")).arg(site.path("affines.json"));
+    println!("{}", run(&mut check));
 }

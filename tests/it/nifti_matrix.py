@@ -3,10 +3,13 @@ the results lie on the same grid. The same brain is in all of them, at the same 
 so the maps must agree there too.
 
     nifti_matrix.py make SCANS
-    nifti_matrix.py check SCANS RESULTS
+    nifti_matrix.py check SCANS RESULTS AFFINES
+
+AFFINES holds the affine of each scan as oddscan reads it: file name -> three rows.
 """
 
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -56,7 +59,14 @@ def brain(grid, seed):
 
 
 def cases():
-    """Name, affine, data type, qform code, sform code, slope."""
+    """Name, affine, data type, qform code, sform code, slope, header fields that are set last."""
+    for case in careful_cases():
+        yield *case, {}
+    for name, grid, qform, fields in odd_cases():
+        yield name, grid, "<f4", qform, 0, None, fields
+
+
+def careful_cases():
     for number, (code, order) in enumerate(itertools.product(TYPES, "<>")):
         slope = None if number % 3 else 0.5
         yield f"type-{code}-{'le' if order == '<' else 'be'}", GEOMETRIES["ras"], order + code, 1, 1, slope
@@ -67,9 +77,17 @@ def cases():
     yield "neither", GEOMETRIES["las"], "<i2", 0, 0, None
 
 
+def odd_cases():
+    """Headers that no careful program writes, and that nibabel reads."""
+    for number, signs in enumerate([(-1, 1, 1), (1, -1, 1), (-1, -1, -1)]):
+        fields = {"pixdim": [1, *(SPACING * np.array(signs)), 0, 0, 0, 0]}
+        yield f"negative-{number}-qform", GEOMETRIES["ras"], 1, fields
+        yield f"negative-{number}-neither", GEOMETRIES["las"], 0, fields
+
+
 def make(folder):
     folder.mkdir(parents=True)
-    for seed, (name, grid, code, qform, sform, slope) in enumerate(cases()):
+    for seed, (name, grid, code, qform, sform, slope, fields) in enumerate(cases()):
         data = brain(grid, seed)
         header = nib.Nifti1Header(endianness=code[0])
         header.set_data_dtype(np.dtype(code))
@@ -82,6 +100,8 @@ def make(folder):
         image.header["descrip"] = b"SECRET^NAME"
         if slope is not None:
             image.header["scl_slope"], image.header["scl_inter"] = slope, 0
+        for field, value in fields.items():
+            image.header[field] = value
         ending = ".nii" if seed % 4 == 0 else ".nii.gz"
         write(image.header, values.astype(code), folder / f"{name}_T1w{ending}", slope)
 
@@ -99,11 +119,15 @@ def write(header, values, path, slope):
         file.write(values.tobytes(order="F"))
 
 
-def check(folder, results):
+def check(folder, results, affines):
+    affines = json.loads(affines.read_text())
     maps = {}
     for path in sorted(folder.iterdir()):
         stem = path.name.removesuffix(".gz").removesuffix(".nii")
         scan = nib.load(path)
+        # The header's numbers have 24 bits: a few nanometres at the rim of the grid.
+        ours = np.array(affines[path.name])
+        assert np.allclose(ours, scan.affine[:3], rtol=0, atol=1e-5), (stem, ours, scan.affine)
         for what, dtype in (("map", "float32"), ("mask", "uint8")):
             result = nib.load(results / f"{stem}_anomaly-{what}.nii.gz")
             assert result.shape == scan.shape, (stem, result.shape)
