@@ -424,7 +424,7 @@ fn affine_of(header: &NiftiHeader, shape: Shape3) -> Result<Affine, ScanError> {
     let rows = if header.sform_code > 0 {
         [header.srow_x, header.srow_y, header.srow_z].map(|row| row.map(f64::from))
     } else if header.qform_code > 0 {
-        qform(header)
+        qform(header)?
     } else {
         let size = voxel_size(header);
         let step = [-size[0], size[1], size[2]];
@@ -455,9 +455,8 @@ fn voxel_size(header: &NiftiHeader) -> [f64; 3] {
 }
 
 /// The rotation of the unit quaternion, scaled by the pixel sizes (NIfTI-1, method 2).
-fn qform(header: &NiftiHeader) -> [[f64; 4]; 3] {
-    let [b, c, d] = [header.quatern_b, header.quatern_c, header.quatern_d].map(f64::from);
-    let a = (1.0 - (b * b + c * c + d * d)).max(0.0).sqrt();
+fn qform(header: &NiftiHeader) -> Result<[[f64; 4]; 3], ScanError> {
+    let [a, b, c, d] = unit_quaternion(header)?;
     let flip = if header.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
     let size = voxel_size(header);
     let size = [size[0], size[1], size[2] * flip];
@@ -467,10 +466,33 @@ fn qform(header: &NiftiHeader) -> [[f64; 4]; 3] {
         [2.0 * (b * d - a * c), 2.0 * (c * d + a * b), a * a + d * d - c * c - b * b],
     ];
     let origin = [header.quatern_x, header.quatern_y, header.quatern_z].map(f64::from);
-    [0, 1, 2].map(|row| {
+    Ok([0, 1, 2].map(|row| {
         let [x, y, z] = rotation[row];
         [x * size[0], y * size[1], z * size[2], origin[row]]
-    })
+    }))
+}
+
+/// The header holds three parts of a unit quaternion; the fourth, `a`, is what is missing to
+/// length 1. A squared length that differs from 1 by less than rounding in 24 bits makes means a
+/// turn by 180 degrees, where `a` is 0. The limit is nibabel's (`nifti1.quaternion_threshold`).
+fn unit_quaternion(header: &NiftiHeader) -> Result<[f64; 4], ScanError> {
+    const ROUNDING: f64 = 3.0 * f32::EPSILON as f64;
+    let [b, c, d] = [header.quatern_b, header.quatern_c, header.quatern_d].map(f64::from);
+    let length2 = b * b + c * c + d * d;
+    let missing = 1.0 - length2;
+    if missing <= -ROUNDING {
+        return refuse(
+            BadHeader,
+            format!("quatern_b, c, d = {b}, {c}, {d} with a squared length of {length2}"),
+            "part of a unit quaternion: at most 1",
+            "check the header's qform, then export again",
+        );
+    }
+    if missing.abs() < ROUNDING {
+        let length = length2.sqrt();
+        return Ok([0.0, b / length, c / length, d / length]);
+    }
+    Ok([missing.sqrt(), b, c, d])
 }
 
 /// The bytes of a `.nii.gz` with f32 voxels on the scan's grid: the anomaly map.

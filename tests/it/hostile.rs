@@ -133,6 +133,15 @@ pub fn hostile_files() -> Vec<(&'static str, Vec<u8>, Reason)> {
             Reason::BadHeader,
         ),
         ("flat-affine", patched(&[(at::SROW_X, &[0; 16])]), Reason::BadHeader),
+        (
+            "long-quaternion",
+            patched(&[
+                (at::SFORM_CODE, &short(0)),
+                (at::QFORM_CODE, &short(1)),
+                (at::QUATERN_B, &float(1.5)),
+            ]),
+            Reason::BadHeader,
+        ),
         ("nan-affine", patched(&[(at::SROW_X, &float(f32::NAN))]), Reason::NonFinite),
         ("nan", patched(&[(at::VOXELS + 4000, &float(f32::NAN))]), Reason::NonFinite),
         ("infinite", patched(&[(at::VOXELS, &float(f32::INFINITY))]), Reason::NonFinite),

@@ -3,7 +3,7 @@
 use std::fs;
 
 use oddscan::{
-    domain::error::ScanError,
+    domain::error::{QuarantineReason as Reason, Refusal, ScanError},
     nifti::{Scan, read_scan},
 };
 
@@ -14,6 +14,13 @@ fn read(bytes: &[u8]) -> Result<Scan, ScanError> {
     let path = folder.path().join("scan.nii.gz");
     fs::write(&path, bytes).unwrap();
     read_scan(&path, &LIMITS)
+}
+
+fn refusal(bytes: &[u8]) -> Refusal {
+    match read(bytes) {
+        Err(ScanError::Refused(refusal)) => refusal,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// The affine of the scan with other header fields and no sform.
@@ -45,4 +52,36 @@ fn a_negative_pixel_size_does_not_swap_left_and_right() {
     // The sign that the format does know, qfac.
     let flipped = affine(1, [-1.0, 6.0, 5.0, 4.0], [0.0; 3]);
     assert_eq!(flipped[2], [0.0, 0.0, -4.0, 3.0]);
+}
+
+#[test]
+fn a_quaternion_that_is_rounded_is_a_turn_by_180_degrees() {
+    // About the axis n = (0.6, 0.8, 0) the turn is 2 n n' - 1.
+    let turn = [[-0.28, 0.96, 0.0], [0.96, 0.28, 0.0], [0.0, 0.0, -1.0]];
+    for excess in [-2e-7_f64, 0.0, 2e-7] {
+        let part = |n: f64| (n * (1.0 + excess).sqrt()) as f32;
+        let rows = affine(1, [1.0; 4], [part(0.6), part(0.8), 0.0]);
+        for (row, wanted) in rows.iter().zip(turn) {
+            for (entry, wanted) in row.iter().zip(wanted) {
+                // The direction has 24 bits.
+                assert!((entry - wanted).abs() < 2e-7, "excess {excess}: {rows:?}");
+            }
+        }
+        // Its length is exact: no axis is stretched.
+        for axis in 0..3 {
+            let length = rows.iter().map(|row| row[axis].powi(2)).sum::<f64>().sqrt();
+            assert!((length - 1.0).abs() < 1e-12, "excess {excess}, axis {axis}: {length}");
+        }
+    }
+}
+
+#[test]
+fn a_quaternion_longer_than_a_unit_is_refused() {
+    for quaternion in [[0.8, 0.8, 0.0], [1.000_001, 0.0, 0.0], [0.0, 0.0, -3e38]] {
+        let refusal = refusal(&posed(1, [1.0; 4], quaternion));
+        assert_eq!(refusal.reason, Reason::BadHeader, "{refusal}");
+        assert!(refusal.found.contains("quatern"), "{refusal}");
+        assert!(refusal.action.contains("qform"), "{refusal}");
+    }
+    assert!(refusal(&posed(1, [1.0; 4], [0.8, 0.8, 0.0])).found.ends_with("of 1.2800000381469729"));
 }

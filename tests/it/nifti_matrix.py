@@ -83,6 +83,14 @@ def odd_cases():
         fields = {"pixdim": [1, *(SPACING * np.array(signs)), 0, 0, 0, 0]}
         yield f"negative-{number}-qform", GEOMETRIES["ras"], 1, fields
         yield f"negative-{number}-neither", GEOMETRIES["las"], 0, fields
+    # Turns by 180 degrees, where rounding leaves a quaternion a little longer or shorter than 1.
+    for number, axis in enumerate([(0.6, 0.8, 0), (0, 0, 1), (-0.36, 0.48, 0.8)]):
+        axis = np.array(axis)
+        turn = 2 * np.outer(axis, axis) - np.eye(3)
+        for length, excess in (("short", -2e-7), ("unit", 0), ("long", 2e-7)):
+            parts = axis * np.sqrt(1 + excess)
+            fields = dict(zip(("quatern_b", "quatern_c", "quatern_d"), parts))
+            yield f"turn-{number}-{length}-qform", affine(turn * SPACING), 1, fields
 
 
 def make(folder):
