@@ -7,11 +7,11 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     path::Path,
 };
 
-use flate2::{Compression, GzBuilder, bufread::MultiGzDecoder};
+use flate2::{Compression, GzBuilder, bufread::GzDecoder};
 use nifti::{Endianness, NiftiHeader, NiftiType};
 
 use crate::{
@@ -134,7 +134,7 @@ fn read(path: &Path, limits: &Limits) -> Result<(NiftiHeader, Vec<f32>), ScanErr
     let n_start = read_up_to(&mut file, &mut start).map_err(io_error)?;
     let whole = io::Cursor::new(start).take(n_start as u64).chain(file);
     if start == [0x1f, 0x8b] {
-        read_stream(MultiGzDecoder::new(BufReader::with_capacity(1 << 18, whole)), limits)
+        read_stream(GzipMembers::new(BufReader::with_capacity(1 << 18, whole)), limits)
     } else {
         read_stream(whole, limits)
     }
@@ -151,9 +151,70 @@ fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(n_read)
 }
 
+/// The content of a gzip file: of one member after the other. Zeros after a member are skipped, as
+/// gzip and Python do: tapes and some archives pad files to whole blocks. flate2's own
+/// `MultiGzDecoder` takes them for a member that was cut off.
+struct GzipMembers<R> {
+    /// `None` at the end of the file.
+    member: Option<GzDecoder<R>>,
+}
+
+/// What lies after a member is neither another one nor zeros.
+#[derive(Debug, thiserror::Error)]
+#[error("other data after the end of the compressed stream")]
+struct TrailingData;
+
+impl<R: BufRead> GzipMembers<R> {
+    fn new(file: R) -> Self {
+        Self { member: Some(GzDecoder::new(file)) }
+    }
+
+    /// Goes to the start of the next member.
+    fn next_member(mut file: R) -> io::Result<Option<GzDecoder<R>>> {
+        loop {
+            let buffer = file.fill_buf()?;
+            if buffer.is_empty() {
+                return Ok(None);
+            }
+            let n_zeros = buffer.iter().take_while(|&&byte| byte == 0).count();
+            match buffer.get(n_zeros) {
+                None => file.consume(n_zeros),
+                // The first byte of gzip's magic; the rest is the decoder's to judge.
+                Some(0x1f) => {
+                    file.consume(n_zeros);
+                    return Ok(Some(GzDecoder::new(file)));
+                }
+                Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, TrailingData)),
+            }
+        }
+    }
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let n_read = member.read(buffer)?;
+            if n_read > 0 || buffer.is_empty() {
+                return Ok(n_read);
+            }
+            // The checksum was right: `read` reports a wrong one.
+            if let Some(member) = self.member.take() {
+                self.member = Self::next_member(member.into_inner())?;
+            }
+        }
+        Ok(0)
+    }
+}
+
 /// A failed read of the content: the compressed stream is at fault, or the disk.
 fn stream_error(error: io::Error) -> ScanError {
     let refusal = match error.kind() {
+        _ if error.get_ref().is_some_and(|cause| cause.is::<TrailingData>()) => Refusal::new(
+            Corrupt,
+            error.to_string(),
+            "nothing there, zeros, or another gzip stream",
+            "the file was joined with another or not copied as it is; copy it again",
+        ),
         io::ErrorKind::UnexpectedEof => {
             Refusal::new(Truncated, "a compressed stream that ends early", "its end", EXPORT_AGAIN)
         }

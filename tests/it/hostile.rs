@@ -105,6 +105,7 @@ pub fn hostile_files() -> Vec<(&'static str, Vec<u8>, Reason)> {
         ("bit-flip", flipped, Reason::Corrupt),
         ("wrong-crc", wrong_crc, Reason::Corrupt),
         ("trailing", [plain(), vec![0; 100]].concat(), Reason::Corrupt),
+        ("trailing-gz", [&good[..], b"and a letter"].concat(), Reason::Corrupt),
         ("bomb", bomb(64 << 20), Reason::Bomb),
         ("text", b"this is no image, it is a letter to a friend".repeat(20), Reason::BadHeader),
         ("dicom", [vec![0; 128], b"DICM".to_vec(), vec![0; 400]].concat(), Reason::Unsupported),

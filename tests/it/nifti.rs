@@ -7,7 +7,10 @@ use oddscan::{
     nifti::{Scan, read_scan},
 };
 
-use crate::hostile::{LIMITS, at, patched};
+use crate::{
+    hostile::{LIMITS, at, gzip, patched, plain},
+    support::scan_bytes,
+};
 
 fn read(bytes: &[u8]) -> Result<Scan, ScanError> {
     let folder = tempfile::tempdir().unwrap();
@@ -84,4 +87,38 @@ fn a_quaternion_longer_than_a_unit_is_refused() {
         assert!(refusal.action.contains("qform"), "{refusal}");
     }
     assert!(refusal(&posed(1, [1.0; 4], [0.8, 0.8, 0.0])).found.ends_with("of 1.2800000381469729"));
+}
+
+#[test]
+fn zeros_after_a_compressed_scan_are_padding() {
+    let whole = scan_bytes(1);
+    let wanted = read(&whole).unwrap();
+    // One, a block of a tape, and more than any buffer holds.
+    for n_zeros in [1, 512, 1 << 20] {
+        let padded = [whole.clone(), vec![0; n_zeros]].concat();
+        assert_eq!(read(&padded).unwrap(), wanted, "{n_zeros} zeros");
+    }
+}
+
+#[test]
+fn a_scan_compressed_in_parts_is_one_scan() {
+    let (start, end) = (plain()[..9000].to_vec(), plain()[9000..].to_vec());
+    let wanted = read(&plain()).unwrap();
+    for zeros in [0, 700] {
+        let padding = vec![0; zeros];
+        let parts = [gzip(&start), padding.clone(), gzip(&end), gzip(&[]), padding];
+        assert_eq!(read(&parts.concat()).unwrap(), wanted, "{zeros} zeros between");
+    }
+    let cut = [gzip(&start), gzip(&end)[..4].to_vec()].concat();
+    assert_eq!(refusal(&cut).reason, Reason::Truncated);
+}
+
+#[test]
+fn other_data_after_a_compressed_scan_is_refused_by_name() {
+    for garbage in [&b"<html>404</html>"[..], b"\0\0x", b"\n"] {
+        let refusal = refusal(&[&scan_bytes(1), garbage].concat());
+        assert_eq!(refusal.reason, Reason::Corrupt, "{refusal}");
+        assert!(refusal.found.contains("after the end of the compressed stream"), "{refusal}");
+        assert!(refusal.needed.contains("zeros"), "{refusal}");
+    }
 }

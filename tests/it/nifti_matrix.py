@@ -125,6 +125,15 @@ def write(header, values, path, slope):
     with nib.openers.Opener(str(path), "wb") as file:
         file.write(header.binaryblock + b"\0" * 4)
         file.write(values.tobytes(order="F"))
+    if path.name.startswith("type-f"):
+        pad(path)
+
+
+def pad(path):
+    """To whole blocks of 512 bytes, as a tape does. After plain voxels there must be nothing."""
+    if path.suffix == ".gz":
+        with open(path, "ab") as file:
+            file.write(b"\0" * (512 - path.stat().st_size % 512))
 
 
 def check(folder, results, affines):
