@@ -6,12 +6,13 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io::{self, Read, Write},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{error::Refusal, scan::FileLook};
@@ -208,6 +209,18 @@ impl From<CopyError> for io::Error {
     }
 }
 
+/// Opens a file that others may exchange at any time: a link put in its place would lead the
+/// service to a file that only the service may read, and a pipe would block it for ever.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        let message = "no regular file; export files, not folders, pipes or devices";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    Ok(file)
+}
+
 /// Copies a file to `target` and makes the copy durable, at most `max_bytes` of it. `alive` is
 /// called after every MiB.
 pub fn copy_durably(
@@ -216,7 +229,7 @@ pub fn copy_durably(
     max_bytes: u64,
     mut alive: impl FnMut(),
 ) -> Result<u64, CopyError> {
-    let mut from = File::open(source).map_err(CopyError::Source)?.take(max_bytes);
+    let mut from = open_regular(source).map_err(CopyError::Source)?.take(max_bytes);
     let mut to = File::create(target).map_err(CopyError::Target)?;
     let mut buffer = vec![0; 1 << 20];
     let mut n_copied = 0;
@@ -373,6 +386,24 @@ mod tests {
         assert_eq!(settling.waiting(false, at(31)), (0, None));
         settling.keep_only(|_| false);
         assert_eq!(settling.n_waiting(), 0);
+    }
+
+    #[test]
+    fn links_pipes_and_folders_are_not_copied() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "x").unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), rustix::fs::FileType::Fifo, mode, 0)
+            .unwrap();
+        fs::create_dir(at("folder")).unwrap();
+        for name in ["link", "pipe", "folder"] {
+            let copied = copy_durably(&at(name), &at("copy"), 10, || {});
+            assert!(matches!(copied, Err(CopyError::Source(_))), "{name}: {copied:?}");
+            assert!(!at("copy").exists(), "{name}");
+        }
+        assert_eq!(copy_durably(&at("file"), &at("copy"), 10, || {}).unwrap(), 1);
     }
 
     #[test]

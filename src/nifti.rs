@@ -6,13 +6,15 @@
 //! the file really holds. What is refused says what was found, what was needed and what to do.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, BufRead, BufReader, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
 };
 
 use flate2::{Compression, GzBuilder, bufread::GzDecoder};
 use nifti::{Endianness, NiftiHeader, NiftiType};
+use rustix::fs::OFlags;
 
 use crate::{
     domain::error::{
@@ -116,10 +118,11 @@ fn io_error(source: io::Error) -> ScanError {
 }
 
 fn read(path: &Path, limits: &Limits) -> Result<(NiftiHeader, Vec<f32>), ScanError> {
-    let file = File::open(path).map_err(io_error)?;
+    let file = open(path).map_err(io_error)?;
     let meta = file.metadata().map_err(io_error)?;
     if !meta.is_file() {
-        return refuse(Unsupported, "no regular file", "a NIfTI file", "export files, not folders");
+        let action = "export files; folders, pipes and devices are not read";
+        return refuse(Unsupported, "no regular file", "a NIfTI file", action);
     }
     if meta.len() > limits.max_file_bytes {
         return refuse(
@@ -138,6 +141,13 @@ fn read(path: &Path, limits: &Limits) -> Result<(NiftiHeader, Vec<f32>), ScanErr
     } else {
         read_stream(whole, limits)
     }
+}
+
+/// Opens a file, through links too: a person may name a link to a scan. Does not wait for a writer
+/// where the file is a pipe.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {

@@ -1,6 +1,6 @@
 //! Files that are odd and right: they are read, and as other programs read them.
 
-use std::fs;
+use std::{fs, os::unix::fs::symlink, path::Path};
 
 use oddscan::{
     domain::error::{QuarantineReason as Reason, Refusal, ScanError},
@@ -121,4 +121,23 @@ fn other_data_after_a_compressed_scan_is_refused_by_name() {
         assert!(refusal.found.contains("after the end of the compressed stream"), "{refusal}");
         assert!(refusal.needed.contains("zeros"), "{refusal}");
     }
+}
+
+#[test]
+fn a_link_to_a_scan_is_read_and_a_pipe_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link, pipe) =
+        (folder.path().join("a.nii"), folder.path().join("b.nii"), folder.path().join("c.nii"));
+    fs::write(&file, plain()).unwrap();
+    symlink(&file, &link).unwrap();
+    make_pipe(&pipe);
+    assert_eq!(read_scan(&link, &LIMITS).unwrap(), read_scan(&file, &LIMITS).unwrap());
+    // Nobody writes into it: opened as a file is, the test would never end.
+    let error = read_scan(&pipe, &LIMITS).unwrap_err();
+    assert!(matches!(&error, ScanError::Refused(r) if r.reason == Reason::Unsupported), "{error}");
+}
+
+fn make_pipe(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
 }
