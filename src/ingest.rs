@@ -48,10 +48,13 @@ fn glob_set(patterns: &[String]) -> Result<GlobSet, globset::Error> {
 /// Looks at a file without following a link.
 pub fn look_at(path: &Path) -> io::Result<FileLook> {
     let meta = fs::symlink_metadata(path)?;
+    // Times are only compared with each other, so that those after the year 2262, which a sender
+    // may set, can wrap around.
+    let nanoseconds = |secs: i64, more: i64| secs.wrapping_mul(1_000_000_000).wrapping_add(more);
     Ok(FileLook {
         size: meta.len(),
-        modified_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
-        changed_ns: meta.ctime() * 1_000_000_000 + meta.ctime_nsec(),
+        modified_ns: nanoseconds(meta.mtime(), meta.mtime_nsec()),
+        changed_ns: nanoseconds(meta.ctime(), meta.ctime_nsec()),
     })
 }
 
@@ -404,6 +407,21 @@ mod tests {
             assert!(!at("copy").exists(), "{name}");
         }
         assert_eq!(copy_durably(&at("file"), &at("copy"), 10, || {}).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_file_from_the_far_future_can_be_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "x").unwrap();
+        let mut looks = Vec::new();
+        // Years 2286 and 2318; where the file system knows no such time it takes its last.
+        for secs in [0, 10_000_000_000, 11_000_000_000] {
+            let time = std::time::UNIX_EPOCH + Duration::from_secs(secs);
+            File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+            looks.push(look_at(&path).unwrap());
+        }
+        assert!(looks[0] != looks[1] && looks[1] != looks[2], "{looks:?}");
     }
 
     #[test]
