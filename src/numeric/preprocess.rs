@@ -130,7 +130,8 @@ fn nearest(mask: &RawMask, place: [f64; 3]) -> bool {
     let mut voxel = [0; 3];
     for axis in 0..3 {
         let index = (place[axis] + 0.5).floor();
-        if index < 0.0 || index >= mask.shape.0[axis] as f64 {
+        // Said so that a place that is no number, as wild affines make, lies outside.
+        if !(0.0..mask.shape.0[axis] as f64).contains(&index) {
             return false;
         }
         voxel[axis] = index as usize;
@@ -139,7 +140,7 @@ fn nearest(mask: &RawMask, place: [f64; 3]) -> bool {
 }
 
 /// The intensity that becomes 1: a percentile with linear interpolation between the two voxels
-/// around it.
+/// around it. Finite and above 0, so that no voxel divided by it becomes NaN.
 fn white_level(raw: &RawVolume, brain: &RawMask) -> Result<f64, PreprocessError> {
     let mut values: Vec<f32> = raw
         .voxels
@@ -152,10 +153,11 @@ fn white_level(raw: &RawVolume, brain: &RawMask) -> Result<f64, PreprocessError>
     let (below, at, above) =
         values.select_nth_unstable_by(position.floor() as usize, f32::total_cmp);
     let next = above.iter().copied().min_by(f32::total_cmp).unwrap_or(*at);
-    let white = f64::from(*at) + position.fract() * f64::from(next - *at);
+    // In f64: the difference of two f32 may not fit f32.
+    let white = f64::from(*at) + position.fract() * (f64::from(next) - f64::from(*at));
     let low = below.iter().copied().min_by(f32::total_cmp).unwrap_or(*at).min(*at);
     let high = above.iter().copied().max_by(f32::total_cmp).unwrap_or(*at);
-    if low == high || white <= 0.0 {
+    if low == high || !white.is_finite() || white <= 0.0 {
         return Err(PreprocessError::Constant { low, high });
     }
     Ok(white)
@@ -297,6 +299,44 @@ mod tests {
         assert!(volume.voxels().iter().all(|v| (0.0..=1.0).contains(v)));
         let outside = volume.voxels().iter().zip(volume.brain()).filter(|(_, inside)| !**inside);
         assert!(outside.clone().count() > 0 && outside.clone().all(|(v, _)| *v == 0.0));
+    }
+
+    /// A scan whose first `n_brain` voxels are brain, `n_high` of them of value `high`; all others
+    /// are `low`.
+    fn two_valued(n_brain: usize, n_high: usize, low: f32, high: f32) -> (RawVolume, RawMask) {
+        let shape = Shape3([11, 12, 13]);
+        let voxels = (0..shape.n_voxels()).map(|i| if i < n_high { high } else { low }).collect();
+        let inside = (0..shape.n_voxels()).map(|i| i < n_brain).collect();
+        let affine = identity();
+        (RawVolume { shape, voxels, affine }, RawMask { shape, inside, affine })
+    }
+
+    #[test]
+    fn voxels_at_the_ends_of_f32_make_no_voxel_of_the_cube_nan() {
+        // The white level lies between the two values: their difference overflows f32.
+        let (scan, brain) = two_valued(1512, 4, -3e38, 3e38);
+        let volume = canonicalise(&scan, &brain, &SETTINGS).unwrap().volume;
+        assert!(volume.voxels().iter().all(|v| (0.0..=1.0).contains(v)));
+        assert!(volume.voxels().iter().any(|v| *v > 0.1), "the high voxels are to be seen");
+        // It lies exactly on a voxel of the low value: no share of the difference, 0 x infinity.
+        let (scan, brain) = two_valued(501, 1, -3e38, 3e38);
+        assert_eq!(
+            canonicalise(&scan, &brain, &SETTINGS),
+            Err(PreprocessError::Constant { low: -3e38, high: 3e38 })
+        );
+        // The smallest white level there is.
+        let (scan, brain) = two_valued(501, 2, f32::from_bits(1), f32::MAX);
+        let volume = canonicalise(&scan, &brain, &SETTINGS).unwrap().volume;
+        assert!(volume.voxels().iter().all(|v| (0.0..=1.0).contains(v)));
+    }
+
+    #[test]
+    fn a_place_that_is_no_number_lies_outside_of_every_mask() {
+        let (_, brain) = two_valued(5, 1, 0.0, 1.0);
+        assert!(nearest(&brain, [0.0; 3]));
+        for wild in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert!(!nearest(&brain, [wild, 0.0, 0.0]));
+        }
     }
 
     #[test]
