@@ -414,6 +414,7 @@ struct RawTokens {
     projection: i64,
     projection_seed: i64,
     min_brain_fraction: f64,
+    smoothing_cells: f64,
 }
 
 #[derive(Deserialize)]
@@ -644,6 +645,7 @@ impl Checker {
             views,
             slice_stride: self.whole("tokens.slice_stride", raw.slice_stride, 1, 14),
             min_brain_fraction: self.number(key, raw.min_brain_fraction, 0.0, 1.0),
+            smoothing_cells: self.number("tokens.smoothing_cells", raw.smoothing_cells, 0.0, 3.0),
         }
     }
 

@@ -94,6 +94,14 @@ fn read_volume(path: &Path, limits: &Limits) -> Result<Scan, ScanError> {
     Ok(Scan { volume: RawVolume { shape, voxels, affine }, grid: Grid { header, shape } })
 }
 
+/// Reads a volume of any origin, our own maps too.
+///
+/// # Errors
+/// As [`read_scan`].
+pub fn read_map(path: &Path, limits: &Limits) -> Result<RawVolume, ScanError> {
+    Ok(read_volume(path, limits)?.volume)
+}
+
 /// Reads a mask, our own too: everything that is not 0 is inside.
 ///
 /// # Errors

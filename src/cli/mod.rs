@@ -5,6 +5,7 @@
 
 mod check_config;
 mod demo;
+mod eval;
 mod model;
 mod score;
 mod status;
@@ -42,6 +43,8 @@ enum Command {
     },
     /// Score some files once: they are each other's window.
     Score(score::Arguments),
+    /// Measure how well maps and masks find lesions that are known.
+    Eval(eval::Arguments),
     /// Check a settings file; lists all faults at once.
     CheckConfig {
         /// The file.
@@ -126,6 +129,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run { config } => Ok(service::run(config)?),
         Command::Score(arguments) => score::run(arguments),
+        Command::Eval(arguments) => eval::run(&arguments),
         Command::CheckConfig { file } => check_config::run(&file),
         Command::Status(arguments) => status::run(&arguments),
         Command::Model(command) => model::run(command),

@@ -227,8 +227,12 @@ mod tests {
     }
 
     fn tokeniser(limit: usize, max_batch: usize) -> Tokeniser {
-        let settings =
-            TokenSettings { views: Axis::VIEWS.to_vec(), slice_stride: 1, min_brain_fraction: 0.3 };
+        let settings = TokenSettings {
+            views: Axis::VIEWS.to_vec(),
+            slice_stride: 1,
+            min_brain_fraction: 0.3,
+            smoothing_cells: 0.0,
+        };
         Tokeniser::new(Box::new(Mean { limit }), None, settings, 1, max_batch)
     }
 

@@ -75,7 +75,11 @@ pub type Region = Vec<usize>;
 /// Connected regions (26 neighbours) of the voxels above `threshold` that hold at least
 /// `min_voxels`, largest first; regions of equal size in the order of their first voxel.
 pub fn regions_above(map: &[f32], shape: Shape3, threshold: f32, min_voxels: usize) -> Vec<Region> {
-    let mut open: Vec<bool> = map.iter().map(|&value| value > threshold).collect();
+    regions(map.iter().map(|&value| value > threshold).collect(), shape, min_voxels)
+}
+
+/// Connected regions of a mask, as [`regions_above`].
+pub fn regions(mut open: Vec<bool>, shape: Shape3, min_voxels: usize) -> Vec<Region> {
     let mut regions = Vec::new();
     for seed in 0..open.len() {
         if open[seed] {

@@ -13,3 +13,5 @@ pub mod token;
 
 pub mod mask;
 pub mod scoring;
+
+pub mod evaluation;

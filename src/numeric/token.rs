@@ -2,6 +2,7 @@
 //! (Le-Gia and Ahn 2026, section 3; `eq. 1` to `eq. 3`).
 
 use half::f16;
+use rayon::prelude::*;
 
 use super::{
     geometry::{Axis, Shape3},
@@ -95,6 +96,9 @@ pub struct TokenSettings {
     /// Share of a cell's voxels that must lie in the brain. At 0 a single voxel is enough, and the
     /// rim of the brain, where masks differ, turns noisy.
     pub min_brain_fraction: f64,
+    /// Standard deviation of the Gaussian by which tokens are averaged with their neighbours, cells;
+    /// 0 leaves them as they are (the paper).
+    pub smoothing_cells: f64,
 }
 
 /// `patch` consecutive slices along one axis: one layer of cells.
@@ -214,12 +218,52 @@ impl<'a> TokenBuilder<'a> {
     /// The finished tokens, one grid per layer.
     pub fn finish(self) -> Result<Vec<TokenGrid>, TokenGridError> {
         let channels = self.settings.views.len() * self.width;
-        let grid = |row: Vec<f32>| {
-            let features = row.into_iter().map(f16::from_f32).collect();
+        let sigma = self.settings.smoothing_cells;
+        let grid = |rows: Vec<f32>| {
+            let rows =
+                if sigma > 0.0 { smooth(self.side, &self.cells, &rows, sigma) } else { rows };
+            let features = rows.into_iter().map(f16::from_f32).collect();
             TokenGrid::new(self.side, channels, self.cells.clone(), features)
         };
         self.rows.into_iter().map(grid).collect()
     }
+}
+
+/// Averages the tokens of neighbouring cells: `rows` is `[cells.len(), channels]`, row-major, and so
+/// is the result. Weights are Gaussian with a standard deviation of `sigma` cells, up to three of
+/// them away, and sum to 1 over the foreground cells in reach, so that the rim is not darkened (ours).
+///
+/// Noise of single cells goes down; what fills several cells stays.
+pub fn smooth(side: usize, cells: &[u32], rows: &[f32], sigma: f64) -> Vec<f32> {
+    let shape = Shape3::cube(side);
+    let channels = rows.len() / cells.len().max(1);
+    let mut token_of_cell = vec![None; shape.n_voxels()];
+    for (token, &cell) in cells.iter().enumerate() {
+        token_of_cell[cell as usize] = Some(token);
+    }
+    let reach = (3.0 * sigma).ceil() as usize;
+    let weight = |squared: usize| (-(squared as f64) / (2.0 * sigma * sigma)).exp() as f32;
+    let average = |token: usize, out: &mut [f32]| {
+        let centre = shape.voxel(cells[token] as usize);
+        let [x, y, z] = centre.map(|c| c.saturating_sub(reach)..(c + reach + 1).min(side));
+        let mut total = 0.0;
+        for cell in z.flat_map(|z| y.clone().flat_map(move |y| [(y, z)])) {
+            for x in x.clone() {
+                let place = [x, cell.0, cell.1];
+                let Some(other) = token_of_cell[shape.offset(place)] else { continue };
+                let squared = (0..3).map(|a| place[a].abs_diff(centre[a]).pow(2)).sum();
+                let weight = weight(squared);
+                total += weight;
+                let row = &rows[other * channels..(other + 1) * channels];
+                out.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
+            }
+        }
+        out.iter_mut().for_each(|sum| *sum /= total);
+    };
+    let mut smoothed = vec![0.0; rows.len()];
+    let tokens = smoothed.par_chunks_mut(channels.max(1)).enumerate();
+    tokens.for_each(|(token, out)| average(token, out));
+    smoothed
 }
 
 /// Cells with at least `min_fraction` (and at least one) of their `patch^3` voxels in the brain,
@@ -271,7 +315,12 @@ mod tests {
     }
 
     fn settings(views: &[Axis]) -> TokenSettings {
-        TokenSettings { views: views.to_vec(), slice_stride: 1, min_brain_fraction: 0.3 }
+        TokenSettings {
+            views: views.to_vec(),
+            slice_stride: 1,
+            min_brain_fraction: 0.3,
+            smoothing_cells: 0.0,
+        }
     }
 
     #[test]
@@ -337,6 +386,27 @@ mod tests {
         let groups = builder.due_groups();
         assert_eq!(groups.len(), 1);
         assert_eq!(builder.slices(groups[0]), [1, 4, 7, 10, 13]);
+    }
+
+    #[test]
+    fn smoothing_averages_neighbours_and_only_those_that_are_there() {
+        // Cells [0, 0, 0] and [1, 0, 0] touch, cell [2, 2, 2] is alone.
+        let cells = [0, 1, 26];
+        let smoothed = smooth(3, &cells, &[1.0, 10.0, 3.0, 30.0, 7.0, 70.0], 0.5);
+        let weight = (-2.0_f32).exp();
+        let mix = |own: f32, other: f32| (own + weight * other) / (1.0 + weight);
+        let expected = [mix(1.0, 3.0), mix(10.0, 30.0), mix(3.0, 1.0), mix(30.0, 10.0), 7.0, 70.0];
+        for (found, expected) in smoothed.iter().zip(expected) {
+            // Two cells three steps away weigh e^-24.
+            assert!((found - expected).abs() < 1e-5, "{found} instead of {expected}");
+        }
+    }
+
+    #[test]
+    fn smoothing_keeps_a_constant_grid() {
+        let cells: Vec<u32> = (0..125).filter(|c| c % 4 != 0).collect();
+        let smoothed = smooth(5, &cells, &vec![2.5; cells.len() * 3], 0.8);
+        assert!(smoothed.iter().all(|value| (value - 2.5).abs() < 1e-5));
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! The steps of one scan's journey that the daemon and the one-shot command share.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     config::Scoring,
@@ -77,17 +81,27 @@ fn refusal(error: PreprocessError) -> Refusal {
     Refusal::new(reason, found, needed, action)
 }
 
-/// The brain mask beside a scan, if there is one: `<stem>_brain` or, for `<subject>_<modality>`,
-/// `<subject>_brain`, with `.nii.gz` or `.nii`.
+/// The brain mask beside a scan, if there is one.
 pub fn companion_mask(scan: &Path) -> Option<PathBuf> {
-    let stem = stem_of(scan);
-    let subject = stem.rsplit_once('_').map(|(subject, _)| subject);
-    [Some(stem.as_str()), subject]
+    companion(scan, "brain")
+}
+
+/// A file that belongs to a scan and lies beside it: `<stem>_<what>` or, for `<subject>_<modality>`,
+/// `<subject>_<what>`, with `.nii.gz` or `.nii`; no link. Names need not be UTF-8.
+pub fn companion(scan: &Path, what: &str) -> Option<PathBuf> {
+    let name = scan.file_name()?.as_bytes();
+    let stem = name.strip_suffix(b".gz").unwrap_or(name);
+    let stem = stem.strip_suffix(b".nii").unwrap_or(stem);
+    let subject = stem.iter().rposition(|&byte| byte == b'_').map(|end| &stem[..end]);
+    let path = |name: &[u8], ending: &str| {
+        let name = [name, b"_", what.as_bytes(), ending.as_bytes()].concat();
+        scan.with_file_name(OsStr::from_bytes(&name))
+    };
+    [Some(stem), subject]
         .into_iter()
         .flatten()
-        .flat_map(|name| [".nii.gz", ".nii"].map(|end| format!("{name}_brain{end}")))
-        .map(|name| scan.with_file_name(name))
-        .find(|path| path.is_file())
+        .flat_map(|name| [path(name, ".nii.gz"), path(name, ".nii")])
+        .find(|path| path.symlink_metadata().is_ok_and(|meta| meta.is_file()))
 }
 
 /// File name without folder and without `.nii` or `.nii.gz`.
@@ -200,6 +214,18 @@ mod tests {
         let stem = folder.path().join("sub-1_FLAIR_brain.nii");
         std::fs::write(&stem, "").unwrap();
         assert_eq!(companion_mask(&scan), Some(stem));
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf_8_finds_its_mask_and_a_link_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &[u8]| folder.path().join(OsStr::from_bytes(name));
+        let (scan, mask) = (path(b"M\xfcller_T1w.nii.gz"), path(b"M\xfcller_brain.nii.gz"));
+        std::fs::write(&mask, "").unwrap();
+        assert_eq!(companion_mask(&scan), Some(mask.clone()));
+        std::fs::rename(&mask, path(b"elsewhere")).unwrap();
+        std::os::unix::fs::symlink(path(b"elsewhere"), &mask).unwrap();
+        assert_eq!(companion_mask(&scan), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod cli;
 mod daemon;
+mod evaluation;
 #[path = "../reference/goldens.rs"]
 mod goldens;
 mod hostile;

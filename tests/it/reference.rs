@@ -120,6 +120,7 @@ fn tokens(goldens: &Goldens, number: usize) -> Vec<TokenGrid> {
         views: vec![Axis::Axial, Axis::Coronal, Axis::Sagittal],
         slice_stride: 1,
         min_brain_fraction: 0.3,
+        smoothing_cells: 0.0,
     };
     let encoder = Box::new(CpuEncoder::new(&weights(), &options));
     let projection = Projection::new(20_260_211, 32, 8);

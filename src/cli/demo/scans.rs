@@ -33,13 +33,8 @@ pub(super) struct Scan {
 
 impl Scan {
     fn at(path: PathBuf) -> Self {
-        let stem = steps::stem_of(&path);
-        let subject = stem.rsplit_once('_').map_or(stem.as_str(), |(subject, _)| subject);
-        let truth = ["nii.gz", "nii"]
-            .map(|ending| path.with_file_name(format!("{subject}_lesion.{ending}")))
-            .into_iter()
-            .find(|truth| truth.is_file());
-        Self { brain: steps::companion_mask(&path), truth, path }
+        let [brain, truth] = ["brain", "lesion"].map(|what| steps::companion(&path, what));
+        Self { brain, truth, path }
     }
 
     /// File name.
