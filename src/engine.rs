@@ -42,6 +42,8 @@ pub struct Method {
     pub cube: CubeSettings,
     /// Voxels along the edge of a cell.
     pub patch: usize,
+    /// Share of a cell's voxels that must lie in the brain.
+    pub min_brain_fraction: f64,
 }
 
 impl Method {
@@ -111,6 +113,7 @@ impl Engine {
             device: encoder.device().to_owned(),
             cube: config.volume,
             patch: architecture.patch,
+            min_brain_fraction: config.tokens.min_brain_fraction,
         };
         info!(
             model = method.model,

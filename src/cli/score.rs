@@ -169,7 +169,7 @@ impl Run {
     ) -> Result<Member, ScanError> {
         let mask = steps::companion_mask(path);
         let source = steps::read_source(path, mask.as_deref(), &self.limits())?;
-        let canonical = steps::canonical(&source, &self.engine.method.cube)?;
+        let canonical = steps::canonical(&source, &self.engine.method)?;
         let id = ScanId::of(&source.raw);
         drop(source);
         let started = Instant::now();

@@ -52,6 +52,23 @@ pub enum PreprocessError {
         /// Smallest volume taken for a brain, ml.
         needed_ml: f64,
     },
+    /// The mask is too large for a brain.
+    #[error("the brain mask holds {found_ml:.1} ml")]
+    TooLarge {
+        /// Volume of the mask, ml.
+        found_ml: f64,
+    },
+    /// What the mask holds is scattered wider than a brain.
+    #[error(
+        "{:.0} % of the brain mask lies within {field_of_view_mm} mm around its middle",
+        100.0 * .inside
+    )]
+    Scattered {
+        /// Share of the mask within the cube.
+        inside: f64,
+        /// Length of each edge of the cube, mm.
+        field_of_view_mm: f64,
+    },
     /// All voxels of the brain are equal or none is positive.
     #[error("the brain holds no contrast: all its voxels lie between {low} and {high}")]
     Constant {
@@ -67,6 +84,14 @@ pub enum PreprocessError {
 
 /// Above this share of voxels above zero a scan is taken to have its skull and background still.
 const MAX_NONZERO_SHARE: f64 = 0.9;
+
+/// Largest brain, ml. Adults have 900 to 1900, and the heaviest brains that were ever described
+/// stay below 3 kg. What is above is a head with its skull, or a wrong unit of length.
+pub const MAX_BRAIN_ML: f64 = 3000.0;
+
+/// Share of the brain that must lie within the cube. The smallest sensible field of view cuts a few
+/// percent of a brain; two bottles at the ends of the coil lie outside as a whole.
+pub const MIN_SHARE_IN_CUBE: f64 = 0.5;
 
 /// Percentile of the brain's intensities that becomes 1. Not the maximum: a single bright vessel
 /// would darken the whole brain.
@@ -114,11 +139,18 @@ pub fn canonicalise(
         let needed_ml = settings.min_brain_ml;
         return Err(PreprocessError::TooSmall { found_ml: brain_ml, needed_ml });
     }
+    if brain_ml > MAX_BRAIN_ML {
+        return Err(PreprocessError::TooLarge { found_ml: brain_ml });
+    }
     let white = white_level(raw, brain)?;
+    let cut_fraction = cut_fraction(brain, settings.field_of_view_mm);
+    if 1.0 - cut_fraction < MIN_SHARE_IN_CUBE {
+        let field_of_view_mm = settings.field_of_view_mm;
+        return Err(PreprocessError::Scattered { inside: 1.0 - cut_fraction, field_of_view_mm });
+    }
     let affine = cube_affine(brain, settings)?;
     let (voxels, inside) = resample(raw, brain, &affine, settings.side, white);
     let volume = Volume { side: settings.side, voxels, brain: inside, affine };
-    let cut_fraction = cut_fraction(brain, settings.field_of_view_mm);
     Ok(Canonical { volume, brain_ml, cut_fraction })
 }
 
@@ -368,6 +400,34 @@ mod tests {
         let cut = canonicalise(&scan, &brain, &small).unwrap().cut_fraction;
         assert!(cut > 0.2, "cut {cut}");
         assert_eq!(canonical(&scan).cut_fraction, 0.0);
+    }
+
+    #[test]
+    fn a_wrong_unit_of_length_is_seen_by_the_size_of_the_brain() {
+        let mut scan = box_scan(identity());
+        scan.affine = Affine::scaling(1000.0, WorldPoint([0.0; 3])).unwrap();
+        let brain = brain_mask(&scan, None).unwrap();
+        let settings = CubeSettings { field_of_view_mm: 1e6, ..SETTINGS };
+        // 12 x 14 x 9 voxels of a cubic metre.
+        let error = PreprocessError::TooLarge { found_ml: 1512.0 * 1e6 };
+        assert_eq!(canonicalise(&scan, &brain, &settings), Err(error));
+    }
+
+    #[test]
+    fn what_lies_at_both_ends_of_the_grid_is_no_brain() {
+        let mut scan = box_scan(identity());
+        let mut brain = brain_mask(&scan, None).unwrap();
+        let shape = scan.shape;
+        for offset in 0..shape.n_voxels() {
+            let [x, ..] = shape.voxel(offset);
+            brain.inside[offset] = !(3..17).contains(&x);
+            scan.voxels[offset] = if brain.inside[offset] { 1.0 + offset as f32 } else { 0.0 };
+        }
+        let narrow = CubeSettings { field_of_view_mm: 12.0, ..SETTINGS };
+        let error = canonicalise(&scan, &brain, &narrow).unwrap_err();
+        assert_eq!(error, PreprocessError::Scattered { inside: 0.0, field_of_view_mm: 12.0 });
+        assert_eq!(error.to_string(), "0 % of the brain mask lies within 12 mm around its middle");
+        assert!(canonicalise(&scan, &brain, &SETTINGS).is_ok());
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Encode {
         let source = steps::read_source(&shared.archive.scan(id), mask.as_deref(), &ARCHIVED)
             .map_err(missing_source)?;
         timings.lap("read");
-        let canonical = steps::canonical(&source, &shared.method.cube)?;
+        let canonical = steps::canonical(&source, &shared.method)?;
         drop(source);
         shared.metrics.stage_finished(Stage::Preprocess, timings.lap("preprocess"));
         let batch_before = tokeniser.max_batch();

@@ -301,7 +301,7 @@ impl Intake {
         }
         let source = steps::read_source(&draft.scan, draft.mask.as_deref(), &limits)?;
         // Made and dropped: what has no canonical volume is refused while the file is at hand.
-        steps::canonical(&source, &self.shared.method.cube)?;
+        steps::canonical(&source, &self.shared.method)?;
         let id = ScanId::of(&source.raw);
         let known = self.shared.store.record(&id)?;
         // One that was refused has been put back by a person: what was wrong may be mended.

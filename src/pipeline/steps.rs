@@ -18,8 +18,9 @@ use crate::{
     numeric::{
         geometry::VoxelPoint,
         mask::{GridPlacement, Region, regions_above, score_map},
-        preprocess::{self, Canonical, CubeSettings, PreprocessError},
+        preprocess::{self, Canonical, MAX_BRAIN_ML, MIN_SHARE_IN_CUBE, PreprocessError},
         scoring::{self, ScanScores},
+        token::foreground_cells,
         volume::{RawMask, RawVolume},
     },
 };
@@ -49,9 +50,30 @@ pub fn read_source(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<
     Ok(Source { raw, grid, brain })
 }
 
-/// The canonical cube of a source.
-pub fn canonical(source: &Source, cube: &CubeSettings) -> Result<Canonical, ScanError> {
-    Ok(preprocess::canonicalise(&source.raw, &source.brain, cube).map_err(refusal)?)
+/// One in so many cells of the grid must be foreground. A brain fills about every second one; the
+/// smallest that is taken for one, 200 ml, still one in 27. With none at all, as in speckle, a scan
+/// would have no tokens and be reported as normal.
+const CELLS_PER_FOREGROUND: usize = 64;
+
+/// The canonical cube of a source, with enough foreground to be scored.
+pub fn canonical(source: &Source, method: &Method) -> Result<Canonical, ScanError> {
+    let canonical =
+        preprocess::canonicalise(&source.raw, &source.brain, &method.cube).map_err(refusal)?;
+    let n_cells = (method.cube.side / method.patch).pow(3);
+    let needed = (n_cells / CELLS_PER_FOREGROUND).max(1);
+    let found = foreground_cells(&canonical.volume, method.patch, method.min_brain_fraction).len();
+    if found < needed {
+        return Err(Refusal::new(
+            QuarantineReason::NoBrain,
+            format!(
+                "{found} of {n_cells} cells with enough brain in them (tokens.min_brain_fraction)"
+            ),
+            format!("at least {needed}; a brain fills about half of them"),
+            "check the export and the brain mask: speckle and scattered objects are no brain",
+        )
+        .into());
+    }
+    Ok(canonical)
 }
 
 fn refusal(error: PreprocessError) -> Refusal {
@@ -66,6 +88,16 @@ fn refusal(error: PreprocessError) -> Refusal {
             QuarantineReason::NoBrain,
             format!("at least {needed_ml} ml (volume.min_brain_ml)"),
             "check the export and the brain mask; phantoms and localisers are no scans",
+        ),
+        PreprocessError::TooLarge { .. } => (
+            QuarantineReason::NoBrain,
+            format!("at most {MAX_BRAIN_ML} ml"),
+            "strip the skull first, or check the header's unit of length and the brain mask",
+        ),
+        PreprocessError::Scattered { .. } => (
+            QuarantineReason::NoBrain,
+            format!("at least {:.0} % (volume.field_of_view_mm)", 100.0 * MIN_SHARE_IN_CUBE),
+            "check the export and the brain mask: scattered objects are no brain",
         ),
         PreprocessError::Constant { .. } => (
             QuarantineReason::NoBrain,
@@ -202,6 +234,56 @@ fn cluster(region: &Region, map: &[f32], raw: &RawVolume) -> Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numeric::{
+        geometry::{Affine, Shape3, WorldPoint},
+        preprocess::CubeSettings,
+    };
+
+    /// A grid of 4 mm voxels, 160 x 168 x 176 mm, whose brain are the voxels that are `inside`.
+    fn source(inside: impl Fn([usize; 3]) -> bool) -> Source {
+        let shape = Shape3([40, 42, 44]);
+        let affine = Affine::scaling(4.0, WorldPoint([0.0; 3])).unwrap();
+        let voxel = |o: usize| if inside(shape.voxel(o)) { 1.0 + (o % 7) as f32 } else { 0.0 };
+        let raw = RawVolume { shape, voxels: (0..shape.n_voxels()).map(voxel).collect(), affine };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scan.nii.gz");
+        std::fs::write(&path, nifti::encode_volume(&raw)).unwrap();
+        let limits = Limits { max_file_bytes: 1 << 24, max_voxels: 1 << 24 };
+        read_source(&path, None, &limits).unwrap()
+    }
+
+    /// 512 cells of 22 mm.
+    fn method() -> Method {
+        Method {
+            fingerprint: String::new(),
+            model: String::new(),
+            weights_sha256: String::new(),
+            layers: vec![1],
+            device: String::new(),
+            cube: CubeSettings { side: 112, field_of_view_mm: 176.0, min_brain_ml: 200.0 },
+            patch: 14,
+            min_brain_fraction: 0.3,
+        }
+    }
+
+    #[test]
+    fn speckle_of_the_volume_of_a_brain_is_no_brain() {
+        // One voxel in eight, in no pattern that the cells share: 590 ml, all within the cube.
+        let speckle = source(|[x, y, z]| (3 * x + 5 * y + 6 * z) % 8 == 0);
+        let error = canonical(&speckle, &method()).unwrap_err();
+        let ScanError::Refused(refusal) = error else { panic!("{error}") };
+        assert_eq!(refusal.reason, QuarantineReason::NoBrain);
+        assert!(refusal.found.starts_with("0 of 512 cells"), "{refusal}");
+        assert!(refusal.needed.starts_with("at least 8;"), "{refusal}");
+    }
+
+    #[test]
+    fn the_smallest_brain_has_foreground_enough() {
+        // 15 x 15 x 14 voxels of 64 mm^3: 201.6 ml.
+        let small = source(|[x, y, z]| x.max(y) < 15 && z < 14);
+        let canonical = canonical(&small, &method()).unwrap();
+        assert!(canonical.brain_ml < 202.0);
+    }
 
     #[test]
     fn a_mask_is_found_by_stem_and_by_subject() {

@@ -5,13 +5,14 @@ use std::{fs, io::Write, thread, time::Duration};
 use oddscan::{
     domain::scan::ScanRecord,
     ingest::{ReasonFile, look_at},
+    numeric::geometry::{Affine, WorldPoint},
     report::{Standing, read_sidecar},
     store::{SeenFile, SeenOutcome, Store},
 };
 use rustix::process::Signal;
 
 use crate::{
-    hostile::hostile_files,
+    hostile::{at, hostile_files, patched},
     support::{Site, names, oddscan, said, scan_bytes},
 };
 
@@ -84,6 +85,17 @@ fn scans_that_arrive_one_by_one_get_the_results_of_a_scoring_from_scratch() {
     assert_eq!(site.stop(), Some(0));
 }
 
+/// A scan with signal elsewhere than in a brain.
+fn no_brain(spacing_mm: f64, inside: impl Fn([usize; 3]) -> bool) -> Vec<u8> {
+    let mut volume = crate::support::brain(1);
+    volume.affine = Affine::scaling(spacing_mm, WorldPoint([0.0; 3])).unwrap();
+    for (offset, voxel) in volume.voxels.iter_mut().enumerate() {
+        let is_inside = inside(volume.shape.voxel(offset));
+        *voxel = if is_inside { 1.0 + (offset % 7) as f32 } else { 0.0 };
+    }
+    oddscan::nifti::encode_volume(&volume)
+}
+
 #[test]
 fn what_is_wrong_goes_to_quarantine_with_its_reason_and_the_others_are_scored() {
     let mut site = Site::new(3, &["intake.max_megavoxels = 1", "intake.max_file_mib = 16"]);
@@ -104,7 +116,14 @@ fn what_is_wrong_goes_to_quarantine_with_its_reason_and_the_others_are_scored() 
         volume.voxels.fill(0.0);
         oddscan::nifti::encode_volume(&volume)
     };
-    for (name, bytes) in [("constant_T1w.nii.gz", constant), ("nothing_T1w.nii.gz", nothing)] {
+    let no_brains = [
+        ("constant_T1w.nii.gz", constant),
+        ("nothing_T1w.nii.gz", nothing),
+        ("speckle_T1w.nii.gz", no_brain(6.0, |[x, y, z]| (3 * x + 5 * y + 6 * z) % 8 == 0)),
+        ("bottles_T1w.nii.gz", no_brain(12.0, |[x, y, z]| !(5..21).contains(&x) && y.max(z) < 6)),
+        ("metres_T1w.nii.gz", patched(&[(at::XYZT_UNITS, &[1])])),
+    ];
+    for (name, bytes) in no_brains {
         site.drop_in(name, &bytes);
         expected.push((name.to_owned(), "no_brain"));
     }

@@ -70,6 +70,7 @@ pub mod at {
     pub const PIXDIM: usize = 76;
     pub const VOX_OFFSET: usize = 108;
     pub const SCL_SLOPE: usize = 112;
+    pub const XYZT_UNITS: usize = 123;
     pub const QFORM_CODE: usize = 252;
     pub const SFORM_CODE: usize = 254;
     pub const QUATERN_B: usize = 256;
