@@ -261,24 +261,24 @@ impl<'a> Tensors<'a> {
         self.file.tensor(name).ok().map(|tensor| tensor.shape().to_vec())
     }
 
-    /// A tensor of exactly this shape, or zeros and a fault.
+    /// A tensor of exactly this shape, or nothing and a fault, upon which [`Self::finish`] refuses.
+    /// Zeros in its stead would be as many as the file says, whether it holds them or not.
     fn take(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
-        let n_values = shape.iter().product();
         let Ok(tensor) = self.file.tensor(name) else {
             self.faults.push(format!("{name} is missing, shape {shape:?} is needed"));
-            return vec![0.0; n_values];
+            return Vec::new();
         };
         self.used.insert(name.to_owned());
         if tensor.shape() != shape {
             let found = tensor.shape();
             self.faults.push(format!("{name} has shape {found:?}, {shape:?} is needed"));
-            return vec![0.0; n_values];
+            return Vec::new();
         }
         let values = match decode(&tensor) {
             Ok(values) => values,
             Err(fault) => {
                 self.faults.push(format!("{name} {fault}"));
-                vec![0.0; n_values]
+                Vec::new()
             }
         };
         if values.iter().any(|v| !v.is_finite()) {
@@ -319,7 +319,8 @@ impl<'a> Tensors<'a> {
         // The DINOv2 family has 64 features per head; narrower networks are for tests.
         let head = if channels >= 64 { 64 } else { 16 };
         let position_side = position.get(1)?.checked_sub(1)?.isqrt();
-        let fits = channels > 0 && channels % head == 0 && patch > 0 && depth > 0;
+        let fits = channels % head == 0
+            && [channels, hidden, patch, depth, position_side].iter().all(|&extent| extent > 0);
         fits.then_some(Architecture {
             channels,
             depth,
@@ -383,7 +384,9 @@ impl<'a> Tensors<'a> {
     /// Query, key and value: joined in the original, apart at Hugging Face.
     fn qkv(&mut self, prefix: &str, channels: usize) -> LinearWeights {
         if self.names == Names::Original {
-            return self.linear(&format!("{prefix}.attn.qkv"), 3 * channels, channels);
+            // The extent is the file's word; no tensor is as large as where this ends.
+            let joined = channels.saturating_mul(3);
+            return self.linear(&format!("{prefix}.attn.qkv"), joined, channels);
         }
         let mut joined = LinearWeights { weight: Vec::new(), bias: Vec::new() };
         for part in ["query", "key", "value"] {
@@ -420,5 +423,46 @@ fn decode(tensor: &TensorView<'_>) -> Result<Vec<f32>, String> {
             Ok(data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
         }
         other => Err(format!("has type {other:?}; F32, F16 or BF16 is needed")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A safetensors file of zeros with these tensors.
+    fn file(tensors: &[(&str, &[u64])]) -> Vec<u8> {
+        let mut n_bytes = 0;
+        let entries = tensors.iter().map(|(name, shape)| {
+            let start = n_bytes;
+            n_bytes += 4 * shape.iter().product::<u64>();
+            let entry = serde_json::json!(
+                { "dtype": "F32", "shape": shape, "data_offsets": [start, n_bytes] }
+            );
+            ((*name).to_owned(), entry)
+        });
+        let header = serde_json::Map::from_iter(entries);
+        let header = serde_json::Value::Object(header).to_string();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + n_bytes as usize, 0);
+        bytes
+    }
+
+    #[test]
+    fn extents_that_nothing_stands_behind_cost_no_memory() {
+        for channels in [1 << 40, 1 << 58] {
+            let bytes = file(&[
+                ("patch_embed.proj.weight", &[channels, 3, 14, 0]),
+                ("pos_embed", &[1, 5, 0]),
+                ("blocks.0.norm1.weight", &[0]),
+                ("blocks.0.mlp.fc1.weight", &[1 << 60, 0]),
+            ]);
+            assert!(bytes.len() < 1000);
+            let error = VitWeights::from_bytes(&bytes).unwrap_err().to_string();
+            let needed = format!("[{channels}, 3, 14, 0], [{channels}, 3, 14, 14] is needed");
+            assert!(error.contains(&needed), "{error}");
+            assert!(error.contains(&format!("cls_token is missing, shape [1, 1, {channels}]")));
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::{
     thread,
 };
 
+use oddscan::compute::weights::VitWeights;
 use sha2::{Digest, Sha256};
 
 use crate::support::{names, oddscan, said};
@@ -78,6 +79,26 @@ fn weights_with_another_hash_are_not_kept() {
     assert_eq!(code, Some(69), "{stderr}");
     assert!(stderr.contains("SHA-256"), "{stderr}");
     assert_eq!(names(folder.path()), Vec::<String>::new(), "nothing half-done");
+}
+
+/// Resizing a grid of no positions would be a panic, in the daemon that loads the file.
+#[test]
+fn a_network_without_positions_or_hidden_features_is_refused() {
+    let whole = crate::tiny::network(0);
+    let mut no_positions = whole.clone();
+    no_positions.architecture.position_side = 0;
+    no_positions.position_embedding.truncate(whole.architecture.channels);
+    let mut no_hidden = whole.clone();
+    no_hidden.architecture.hidden = 0;
+    for block in &mut no_hidden.blocks {
+        [&mut block.fc1.weight, &mut block.fc1.bias, &mut block.fc2.weight]
+            .into_iter()
+            .for_each(Vec::clear);
+    }
+    let read = |network: &VitWeights| VitWeights::from_bytes(&network.to_safetensors(false));
+    assert!(read(&whole).is_ok());
+    assert!(read(&no_positions).is_err());
+    assert!(read(&no_hidden).is_err());
 }
 
 #[test]
