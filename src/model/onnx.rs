@@ -47,6 +47,24 @@ pub(super) struct Initializer {
     pub(super) raw_data: Vec<u8>,
 }
 
+/// As [`Model`], to count what is in the graph: nothing is kept of a node or a tensor.
+#[derive(Clone, PartialEq, Message)]
+struct Counted {
+    #[prost(message, optional, tag = "7")]
+    graph: Option<CountedGraph>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct CountedGraph {
+    #[prost(message, repeated, tag = "1")]
+    node: Vec<()>,
+    #[prost(message, repeated, tag = "5")]
+    initializer: Vec<()>,
+}
+
+/// An export of ViT-L has thousands. An empty one has two bytes in the file and 100 in memory.
+const MAX_PARTS: usize = 100_000;
+
 /// `TensorProto.DataType.FLOAT`.
 pub(super) const FLOAT: i32 = 1;
 
@@ -55,7 +73,15 @@ const PREFIXES: [&str; 3] = ["backbone.", "model.", "dinov2."];
 
 /// The backbone's tensors under Hugging Face's names; those of heads and decoders are left out.
 pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
-    let model = Model::decode(bytes).map_err(|error| format!("not a valid file ({error})"))?;
+    let invalid = |error| format!("not a valid file ({error})");
+    let counted = Counted::decode(bytes).map_err(invalid)?.graph.unwrap_or_default();
+    let n_parts = counted.node.len() + counted.initializer.len();
+    if n_parts > MAX_PARTS {
+        return Err(format!(
+            "it has {n_parts} nodes and tensors, at most {MAX_PARTS} are read; export the backbone alone"
+        ));
+    }
+    let model = Model::decode(bytes).map_err(invalid)?;
     let graph = model.graph.ok_or("it holds no graph")?;
     let mut nameless = HashMap::new();
     let mut tensors = Tensors::new();
@@ -210,5 +236,14 @@ mod tests {
         assert!(tensors(&huge).is_err());
         assert!(tensors(&[8, 7, 58, 255, 255, 255, 255, 15]).unwrap_err().contains("not a valid"));
         assert!(tensors(&[8, 7]).unwrap_err().contains("no graph"));
+    }
+
+    #[test]
+    fn nodes_without_content_are_counted_before_they_are_made() {
+        let nodes = file(vec![Node::default(); 100_000], vec![]);
+        assert!(tensors(&nodes).unwrap().is_empty());
+        let more = [nodes, file(vec![], vec![Initializer::default()])].concat();
+        let error = tensors(&more).unwrap_err();
+        assert!(error.contains("100001 nodes and tensors, at most 100000"), "{error}");
     }
 }
