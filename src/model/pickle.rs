@@ -4,7 +4,7 @@
 //! tensors needs; every other instruction and every other name is refused, nothing is executed.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io::{Cursor, Read},
     rc::Rc,
 };
@@ -14,10 +14,11 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::import::{Tensor, Tensors};
 
-/// The description of the tensors of a large network has 200 kB.
-const MAX_PICKLE_BYTES: u64 = 16 << 20;
-/// State dictionaries are flat; what nests deeper is meant to harm.
-const MAX_DEPTH: u32 = 16;
+/// The description of the tensors of a large network has 200 kB. One of this size takes up to half
+/// a gigabyte as values.
+const MAX_PICKLE_BYTES: u64 = 4 << 20;
+/// The kernel of a convolution over a volume has five.
+const MAX_AXES: usize = 8;
 /// Training checkpoints keep the network under one of these.
 const NESTED: [&str; 4] = ["state_dict", "model", "teacher", "ema"];
 
@@ -32,20 +33,20 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
         .ok_or("it holds no data.pkl; save it again with PyTorch 1.6 or newer")?;
     let folder = description.trim_end_matches("data.pkl").to_owned();
     let pickle = entry(&mut archive, &description, MAX_PICKLE_BYTES)?;
-    let top = Machine::default().run(&pickle)?;
-    let dictionary = NESTED.iter().find_map(|key| top.get(key)).unwrap_or(top);
-    let Value::Dict(entries) = &dictionary.value else {
-        return Err("it holds no dictionary of tensors".to_owned());
-    };
+    let mut machine = Machine::default();
+    let top = machine.run(&pickle)?;
+    let top = machine.dictionary(top).ok_or("it holds no dictionary of tensors")?;
+    let nested = NESTED.iter().find_map(|&key| machine.dictionary(*top.get(key)?));
     let max_bytes = bytes.len() as u64;
     let mut reader = Storages { archive, folder, max_bytes, read: HashMap::new() };
     let mut tensors = Tensors::new();
-    for (key, value) in entries {
-        let (Value::Text(name), Value::Tensor(view)) = (&key.value, &value.value) else {
-            continue;
-        };
+    for (name, value) in nested.unwrap_or(top) {
+        let Value::Tensor(arguments) = *value else { continue };
+        let view = machine
+            .view(arguments)
+            .ok_or_else(|| format!("{name} is described wrongly, or has over {MAX_AXES} axes"))?;
         let name = name.strip_prefix("backbone.").unwrap_or(name);
-        tensors.insert(name.to_owned(), reader.tensor(name, view)?);
+        tensors.insert(name.to_owned(), reader.tensor(name, &view)?);
     }
     Ok(tensors)
 }
@@ -93,9 +94,8 @@ impl Number {
 }
 
 /// Where the numbers of a tensor lie in a storage.
-#[derive(Debug, Clone)]
-struct View {
-    key: String,
+struct View<'p> {
+    key: &'p str,
     number: Number,
     offset: usize,
     shape: Vec<usize>,
@@ -111,8 +111,8 @@ struct Storages<'a> {
 }
 
 impl Storages<'_> {
-    fn tensor(&mut self, name: &str, view: &View) -> Result<Tensor, String> {
-        let storage = self.storage(&view.key)?;
+    fn tensor(&mut self, name: &str, view: &View<'_>) -> Result<Tensor, String> {
+        let storage = self.storage(view.key)?;
         let n_values = view.shape.iter().try_fold(1_usize, |n, &extent| n.checked_mul(extent));
         // A stride of 0 would let a small storage claim a tensor of any size.
         let n_values = n_values
@@ -141,7 +141,7 @@ impl Storages<'_> {
     }
 }
 
-impl View {
+impl View<'_> {
     /// Position in the storage of a value by its row-major index.
     fn place(&self, mut index: usize) -> Option<usize> {
         let mut place = self.offset;
@@ -153,25 +153,21 @@ impl View {
     }
 }
 
-/// A value of the pickle with the depth of what it holds.
-#[derive(Debug)]
-struct Node {
-    depth: u32,
-    value: Value,
-}
-
-#[derive(Debug)]
-enum Value {
-    None,
+/// A value of the pickle. A tuple and a dictionary are places in the machine's lists, as they are
+/// references in Python: who holds a dictionary sees it filled later, and nothing here copies,
+/// prints or drops what others hold, however it nests.
+#[derive(Debug, Clone, Copy)]
+enum Value<'p> {
     Number(i64),
-    Text(String),
-    Tuple(Vec<Rc<Node>>),
-    Dict(Vec<(Rc<Node>, Rc<Node>)>),
+    Text(&'p str),
+    Tuple(usize),
+    Dict(usize),
     /// A name that may be called, of the few that are known.
     Callable(Callable),
     StorageType(Number),
-    Storage(String, Number),
-    Tensor(View),
+    Storage(&'p str, Number),
+    /// By the tuple that describes it.
+    Tensor(usize),
     /// Something harmless that no tensor needs.
     Other,
 }
@@ -183,27 +179,44 @@ enum Callable {
     OrderedDict,
 }
 
-impl Node {
-    fn get(self: &Rc<Self>, key: &str) -> Option<Rc<Self>> {
-        let Value::Dict(entries) = &self.value else { return None };
-        let is_key = |node: &Node| matches!(&node.value, Value::Text(text) if text == key);
-        let found = entries.iter().find(|(name, _)| is_key(name)).map(|(_, value)| value);
-        found.filter(|node| matches!(node.value, Value::Dict(_))).cloned()
+impl Value<'_> {
+    fn kind(self) -> &'static str {
+        match self {
+            Value::Number(_) => "a number",
+            Value::Text(_) => "a text",
+            Value::Tuple(_) => "a tuple",
+            Value::Dict(_) => "a dictionary",
+            Value::Callable(_) | Value::StorageType(_) => "a function",
+            Value::Storage(..) => "a storage",
+            Value::Tensor(_) => "a tensor",
+            Value::Other => "a constant",
+        }
+    }
+
+    fn size(self) -> Option<usize> {
+        match self {
+            Value::Number(number) => usize::try_from(number).ok(),
+            _ => None,
+        }
     }
 }
 
-/// The pickle machine: a stack, marks on it, and a memo.
+/// The pickle machine: a stack, marks on it, a memo, and what values point to. No instruction adds
+/// more than a few values, so that this grows with the pickle and not with what it describes.
 #[derive(Default)]
-struct Machine {
-    stack: Vec<Rc<Node>>,
+struct Machine<'p> {
+    stack: Vec<Value<'p>>,
     marks: Vec<usize>,
-    memo: HashMap<u32, Rc<Node>>,
+    memo: HashMap<u32, Value<'p>>,
+    tuples: Vec<Vec<Value<'p>>>,
+    /// Entries under a text; tensors have no other names.
+    dicts: Vec<BTreeMap<&'p str, Value<'p>>>,
 }
 
-struct Input<'a>(&'a [u8]);
+struct Input<'p>(&'p [u8]);
 
-impl<'a> Input<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
+impl<'p> Input<'p> {
+    fn take(&mut self, n: usize) -> Result<&'p [u8], String> {
         if n > self.0.len() {
             return Err("its description ends early".to_owned());
         }
@@ -221,11 +234,11 @@ impl<'a> Input<'a> {
         Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
 
-    fn text(&mut self, n: usize) -> Result<String, String> {
-        String::from_utf8(self.take(n)?.to_vec()).map_err(|_| "a name is not UTF-8".to_owned())
+    fn text(&mut self, n: usize) -> Result<&'p str, String> {
+        std::str::from_utf8(self.take(n)?).map_err(|_| "a name is not UTF-8".to_owned())
     }
 
-    fn line(&mut self) -> Result<String, String> {
+    fn line(&mut self) -> Result<&'p str, String> {
         let end = self.0.iter().position(|&byte| byte == b'\n').ok_or("a line without end")?;
         let line = self.text(end)?;
         self.byte()?;
@@ -233,8 +246,8 @@ impl<'a> Input<'a> {
     }
 }
 
-impl Machine {
-    fn run(mut self, pickle: &[u8]) -> Result<Rc<Node>, String> {
+impl<'p> Machine<'p> {
+    fn run(&mut self, pickle: &'p [u8]) -> Result<Value<'p>, String> {
         let mut input = Input(pickle);
         loop {
             let instruction = input.byte()?;
@@ -246,91 +259,69 @@ impl Machine {
     }
 
     /// One instruction, by its letter in Python's pickle.py.
-    fn step(&mut self, instruction: u8, input: &mut Input<'_>) -> Result<(), String> {
+    fn step(&mut self, instruction: u8, input: &mut Input<'p>) -> Result<(), String> {
         match instruction {
             0x80 => drop(input.byte()?),  // PROTO
             0x95 => drop(input.take(8)?), // FRAME
             b'(' => self.marks.push(self.stack.len()),
-            b'N' => self.push(Value::None)?,
-            0x88 => self.push(Value::Number(1))?,
-            0x89 => self.push(Value::Number(0))?,
-            b'K' => {
-                let number = input.byte()?;
-                self.push(Value::Number(number.into()))?;
-            }
+            b'N' => self.stack.push(Value::Other),
+            0x88 => self.stack.push(Value::Number(1)),
+            0x89 => self.stack.push(Value::Number(0)),
+            b'K' => self.stack.push(Value::Number(input.byte()?.into())),
             b'M' => {
                 let bytes = input.take(2)?;
-                self.push(Value::Number(u16::from_le_bytes([bytes[0], bytes[1]]).into()))?;
+                let number = u16::from_le_bytes([bytes[0], bytes[1]]);
+                self.stack.push(Value::Number(number.into()));
             }
-            b'J' => {
-                let number = input.u32()? as i32;
-                self.push(Value::Number(number.into()))?;
-            }
-            0x8a => {
-                let number = long(input)?; // LONG1
-                self.push(Value::Number(number))?;
-            }
+            b'J' => self.stack.push(Value::Number((input.u32()? as i32).into())),
+            0x8a => self.stack.push(Value::Number(long(input)?)), // LONG1
             b'G' => {
                 input.take(8)?;
-                self.push(Value::Other)?;
+                self.stack.push(Value::Other);
             }
             b'X' => {
                 let n = input.u32()? as usize;
-                let text = input.text(n)?;
-                self.push(Value::Text(text))?;
+                self.stack.push(Value::Text(input.text(n)?));
             }
             0x8c => {
                 let n = input.byte()? as usize;
-                let text = input.text(n)?;
-                self.push(Value::Text(text))?;
+                self.stack.push(Value::Text(input.text(n)?));
             }
-            b')' => self.push(Value::Tuple(Vec::new()))?,
-            b']' => self.push(Value::Tuple(Vec::new()))?,
-            b'}' => self.push(Value::Dict(Vec::new()))?,
+            // A list is a tuple whose items are dropped: none holds a tensor.
+            b')' | b']' => self.push_tuple(Vec::new()),
+            b'}' => self.push_dict(),
             0x85..=0x87 => {
                 let n = usize::from(instruction - 0x84);
                 let from = self.stack.len().checked_sub(n).ok_or(UNDERRUN)?;
-                let items = self.stack.split_off(from);
-                self.push(Value::Tuple(items))?;
+                let items = self.stack.drain(from..).collect();
+                self.push_tuple(items);
             }
             b't' => {
                 let items = self.since_mark()?;
-                self.push(Value::Tuple(items))?;
+                self.push_tuple(items);
             }
             b'a' => drop(self.pop()?),
             b'e' => drop(self.since_mark()?),
             b's' => {
                 let (value, key) = (self.pop()?, self.pop()?);
-                self.extend(vec![key, value])?;
+                self.extend(&[key, value])?;
             }
             b'u' => {
                 let items = self.since_mark()?;
-                self.extend(items)?;
+                self.extend(&items)?;
             }
-            b'q' => {
-                let slot = input.byte()?;
-                self.remember(slot.into())?;
-            }
-            b'r' => {
-                let slot = input.u32()?;
-                self.remember(slot)?;
-            }
+            b'q' => self.remember(input.byte()?.into())?,
+            b'r' => self.remember(input.u32()?)?,
             0x94 => self.remember(self.memo.len() as u32)?,
-            b'h' => {
-                let slot = input.byte()?;
-                self.recall(slot.into())?;
-            }
-            b'j' => {
-                let slot = input.u32()?;
-                self.recall(slot)?;
-            }
+            b'h' => self.recall(input.byte()?.into())?,
+            b'j' => self.recall(input.u32()?)?,
             b'c' => {
                 let (module, name) = (input.line()?, input.line()?);
-                self.push(known_name(&module, &name)?)?;
+                self.stack.push(known_name(module, name)?);
             }
             0x93 => {
                 let (name, module) = (self.pop_text()?, self.pop_text()?);
-                self.push(known_name(&module, &name)?)?;
+                self.stack.push(known_name(module, name)?);
             }
             b'Q' => self.persistent()?,
             b'R' => self.call()?,
@@ -341,71 +332,63 @@ impl Machine {
         Ok(())
     }
 
-    fn push(&mut self, value: Value) -> Result<(), String> {
-        let depth = 1 + match &value {
-            Value::Tuple(items) => items.iter().map(|item| item.depth).max().unwrap_or(0),
-            Value::Dict(entries) => {
-                entries.iter().map(|(key, value)| key.depth.max(value.depth)).max().unwrap_or(0)
-            }
-            _ => 0,
-        };
-        if depth > MAX_DEPTH {
-            return Err(format!("its description nests deeper than {MAX_DEPTH}"));
-        }
-        self.stack.push(Rc::new(Node { depth, value }));
-        Ok(())
+    fn push_tuple(&mut self, items: Vec<Value<'p>>) {
+        self.stack.push(Value::Tuple(self.tuples.len()));
+        self.tuples.push(items);
     }
 
-    fn pop(&mut self) -> Result<Rc<Node>, String> {
+    fn push_dict(&mut self) {
+        self.stack.push(Value::Dict(self.dicts.len()));
+        self.dicts.push(BTreeMap::new());
+    }
+
+    fn pop(&mut self) -> Result<Value<'p>, String> {
         self.stack.pop().ok_or_else(|| UNDERRUN.to_owned())
     }
 
-    fn pop_text(&mut self) -> Result<String, String> {
-        match &self.pop()?.value {
-            Value::Text(text) => Ok(text.clone()),
-            other => Err(format!("{other:?} stands where a name is needed")),
+    fn pop_text(&mut self) -> Result<&'p str, String> {
+        match self.pop()? {
+            Value::Text(text) => Ok(text),
+            other => Err(format!("{} stands where a name is needed", other.kind())),
         }
     }
 
-    fn since_mark(&mut self) -> Result<Vec<Rc<Node>>, String> {
+    fn since_mark(&mut self) -> Result<Vec<Value<'p>>, String> {
         let mark = self.marks.pop().filter(|&mark| mark <= self.stack.len()).ok_or(UNDERRUN)?;
-        Ok(self.stack.split_off(mark))
+        Ok(self.stack.drain(mark..).collect())
     }
 
     /// Puts keys and values into the dictionary on top of the stack.
-    fn extend(&mut self, items: Vec<Rc<Node>>) -> Result<(), String> {
-        let Value::Dict(entries) = unshared(self.pop()?) else {
+    fn extend(&mut self, items: &[Value<'p>]) -> Result<(), String> {
+        let Some(Value::Dict(index)) = self.stack.last() else {
             return Err("entries stand where no dictionary is".to_owned());
         };
-        let mut entries = entries;
-        let mut items = items.into_iter();
-        while let (Some(key), Some(value)) = (items.next(), items.next()) {
-            entries.push((key, value));
-        }
-        self.push(Value::Dict(entries))
+        let entries = items.chunks_exact(2).filter_map(|pair| match pair[0] {
+            Value::Text(key) => Some((key, pair[1])),
+            _ => None,
+        });
+        self.dicts[*index].extend(entries);
+        Ok(())
     }
 
     fn remember(&mut self, slot: u32) -> Result<(), String> {
-        let top = self.stack.last().ok_or(UNDERRUN)?;
-        self.memo.insert(slot, Rc::clone(top));
+        self.memo.insert(slot, *self.stack.last().ok_or(UNDERRUN)?);
         Ok(())
     }
 
     fn recall(&mut self, slot: u32) -> Result<(), String> {
-        let node = self.memo.get(&slot).ok_or("a value is used before it is made")?;
-        self.stack.push(Rc::clone(node));
+        let value = self.memo.get(&slot).ok_or("a value is used before it is made")?;
+        self.stack.push(*value);
         Ok(())
     }
 
     /// `('storage', type, key, device, size)`.
     fn persistent(&mut self) -> Result<(), String> {
-        let top = self.pop()?;
-        let Value::Tuple(parts) = &top.value else { return Err(NO_STORAGE.to_owned()) };
-        match parts.iter().map(|part| &part.value).collect::<Vec<_>>()[..] {
-            [Value::Text(kind), Value::StorageType(number), Value::Text(key), ..]
-                if kind == "storage" =>
-            {
-                self.push(Value::Storage(key.clone(), *number))
+        let Value::Tuple(index) = self.pop()? else { return Err(NO_STORAGE.to_owned()) };
+        match self.tuples[index][..] {
+            [Value::Text("storage"), Value::StorageType(number), Value::Text(key), ..] => {
+                self.stack.push(Value::Storage(key, number));
+                Ok(())
             }
             _ => Err(NO_STORAGE.to_owned()),
         }
@@ -413,41 +396,51 @@ impl Machine {
 
     fn call(&mut self) -> Result<(), String> {
         let (arguments, function) = (self.pop()?, self.pop()?);
-        let (Value::Callable(callable), Value::Tuple(arguments)) =
-            (&function.value, &arguments.value)
-        else {
+        let (Value::Callable(callable), Value::Tuple(arguments)) = (function, arguments) else {
             return Err("something is called that is no function".to_owned());
         };
         match callable {
-            Callable::OrderedDict => self.push(Value::Dict(Vec::new())),
+            Callable::OrderedDict => self.push_dict(),
             Callable::RebuildParameter => {
-                let tensor = arguments.first().ok_or("a parameter without a tensor")?;
-                self.stack.push(Rc::clone(tensor));
-                Ok(())
+                let tensor =
+                    self.tuples[arguments].first().ok_or("a parameter without a tensor")?;
+                self.stack.push(*tensor);
             }
-            Callable::RebuildTensor => {
-                let view = view(arguments).ok_or("a tensor that is described wrongly")?;
-                self.push(Value::Tensor(view))
-            }
+            Callable::RebuildTensor => self.stack.push(Value::Tensor(arguments)),
         }
+        Ok(())
+    }
+
+    fn dictionary(&self, value: Value<'p>) -> Option<&BTreeMap<&'p str, Value<'p>>> {
+        match value {
+            Value::Dict(index) => Some(&self.dicts[index]),
+            _ => None,
+        }
+    }
+
+    /// Arguments of `_rebuild_tensor_v2`: storage, offset, shape, strides, ...
+    fn view(&self, arguments: usize) -> Option<View<'p>> {
+        let [Value::Storage(key, number), offset, shape, strides, ..] = self.tuples[arguments][..]
+        else {
+            return None;
+        };
+        let (shape, strides) = (self.sizes(shape)?, self.sizes(strides)?);
+        (shape.len() == strides.len()).then_some(())?;
+        Some(View { key, number, offset: offset.size()?, shape, strides })
+    }
+
+    fn sizes(&self, value: Value<'p>) -> Option<Vec<usize>> {
+        let Value::Tuple(index) = value else { return None };
+        // Thousands of tensors can share one tuple, and each would get a copy.
+        let sizes = Some(&self.tuples[index]).filter(|sizes| sizes.len() <= MAX_AXES)?;
+        sizes.iter().map(|size| size.size()).collect()
     }
 }
 
 const UNDERRUN: &str = "its description takes what is not there";
 const NO_STORAGE: &str = "a reference to something other than a storage";
 
-/// The value itself, copied where others hold it too; what it holds stays shared.
-fn unshared(node: Rc<Node>) -> Value {
-    Rc::try_unwrap(node).map_or_else(
-        |shared| match &shared.value {
-            Value::Dict(entries) => Value::Dict(entries.clone()),
-            _ => Value::Other,
-        },
-        |node| node.value,
-    )
-}
-
-fn known_name(module: &str, name: &str) -> Result<Value, String> {
+fn known_name(module: &str, name: &str) -> Result<Value<'static>, String> {
     Ok(match (module, name) {
         ("collections", "OrderedDict") => Value::Callable(Callable::OrderedDict),
         ("torch._utils", "_rebuild_tensor_v2") => Value::Callable(Callable::RebuildTensor),
@@ -463,26 +456,6 @@ fn known_name(module: &str, name: &str) -> Result<Value, String> {
             ));
         }
     })
-}
-
-/// Arguments of `_rebuild_tensor_v2`: storage, offset, shape, strides, ...
-fn view(arguments: &[Rc<Node>]) -> Option<View> {
-    let sizes = |node: &Node| match &node.value {
-        Value::Tuple(items) => items.iter().map(|item| size(item)).collect::<Option<Vec<usize>>>(),
-        _ => None,
-    };
-    let [storage, offset, shape, strides, ..] = arguments else { return None };
-    let Value::Storage(key, number) = &storage.value else { return None };
-    let (shape, strides) = (sizes(shape)?, sizes(strides)?);
-    (shape.len() == strides.len()).then_some(())?;
-    Some(View { key: key.clone(), number: *number, offset: size(offset)?, shape, strides })
-}
-
-fn size(node: &Node) -> Option<usize> {
-    match node.value {
-        Value::Number(number) => usize::try_from(number).ok(),
-        _ => None,
-    }
 }
 
 /// A number of at most eight bytes.
@@ -522,17 +495,45 @@ mod tests {
         values.iter().flat_map(|value| value.to_le_bytes()).collect()
     }
 
-    /// What `torch.save({"w": tensor})` writes for a view of `shape` with `strides` from `offset`.
-    fn one_tensor(kind: &str, offset: u8, shape: [u8; 2], strides: [u8; 2]) -> Vec<u8> {
-        let mut pickle =
-            b"\x80\x02ccollections\nOrderedDict\nq\x00)Rq\x01(X\x01\x00\x00\x00w".to_vec();
-        pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\n");
-        pickle.extend(kind.as_bytes());
-        pickle.extend(b"\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06tQ");
-        pickle.extend([b'K', offset, b'K', shape[0], b'K', shape[1], 0x86]);
-        pickle.extend([b'K', strides[0], b'K', strides[1], 0x86]);
-        pickle.extend(b"\x89ccollections\nOrderedDict\n)RtRu}b.");
+    fn text(text: &str) -> Vec<u8> {
+        [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+    }
+
+    fn sizes(sizes: &[u8]) -> Vec<u8> {
+        let numbers = sizes.iter().flat_map(|&size| [b'K', size]);
+        b"(".iter().copied().chain(numbers).chain(*b"t").collect()
+    }
+
+    /// A view of the storage `key` with `shape` and `strides` from `offset`.
+    fn tensor(kind: &str, key: &str, offset: u8, shape: &[u8], strides: &[u8]) -> Vec<u8> {
+        let mut pickle = b"ctorch._utils\n_rebuild_tensor_v2\n((".to_vec();
+        pickle.extend([text("storage"), format!("ctorch\n{kind}\n").into()].concat());
+        pickle.extend([text(key), text("cpu"), b"K\x06tQ".to_vec()].concat());
+        pickle.extend([vec![b'K', offset], sizes(shape), sizes(strides)].concat());
+        pickle.extend(b"\x89ccollections\nOrderedDict\n)RtR");
         pickle
+    }
+
+    /// An ordered dictionary, remembered as 1, of values that are already in the pickle's form.
+    fn dictionary(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
+        let entries = entries.iter().flat_map(|(name, value)| [text(name), value.clone()].concat());
+        let start = b"ccollections\nOrderedDict\n)Rq\x01(".iter().copied();
+        start.chain(entries).chain(*b"u").collect()
+    }
+
+    /// What `torch.save` writes for a dictionary.
+    fn saved(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
+        [b"\x80\x02", &dictionary(entries)[..], b"}b."].concat()
+    }
+
+    /// What `torch.save({"w": tensor})` writes.
+    fn one_tensor(kind: &str, offset: u8, shape: [u8; 2], strides: [u8; 2]) -> Vec<u8> {
+        saved(&[("w", tensor(kind, "0", offset, &shape, &strides))])
+    }
+
+    /// One value of a storage.
+    fn scalar(key: &str) -> Vec<u8> {
+        tensor("FloatStorage", key, 0, &[1], &[1])
     }
 
     #[test]
@@ -573,10 +574,51 @@ mod tests {
     }
 
     #[test]
-    fn what_nests_without_end_is_refused() {
-        let mut pickle = b"\x80\x02)".to_vec();
-        pickle.extend([0x85; 1000]);
-        assert!(tensors(&archive(&pickle, &[])).unwrap_err().contains("nests deeper"));
+    fn what_nests_without_end_does_no_harm() {
+        let pickle = [b"\x80\x02)", &[0x85; 1_000_000][..], b"."].concat();
+        assert!(tensors(&archive(&pickle, &[])).unwrap_err().contains("no dictionary"));
+    }
+
+    #[test]
+    fn a_value_in_the_place_of_a_name_is_named_by_its_kind_only() {
+        // Ten times a tuple of four times the last one: a million when it is printed.
+        let tuples = b"(h\x00h\x00h\x00h\x00tq\x00".repeat(10);
+        let pickle = [b"\x80\x02)q\x00", &tuples[..], b"\x93."].concat();
+        let error = tensors(&archive(&pickle, &[])).unwrap_err();
+        let wanted = "a tuple stands where a name is needed";
+        assert!(error == wanted, "{} bytes: {error:.80}", error.len());
+    }
+
+    #[test]
+    fn a_dictionary_that_two_names_hold_is_the_same_for_both() {
+        let network = dictionary(&[("w", scalar("0"))]);
+        let recalled = b"h\x01".to_vec();
+        let entries = [text("model"), network, text("state_dict"), recalled].concat();
+        let pickle = [b"\x80\x02}(", &entries[..], b"u."].concat();
+        let read = tensors(&archive(&pickle, &[("0", floats(&[1.5]))])).unwrap();
+        assert_eq!(read["w"].values, [1.5]);
+    }
+
+    #[test]
+    fn a_dictionary_that_holds_itself_is_read_once() {
+        let pickle = saved(&[("model", b"h\x01".to_vec()), ("w", scalar("0"))]);
+        let read = tensors(&archive(&pickle, &[("0", floats(&[1.5]))])).unwrap();
+        assert_eq!(read.keys().collect::<Vec<_>>(), ["w"]);
+    }
+
+    #[test]
+    fn a_shape_of_many_axes_is_refused() {
+        let pickle = saved(&[("w", tensor("FloatStorage", "0", 0, &[1; 9], &[1; 9]))]);
+        let error = tensors(&archive(&pickle, &[("0", floats(&[0.0]))])).unwrap_err();
+        assert!(error.contains("w is described wrongly"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_storage_is_refused() {
+        let mut file = archive(&saved(&[("w", scalar("0"))]), &[("0", floats(&[1234.5]))]);
+        let value = file.windows(4).position(|bytes| bytes == 1234.5_f32.to_le_bytes()).unwrap();
+        file[value] ^= 1;
+        assert!(tensors(&file).unwrap_err().to_lowercase().contains("checksum"));
     }
 
     #[test]
