@@ -5,8 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io::{Cursor, Read},
-    rc::Rc,
+    io::Cursor,
 };
 
 use half::{bf16, f16};
@@ -16,7 +15,10 @@ use super::import::{Tensor, Tensors};
 
 /// The description of the tensors of a large network has 200 kB. One of this size takes up to half
 /// a gigabyte as values.
-const MAX_PICKLE_BYTES: u64 = 4 << 20;
+const MAX_PICKLE_BYTES: usize = 4 << 20;
+/// What may be read and made, in sizes of the file. One in f16 is read once and made into twice
+/// its size; a little more lets names share a tensor.
+const MAX_FILES_WORTH: usize = 4;
 /// The kernel of a convolution over a volume has five.
 const MAX_AXES: usize = 8;
 /// Training checkpoints keep the network under one of these.
@@ -32,13 +34,18 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
         .map(str::to_owned)
         .ok_or("it holds no data.pkl; save it again with PyTorch 1.6 or newer")?;
     let folder = description.trim_end_matches("data.pkl").to_owned();
-    let pickle = entry(&mut archive, &description, MAX_PICKLE_BYTES)?;
+    let pickle = entry(&mut archive, bytes, &description)?;
+    if pickle.len() > MAX_PICKLE_BYTES {
+        let found = pickle.len();
+        return Err(format!(
+            "its description has {found} bytes, at most {MAX_PICKLE_BYTES} are read; {SAVE_LESS}"
+        ));
+    }
     let mut machine = Machine::default();
-    let top = machine.run(&pickle)?;
+    let top = machine.run(pickle)?;
     let top = machine.dictionary(top).ok_or("it holds no dictionary of tensors")?;
     let nested = NESTED.iter().find_map(|&key| machine.dictionary(*top.get(key)?));
-    let max_bytes = bytes.len() as u64;
-    let mut reader = Storages { archive, folder, max_bytes, read: HashMap::new() };
+    let mut reader = Storages { archive, bytes, folder, read: HashMap::new(), n_bytes_done: 0 };
     let mut tensors = Tensors::new();
     for (name, value) in nested.unwrap_or(top) {
         let Value::Tensor(arguments) = *value else { continue };
@@ -51,18 +58,24 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
     Ok(tensors)
 }
 
-/// An entry of the archive, at most so large, whatever the archive says about it.
-fn entry(archive: &mut Archive<'_>, name: &str, max_bytes: u64) -> Result<Vec<u8>, String> {
+/// An entry of the archive. PyTorch stores them as they are, so each is a part of the file.
+fn entry<'a>(archive: &mut Archive<'a>, bytes: &'a [u8], name: &str) -> Result<&'a [u8], String> {
     let file = archive.by_name(name).map_err(|error| format!("{name}: {error}"))?;
     if file.compression() != CompressionMethod::Stored {
         return Err(format!("{name} is compressed; PyTorch stores its entries as they are"));
     }
-    let mut bytes = Vec::new();
-    let n_read = file.take(max_bytes + 1).read_to_end(&mut bytes);
-    match n_read.map_err(|error| format!("{name}: {error}"))? as u64 {
-        n_read if n_read > max_bytes => Err(format!("{name} has over {max_bytes} bytes")),
-        _ => Ok(bytes),
+    let part = || {
+        let start = usize::try_from(file.data_start()?).ok()?;
+        bytes.get(start..)?.get(..usize::try_from(file.compressed_size()).ok()?)
+    };
+    let part = part().ok_or_else(|| format!("{name} reaches beyond the end of the file"))?;
+    let (found, needed) = (crc32fast::hash(part), file.crc32());
+    if found != needed {
+        return Err(format!(
+            "{name} has the checksum {found:08x}, {needed:08x} is needed; the file is damaged"
+        ));
     }
+    Ok(part)
 }
 
 /// Numbers in a storage.
@@ -104,20 +117,22 @@ struct View<'p> {
 
 struct Storages<'a> {
     archive: Archive<'a>,
+    bytes: &'a [u8],
     folder: String,
-    /// No entry is larger than the whole file: storages are not compressed.
-    max_bytes: u64,
-    read: HashMap<String, Rc<Vec<u8>>>,
+    read: HashMap<&'a str, &'a [u8]>,
+    /// Read and made so far.
+    n_bytes_done: usize,
 }
 
-impl Storages<'_> {
-    fn tensor(&mut self, name: &str, view: &View<'_>) -> Result<Tensor, String> {
+impl<'a> Storages<'a> {
+    fn tensor(&mut self, name: &str, view: &View<'a>) -> Result<Tensor, String> {
         let storage = self.storage(view.key)?;
         let n_values = view.shape.iter().try_fold(1_usize, |n, &extent| n.checked_mul(extent));
         // A stride of 0 would let a small storage claim a tensor of any size.
         let n_values = n_values
             .filter(|&n| n <= storage.len() / view.number.n_bytes())
             .ok_or_else(|| format!("{name} of shape {:?} exceeds its storage", view.shape))?;
+        self.spend(n_values * size_of::<f32>())?;
         let mut values = Vec::with_capacity(n_values);
         for index in 0..n_values {
             let place = view.place(index).and_then(|place| {
@@ -130,14 +145,28 @@ impl Storages<'_> {
         Ok(Tensor { shape: view.shape.clone(), values })
     }
 
-    fn storage(&mut self, key: &str) -> Result<Rc<Vec<u8>>, String> {
+    fn storage(&mut self, key: &'a str) -> Result<&'a [u8], String> {
         if let Some(storage) = self.read.get(key) {
-            return Ok(Rc::clone(storage));
+            return Ok(storage);
         }
-        let name = format!("{}data/{key}", self.folder);
-        let storage = Rc::new(entry(&mut self.archive, &name, self.max_bytes)?);
-        self.read.insert(key.to_owned(), Rc::clone(&storage));
+        let storage = entry(&mut self.archive, self.bytes, &format!("{}data/{key}", self.folder))?;
+        self.spend(storage.len())?;
+        self.read.insert(key, storage);
         Ok(storage)
+    }
+
+    /// Entries can overlap and names can share a tensor: without a limit a small file could ask for
+    /// any amount of work and memory.
+    fn spend(&mut self, n_bytes: usize) -> Result<(), String> {
+        self.n_bytes_done += n_bytes;
+        let (found, most) = (self.n_bytes_done, MAX_FILES_WORTH * self.bytes.len());
+        if found > most {
+            return Err(format!(
+                "its tensors need {found} bytes or more, at most {most} bytes are made of a file \
+                 of its size; {SAVE_LESS}"
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -437,6 +466,7 @@ impl<'p> Machine<'p> {
     }
 }
 
+const SAVE_LESS: &str = "save the network's state_dict() alone, each tensor under one name";
 const UNDERRUN: &str = "its description takes what is not there";
 const NO_STORAGE: &str = "a reference to something other than a storage";
 
@@ -604,6 +634,36 @@ mod tests {
         let pickle = saved(&[("model", b"h\x01".to_vec()), ("w", scalar("0"))]);
         let read = tensors(&archive(&pickle, &[("0", floats(&[1.5]))])).unwrap();
         assert_eq!(read.keys().collect::<Vec<_>>(), ["w"]);
+    }
+
+    #[test]
+    fn names_that_share_a_tensor_cannot_multiply_it() {
+        let names: Vec<String> = (0..100).map(|n| format!("w{n}")).collect();
+        let shared =
+            [&tensor("FloatStorage", "0", 0, &[10, 100], &[100, 1])[..], b"q\x02"].concat();
+        let value = |n| if n == 0 { shared.clone() } else { b"h\x02".to_vec() };
+        let file = |n_names: usize| {
+            let names = names[..n_names].iter().map(String::as_str).enumerate();
+            let pickle = saved(&names.map(|(n, name)| (name, value(n))).collect::<Vec<_>>());
+            archive(&pickle, &[("0", floats(&[0.5; 1000]))])
+        };
+        assert_eq!(tensors(&file(2)).unwrap().len(), 2);
+        let error = tensors(&file(100)).unwrap_err();
+        assert!(error.contains(&format!("at most {} bytes", 4 * file(100).len())), "{error}");
+    }
+
+    #[test]
+    fn entries_of_the_archive_that_overlap_cannot_multiply_it() {
+        let keys: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+        let entries: Vec<_> = keys.iter().map(|key| (&key[..], scalar(key))).collect();
+        let file = archive(&saved(&entries), &[("0", vec![0; 100_000])]);
+        let mut zip = ZipWriter::new_append(Cursor::new(file)).unwrap();
+        for key in &keys[1..] {
+            zip.shallow_copy_file("net/data/0", &format!("net/data/{key}")).unwrap();
+        }
+        let file = zip.finish().unwrap().into_inner();
+        let error = tensors(&file).unwrap_err();
+        assert!(error.contains(&format!("at most {} bytes", 4 * file.len())), "{error}");
     }
 
     #[test]
