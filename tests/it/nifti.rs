@@ -86,7 +86,8 @@ fn a_quaternion_longer_than_a_unit_is_refused() {
         assert!(refusal.found.contains("quatern"), "{refusal}");
         assert!(refusal.action.contains("qform"), "{refusal}");
     }
-    assert!(refusal(&posed(1, [1.0; 4], [0.8, 0.8, 0.0])).found.ends_with("of 1.2800000381469729"));
+    let found = refusal(&posed(1, [1.0; 4], [1.0, 0.5, 0.0])).found;
+    assert_eq!(found, "quatern_b, c, d = 1, 0.5, 0 with a squared length of 1.25");
 }
 
 #[test]
