@@ -1,0 +1,486 @@
+//! Which settings find known lesions best? Encodes every scan once at every block, keeps the tokens,
+//! and scores them again and again under other settings, with the code that the daemon uses.
+//!
+//! ```sh
+//! cargo run --example study -- --cache CACHE --out docs/quality SCANS...
+//! ```
+//!
+//! SCANS are folders, each one window: `<subject>_<modality>.nii.gz` with `<subject>_brain.nii.gz`
+//! and, for patients, `<subject>_lesion.nii.gz` beside it. What lies in CACHE is not made again.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fs,
+    num::NonZeroUsize,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+use clap::Parser;
+use half::f16;
+use oddscan::{
+    compute::cpu::CpuDistances,
+    config::Config,
+    domain::PairDistances,
+    engine::Engine,
+    ingest::{self, Patterns},
+    nifti::{self, Limits},
+    numeric::{
+        evaluation::{Overlap, Ranking, mean},
+        geometry::Shape3,
+        mask::{GridPlacement, score_map},
+        preprocess::cube_affine,
+        projection::Projection,
+        scoring::{
+            Fraction, NearestDistances, ScanScores, SearchReach, label_free_threshold,
+            mutual_scores, scan_scores,
+        },
+        token::{TokenGrid, smooth},
+        volume::Volume,
+    },
+    pipeline::steps,
+};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Where tokens and figures are kept.
+    #[arg(long)]
+    cache: PathBuf,
+    /// Where `study.md` is written.
+    #[arg(long)]
+    out: PathBuf,
+    /// Folders of scans; each is a window of its own.
+    #[arg(required = true)]
+    scans: Vec<PathBuf>,
+}
+
+const LIMITS: Limits = Limits { max_file_bytes: u64::MAX, max_voxels: u64::MAX };
+
+/// Everything that tokens of any variant can be made from.
+const EVERYTHING: &str = "encoder.layers = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+tokens.projection = 0\ntokens.min_brain_fraction = 0.0\ntokens.smoothing_cells = 0.0\n";
+
+/// The ways of encoding that are compared; each costs a pass over all slices.
+const ENCODINGS: [(&str, &str); 1] = [("default", "")];
+
+/// One way of scoring.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Variant {
+    name: String,
+    encoding: String,
+    layers: Vec<usize>,
+    /// Views kept, as positions in axial, coronal, sagittal.
+    views: Vec<usize>,
+    projection: usize,
+    seed: u64,
+    min_fraction: f64,
+    smoothing: f64,
+    reach: usize,
+    keep: f64,
+    /// Share of the cell's mean score over the other scans that is subtracted.
+    centring: f64,
+}
+
+/// The figures of one scan with lesions.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Figures {
+    auroc: f64,
+    ap: f64,
+    oracle_dice: f64,
+    dice: f64,
+}
+
+/// The figures of one window under one variant.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Outcome {
+    variant: Variant,
+    window: String,
+    scans: BTreeMap<String, Figures>,
+    pooled: Option<(f64, f64, f64)>,
+}
+
+/// One scan with everything that scoring needs.
+struct Scan {
+    stem: String,
+    layers: Vec<Vec<f16>>,
+    cells: Vec<u32>,
+    fractions: Vec<f32>,
+    placement: GridPlacement,
+    brain: oddscan::numeric::volume::RawMask,
+    truth: Vec<bool>,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    fs::create_dir_all(&arguments.cache)?;
+    for (name, settings) in ENCODINGS {
+        encode(&arguments, name, settings)?;
+    }
+    let mut outcomes = Vec::new();
+    for folder in &arguments.scans {
+        let window = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut scans = None;
+        for variant in variants() {
+            let key = format!("{}-{window}.json", digest(&variant)?);
+            let path = arguments.cache.join(key);
+            if !path.exists() {
+                if scans.is_none() {
+                    scans = Some(load(&arguments, folder, &variant.encoding)?);
+                }
+                let outcome = score(scans.as_deref().unwrap_or_default(), &variant, &window)?;
+                println!("{}", line(&outcome));
+                fs::write(&path, serde_json::to_vec(&outcome)?)?;
+            }
+            outcomes.push(serde_json::from_slice::<Outcome>(&fs::read(&path)?)?);
+        }
+    }
+    fs::create_dir_all(&arguments.out)?;
+    fs::write(arguments.out.join("study.md"), report(&outcomes))?;
+    Ok(())
+}
+
+fn digest(variant: &Variant) -> Result<String> {
+    use sha2::{Digest, Sha256};
+    Ok(hex::encode(&Sha256::digest(serde_json::to_vec(variant)?)[..8]))
+}
+
+/// The settings of the table in the design, and what is changed in them one at a time.
+fn variants() -> Vec<Variant> {
+    let base = Variant {
+        name: "base".into(),
+        encoding: "default".into(),
+        layers: vec![9],
+        views: vec![0, 1, 2],
+        projection: 128,
+        seed: 20_260_211,
+        min_fraction: 0.3,
+        smoothing: 0.0,
+        reach: 1,
+        keep: 0.3,
+        centring: 0.0,
+    };
+    let mut all = vec![base.clone()];
+    let mut add = |name: String, change: &dyn Fn(&mut Variant)| {
+        let mut variant = Variant { name, ..base.clone() };
+        change(&mut variant);
+        all.push(variant);
+    };
+    add("whole volume".into(), &|v| v.reach = 0);
+    for seed in 1..=4 {
+        add(format!("projection seed {seed}"), &|v| v.seed = seed);
+    }
+    for k in [0, 32, 64, 256] {
+        add(format!("projection {k}"), &|v| v.projection = k);
+    }
+    for layer in 3..=12 {
+        add(format!("layer {layer}"), &|v| v.layers = vec![layer]);
+        add(format!("layer {layer}, no projection"), &|v| {
+            v.layers = vec![layer];
+            v.projection = 0;
+        });
+    }
+    for layers in [vec![3, 6, 9, 12], vec![6, 9], vec![7, 9], vec![8, 9, 10], vec![7, 8, 9, 10]] {
+        add(format!("layers {layers:?}, no projection"), &|v| {
+            v.layers = layers.clone();
+            v.projection = 0;
+        });
+    }
+    add("layers [3, 6, 9, 12], whole volume".into(), &|v| {
+        v.layers = vec![3, 6, 9, 12];
+        v.reach = 0;
+    });
+    for views in [vec![0], vec![1], vec![2], vec![0, 1], vec![0, 2], vec![1, 2]] {
+        add(format!("views {views:?}, no projection"), &|v| {
+            v.views = views.clone();
+            v.projection = 0;
+        });
+    }
+    for smoothing in [0.4, 0.6, 0.8, 1.0] {
+        add(format!("smoothing {smoothing}"), &|v| v.smoothing = smoothing);
+        for layer in [8, 9, 10] {
+            add(format!("layer {layer}, smoothing {smoothing}, no projection"), &|v| {
+                v.layers = vec![layer];
+                v.smoothing = smoothing;
+                v.projection = 0;
+            });
+        }
+    }
+    add("layers [8, 9, 10], smoothing 0.6, no projection".into(), &|v| {
+        v.layers = vec![8, 9, 10];
+        v.smoothing = 0.6;
+        v.projection = 0;
+    });
+    for keep in [0.1, 0.2, 0.5, 0.8, 1.0] {
+        add(format!("K {keep}"), &|v| v.keep = keep);
+        add(format!("K {keep}, smoothing 0.6, no projection"), &|v| {
+            v.keep = keep;
+            v.smoothing = 0.6;
+            v.projection = 0;
+        });
+    }
+    for min_fraction in [0.0, 0.1, 0.2, 0.5] {
+        add(format!("brain fraction {min_fraction}"), &|v| v.min_fraction = min_fraction);
+    }
+    for reach in [2, 3] {
+        add(format!("reach {reach}"), &|v| v.reach = reach);
+    }
+    for centring in [0.5, 1.0] {
+        add(format!("centring {centring}"), &|v| v.centring = centring);
+    }
+    all
+}
+
+fn config(settings: &str) -> Result<Config> {
+    Ok(Config::parse(&format!("{EVERYTHING}{settings}"))?)
+}
+
+fn listed(folder: &Path) -> Result<Vec<PathBuf>> {
+    let intake = Config::parse("")?.intake;
+    let patterns = Patterns::new(&intake.accept, &intake.ignore)?;
+    let listed = ingest::list(folder, &patterns, || {})?;
+    Ok(listed.into_iter().map(|candidate| candidate.path).collect())
+}
+
+fn tokens_path(arguments: &Arguments, encoding: &str, scan: &Path) -> PathBuf {
+    let window = scan.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let name = format!("{encoding}-{window}-{}.safetensors", steps::stem_of(scan));
+    arguments.cache.join(name)
+}
+
+/// Encodes what is not there yet.
+fn encode(arguments: &Arguments, encoding: &str, settings: &str) -> Result<()> {
+    let mut engine = None;
+    for folder in &arguments.scans {
+        for path in listed(folder)? {
+            let target = tokens_path(arguments, encoding, &path);
+            if target.exists() {
+                continue;
+            }
+            let engine = match &mut engine {
+                Some(engine) => engine,
+                empty => empty.insert(Engine::start(&config(settings)?)?),
+            };
+            println!("encoding {}", path.display());
+            let mask = steps::companion_mask(&path);
+            let source = steps::read_source(&path, mask.as_deref(), &LIMITS)?;
+            let volume = steps::canonical(&source, &engine.method)?.volume;
+            let layers = engine.tokeniser.tokens(&volume, |_| ControlFlow::Continue(()))?;
+            let fractions = fractions(&volume, engine.method.patch, layers[0].cells());
+            save(&target, &layers, &fractions)?;
+        }
+    }
+    Ok(())
+}
+
+/// Share of brain in each cell.
+fn fractions(volume: &Volume, patch: usize, cells: &[u32]) -> Vec<f32> {
+    let shape = Shape3::cube(volume.side() / patch);
+    let mut counts = vec![0_u32; shape.n_voxels()];
+    for (offset, _) in volume.brain().iter().enumerate().filter(|(_, inside)| **inside) {
+        counts[shape.offset(volume.shape().voxel(offset).map(|v| v / patch))] += 1;
+    }
+    cells.iter().map(|&cell| counts[cell as usize] as f32 / patch.pow(3) as f32).collect()
+}
+
+fn save(path: &Path, layers: &[TokenGrid], fractions: &[f32]) -> Result<()> {
+    let (n, channels) = (layers[0].n_tokens(), layers[0].channels());
+    let cells = bytemuck::cast_slice(layers[0].cells());
+    let mut tensors = vec![
+        ("cells".to_owned(), TensorView::new(Dtype::U32, vec![n], cells)?),
+        (
+            "fractions".to_owned(),
+            TensorView::new(Dtype::F32, vec![n], bytemuck::cast_slice(fractions))?,
+        ),
+    ];
+    for (index, layer) in layers.iter().enumerate() {
+        let data = bytemuck::cast_slice(layer.features());
+        let view = TensorView::new(Dtype::F16, vec![n, channels], data)?;
+        tensors.push((format!("layer.{}", index + 1), view));
+    }
+    let partial = path.with_extension("partial");
+    fs::write(&partial, safetensors::serialize(tensors, None)?)?;
+    Ok(fs::rename(partial, path)?)
+}
+
+fn load(arguments: &Arguments, folder: &Path, encoding: &str) -> Result<Vec<Scan>> {
+    let cube = config("")?.volume;
+    let mut scans = Vec::new();
+    for path in listed(folder)? {
+        let bytes = fs::read(tokens_path(arguments, encoding, &path))?;
+        let tensors = SafeTensors::deserialize(&bytes)?;
+        let halves = |name: &str| -> Result<Vec<f16>> {
+            let data = tensors.tensor(name)?.data();
+            Ok(data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect())
+        };
+        let words = |name: &str| -> Result<Vec<u32>> {
+            let data = tensors.tensor(name)?.data();
+            Ok(data.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        };
+        let mask = steps::companion_mask(&path);
+        let source = steps::read_source(&path, mask.as_deref(), &LIMITS)?;
+        let truth = match steps::companion(&path, "lesion") {
+            Some(path) => nifti::read_mask(&path, &LIMITS)?.inside,
+            None => vec![false; source.brain.inside.len()],
+        };
+        let cube = cube_affine(&source.brain, &cube)?;
+        scans.push(Scan {
+            stem: steps::stem_of(&path),
+            layers: (1..=12)
+                .map(|layer| halves(&format!("layer.{layer}")))
+                .collect::<Result<_>>()?,
+            cells: words("cells")?,
+            fractions: words("fractions")?.into_iter().map(f32::from_bits).collect(),
+            placement: GridPlacement { side: 16, patch: 14, cube },
+            brain: source.brain,
+            truth,
+        });
+    }
+    Ok(scans)
+}
+
+/// The tokens of a scan at one layer under a variant.
+fn tokens(scan: &Scan, layer: usize, variant: &Variant) -> Result<TokenGrid> {
+    let kept: Vec<usize> = (0..scan.cells.len())
+        .filter(|&token| f64::from(scan.fractions[token]) >= variant.min_fraction)
+        .collect();
+    let cells: Vec<u32> = kept.iter().map(|&token| scan.cells[token]).collect();
+    let features = &scan.layers[layer - 1];
+    let channels = features.len() / scan.cells.len();
+    let width = channels / 3;
+    let projection =
+        (variant.projection > 0).then(|| Projection::new(variant.seed, width, variant.projection));
+    let mut rows = Vec::new();
+    for &token in &kept {
+        for &view in &variant.views {
+            let start = token * channels + view * width;
+            let own: Vec<f32> = features[start..start + width].iter().map(|f| f.to_f32()).collect();
+            match &projection {
+                Some(projection) => {
+                    let from = rows.len();
+                    rows.resize(from + variant.projection, 0.0);
+                    projection.apply(&own, &mut rows[from..]);
+                }
+                None => rows.extend(own),
+            }
+        }
+    }
+    if variant.smoothing > 0.0 {
+        rows = smooth(16, &cells, &rows, variant.smoothing);
+    }
+    let channels = rows.len() / cells.len();
+    Ok(TokenGrid::new(16, channels, cells, rows.into_iter().map(f16::from_f32).collect())?)
+}
+
+fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
+    let reach =
+        NonZeroUsize::new(variant.reach).map_or(SearchReach::WholeVolume, SearchReach::Cells);
+    let keep = Fraction::new(variant.keep).ok_or("keep lies in (0, 1]")?;
+    let mut layers: Vec<Vec<Vec<Option<f32>>>> = vec![Vec::new(); scans.len()];
+    let mut cells: Vec<Vec<u32>> = Vec::new();
+    for &layer in &variant.layers {
+        let grids: Vec<TokenGrid> =
+            scans.iter().map(|scan| tokens(scan, layer, variant)).collect::<Result<_>>()?;
+        cells = grids.iter().map(|grid| grid.cells().to_vec()).collect();
+        let mut columns: Vec<Vec<Vec<f32>>> = vec![Vec::new(); scans.len()];
+        for one in 0..scans.len() {
+            for other in 0..one {
+                let pair = CpuDistances::new().nearest(&grids[one], &grids[other], reach)?;
+                columns[one].push(pair.first_to_second);
+                columns[other].push(pair.second_to_first);
+            }
+        }
+        for (scan, columns) in columns.into_iter().enumerate() {
+            let nearest = NearestDistances::new(grids[scan].n_tokens(), columns);
+            layers[scan].push(mutual_scores(&nearest, keep));
+        }
+    }
+    let mut scores: Vec<ScanScores> = layers.iter().map(|layers| scan_scores(layers)).collect();
+    if variant.centring > 0.0 {
+        centre(&mut scores, &cells, variant.centring);
+    }
+    figures(scans, &cells, &scores, variant, window)
+}
+
+/// Takes from each score the mean score of its cell over the other scans.
+fn centre(scores: &mut [ScanScores], cells: &[Vec<u32>], share: f64) {
+    let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+    for (scan, cells) in scores.iter().zip(cells) {
+        for (score, &cell) in scan.tokens.iter().zip(cells) {
+            let (sum, n) = sums.entry(cell).or_default();
+            *sum += f64::from(*score);
+            *n += 1.0;
+        }
+    }
+    for (scan, cells) in scores.iter_mut().zip(cells) {
+        for (score, cell) in scan.tokens.iter_mut().zip(cells) {
+            let (sum, n) = sums[cell];
+            let others = if n > 1.0 { (sum - f64::from(*score)) / (n - 1.0) } else { 0.0 };
+            // Stays positive: absent cells count as 0.
+            *score = (f64::from(*score) - share * others + 1.0) as f32;
+        }
+    }
+}
+
+fn figures(
+    scans: &[Scan],
+    cells: &[Vec<u32>],
+    scores: &[ScanScores],
+    variant: &Variant,
+    window: &str,
+) -> Result<Outcome> {
+    let false_positives = Fraction::new(0.01).ok_or("a share")?;
+    let mut found = BTreeMap::new();
+    let mut all = Vec::new();
+    for (index, scan) in scans.iter().enumerate() {
+        let map = score_map(&cells[index], &scores[index].tokens, &scan.placement, &scan.brain);
+        let others: Vec<&ScanScores> =
+            scores.iter().enumerate().filter(|(other, _)| *other != index).map(|s| s.1).collect();
+        let threshold = label_free_threshold(&others, false_positives);
+        let scored: Vec<(f32, bool)> = (0..map.len())
+            .filter(|&voxel| scan.brain.inside[voxel])
+            .map(|voxel| (map[voxel], scan.truth[voxel]))
+            .collect();
+        if let Some(curve) = Ranking::new([scored.iter().copied()]).curve() {
+            let overlap = Overlap::of(scored.iter().map(|&(s, truth)| (s > threshold, truth)));
+            let figures = Figures {
+                auroc: curve.auroc,
+                ap: curve.average_precision,
+                oracle_dice: curve.oracle_dice,
+                dice: overlap.dice().unwrap_or(0.0),
+            };
+            found.insert(scan.stem.clone(), figures);
+        }
+        all.push(scored);
+    }
+    let pooled = Ranking::new(all).curve();
+    let pooled = pooled.map(|c| (c.auroc, c.average_precision, c.oracle_dice));
+    Ok(Outcome { variant: variant.clone(), window: window.to_owned(), scans: found, pooled })
+}
+
+fn means(outcome: &Outcome) -> [f64; 4] {
+    let of = |get: fn(&Figures) -> f64| mean(outcome.scans.values().map(get)).unwrap_or(f64::NAN);
+    [of(|f| f.auroc), of(|f| f.ap), of(|f| f.oracle_dice), of(|f| f.dice)]
+}
+
+fn line(outcome: &Outcome) -> String {
+    let [auroc, ap, oracle, dice] = means(outcome);
+    let (pa, pp, pd) = outcome.pooled.unwrap_or((f64::NAN, f64::NAN, f64::NAN));
+    format!(
+        "{:<24} {:<46} {auroc:.3} / {ap:.3} / {oracle:.3} / {dice:.3}   pooled {pa:.3} / {pp:.3} / {pd:.3}",
+        outcome.window, outcome.variant.name
+    )
+}
+
+fn report(outcomes: &[Outcome]) -> String {
+    let mut text = String::new();
+    for outcome in outcomes {
+        text += &line(outcome);
+        text.push('\n');
+    }
+    text
+}
