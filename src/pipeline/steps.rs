@@ -119,7 +119,10 @@ pub fn companion_mask(scan: &Path) -> Option<PathBuf> {
 }
 
 /// A file that belongs to a scan and lies beside it: `<stem>_<what>` or, for `<subject>_<modality>`,
-/// `<subject>_<what>`, with `.nii.gz` or `.nii`; no link. Names need not be UTF-8.
+/// `<subject>_<what>`, with `.nii.gz` or `.nii`. Names need not be UTF-8.
+///
+/// A link is none: in the incoming folder it may lead to anything. Beside a scan that is a link
+/// itself, which only a person can have named, links are followed: whole data sets consist of them.
 pub fn companion(scan: &Path, what: &str) -> Option<PathBuf> {
     let name = scan.file_name()?.as_bytes();
     let stem = name.strip_suffix(b".gz").unwrap_or(name);
@@ -129,11 +132,12 @@ pub fn companion(scan: &Path, what: &str) -> Option<PathBuf> {
         let name = [name, b"_", what.as_bytes(), ending.as_bytes()].concat();
         scan.with_file_name(OsStr::from_bytes(&name))
     };
+    let are_links_meant = scan.is_symlink();
     [Some(stem), subject]
         .into_iter()
         .flatten()
         .flat_map(|name| [path(name, ".nii.gz"), path(name, ".nii")])
-        .find(|path| path.symlink_metadata().is_ok_and(|meta| meta.is_file()))
+        .find(|path| path.is_file() && (are_links_meant || !path.is_symlink()))
 }
 
 /// File name without folder and without `.nii` or `.nii.gz`.
@@ -308,6 +312,23 @@ mod tests {
         std::fs::rename(&mask, path(b"elsewhere")).unwrap();
         std::os::unix::fs::symlink(path(b"elsewhere"), &mask).unwrap();
         assert_eq!(companion_mask(&scan), None);
+    }
+
+    #[test]
+    fn a_link_is_a_mask_beside_a_scan_that_is_one() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["elsewhere", "sub-1_T1w.nii"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        symlink(at("elsewhere"), at("sub-1_brain.nii")).unwrap();
+        symlink(at("elsewhere"), at("sub-1_FLAIR.nii")).unwrap();
+        assert_eq!(companion_mask(&at("sub-1_FLAIR.nii")), Some(at("sub-1_brain.nii")));
+        assert_eq!(companion_mask(&at("sub-1_T1w.nii")), None);
+        // A file is a mask whatever the scan is.
+        std::fs::write(at("sub-1_FLAIR_brain.nii"), "").unwrap();
+        assert_eq!(companion_mask(&at("sub-1_FLAIR.nii")), Some(at("sub-1_FLAIR_brain.nii")));
     }
 
     #[test]
