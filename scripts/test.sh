@@ -6,11 +6,11 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh prometheus systemd
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
-# nibabel reads our files back as an independent program.
+# nibabel reads our files back, scikit-learn and MedPy compute our figures again.
 venv=target/test-venv
-if ! "$venv/bin/python" -c 'import nibabel' 2>/dev/null; then
+if ! "$venv/bin/python" -c 'import nibabel, medpy, sklearn' 2>/dev/null; then
     python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet nibabel -r tests/reference/requirements.txt
+    "$venv/bin/pip" install --quiet nibabel medpy scikit-learn -r tests/reference/requirements.txt
 fi
 export ODDSCAN_PYTHON="$PWD/$venv/bin/python"
 
