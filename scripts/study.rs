@@ -86,13 +86,19 @@ struct Variant {
     centring: f64,
 }
 
-/// The figures of one scan with lesions.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+/// Stated false-positive shares at which masks are measured.
+const SHARES: [f64; 4] = [0.005, 0.01, 0.02, 0.03];
+
+/// The figures of one scan.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Figures {
-    auroc: f64,
-    ap: f64,
-    oracle_dice: f64,
-    dice: f64,
+    /// Of a scan with lesions.
+    curve: Option<(f64, f64, f64)>,
+    /// Dice and measured false-positive share at each of [`SHARES`].
+    masks: Vec<(f64, f64)>,
+    /// Median token score.
+    median: f32,
+    top1_mean: f32,
 }
 
 /// The figures of one window under one variant.
@@ -433,28 +439,32 @@ fn figures(
     variant: &Variant,
     window: &str,
 ) -> Result<Outcome> {
-    let false_positives = Fraction::new(0.01).ok_or("a share")?;
     let mut found = BTreeMap::new();
     let mut all = Vec::new();
     for (index, scan) in scans.iter().enumerate() {
         let map = score_map(&cells[index], &scores[index].tokens, &scan.placement, &scan.brain);
-        let others: Vec<&ScanScores> =
-            scores.iter().enumerate().filter(|(other, _)| *other != index).map(|s| s.1).collect();
-        let threshold = label_free_threshold(&others, false_positives);
         let scored: Vec<(f32, bool)> = (0..map.len())
             .filter(|&voxel| scan.brain.inside[voxel])
             .map(|voxel| (map[voxel], scan.truth[voxel]))
             .collect();
-        if let Some(curve) = Ranking::new([scored.iter().copied()]).curve() {
+        let curve = Ranking::new([scored.iter().copied()]).curve();
+        let n_healthy = scored.iter().filter(|(_, truth)| !truth).count();
+        let values: Vec<f32> = scored.iter().map(|(score, _)| *score).collect();
+        let masks = SHARES.iter().map(|&share| {
+            let share = Fraction::new(share).expect("shares are shares");
+            let threshold = label_free_threshold(values.clone(), share);
             let overlap = Overlap::of(scored.iter().map(|&(s, truth)| (s > threshold, truth)));
-            let figures = Figures {
-                auroc: curve.auroc,
-                ap: curve.average_precision,
-                oracle_dice: curve.oracle_dice,
-                dice: overlap.dice().unwrap_or(0.0),
-            };
-            found.insert(scan.stem.clone(), figures);
-        }
+            (overlap.dice().unwrap_or(0.0), overlap.mask_only as f64 / n_healthy as f64)
+        });
+        let mut tokens = scores[index].tokens.clone();
+        tokens.sort_unstable_by(f32::total_cmp);
+        let figures = Figures {
+            curve: curve.map(|c| (c.auroc, c.average_precision, c.oracle_dice)),
+            masks: masks.collect(),
+            median: tokens[tokens.len() / 2],
+            top1_mean: scores[index].top1_mean,
+        };
+        found.insert(scan.stem.clone(), figures);
         all.push(scored);
     }
     let pooled = Ranking::new(all).curve();
@@ -462,17 +472,32 @@ fn figures(
     Ok(Outcome { variant: variant.clone(), window: window.to_owned(), scans: found, pooled })
 }
 
-fn means(outcome: &Outcome) -> [f64; 4] {
-    let of = |get: fn(&Figures) -> f64| mean(outcome.scans.values().map(get)).unwrap_or(f64::NAN);
-    [of(|f| f.auroc), of(|f| f.ap), of(|f| f.oracle_dice), of(|f| f.dice)]
+/// AUROC, average precision and oracle Dice over scans with lesions.
+fn means(outcome: &Outcome) -> [f64; 3] {
+    let curves = || outcome.scans.values().filter_map(|f| f.curve);
+    let of = |get: fn((f64, f64, f64)) -> f64| mean(curves().map(get)).unwrap_or(f64::NAN);
+    [of(|c| c.0), of(|c| c.1), of(|c| c.2)]
+}
+
+/// Mean Dice over scans with lesions and mean false-positive share over all, at each of [`SHARES`].
+fn masks(outcome: &Outcome) -> String {
+    let at = |index: usize| {
+        let ill = outcome.scans.values().filter(|f| f.curve.is_some());
+        let dice = mean(ill.map(|f| f.masks[index].0)).unwrap_or(f64::NAN);
+        let measured = mean(outcome.scans.values().map(|f| f.masks[index].1)).unwrap_or(f64::NAN);
+        format!("{dice:.3} ({:.2} %)", 100.0 * measured)
+    };
+    (0..SHARES.len()).map(at).collect::<Vec<_>>().join(", ")
 }
 
 fn line(outcome: &Outcome) -> String {
-    let [auroc, ap, oracle, dice] = means(outcome);
+    let [auroc, ap, oracle] = means(outcome);
     let (pa, pp, pd) = outcome.pooled.unwrap_or((f64::NAN, f64::NAN, f64::NAN));
     format!(
-        "{:<24} {:<46} {auroc:.3} / {ap:.3} / {oracle:.3} / {dice:.3}   pooled {pa:.3} / {pp:.3} / {pd:.3}",
-        outcome.window, outcome.variant.name
+        "{:<24} {:<46} {auroc:.3} / {ap:.3} / {oracle:.3}   pooled {pa:.3} / {pp:.3} / {pd:.3}   masks {}",
+        outcome.window,
+        outcome.variant.name,
+        masks(outcome)
     )
 }
 

@@ -136,7 +136,7 @@ pub struct Scoring {
     pub reach: SearchReach,
     /// Share of the other scans averaged over.
     pub keep: Fraction,
-    /// Share of unsuspicious tokens above the threshold.
+    /// Share of healthy voxels above the threshold, at most a quarter.
     pub false_positives: Fraction,
     /// Smallest region of the mask, mm^3.
     pub min_cluster_mm3: f64,
@@ -515,6 +515,15 @@ impl Checker {
         })
     }
 
+    /// Beyond a quarter a threshold would lie below the median.
+    fn false_positives(&mut self, value: f64) -> Fraction {
+        Fraction::new(value).filter(|share| share.get() <= 0.25).unwrap_or_else(|| {
+            let key = "scoring.false_positive_fraction";
+            self.fault(key, value, "a share above 0 and at most 0.25 is needed");
+            Fraction::new(0.25).expect("it is in range")
+        })
+    }
+
     fn word<T: for<'de> Deserialize<'de>>(
         &mut self,
         key: &str,
@@ -666,8 +675,7 @@ impl Checker {
         Scoring {
             reach: NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Cells),
             keep: self.fraction("scoring.keep_fraction", raw.keep_fraction),
-            false_positives: self
-                .fraction("scoring.false_positive_fraction", raw.false_positive_fraction),
+            false_positives: self.false_positives(raw.false_positive_fraction),
             min_cluster_mm3: self.number(key, raw.min_cluster_mm3, 0.0, 1e6),
         }
     }

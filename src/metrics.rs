@@ -11,7 +11,7 @@ mod label;
 
 use std::{sync::Arc, time::Duration};
 
-use prometheus::TextEncoder;
+use prometheus::{GaugeVec, TextEncoder};
 
 pub use self::label::{
     DirectoryKind, EvictionReason, Fallback, IngestResult, OutputKind, PauseReason, RescanTrigger,
@@ -226,6 +226,19 @@ impl Metrics {
         self.0.window_capacity.with_label_values(&[cohort]).set(capacity as f64);
         let oldest = oldest_secs.unwrap_or(0) as f64;
         self.0.window_oldest_time.with_label_values(&[cohort]).set(oldest);
+    }
+
+    /// How much the members of a window differ as a whole, and how far the newest lies from the
+    /// others; nothing is shown before the window is scored.
+    pub fn window_likeness(&self, cohort: &str, heterogeneity: Option<f64>, drift: Option<f64>) {
+        let Some(cohort) = self.0.own_label(cohort) else { return };
+        let set = |family: &GaugeVec, ratio: Option<f64>| {
+            if let Some(ratio) = ratio {
+                family.with_label_values(&[cohort]).set(ratio);
+            }
+        };
+        set(&self.0.window_heterogeneity, heterogeneity);
+        set(&self.0.window_drift, drift);
     }
 
     /// A scoring run of a cohort ended at `now_secs` (seconds since 1970).

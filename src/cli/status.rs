@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{CONFIG, Failure, UNAVAILABLE};
-use crate::{config::Config, pipeline::board::Status};
+use crate::{
+    config::Config,
+    pipeline::{MIXED, board::Status},
+};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -81,6 +84,10 @@ fn table(status: &Status) -> String {
             "cohort {name}: {} scans (needs {}, holds {}), {} results to be renewed\n",
             cohort.n_scans, cohort.min_scans, cohort.max_scans, cohort.n_outdated
         );
+        if let Some(ratio) = cohort.heterogeneity.filter(|&ratio| ratio > MIXED) {
+            text +=
+                &format!("  warning: its scans differ as a whole ({ratio:.2}): several sources?\n");
+        }
     }
     text
 }

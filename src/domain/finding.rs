@@ -29,6 +29,9 @@ pub struct Finding {
     /// Share of the other scans of the window with a lower `score_top1_mean` (ties count half),
     /// in [0, 1].
     pub percentile: f64,
+    /// How far the scan as a whole lies from the others, compared with how far they lie from each
+    /// other; 1 is like them.
+    pub shift: Option<f64>,
     /// Map value from which on a voxel belongs to the mask.
     pub threshold: f32,
     /// Scored tokens.

@@ -60,6 +60,8 @@ pub(super) struct Families {
     pub(super) window_min: GaugeVec,
     pub(super) window_capacity: GaugeVec,
     pub(super) window_oldest_time: GaugeVec,
+    pub(super) window_heterogeneity: GaugeVec,
+    pub(super) window_drift: GaugeVec,
     pub(super) score_runs: IntCounterVec,
     pub(super) score_success_time: GaugeVec,
     pub(super) score_pairs: IntCounterVec,
@@ -207,6 +209,16 @@ impl Families {
             window_oldest_time: r.gauges(
                 "window_oldest_study_timestamp_seconds",
                 "Unix time of the oldest study in a cohort's window; 0 when the window is empty.",
+                &["cohort"],
+            ),
+            window_heterogeneity: r.gauges(
+                "window_heterogeneity_ratio",
+                "How much the studies of a window differ as a whole; near 1 for one scanner.",
+                &["cohort"],
+            ),
+            window_drift: r.gauges(
+                "window_drift_ratio",
+                "How far the newest study as a whole lies from its window; 1 is like the others.",
                 &["cohort"],
             ),
             score_runs: r.counters(

@@ -48,7 +48,7 @@ pub struct InHand {
 }
 
 /// One cohort's window.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CohortStatus {
     /// Members now.
     pub n_scans: usize,
@@ -56,6 +56,8 @@ pub struct CohortStatus {
     pub min_scans: usize,
     /// Members that it can hold.
     pub max_scans: usize,
+    /// How much its scans differ as a whole; near 1 for one scanner, warned of above 1.15.
+    pub heterogeneity: Option<f64>,
     /// Results that are older than the window and wait to be written again.
     pub n_outdated: usize,
     /// Last completed scoring, seconds since 1970.
@@ -63,7 +65,7 @@ pub struct CohortStatus {
 }
 
 /// Everything that `/status.json` shows.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Version of the daemon.
     pub version: String,

@@ -39,7 +39,7 @@ use crate::{
 use archive::Archive;
 use board::{Board, StageName};
 
-pub use reporting::{ReportInput, build_results};
+pub use reporting::{MIXED, ReportInput, build_results};
 
 /// Scans waiting between two stages.
 const QUEUE: usize = 2;

@@ -13,7 +13,7 @@ use crate::{
     },
     engine::Method,
     nifti,
-    numeric::scoring::ScanScores,
+    numeric::scoring::{self, ScanScores},
     report::{
         EncoderFacts, MethodFacts, RESEARCH_USE_ONLY, ResultSet, SCHEMA, Scores, Sidecar, Standing,
         ThresholdFacts, WindowFacts,
@@ -61,12 +61,13 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
         title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
         summary: &summary(&finding, scores.len()),
     });
-    let sidecar = Sidecar {
+    let mut sidecar = Sidecar {
         standing: Standing::Scored,
         scores: Some(Scores {
             max: finding.score_max,
             top1_mean: finding.score_top1_mean,
             percentile: finding.percentile,
+            shift: finding.shift,
             n_tokens: finding.n_tokens,
             n_unmatched_tokens: finding.n_unmatched_tokens,
         }),
@@ -74,13 +75,13 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
             value: finding.threshold,
             false_positive_fraction: config.scoring.false_positives.get(),
             min_cluster_mm3: config.scoring.min_cluster_mm3,
-            chosen_by: "quantile of the token scores of the lower-scoring half of the other scans"
-                .to_owned(),
+            chosen_by: "median and lower quartile of the map, which lesions hardly move".to_owned(),
         }),
         clusters: finding.clusters.clone(),
-        warnings: warnings(record, &finding, scores.len()),
+        warnings: warnings(record, &finding, scores),
         ..sidecar(record, input.window, method, config)
     };
+    sidecar.window.heterogeneity = scoring::heterogeneity(scores);
     let results = ResultSet {
         map_nii_gz: nifti::encode_map(&source.grid, &finding.map),
         mask_nii_gz: nifti::encode_mask(&source.grid, &finding.mask),
@@ -117,6 +118,7 @@ pub(super) fn sidecar(
         window: WindowFacts {
             id: window.id.clone(),
             size: window.members.len(),
+            heterogeneity: None,
             members: window.members.clone(),
         },
         method: MethodFacts {
@@ -164,8 +166,28 @@ fn summary(finding: &Finding, n_scans: usize) -> String {
     )
 }
 
-fn warnings(record: &ScanRecord, finding: &Finding, n_scans: usize) -> Vec<String> {
+/// Above this [`scoring::heterogeneity`] a window mixes sources: measured 1.04 for one scanner.
+pub const MIXED: f64 = 1.15;
+
+/// Above this [`scoring::shift`] a scan differs as a whole.
+const SHIFTED: f64 = 1.15;
+
+fn warnings(record: &ScanRecord, finding: &Finding, scores: &[ScanScores]) -> Vec<String> {
+    let n_scans = scores.len();
     let mut warnings = scan_warnings(record, &record.encoded.clone().unwrap_or_default());
+    if let Some(mixed) = scoring::heterogeneity(scores).filter(|&ratio| ratio > MIXED) {
+        warnings.push(format!(
+            "the window mixes scans that differ as a whole ({mixed:.2} between the 90th and 10th \
+             percentile of their median scores, {MIXED} is the limit): several scanners or \
+             protocols? Compare within one source; percentiles say little here"
+        ));
+    }
+    if let Some(shift) = finding.shift.filter(|&shift| shift > SHIFTED) {
+        warnings.push(format!(
+            "the scan as a whole lies {shift:.2} times as far from the others as they from each \
+             other: another scanner, protocol or preprocessing? Its map shows that too"
+        ));
+    }
     if n_scans < FEW_SCANS {
         warnings.push(format!(
             "the window holds {n_scans} scans; scores become reliable from about {FEW_SCANS}"

@@ -40,7 +40,7 @@ use crate::{
     },
     metrics::{EvictionReason, OutputKind, ScoreResult, Stage, Trigger},
     numeric::{
-        scoring::{ScanScores, SearchReach},
+        scoring::{self, ScanScores, SearchReach},
         token::TokenGrid,
     },
     report,
@@ -461,10 +461,13 @@ impl Score {
             window.max_scans.get(),
             oldest.map(|record| record.first_seen_secs),
         );
+        let heterogeneity = scoring::heterogeneity(&cohort.scores);
+        self.shared.metrics.window_likeness(key.label(), heterogeneity, newest_shift(cohort));
         let status = CohortStatus {
             n_scans: members.len(),
             min_scans: window.min_scans,
             max_scans: window.max_scans.get(),
+            heterogeneity,
             n_outdated: cohort.debt.len(),
             last_scored_secs: cohort.last_scored_secs,
         };
@@ -490,6 +493,12 @@ fn new_cohort(key: &CohortKey, capacity: NonZeroUsize) -> Cohort {
         owed_since_secs: None,
         last_scored_secs: None,
     }
+}
+
+/// How far the newest member as a whole lies from the others.
+fn newest_shift(cohort: &Cohort) -> Option<f64> {
+    let (newest, others) = cohort.scores.split_last()?;
+    scoring::shift(newest, &others.iter().collect::<Vec<_>>())
 }
 
 /// Whether a scan has ever had more than the notice that it waits.

@@ -193,12 +193,15 @@ pub fn finding(
     let others: Vec<&ScanScores> =
         scores.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, s)| s).collect();
     let other_tops: Vec<f32> = others.iter().map(|other| other.top1_mean).collect();
-    let threshold = scoring::label_free_threshold(&others, settings.false_positives);
+    let shift = scoring::shift(own, &others);
     let cube = preprocess::cube_affine(&source.brain, &method.cube)
         .map_err(|error| refusal(error.into()))?;
     let placement =
         GridPlacement { side: method.cube.side / method.patch, patch: method.patch, cube };
     let map = score_map(cells, &own.tokens, &placement, &source.brain);
+    let in_brain = map.iter().zip(&source.brain.inside).filter(|(_, inside)| **inside);
+    let in_brain = in_brain.map(|(value, _)| *value).collect();
+    let threshold = scoring::label_free_threshold(in_brain, settings.false_positives);
     let voxel_mm3 = source.raw.affine.voxel_volume_mm3();
     let min_voxels = (settings.min_cluster_mm3 / voxel_mm3).ceil() as usize;
     let regions = regions_above(&map, source.raw.shape, threshold, min_voxels.max(1));
@@ -210,6 +213,7 @@ pub fn finding(
         score_max: own.max,
         score_top1_mean: own.top1_mean,
         percentile: scoring::percentile(own.top1_mean, &other_tops),
+        shift,
         threshold,
         n_tokens: own.tokens.len(),
         n_unmatched_tokens: own.n_unmatched,

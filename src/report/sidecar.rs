@@ -36,6 +36,9 @@ pub struct Scores {
     pub top1_mean: f32,
     /// Share of the window's other scans with a lower `top1_mean`, in [0, 1].
     pub percentile: f64,
+    /// How far the scan as a whole lies from the others, compared with how far they lie from each
+    /// other; 1 is like them.
+    pub shift: Option<f64>,
     /// Scored tokens.
     pub n_tokens: usize,
     /// Tokens without a candidate in reach in any other scan.
@@ -47,7 +50,7 @@ pub struct Scores {
 pub struct ThresholdFacts {
     /// Map value above which a voxel belongs to the mask.
     pub value: f32,
-    /// Share of the tokens of unsuspicious scans above it.
+    /// Stated share of healthy voxels above it.
     pub false_positive_fraction: f64,
     /// Smallest region kept, mm^3.
     pub min_cluster_mm3: f64,
@@ -56,12 +59,15 @@ pub struct ThresholdFacts {
 }
 
 /// The window that the scan was scored against.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WindowFacts {
     /// First 16 hex digits of the SHA-256 over the sorted member ids.
     pub id: String,
     /// Members, the scan itself included.
     pub size: usize,
+    /// How much the scans differ as a whole: the 90th over the 10th percentile of their median
+    /// token scores, once scored.
+    pub heterogeneity: Option<f64>,
     /// Their ids, sorted.
     pub members: Vec<ScanId>,
 }
@@ -170,13 +176,19 @@ pub(super) mod tests {
                 max: 1.5,
                 top1_mean: 1.25,
                 percentile: 0.9,
+                shift: Some(1.1),
                 n_tokens: 100,
                 n_unmatched_tokens: 1,
             }),
             threshold: None,
             clusters: Vec::new(),
             brain_ml: 1300.0,
-            window: WindowFacts { id: "ab".into(), size: 1, members: vec![ScanId([7; 32])] },
+            window: WindowFacts {
+                id: "ab".into(),
+                size: 1,
+                heterogeneity: None,
+                members: vec![ScanId([7; 32])],
+            },
             method: MethodFacts { fingerprint: "f".into(), settings: serde_json::json!({"a": 1}) },
             encoder: EncoderFacts {
                 model: "dinov2_vits14".into(),

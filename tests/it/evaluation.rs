@@ -21,6 +21,7 @@ fn sidecar(score: f32) -> Sidecar {
         max: score,
         top1_mean: score,
         percentile: 0.5,
+        shift: None,
         n_tokens: 1,
         n_unmatched_tokens: 0,
     };
@@ -37,7 +38,12 @@ fn sidecar(score: f32) -> Sidecar {
         threshold: None,
         clusters: Vec::new(),
         brain_ml: 0.0,
-        window: WindowFacts { id: String::new(), size: 0, members: Vec::new() },
+        window: WindowFacts {
+            id: String::new(),
+            size: 0,
+            heterogeneity: None,
+            members: Vec::new(),
+        },
         method: MethodFacts { fingerprint: String::new(), settings: Value::Null },
         encoder: EncoderFacts {
             model: String::new(),
