@@ -14,4 +14,7 @@ pub mod token;
 pub mod mask;
 pub mod scoring;
 
+pub mod community;
+pub mod leiden;
+
 pub mod evaluation;

@@ -66,6 +66,27 @@ impl NearestDistances {
         assert!(columns.iter().all(|column| column.len() == n_tokens), "a distance per token");
         Self { n_tokens, columns }
     }
+
+    /// Tokens of the scan.
+    pub fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// One column of `n_tokens` distances per other scan.
+    pub fn columns(&self) -> &[Vec<f32>] {
+        &self.columns
+    }
+}
+
+impl NearestDistances {
+    /// Puts another column in the place of one.
+    ///
+    /// # Panics
+    /// If it has another length.
+    pub fn replace(&mut self, index: usize, column: Vec<f32>) {
+        assert_eq!(column.len(), self.n_tokens, "a distance per token");
+        self.columns[index] = column;
+    }
 }
 
 /// Scores every token by how far away its closest matches are: `[n_tokens]`, larger = rarer.

@@ -84,6 +84,19 @@ impl TokenGrid {
     pub fn features(&self) -> &[f16] {
         &self.features
     }
+
+    /// The grid without these tokens (positions in [`TokenGrid::cells`]), as if their cells were
+    /// background.
+    pub fn without(&self, tokens: &[usize]) -> Self {
+        let kept = (0..self.n_tokens()).filter(|token| !tokens.contains(token));
+        let (mut cells, mut features) = (Vec::new(), Vec::new());
+        for token in kept {
+            cells.push(self.cells[token]);
+            let row = token * self.channels..(token + 1) * self.channels;
+            features.extend_from_slice(&self.features[row]);
+        }
+        Self { side: self.side, channels: self.channels, cells, features }
+    }
 }
 
 /// How features become tokens.
@@ -400,6 +413,16 @@ mod tests {
             // Two cells three steps away weigh e^-24.
             assert!((found - expected).abs() < 1e-5, "{found} instead of {expected}");
         }
+    }
+
+    #[test]
+    fn a_grid_without_some_tokens_keeps_the_others() {
+        let halves = |values: &[f32]| values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>();
+        let features = halves(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let grid = TokenGrid::new(2, 2, vec![1, 4, 7], features).unwrap();
+        let expected = TokenGrid::new(2, 2, vec![4], halves(&[3.0, 4.0])).unwrap();
+        assert_eq!(grid.without(&[2, 0]), expected);
+        assert_eq!(grid.without(&[]), grid);
     }
 
     #[test]
