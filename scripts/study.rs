@@ -12,7 +12,6 @@ use std::{
     collections::BTreeMap,
     error::Error,
     fs,
-    num::NonZeroUsize,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
@@ -22,7 +21,7 @@ use half::f16;
 use oddscan::{
     compute::cpu::CpuDistances,
     config::Config,
-    domain::PairDistances,
+    domain::{PairDistances, error::ScanError, scan::ScanId},
     engine::Engine,
     ingest::{self, Patterns},
     nifti::{self, Limits},
@@ -32,10 +31,7 @@ use oddscan::{
         mask::{GridPlacement, score_map},
         preprocess::cube_affine,
         projection::Projection,
-        scoring::{
-            Fraction, NearestDistances, ScanScores, SearchReach, label_free_threshold,
-            mutual_scores, scan_scores,
-        },
+        scoring::{Fraction, ScanScores, SearchReach, label_free_threshold},
         token::{TokenGrid, smooth},
         volume::Volume,
     },
@@ -54,6 +50,9 @@ struct Arguments {
     /// Where `study.md` is written.
     #[arg(long)]
     out: PathBuf,
+    /// Only variants whose names contain one of these texts.
+    #[arg(long)]
+    only: Vec<String>,
     /// Folders of scans; each is a window of its own.
     #[arg(required = true)]
     scans: Vec<PathBuf>,
@@ -84,6 +83,8 @@ struct Variant {
     keep: f64,
     /// Share of the cell's mean score over the other scans that is subtracted.
     centring: f64,
+    /// Whether shared anomalies are filtered.
+    filter: bool,
 }
 
 /// Stated false-positive shares at which masks are measured.
@@ -131,7 +132,10 @@ fn main() -> Result<()> {
     for folder in &arguments.scans {
         let window = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut scans = None;
-        for variant in variants() {
+        let chosen = |v: &Variant| {
+            arguments.only.is_empty() || arguments.only.iter().any(|text| v.name.contains(text))
+        };
+        for variant in variants().into_iter().filter(chosen) {
             let key = format!("{}-{window}.json", digest(&variant)?);
             let path = arguments.cache.join(key);
             if !path.exists() {
@@ -169,6 +173,7 @@ fn variants() -> Vec<Variant> {
         reach: 1,
         keep: 0.3,
         centring: 0.0,
+        filter: false,
     };
     let mut all = vec![base.clone()];
     let mut add = |name: String, change: &dyn Fn(&mut Variant)| {
@@ -221,7 +226,17 @@ fn variants() -> Vec<Variant> {
         v.smoothing = 0.6;
         v.projection = 0;
     });
+    add("filter, smoothing 0.4, no projection".into(), &|v| {
+        v.filter = true;
+        v.smoothing = 0.4;
+        v.projection = 0;
+    });
     for keep in [0.1, 0.2, 0.5, 0.8, 1.0] {
+        add(format!("K {keep}, smoothing 0.4, no projection"), &|v| {
+            v.keep = keep;
+            v.smoothing = 0.4;
+            v.projection = 0;
+        });
         add(format!("K {keep}"), &|v| v.keep = keep);
         add(format!("K {keep}, smoothing 0.6, no projection"), &|v| {
             v.keep = keep;
@@ -235,6 +250,11 @@ fn variants() -> Vec<Variant> {
     for reach in [2, 3] {
         add(format!("reach {reach}"), &|v| v.reach = reach);
     }
+    add("filter".into(), &|v| v.filter = true);
+    add("filter, whole volume".into(), &|v| {
+        v.filter = true;
+        v.reach = 0;
+    });
     for centring in [0.5, 1.0] {
         add(format!("centring {centring}"), &|v| v.centring = centring);
     }
@@ -382,30 +402,74 @@ fn tokens(scan: &Scan, layer: usize, variant: &Variant) -> Result<TokenGrid> {
     Ok(TokenGrid::new(16, channels, cells, rows.into_iter().map(f16::from_f32).collect())?)
 }
 
-fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
-    let reach =
-        NonZeroUsize::new(variant.reach).map_or(SearchReach::WholeVolume, SearchReach::Cells);
-    let keep = Fraction::new(variant.keep).ok_or("keep lies in (0, 1]")?;
-    let mut layers: Vec<Vec<Vec<Option<f32>>>> = vec![Vec::new(); scans.len()];
-    let mut cells: Vec<Vec<u32>> = Vec::new();
-    for &layer in &variant.layers {
-        let grids: Vec<TokenGrid> =
-            scans.iter().map(|scan| tokens(scan, layer, variant)).collect::<Result<_>>()?;
-        cells = grids.iter().map(|grid| grid.cells().to_vec()).collect();
-        let mut columns: Vec<Vec<Vec<f32>>> = vec![Vec::new(); scans.len()];
-        for one in 0..scans.len() {
-            for other in 0..one {
-                let pair = CpuDistances::new().nearest(&grids[one], &grids[other], reach)?;
-                columns[one].push(pair.first_to_second);
-                columns[other].push(pair.second_to_first);
-            }
-        }
-        for (scan, columns) in columns.into_iter().enumerate() {
-            let nearest = NearestDistances::new(grids[scan].n_tokens(), columns);
-            layers[scan].push(mutual_scores(&nearest, keep));
-        }
+/// The token grids of a window: `[layer][scan]`.
+struct Grids {
+    layers: Vec<Vec<TokenGrid>>,
+    reach: SearchReach,
+    columns: BTreeMap<(ScanId, ScanId, usize), Vec<f32>>,
+}
+
+/// A made-up id: the position of the scan in the window.
+fn id(index: usize) -> ScanId {
+    let mut id = [0; 32];
+    id[0] = index as u8;
+    ScanId(id)
+}
+
+impl Grids {
+    fn grid(&self, scan: ScanId, layer: usize) -> &TokenGrid {
+        &self.layers[layer][usize::from(scan.0[0])]
     }
-    let mut scores: Vec<ScanScores> = layers.iter().map(|layers| scan_scores(layers)).collect();
+}
+
+impl steps::Distances for Grids {
+    fn column(
+        &mut self,
+        of: ScanId,
+        other: ScanId,
+        layer: usize,
+    ) -> std::result::Result<Vec<f32>, ScanError> {
+        if let Some(column) = self.columns.remove(&(of, other, layer)) {
+            return Ok(column);
+        }
+        let (a, b) = (self.grid(of, layer), self.grid(other, layer));
+        let pair = CpuDistances::new().nearest(a, b, self.reach)?;
+        self.columns.insert((other, of, layer), pair.second_to_first);
+        Ok(pair.first_to_second)
+    }
+
+    fn column_without(
+        &mut self,
+        of: ScanId,
+        other: ScanId,
+        layer: usize,
+        excluded: &[usize],
+    ) -> std::result::Result<Vec<f32>, ScanError> {
+        let theirs = self.grid(other, layer).without(excluded);
+        Ok(CpuDistances::new().nearest(self.grid(of, layer), &theirs, self.reach)?.first_to_second)
+    }
+}
+
+fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
+    let settings = Config::parse(&format!(
+        "[scoring]\nreach_cells = {}\nkeep_fraction = {:?}\n[community]\nenabled = {}\n",
+        variant.reach, variant.keep, variant.filter
+    ))?
+    .scoring;
+    let grids = |&layer: &usize| -> Result<Vec<TokenGrid>> {
+        scans.iter().map(|scan| tokens(scan, layer, variant)).collect()
+    };
+    let layers: Vec<Vec<TokenGrid>> = variant.layers.iter().map(grids).collect::<Result<_>>()?;
+    let cells: Vec<Vec<u32>> = layers[0].iter().map(|grid| grid.cells().to_vec()).collect();
+    let members: Vec<(ScanId, usize)> =
+        cells.iter().enumerate().map(|(index, cells)| (id(index), cells.len())).collect();
+    let mut grids = Grids { layers, reach: settings.reach, columns: BTreeMap::new() };
+    let found = steps::score_members(&members, &variant.layers, &settings, &mut grids)?;
+    for shared in &found.shared {
+        let stems = shared.members.iter().map(|id| scans[usize::from(id.0[0])].stem.as_str());
+        println!("shared: {:?}, {} tokens", stems.collect::<Vec<_>>(), shared.n_excluded);
+    }
+    let mut scores = found.scans;
     if variant.centring > 0.0 {
         centre(&mut scores, &cells, variant.centring);
     }

@@ -16,6 +16,7 @@ use toml::{Table, Value};
 use crate::{
     compute::position::PositionResize,
     numeric::{
+        community::CommunitySettings,
         geometry::Axis,
         preprocess::CubeSettings,
         scoring::{Fraction, SearchReach},
@@ -140,6 +141,10 @@ pub struct Scoring {
     pub false_positives: Fraction,
     /// Smallest region of the mask, mm^3.
     pub min_cluster_mm3: f64,
+    /// Whether anomalies that several scans share are looked for.
+    pub filter_shared: bool,
+    /// How they are looked for.
+    pub community: CommunitySettings,
 }
 
 /// The daemon.
@@ -364,6 +369,7 @@ struct Raw {
     tokens: RawTokens,
     window: RawWindow,
     scoring: RawScoring,
+    community: RawCommunity,
     service: RawService,
 }
 
@@ -436,6 +442,25 @@ struct RawScoring {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct RawCommunity {
+    enabled: bool,
+    reference_rank: f64,
+    rare_quantile: f64,
+    link_coverage: f64,
+    max_pair_share: f64,
+    level_pairs: bool,
+    resolution_quantile: f64,
+    min_resolution: f64,
+    min_scans: i64,
+    max_scan_share: f64,
+    iqr_factor: f64,
+    min_iqr: f64,
+    exclusion_quantile: f64,
+    max_excluded_share: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RawService {
     listen: String,
     log: String,
@@ -462,7 +487,7 @@ impl Raw {
             },
             tokens: check.tokens(&self.tokens),
             window: check.window(&self.window),
-            scoring: check.scoring(&self.scoring),
+            scoring: check.scoring(&self.scoring, &self.community),
             service: check.service(self.service),
             tree,
         };
@@ -669,7 +694,7 @@ impl Checker {
         WindowSettings { min_scans, max_scans, max_cohort_labels: labels }
     }
 
-    fn scoring(&mut self, raw: &RawScoring) -> Scoring {
+    fn scoring(&mut self, raw: &RawScoring, community: &RawCommunity) -> Scoring {
         let cells = self.whole("scoring.reach_cells", raw.reach_cells, 0, 64);
         let key = "scoring.min_cluster_mm3";
         Scoring {
@@ -677,6 +702,27 @@ impl Checker {
             keep: self.fraction("scoring.keep_fraction", raw.keep_fraction),
             false_positives: self.false_positives(raw.false_positive_fraction),
             min_cluster_mm3: self.number(key, raw.min_cluster_mm3, 0.0, 1e6),
+            filter_shared: community.enabled,
+            community: self.community(community),
+        }
+    }
+
+    fn community(&mut self, raw: &RawCommunity) -> CommunitySettings {
+        let mut share = |key: &str, value| self.fraction(&format!("community.{key}"), value);
+        CommunitySettings {
+            reference_rank: share("reference_rank", raw.reference_rank),
+            rare_quantile: share("rare_quantile", raw.rare_quantile),
+            link_coverage: share("link_coverage", raw.link_coverage),
+            max_pair_share: share("max_pair_share", raw.max_pair_share),
+            level_pairs: raw.level_pairs,
+            resolution_quantile: share("resolution_quantile", raw.resolution_quantile),
+            max_scan_share: share("max_scan_share", raw.max_scan_share),
+            exclusion_quantile: share("exclusion_quantile", raw.exclusion_quantile),
+            max_excluded_share: share("max_excluded_share", raw.max_excluded_share),
+            min_resolution: self.number("community.min_resolution", raw.min_resolution, 0.0, 1e6),
+            min_scans: self.whole("community.min_scans", raw.min_scans, 2, 100_000),
+            iqr_factor: self.number("community.iqr_factor", raw.iqr_factor, 0.0, 1e3),
+            min_iqr: self.number("community.min_iqr", raw.min_iqr, 0.0, 1e6),
         }
     }
 
@@ -720,6 +766,13 @@ mod tests {
         assert_eq!(paper.layers(12), [3, 6, 9, 12]);
         assert_eq!(paper.layers(24), [6, 12, 18, 24]);
         assert_eq!(paper.scoring.reach, SearchReach::WholeVolume);
+    }
+
+    #[test]
+    fn the_filter_is_off_and_its_constants_are_those_of_the_code() {
+        let scoring = Config::parse("").unwrap().scoring;
+        assert!(!scoring.filter_shared);
+        assert_eq!(scoring.community, CommunitySettings::default());
     }
 
     #[test]

@@ -241,6 +241,12 @@ impl Metrics {
         set(&self.0.window_drift, drift);
     }
 
+    /// Share of the members of a window that share an anomaly with others.
+    pub fn window_contamination(&self, cohort: &str, share: f64) {
+        let Some(cohort) = self.0.own_label(cohort) else { return };
+        self.0.window_contamination.with_label_values(&[cohort]).set(share);
+    }
+
     /// A scoring run of a cohort ended at `now_secs` (seconds since 1970).
     pub fn score_run(&self, cohort: &str, result: ScoreResult, trigger: Trigger, now_secs: u64) {
         let own = self.0.own_label(cohort);

@@ -15,6 +15,7 @@ use super::{CONFIG, Failure, INTERNAL, IO, REFUSED, USAGE, engine_code};
 use crate::{
     config::Config,
     domain::{
+        PairDistances,
         cohort::CohortKey,
         error::ScanError,
         finding::Finding,
@@ -25,7 +26,10 @@ use crate::{
     engine::Engine,
     ingest::{self, Patterns},
     nifti::Limits,
-    numeric::{scoring::PairColumns, token::TokenGrid},
+    numeric::{
+        scoring::{PairColumns, SearchReach},
+        token::TokenGrid,
+    },
     pipeline::{ReportInput, build_results, steps},
     report, telemetry,
 };
@@ -218,11 +222,14 @@ impl Run {
         let columns = self.columns(&members).map_err(internal)?;
         let sizes: Vec<(ScanId, usize)> =
             members.iter().map(|m| (m.record.id, m.tokens[0].n_tokens())).collect();
-        let n_layers = self.engine.method.layers.len();
-        let column = |of: ScanId, other: ScanId, layer: usize| -> Result<Vec<f32>, ScanError> {
-            Ok(columns[&(of, other, layer)].clone())
+        let mut computed = Computed {
+            columns: &columns,
+            members: &members,
+            distances: self.engine.distances.as_mut(),
+            reach: self.config.scoring.reach,
         };
-        let scores = steps::score_members(&sizes, n_layers, &self.config.scoring, column)
+        let layers = &self.engine.method.layers;
+        let scores = steps::score_members(&sizes, layers, &self.config.scoring, &mut computed)
             .map_err(internal)?;
         let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
         let mut window = Window::new(key.clone(), capacity);
@@ -270,6 +277,35 @@ impl Run {
             }
         }
         Ok(columns)
+    }
+}
+
+/// The columns of a window in memory.
+struct Computed<'a> {
+    columns: &'a Columns,
+    members: &'a [Member],
+    distances: &'a mut dyn PairDistances,
+    reach: SearchReach,
+}
+
+impl steps::Distances for Computed<'_> {
+    fn column(&mut self, of: ScanId, other: ScanId, layer: usize) -> Result<Vec<f32>, ScanError> {
+        Ok(self.columns[&(of, other, layer)].clone())
+    }
+
+    fn column_without(
+        &mut self,
+        of: ScanId,
+        other: ScanId,
+        layer: usize,
+        excluded: &[usize],
+    ) -> Result<Vec<f32>, ScanError> {
+        let tokens = |id: ScanId| {
+            let member = self.members.iter().find(|member| member.record.id == id);
+            &member.expect("distances are between members").tokens[layer]
+        };
+        let theirs = tokens(other).without(excluded);
+        Ok(self.distances.nearest(tokens(of), &theirs, self.reach)?.first_to_second)
     }
 }
 

@@ -59,6 +59,18 @@ pub fn mask_ml(clusters: &[Cluster]) -> f64 {
     clusters.iter().fold(0.0, |sum, cluster| sum + cluster.volume_mm3 / 1000.0)
 }
 
+/// An anomaly that several scans of a window share: they are each other's closest matches there,
+/// and would hide it from the score.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedAnomaly {
+    /// Encoder block at which it was found, counted from 1.
+    pub layer: usize,
+    /// The scans, in the order of the window.
+    pub members: Vec<ScanId>,
+    /// Tokens of theirs that no longer count as matches; 0 if they differ as whole scans.
+    pub n_excluded: usize,
+}
+
 /// The window that a finding was scored against.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowIdentity {

@@ -62,6 +62,7 @@ pub(super) struct Families {
     pub(super) window_oldest_time: GaugeVec,
     pub(super) window_heterogeneity: GaugeVec,
     pub(super) window_drift: GaugeVec,
+    pub(super) window_contamination: GaugeVec,
     pub(super) score_runs: IntCounterVec,
     pub(super) score_success_time: GaugeVec,
     pub(super) score_pairs: IntCounterVec,
@@ -219,6 +220,11 @@ impl Families {
             window_drift: r.gauges(
                 "window_drift_ratio",
                 "How far the newest study as a whole lies from its window; 1 is like the others.",
+                &["cohort"],
+            ),
+            window_contamination: r.gauges(
+                "window_contamination_ratio",
+                "Share of a window's studies that share an anomaly with others.",
                 &["cohort"],
             ),
             score_runs: r.counters(

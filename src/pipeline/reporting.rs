@@ -3,13 +3,13 @@
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::steps::{self, Source};
+use super::steps::{self, Source, WindowScores};
 use crate::{
     config::Config,
     domain::{
         error::ScanError,
-        finding::{Finding, WindowIdentity},
-        scan::{EncodedFacts, ScanRecord},
+        finding::{Finding, SharedAnomaly, WindowIdentity},
+        scan::{EncodedFacts, ScanId, ScanRecord},
     },
     engine::Method,
     nifti,
@@ -30,7 +30,7 @@ pub struct ReportInput<'a> {
     /// Cells of its tokens.
     pub cells: &'a [u32],
     /// Scores of all members, in the order of the window's members.
-    pub scores: &'a [ScanScores],
+    pub scores: &'a WindowScores,
     /// Position of this scan among them.
     pub index: usize,
     /// The window.
@@ -46,7 +46,8 @@ const FEW_SCANS: usize = 30;
 
 /// Map, mask, picture and sidecar, and the finding that they show.
 pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), ScanError> {
-    let ReportInput { record, source, scores, method, config, .. } = input;
+    let ReportInput { record, source, method, config, .. } = input;
+    let WindowScores { scans: scores, shared } = input.scores;
     let finding =
         steps::finding(source, input.cells, scores, input.index, method, &config.scoring)?;
     let top = scores.iter().map(|s| s.top1_mean).fold(0.0, f32::max);
@@ -82,6 +83,8 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
         ..sidecar(record, input.window, method, config)
     };
     sidecar.window.heterogeneity = scoring::heterogeneity(scores);
+    sidecar.window.shared_anomalies.clone_from(shared);
+    sidecar.warnings.extend(shared_warning(record, shared));
     let results = ResultSet {
         map_nii_gz: nifti::encode_map(&source.grid, &finding.map),
         mask_nii_gz: nifti::encode_mask(&source.grid, &finding.mask),
@@ -119,6 +122,7 @@ pub(super) fn sidecar(
             id: window.id.clone(),
             size: window.members.len(),
             heterogeneity: None,
+            shared_anomalies: Vec::new(),
             members: window.members.clone(),
         },
         method: MethodFacts {
@@ -129,6 +133,7 @@ pub(super) fn sidecar(
                 "encoder": config.tree.get("encoder"),
                 "tokens": config.tree.get("tokens"),
                 "scoring": config.tree.get("scoring"),
+                "community": config.tree.get("community"),
             }),
         },
         encoder: EncoderFacts {
@@ -150,6 +155,7 @@ pub(super) fn result_key(window: &WindowIdentity, config: &Config) -> String {
         "window": window.id,
         "method": window.cohort.method,
         "scoring": config.tree.get("scoring"),
+        "community": config.tree.get("community"),
     });
     hex::encode(&Sha256::digest(shaping.to_string())[..8])
 }
@@ -200,6 +206,15 @@ fn warnings(record: &ScanRecord, finding: &Finding, scores: &[ScanScores]) -> Ve
         ));
     }
     warnings
+}
+
+/// Names the scans that share an anomaly with this one.
+fn shared_warning(record: &ScanRecord, shared: &[SharedAnomaly]) -> Option<String> {
+    let own = shared.iter().find(|anomaly| anomaly.members.contains(&record.id))?;
+    let others = own.members.iter().filter(|&&member| member != record.id);
+    let others: Vec<String> = others.map(ScanId::short).collect();
+    let kept = if own.n_excluded > 0 { "which no longer hide it" } else { "as whole scans" };
+    Some(format!("the scan shares something unusual with {}, {kept}", others.join(", ")))
 }
 
 fn scan_warnings(record: &ScanRecord, encoded: &EncodedFacts) -> Vec<String> {

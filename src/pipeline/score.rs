@@ -8,7 +8,7 @@
 //! restart takes the debt up again.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     num::NonZeroUsize,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -26,7 +26,7 @@ use super::{
     board::{CohortStatus, StageName},
     now_secs, panic_text,
     reporting::{ReportInput, build_results, result_key, sidecar},
-    steps,
+    steps::{self, WindowScores},
 };
 use crate::{
     config::Config,
@@ -40,7 +40,7 @@ use crate::{
     },
     metrics::{EvictionReason, OutputKind, ScoreResult, Stage, Trigger},
     numeric::{
-        scoring::{self, ScanScores, SearchReach},
+        scoring::{self, SearchReach},
         token::TokenGrid,
     },
     report,
@@ -55,8 +55,8 @@ const WAITING: &str = "waiting";
 struct Cohort {
     window: Window,
     identity: WindowIdentity,
-    /// In the order of `window.members()`; empty while there are too few.
-    scores: Vec<ScanScores>,
+    /// Without any scan while there are too few.
+    scores: WindowScores,
     /// Members whose results are older than the window.
     debt: VecDeque<ScanId>,
     /// Since when there has been a debt, seconds since 1970.
@@ -189,7 +189,7 @@ impl Score {
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
         let Some(leaving) = cohort.window.next_to_leave() else { return Ok(()) };
         let Some(record) = self.shared.store.record(&leaving)? else { return Ok(()) };
-        if cohort.scores.is_empty() || was_scored(&record) {
+        if cohort.scores.scans.is_empty() || was_scored(&record) {
             return Ok(());
         }
         self.write(key, leaving)
@@ -253,7 +253,7 @@ impl Score {
         let Self { shared, distances, settings, cohorts, .. } = self;
         let Some(cohort) = cohorts.get_mut(key) else { return Ok(()) };
         cohort.identity = cohort.window.identity();
-        cohort.scores.clear();
+        cohort.scores = WindowScores::default();
         let mut records = Vec::new();
         for id in cohort.window.members() {
             records.extend(shared.store.record(id)?);
@@ -274,27 +274,14 @@ impl Score {
             .iter()
             .map(|record| (record.id, record.encoded.as_ref().map_or(0, |facts| facts.n_tokens)))
             .collect();
-        let n_tokens: BTreeMap<ScanId, usize> = sizes.iter().copied().collect();
-        let column = |of: ScanId, other: ScanId, layer: usize| {
-            shared.board.beat(StageName::Score);
-            let kept = || shared.store.column(of, other, layer, n_tokens[&of]);
-            if let Some(column) = kept()? {
-                return Ok(column);
-            }
-            warn!(scan = %of, %other, layer, "distances are lost or damaged; computing them again");
-            compute_again(
-                &shared.store,
-                distances.as_mut(),
-                settings.scoring.reach,
-                layer,
-                of,
-                other,
-            )?;
-            let lost = || StoreError::Damaged { what: "distances", scan: of.short() };
-            kept()?.ok_or_else(|| ScanError::from(lost()))
+        let mut kept = KeptDistances {
+            shared: shared.as_ref(),
+            distances: distances.as_mut(),
+            reach: settings.scoring.reach,
+            n_tokens: sizes.iter().copied().collect(),
         };
-        let n_layers = shared.method.layers.len();
-        cohort.scores = steps::score_members(&sizes, n_layers, &settings.scoring, column)?;
+        let layers = &shared.method.layers;
+        cohort.scores = steps::score_members(&sizes, layers, &settings.scoring, &mut kept)?;
         cohort.last_scored_secs = Some(now_secs());
         shared.metrics.score_run(key.label(), ScoreResult::Ok, trigger, now_secs());
         self.show(key)
@@ -329,7 +316,7 @@ impl Score {
             return Ok(());
         };
         let started = Instant::now();
-        let is_scored = !cohort.scores.is_empty();
+        let is_scored = !cohort.scores.scans.is_empty();
         let attempt = catch_unwind(AssertUnwindSafe(|| self.write_files(cohort, &record)));
         let is_written = self.judge(id, attempt)?;
         for kind in OutputKind::ALL {
@@ -384,7 +371,7 @@ impl Score {
     }
 
     fn write_files(&self, cohort: &Cohort, record: &ScanRecord) -> Result<(), ScanError> {
-        if !cohort.scores.is_empty() {
+        if !cohort.scores.scans.is_empty() {
             return self.write_results(cohort, record);
         }
         let folder = &self.settings.directories.results;
@@ -416,7 +403,7 @@ impl Score {
         info!(
             scan = %id,
             window = cohort.identity.id,
-            scans = cohort.scores.len(),
+            scans = cohort.scores.scans.len(),
             score = finding.score_top1_mean,
             percentile = finding.percentile,
             "result written"
@@ -461,8 +448,10 @@ impl Score {
             window.max_scans.get(),
             oldest.map(|record| record.first_seen_secs),
         );
-        let heterogeneity = scoring::heterogeneity(&cohort.scores);
-        self.shared.metrics.window_likeness(key.label(), heterogeneity, newest_shift(cohort));
+        let heterogeneity = scoring::heterogeneity(&cohort.scores.scans);
+        let metrics = &self.shared.metrics;
+        metrics.window_likeness(key.label(), heterogeneity, newest_shift(cohort));
+        metrics.window_contamination(key.label(), contamination(cohort));
         let status = CohortStatus {
             n_scans: members.len(),
             min_scans: window.min_scans,
@@ -488,7 +477,7 @@ fn new_cohort(key: &CohortKey, capacity: NonZeroUsize) -> Cohort {
     Cohort {
         window,
         identity,
-        scores: Vec::new(),
+        scores: WindowScores::default(),
         debt: VecDeque::new(),
         owed_since_secs: None,
         last_scored_secs: None,
@@ -497,8 +486,54 @@ fn new_cohort(key: &CohortKey, capacity: NonZeroUsize) -> Cohort {
 
 /// How far the newest member as a whole lies from the others.
 fn newest_shift(cohort: &Cohort) -> Option<f64> {
-    let (newest, others) = cohort.scores.split_last()?;
+    let (newest, others) = cohort.scores.scans.split_last()?;
     scoring::shift(newest, &others.iter().collect::<Vec<_>>())
+}
+
+/// Share of the members that share an anomaly with others.
+fn contamination(cohort: &Cohort) -> f64 {
+    let shared = cohort.scores.shared.iter().flat_map(|anomaly| &anomaly.members);
+    let n_members = cohort.window.members().len();
+    shared.collect::<BTreeSet<_>>().len() as f64 / n_members.max(1) as f64
+}
+
+/// The columns that the store keeps; what is lost, and what was never kept, is computed.
+struct KeptDistances<'a> {
+    shared: &'a Shared,
+    distances: &'a mut dyn PairDistances,
+    reach: SearchReach,
+    n_tokens: BTreeMap<ScanId, usize>,
+}
+
+impl steps::Distances for KeptDistances<'_> {
+    fn column(&mut self, of: ScanId, other: ScanId, layer: usize) -> Result<Vec<f32>, ScanError> {
+        let Self { shared, distances, reach, n_tokens } = self;
+        shared.board.beat(StageName::Score);
+        let kept = || shared.store.column(of, other, layer, n_tokens[&of]);
+        if let Some(column) = kept()? {
+            return Ok(column);
+        }
+        warn!(scan = %of, %other, layer, "distances are lost or damaged; computing them again");
+        compute_again(&shared.store, *distances, *reach, layer, of, other)?;
+        let lost = || StoreError::Damaged { what: "distances", scan: of.short() };
+        kept()?.ok_or_else(|| ScanError::from(lost()))
+    }
+
+    fn column_without(
+        &mut self,
+        of: ScanId,
+        other: ScanId,
+        layer: usize,
+        excluded: &[usize],
+    ) -> Result<Vec<f32>, ScanError> {
+        self.shared.board.beat(StageName::Score);
+        let tokens = |id: ScanId| {
+            let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
+            self.shared.store.tokens(&id, layer)?.ok_or_else(lost)
+        };
+        let (own, theirs) = (tokens(of)?, tokens(other)?.without(excluded));
+        Ok(self.distances.nearest(&own, &theirs, self.reach)?.first_to_second)
+    }
 }
 
 /// Whether a scan has ever had more than the notice that it waits.

@@ -10,16 +10,17 @@ use crate::{
     config::Scoring,
     domain::{
         error::{QuarantineReason, Refusal, ScanError},
-        finding::{Cluster, Finding},
+        finding::{Cluster, Finding, SharedAnomaly},
         scan::ScanId,
     },
     engine::Method,
     nifti::{self, Grid, Limits},
     numeric::{
+        community,
         geometry::VoxelPoint,
         mask::{GridPlacement, Region, regions_above, score_map},
         preprocess::{self, Canonical, MAX_BRAIN_ML, MIN_SHARE_IN_CUBE, PreprocessError},
-        scoring::{self, ScanScores},
+        scoring::{self, NearestDistances, ScanScores},
         token::foreground_cells,
         volume::{RawMask, RawVolume},
     },
@@ -156,28 +157,101 @@ pub fn output_stem(stem: &str) -> String {
     if stem.is_empty() { "scan".to_owned() } else { stem.to_owned() }
 }
 
-/// The scores of every member of a window, in the order of `members`.
-///
-/// `column(of, other, layer)` gives the distances from the tokens of one scan to another scan.
-pub fn score_members<E>(
+/// Where the distances between the members of a window come from.
+pub trait Distances {
+    /// The distances from the tokens of one scan to another scan.
+    fn column(&mut self, of: ScanId, other: ScanId, layer: usize) -> Result<Vec<f32>, ScanError>;
+
+    /// The same, as if the other scan did not have the tokens `excluded`.
+    fn column_without(
+        &mut self,
+        of: ScanId,
+        other: ScanId,
+        layer: usize,
+        excluded: &[usize],
+    ) -> Result<Vec<f32>, ScanError>;
+}
+
+/// The scores of a window.
+#[derive(Debug, Clone, Default)]
+pub struct WindowScores {
+    /// In the order of the members; empty before the window was scored.
+    pub scans: Vec<ScanScores>,
+    /// Anomalies that several members share.
+    pub shared: Vec<SharedAnomaly>,
+}
+
+/// The scores of every member of a window, in the order of `members`: each with the number of its
+/// tokens.
+pub fn score_members(
     members: &[(ScanId, usize)],
-    n_layers: usize,
+    layers: &[usize],
     settings: &Scoring,
-    mut column: impl FnMut(ScanId, ScanId, usize) -> Result<Vec<f32>, E>,
-) -> Result<Vec<ScanScores>, E> {
-    let mut scores = Vec::with_capacity(members.len());
-    for &(scan, n_tokens) in members {
-        let mut layers = Vec::with_capacity(n_layers);
-        for layer in 0..n_layers {
-            let others = members.iter().filter(|(other, _)| *other != scan);
-            let columns =
-                others.map(|&(other, _)| column(scan, other, layer)).collect::<Result<_, E>>()?;
-            let nearest = scoring::NearestDistances::new(n_tokens, columns);
-            layers.push(scoring::mutual_scores(&nearest, settings.keep));
+    distances: &mut dyn Distances,
+) -> Result<WindowScores, ScanError> {
+    let mut by_scan: Vec<Vec<_>> = vec![Vec::new(); members.len()];
+    let mut shared = Vec::new();
+    for (index, &layer) in layers.iter().enumerate() {
+        if settings.filter_shared {
+            let mut window: Vec<NearestDistances> = members
+                .iter()
+                .map(|&member| nearest(member, members, index, distances))
+                .collect::<Result<_, _>>()?;
+            shared.extend(leave_out_shared(
+                &mut window,
+                members,
+                (index, layer),
+                settings,
+                distances,
+            )?);
+            for (scores, nearest) in by_scan.iter_mut().zip(&window) {
+                scores.push(scoring::mutual_scores(nearest, settings.keep));
+            }
+        } else {
+            // One scan at a time: the columns of a large window need not be in memory together.
+            for (scores, &member) in by_scan.iter_mut().zip(members) {
+                let nearest = nearest(member, members, index, distances)?;
+                scores.push(scoring::mutual_scores(&nearest, settings.keep));
+            }
         }
-        scores.push(scoring::scan_scores(&layers));
     }
-    Ok(scores)
+    let scans = by_scan.iter().map(|layers| scoring::scan_scores(layers)).collect();
+    Ok(WindowScores { scans, shared })
+}
+
+fn nearest(
+    (scan, n_tokens): (ScanId, usize),
+    members: &[(ScanId, usize)],
+    layer: usize,
+    distances: &mut dyn Distances,
+) -> Result<NearestDistances, ScanError> {
+    let others = members.iter().filter(|(other, _)| *other != scan);
+    let columns = others.map(|&(other, _)| distances.column(scan, other, layer));
+    Ok(NearestDistances::new(n_tokens, columns.collect::<Result<_, _>>()?))
+}
+
+/// Looks for anomalies that several members share, and takes their tokens out of the candidates.
+fn leave_out_shared(
+    window: &mut [NearestDistances],
+    members: &[(ScanId, usize)],
+    (index, layer): (usize, usize),
+    settings: &Scoring,
+    distances: &mut dyn Distances,
+) -> Result<Vec<SharedAnomaly>, ScanError> {
+    let found = community::find_communities(window, settings.keep, &settings.community);
+    let excluded = found.excluded_tokens(members.len());
+    for (scan, other) in community::due_columns(window, &excluded) {
+        let (of, from) = (members[scan].0, members[other].0);
+        let column = distances.column_without(of, from, index, &excluded[other])?;
+        // The scan itself has no column.
+        window[scan].replace(other - usize::from(other > scan), column);
+    }
+    let shared = found.suspects.into_iter().map(|suspect| SharedAnomaly {
+        layer,
+        members: suspect.members.iter().map(|&member| members[member].0).collect(),
+        n_excluded: suspect.excluded.iter().map(Vec::len).sum(),
+    });
+    Ok(shared.collect())
 }
 
 /// What is said about member `index` of a scored window; `cells` are its token cells.

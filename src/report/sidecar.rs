@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{finding::Cluster, scan::ScanId};
+use crate::domain::{
+    finding::{Cluster, SharedAnomaly},
+    scan::ScanId,
+};
 
 /// Layout of the sidecar.
 pub const SCHEMA: &str = "oddscan/sidecar/1";
@@ -68,6 +71,8 @@ pub struct WindowFacts {
     /// How much the scans differ as a whole: the 90th over the 10th percentile of their median
     /// token scores, once scored.
     pub heterogeneity: Option<f64>,
+    /// Anomalies that several members share; looked for with `community.enabled`.
+    pub shared_anomalies: Vec<SharedAnomaly>,
     /// Their ids, sorted.
     pub members: Vec<ScanId>,
 }
@@ -187,6 +192,7 @@ pub(super) mod tests {
                 id: "ab".into(),
                 size: 1,
                 heterogeneity: None,
+                shared_anomalies: Vec::new(),
                 members: vec![ScanId([7; 32])],
             },
             method: MethodFacts { fingerprint: "f".into(), settings: serde_json::json!({"a": 1}) },

@@ -42,6 +42,7 @@ fn sidecar(score: f32) -> Sidecar {
             id: String::new(),
             size: 0,
             heterogeneity: None,
+            shared_anomalies: Vec::new(),
             members: Vec::new(),
         },
         method: MethodFacts { fingerprint: String::new(), settings: Value::Null },

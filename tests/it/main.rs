@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests stand outside of test functions")]
 
 mod cli;
+mod community;
 mod daemon;
 mod evaluation;
 #[path = "../reference/goldens.rs"]
