@@ -28,7 +28,8 @@ use crate::{
 pub const DEFAULT_TOML: &str = include_str!("../config/default.toml");
 
 /// What the preset `paper` changes; `layers` stays empty and means all four quarters there.
-const PAPER_TOML: &str = "preset = \"paper\"\n[scoring]\nreach_cells = 0\n";
+const PAPER_TOML: &str = "preset = \"paper\"\n[scoring]\nreach_cells = 0\n\
+    [tokens]\nprojection = 128\nsmoothing_cells = 0.0\n";
 
 /// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders rest on them.
 const NEEDS_RESTART: [&str; 7] = [
@@ -766,6 +767,8 @@ mod tests {
         assert_eq!(paper.layers(12), [3, 6, 9, 12]);
         assert_eq!(paper.layers(24), [6, 12, 18, 24]);
         assert_eq!(paper.scoring.reach, SearchReach::WholeVolume);
+        assert_eq!(paper.projection.channels, NonZeroUsize::new(128));
+        assert_eq!(paper.tokens.smoothing_cells, 0.0);
     }
 
     #[test]
