@@ -76,9 +76,7 @@ impl NearestDistances {
     pub fn columns(&self) -> &[Vec<f32>] {
         &self.columns
     }
-}
 
-impl NearestDistances {
     /// Puts another column in the place of one.
     ///
     /// # Panics

@@ -16,8 +16,8 @@ use std::{
 use tracing::{info, warn};
 
 use super::{
-    ARCHIVED, IDLE, MAX_CRASHES, Shared, board::InHand, board::StageName, now_secs, panic_text,
-    steps,
+    ARCHIVED, FULL, IDLE, MAX_CRASHES, Shared, board::InHand, board::StageName, now_secs,
+    panic_text, steps,
 };
 use crate::{
     domain::{
@@ -29,9 +29,6 @@ use crate::{
     metrics::{Fallback, Stage},
     numeric::token::TokenGrid,
 };
-
-/// How often the score stage's full queue is tried.
-const FULL: Duration = Duration::from_millis(100);
 
 pub(super) struct Encode {
     shared: Arc<Shared>,

@@ -17,7 +17,7 @@ use std::{
 
 use tracing::{debug, info, warn};
 
-use super::{IDLE, MAX_CRASHES, Shared, board::StageName, now_secs, panic_text, steps};
+use super::{FULL, IDLE, MAX_CRASHES, Shared, board::StageName, now_secs, panic_text, steps};
 use crate::{
     domain::{
         error::{QuarantineReason, Refusal, ScanError},
@@ -38,8 +38,6 @@ const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 /// Events within so much time are one reason to look.
 const BURST: Duration = Duration::from_millis(100);
-/// How often the encoder's full queue is tried.
-const FULL: Duration = Duration::from_millis(100);
 
 /// What was decided on a file is remembered for so long after the file is gone.
 const MISSING_PATIENCE_SECS: u64 = 30 * 24 * 3600;

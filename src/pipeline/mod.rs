@@ -47,6 +47,9 @@ const QUEUE: usize = 2;
 /// A stage that waits for work looks up this often: it shows that it is alive and sees a stop.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// How often the full queue of the next stage is tried.
+const FULL: Duration = Duration::from_millis(100);
+
 /// Crashes with one scan in hand after which it is held to be the cause: one more than a reboot
 /// and a power cut in one day.
 const MAX_CRASHES: u32 = 3;
