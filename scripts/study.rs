@@ -28,14 +28,14 @@ use oddscan::{
     numeric::{
         evaluation::{Overlap, Ranking, mean},
         geometry::Shape3,
-        mask::{GridPlacement, score_map},
+        mask::{GridPlacement, map_samples, score_map},
         preprocess::cube_affine,
         projection::Projection,
-        scoring::{Fraction, ScanScores, SearchReach, label_free_threshold},
+        scoring::{Fraction, MapProfile, ScanScores, SearchReach, label_free_threshold},
         token::{TokenGrid, smooth},
         volume::Volume,
     },
-    pipeline::steps,
+    pipeline::steps::{self, Member},
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,9 @@ struct Arguments {
     #[arg(required = true)]
     scans: Vec<PathBuf>,
 }
+
+/// Cells along each edge of the token grid.
+const SIDE: usize = 16;
 
 const LIMITS: Limits = Limits { max_file_bytes: u64::MAX, max_voxels: u64::MAX };
 
@@ -81,8 +84,8 @@ struct Variant {
     smoothing: f64,
     reach: usize,
     keep: f64,
-    /// Share of the cell's mean score over the other scans that is subtracted.
-    centring: f64,
+    /// Share of what its place scores in the other scans that is taken from a score.
+    place_share: f64,
     /// Whether shared anomalies are filtered.
     filter: bool,
 }
@@ -172,7 +175,7 @@ fn variants() -> Vec<Variant> {
         smoothing: 0.0,
         reach: 1,
         keep: 0.3,
-        centring: 0.0,
+        place_share: 0.0,
         filter: false,
     };
     let mut all = vec![base.clone()];
@@ -255,8 +258,8 @@ fn variants() -> Vec<Variant> {
         v.filter = true;
         v.reach = 0;
     });
-    for centring in [0.5, 1.0] {
-        add(format!("centring {centring}"), &|v| v.centring = centring);
+    for place_share in [0.5, 1.0] {
+        add(format!("place share {place_share}"), &|v| v.place_share = place_share);
     }
     all
 }
@@ -361,7 +364,7 @@ fn load(arguments: &Arguments, folder: &Path, encoding: &str) -> Result<Vec<Scan
                 .collect::<Result<_>>()?,
             cells: words("cells")?,
             fractions: words("fractions")?.into_iter().map(f32::from_bits).collect(),
-            placement: GridPlacement { side: 16, patch: 14, cube },
+            placement: GridPlacement { side: SIDE, patch: 14, cube },
             brain: source.brain,
             truth,
         });
@@ -396,10 +399,10 @@ fn tokens(scan: &Scan, layer: usize, variant: &Variant) -> Result<TokenGrid> {
         }
     }
     if variant.smoothing > 0.0 {
-        rows = smooth(16, &cells, &rows, variant.smoothing);
+        rows = smooth(SIDE, &cells, &rows, variant.smoothing);
     }
     let channels = rows.len() / cells.len();
-    Ok(TokenGrid::new(16, channels, cells, rows.into_iter().map(f16::from_f32).collect())?)
+    Ok(TokenGrid::new(SIDE, channels, cells, rows.into_iter().map(f16::from_f32).collect())?)
 }
 
 /// The token grids of a window: `[layer][scan]`.
@@ -452,80 +455,70 @@ impl steps::Distances for Grids {
 
 fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
     let settings = Config::parse(&format!(
-        "[scoring]\nreach_cells = {}\nkeep_fraction = {:?}\n[community]\nenabled = {}\n",
-        variant.reach, variant.keep, variant.filter
+        "[scoring]\nreach_cells = {}\nkeep_fraction = {:?}\nplace_share = {:?}\n\
+         [community]\nenabled = {}\n",
+        variant.reach, variant.keep, variant.place_share, variant.filter
     ))?
     .scoring;
     let grids = |&layer: &usize| -> Result<Vec<TokenGrid>> {
         scans.iter().map(|scan| tokens(scan, layer, variant)).collect()
     };
     let layers: Vec<Vec<TokenGrid>> = variant.layers.iter().map(grids).collect::<Result<_>>()?;
-    let cells: Vec<Vec<u32>> = layers[0].iter().map(|grid| grid.cells().to_vec()).collect();
-    let members: Vec<(ScanId, usize)> =
-        cells.iter().enumerate().map(|(index, cells)| (id(index), cells.len())).collect();
+    let member =
+        |(index, grid): (usize, &TokenGrid)| Member { id: id(index), cells: grid.cells().to_vec() };
+    let members: Vec<Member> = layers[0].iter().enumerate().map(member).collect();
     let mut grids = Grids { layers, reach: settings.reach, columns: BTreeMap::new() };
-    let found = steps::score_members(&members, &variant.layers, &settings, &mut grids)?;
+    let found = steps::score_members(&members, SIDE, &variant.layers, &settings, &mut grids)?;
     for shared in &found.shared {
         let stems = shared.members.iter().map(|id| scans[usize::from(id.0[0])].stem.as_str());
         println!("shared: {:?}, {} tokens", stems.collect::<Vec<_>>(), shared.n_excluded);
     }
-    let mut scores = found.scans;
-    if variant.centring > 0.0 {
-        centre(&mut scores, &cells, variant.centring);
-    }
-    figures(scans, &cells, &scores, variant, window)
+    figures(scans, &members, &found.scans, settings.clean_scans, variant, window)
 }
 
-/// Takes from each score the mean score of its cell over the other scans.
-fn centre(scores: &mut [ScanScores], cells: &[Vec<u32>], share: f64) {
-    let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
-    for (scan, cells) in scores.iter().zip(cells) {
-        for (score, &cell) in scan.tokens.iter().zip(cells) {
-            let (sum, n) = sums.entry(cell).or_default();
-            *sum += f64::from(*score);
-            *n += 1.0;
-        }
-    }
-    for (scan, cells) in scores.iter_mut().zip(cells) {
-        for (score, cell) in scan.tokens.iter_mut().zip(cells) {
-            let (sum, n) = sums[cell];
-            let others = if n > 1.0 { (sum - f64::from(*score)) / (n - 1.0) } else { 0.0 };
-            // Stays positive: absent cells count as 0.
-            *score = (f64::from(*score) - share * others + 1.0) as f32;
-        }
-    }
+/// Thresholds of every scan at one stated share.
+fn thresholds(members: &[Member], scores: &[ScanScores], share: f64, clean: Fraction) -> Vec<f32> {
+    let share = Fraction::new(share).expect("shares are shares");
+    let profiles = members.iter().zip(scores).map(|(member, scores)| {
+        MapProfile::new(map_samples(SIDE, &member.cells, &scores.tokens), share)
+    });
+    let profiles: Vec<MapProfile> = profiles.collect();
+    let threshold = |own: usize| {
+        let mut others = profiles.clone();
+        label_free_threshold(&others.remove(own), &others, clean)
+    };
+    (0..members.len()).map(threshold).collect()
 }
 
 fn figures(
     scans: &[Scan],
-    cells: &[Vec<u32>],
+    members: &[Member],
     scores: &[ScanScores],
+    clean: Fraction,
     variant: &Variant,
     window: &str,
 ) -> Result<Outcome> {
     let mut found = BTreeMap::new();
     let mut all = Vec::new();
+    let thresholds = SHARES.map(|share| thresholds(members, scores, share, clean));
     for (index, scan) in scans.iter().enumerate() {
-        let map = score_map(&cells[index], &scores[index].tokens, &scan.placement, &scan.brain);
+        let cells = &members[index].cells;
+        let map = score_map(cells, &scores[index].tokens, &scan.placement, &scan.brain);
         let scored: Vec<(f32, bool)> = (0..map.len())
             .filter(|&voxel| scan.brain.inside[voxel])
             .map(|voxel| (map[voxel], scan.truth[voxel]))
             .collect();
         let curve = Ranking::new([scored.iter().copied()]).curve();
         let n_healthy = scored.iter().filter(|(_, truth)| !truth).count();
-        let values: Vec<f32> = scored.iter().map(|(score, _)| *score).collect();
-        let masks = SHARES.iter().map(|&share| {
-            let share = Fraction::new(share).expect("shares are shares");
-            let threshold = label_free_threshold(values.clone(), share);
+        let masks = thresholds.iter().map(|thresholds| {
+            let threshold = thresholds[index];
             let overlap = Overlap::of(scored.iter().map(|&(s, truth)| (s > threshold, truth)));
             (overlap.dice().unwrap_or(0.0), overlap.mask_only as f64 / n_healthy as f64)
         });
-        let mut tokens = scores[index].tokens.clone();
-        tokens.sort_unstable_by(f32::total_cmp);
         let figures = Figures {
             curve: curve.map(|c| (c.auroc, c.average_precision, c.oracle_dice)),
             masks: masks.collect(),
-            median: tokens[tokens.len() / 2],
+            median: scores[index].median,
             top1_mean: scores[index].top1_mean,
         };
         found.insert(scan.stem.clone(), figures);

@@ -29,7 +29,7 @@ pub const DEFAULT_TOML: &str = include_str!("../config/default.toml");
 
 /// What the preset `paper` changes; `layers` stays empty and means all four quarters there.
 const PAPER_TOML: &str = "preset = \"paper\"\n[scoring]\nreach_cells = 0\n\
-    [tokens]\nprojection = 128\nsmoothing_cells = 0.0\n";
+    keep_fraction = 0.3\nplace_share = 0.0\n[tokens]\nprojection = 128\nsmoothing_cells = 0.0\n";
 
 /// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders rest on them.
 const NEEDS_RESTART: [&str; 7] = [
@@ -138,8 +138,12 @@ pub struct Scoring {
     pub reach: SearchReach,
     /// Share of the other scans averaged over.
     pub keep: Fraction,
+    /// Share of what its place scores in the other scans that is taken from a score.
+    pub place_share: f64,
     /// Share of healthy voxels above the threshold, at most a quarter.
     pub false_positives: Fraction,
+    /// Share of the scans whose lesions are taken to be smaller than that.
+    pub clean_scans: Fraction,
     /// Smallest region of the mask, mm^3.
     pub min_cluster_mm3: f64,
     /// Whether anomalies that several scans share are looked for.
@@ -437,7 +441,9 @@ struct RawWindow {
 struct RawScoring {
     reach_cells: i64,
     keep_fraction: f64,
+    place_share: f64,
     false_positive_fraction: f64,
+    clean_scan_fraction: f64,
     min_cluster_mm3: f64,
 }
 
@@ -701,7 +707,9 @@ impl Checker {
         Scoring {
             reach: NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Cells),
             keep: self.fraction("scoring.keep_fraction", raw.keep_fraction),
+            place_share: self.number("scoring.place_share", raw.place_share, 0.0, 1.0),
             false_positives: self.false_positives(raw.false_positive_fraction),
+            clean_scans: self.fraction("scoring.clean_scan_fraction", raw.clean_scan_fraction),
             min_cluster_mm3: self.number(key, raw.min_cluster_mm3, 0.0, 1e6),
             filter_shared: community.enabled,
             community: self.community(community),

@@ -47,6 +47,11 @@ pub struct Method {
 }
 
 impl Method {
+    /// Cells along each edge of the token grid.
+    pub fn grid_side(&self) -> usize {
+        self.cube.side / self.patch
+    }
+
     /// The cohort of a file with this stem.
     pub fn cohort_of(&self, stem: &str) -> CohortKey {
         CohortKey::from_stem(stem, &self.fingerprint)

@@ -220,17 +220,25 @@ impl Run {
     ) -> Result<Vec<(Member, Finding)>, Failure> {
         let internal = |error: ScanError| Failure::new(INTERNAL, error);
         let columns = self.columns(&members).map_err(internal)?;
-        let sizes: Vec<(ScanId, usize)> =
-            members.iter().map(|m| (m.record.id, m.tokens[0].n_tokens())).collect();
+        let scored_members: Vec<steps::Member> = members
+            .iter()
+            .map(|m| steps::Member { id: m.record.id, cells: m.tokens[0].cells().to_vec() })
+            .collect();
         let mut computed = Computed {
             columns: &columns,
             members: &members,
             distances: self.engine.distances.as_mut(),
             reach: self.config.scoring.reach,
         };
-        let layers = &self.engine.method.layers;
-        let scores = steps::score_members(&sizes, layers, &self.config.scoring, &mut computed)
-            .map_err(internal)?;
+        let method = &self.engine.method;
+        let scores = steps::score_members(
+            &scored_members,
+            method.grid_side(),
+            &method.layers,
+            &self.config.scoring,
+            &mut computed,
+        )
+        .map_err(internal)?;
         let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
         let mut window = Window::new(key.clone(), capacity);
         for member in &members {

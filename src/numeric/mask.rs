@@ -31,10 +31,7 @@ pub fn score_map(
     brain: &RawMask,
 ) -> Vec<f32> {
     let cell_shape = Shape3::cube(placement.side);
-    let mut grid = vec![0.0_f32; cell_shape.n_voxels()];
-    for (&cell, &score) in cells.iter().zip(scores) {
-        grid[cell as usize] = score;
-    }
+    let grid = score_grid(cell_shape, cells, scores);
     let to_cube = placement.cube.inverse().after(&brain.affine);
     let patch = placement.patch as f64;
     let last = (placement.side - 1) as f64;
@@ -50,6 +47,40 @@ pub fn score_map(
         }
     });
     map
+}
+
+/// What the map of a scan holds, whatever its grid: the same interpolation at [`SAMPLES`]^3 places,
+/// evenly spread, in each of the `cells` of a grid with `side` cells along each edge.
+pub fn map_samples(side: usize, cells: &[u32], scores: &[f32]) -> Vec<f32> {
+    let shape = Shape3::cube(side);
+    let grid = score_grid(shape, cells, scores);
+    let last = (side - 1) as f64;
+    let places = Shape3::cube(SAMPLES);
+    let sample = |cell: [usize; 3], offset: usize| {
+        let within = places.voxel(offset);
+        let place = |axis: usize| {
+            let inner = (within[axis] as f64 + 0.5) / SAMPLES as f64 - 0.5;
+            (cell[axis] as f64 + inner).clamp(0.0, last)
+        };
+        trilinear(&grid, shape, [place(0), place(1), place(2)])
+    };
+    let of_cell = |&cell: &u32| {
+        let cell = shape.voxel(cell as usize);
+        (0..places.n_voxels()).map(move |offset| sample(cell, offset))
+    };
+    cells.iter().flat_map(of_cell).collect()
+}
+
+/// Places along each edge of a cell: centre and thirds.
+const SAMPLES: usize = 3;
+
+/// Scores by cell; absent cells hold 0.
+fn score_grid(shape: Shape3, cells: &[u32], scores: &[f32]) -> Vec<f32> {
+    let mut grid = vec![0.0_f32; shape.n_voxels()];
+    for (&cell, &score) in cells.iter().zip(scores) {
+        grid[cell as usize] = score;
+    }
+    grid
 }
 
 fn trilinear(grid: &[f32], shape: Shape3, place: [f64; 3]) -> f32 {
@@ -129,6 +160,31 @@ mod tests {
     fn placement() -> GridPlacement {
         let cube = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
         GridPlacement { side: 3, patch: 2, cube }
+    }
+
+    #[test]
+    fn samples_are_what_a_map_holds() {
+        // Two cells side by side with absent neighbours; the scan has 3 voxels per cell and axis.
+        let cells = [13, 14];
+        let samples = map_samples(3, &cells, &[2.0, 5.0]);
+        let shape = Shape3::cube(9);
+        let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
+        let brain = RawMask { shape, inside: vec![true; 729], affine };
+        let placement = GridPlacement { side: 3, patch: 3, cube: affine };
+        let map = score_map(&cells, &[2.0, 5.0], &placement, &brain);
+        let (mut of_map, mut samples) = (Vec::new(), samples);
+        for (offset, value) in map.into_iter().enumerate() {
+            let cell = shape.voxel(offset).map(|v| v / 3);
+            if cells.contains(&(Shape3::cube(3).offset(cell) as u32)) {
+                of_map.push(value);
+            }
+        }
+        assert_eq!(samples.len(), 2 * 27);
+        of_map.sort_unstable_by(f32::total_cmp);
+        samples.sort_unstable_by(f32::total_cmp);
+        for (a, b) in samples.iter().zip(&of_map) {
+            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        }
     }
 
     #[test]

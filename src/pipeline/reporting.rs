@@ -47,9 +47,9 @@ const FEW_SCANS: usize = 30;
 /// Map, mask, picture and sidecar, and the finding that they show.
 pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), ScanError> {
     let ReportInput { record, source, method, config, .. } = input;
-    let WindowScores { scans: scores, shared } = input.scores;
+    let WindowScores { scans: scores, shared, .. } = input.scores;
     let finding =
-        steps::finding(source, input.cells, scores, input.index, method, &config.scoring)?;
+        steps::finding(source, input.cells, input.scores, input.index, method, &config.scoring)?;
     let top = scores.iter().map(|s| s.top1_mean).fold(0.0, f32::max);
     let picture_png = picture::render(&PictureInput {
         scan: &source.raw,
@@ -76,7 +76,8 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
             value: finding.threshold,
             false_positive_fraction: config.scoring.false_positives.get(),
             min_cluster_mm3: config.scoring.min_cluster_mm3,
-            chosen_by: "median and lower quartile of the map, which lesions hardly move".to_owned(),
+            chosen_by: "median and quartiles of this map, reach of the tail in the other scans"
+                .to_owned(),
         }),
         clusters: finding.clusters.clone(),
         warnings: warnings(record, &finding, scores),

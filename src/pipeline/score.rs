@@ -26,7 +26,7 @@ use super::{
     board::{CohortStatus, StageName},
     now_secs, panic_text,
     reporting::{ReportInput, build_results, result_key, sidecar},
-    steps::{self, WindowScores},
+    steps::{self, Member, WindowScores},
 };
 use crate::{
     config::Config,
@@ -270,18 +270,20 @@ impl Score {
             shared.metrics.score_run(key.label(), ScoreResult::SkippedTooFew, trigger, now_secs());
             return self.show(key);
         }
-        let sizes: Vec<(ScanId, usize)> = records
-            .iter()
-            .map(|record| (record.id, record.encoded.as_ref().map_or(0, |facts| facts.n_tokens)))
-            .collect();
+        let mut members = Vec::new();
+        for ScanRecord { id, .. } in &records {
+            let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
+            members.push(Member { id: *id, cells: shared.store.cells(id)?.ok_or_else(lost)? });
+        }
         let mut kept = KeptDistances {
             shared: shared.as_ref(),
             distances: distances.as_mut(),
             reach: settings.scoring.reach,
-            n_tokens: sizes.iter().copied().collect(),
+            n_tokens: members.iter().map(|member| (member.id, member.cells.len())).collect(),
         };
-        let layers = &shared.method.layers;
-        cohort.scores = steps::score_members(&sizes, layers, &settings.scoring, &mut kept)?;
+        let (layers, side) = (&shared.method.layers, shared.method.grid_side());
+        let scoring = &settings.scoring;
+        cohort.scores = steps::score_members(&members, side, layers, scoring, &mut kept)?;
         cohort.last_scored_secs = Some(now_secs());
         shared.metrics.score_run(key.label(), ScoreResult::Ok, trigger, now_secs());
         self.show(key)

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rayon::prelude::*;
+
 use crate::{
     config::Scoring,
     domain::{
@@ -18,9 +20,9 @@ use crate::{
     numeric::{
         community,
         geometry::VoxelPoint,
-        mask::{GridPlacement, Region, regions_above, score_map},
+        mask::{GridPlacement, Region, map_samples, regions_above, score_map},
         preprocess::{self, Canonical, MAX_BRAIN_ML, MIN_SHARE_IN_CUBE, PreprocessError},
-        scoring::{self, NearestDistances, ScanScores},
+        scoring::{self, MapProfile, NearestDistances, ScanScores},
         token::foreground_cells,
         volume::{RawMask, RawVolume},
     },
@@ -172,19 +174,31 @@ pub trait Distances {
     ) -> Result<Vec<f32>, ScanError>;
 }
 
+/// A scan of a window, as the scoring sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The scan.
+    pub id: ScanId,
+    /// Cells of its tokens, ascending.
+    pub cells: Vec<u32>,
+}
+
 /// The scores of a window.
 #[derive(Debug, Clone, Default)]
 pub struct WindowScores {
     /// In the order of the members; empty before the window was scored.
     pub scans: Vec<ScanScores>,
+    /// What their maps hold, in the same order.
+    pub profiles: Vec<MapProfile>,
     /// Anomalies that several members share.
     pub shared: Vec<SharedAnomaly>,
 }
 
-/// The scores of every member of a window, in the order of `members`: each with the number of its
-/// tokens.
+/// The scores of every member of a window, in the order of `members`, whose token grids have `side`
+/// cells along each edge.
 pub fn score_members(
-    members: &[(ScanId, usize)],
+    members: &[Member],
+    side: usize,
     layers: &[usize],
     settings: &Scoring,
     distances: &mut dyn Distances,
@@ -195,7 +209,7 @@ pub fn score_members(
         if settings.filter_shared {
             let mut window: Vec<NearestDistances> = members
                 .iter()
-                .map(|&member| nearest(member, members, index, distances))
+                .map(|member| nearest(member, members, index, distances))
                 .collect::<Result<_, _>>()?;
             shared.extend(leave_out_shared(
                 &mut window,
@@ -209,31 +223,40 @@ pub fn score_members(
             }
         } else {
             // One scan at a time: the columns of a large window need not be in memory together.
-            for (scores, &member) in by_scan.iter_mut().zip(members) {
+            for (scores, member) in by_scan.iter_mut().zip(members) {
                 let nearest = nearest(member, members, index, distances)?;
                 scores.push(scoring::mutual_scores(&nearest, settings.keep));
             }
         }
     }
-    let scans = by_scan.iter().map(|layers| scoring::scan_scores(layers)).collect();
-    Ok(WindowScores { scans, shared })
+    let mut scores: Vec<_> = by_scan.iter().map(|of| scoring::mean_over_layers(of)).collect();
+    let cells: Vec<&[u32]> = members.iter().map(|member| member.cells.as_slice()).collect();
+    if settings.place_share > 0.0 {
+        scoring::level_places(&mut scores, &cells, settings.place_share);
+    }
+    let scans: Vec<ScanScores> = scores.into_iter().map(ScanScores::new).collect();
+    let profile = |(scan, cells): (&ScanScores, &&[u32])| {
+        MapProfile::new(map_samples(side, cells, &scan.tokens), settings.false_positives)
+    };
+    let profiles = scans.par_iter().zip(&cells).map(profile).collect();
+    Ok(WindowScores { scans, profiles, shared })
 }
 
 fn nearest(
-    (scan, n_tokens): (ScanId, usize),
-    members: &[(ScanId, usize)],
+    member: &Member,
+    members: &[Member],
     layer: usize,
     distances: &mut dyn Distances,
 ) -> Result<NearestDistances, ScanError> {
-    let others = members.iter().filter(|(other, _)| *other != scan);
-    let columns = others.map(|&(other, _)| distances.column(scan, other, layer));
-    Ok(NearestDistances::new(n_tokens, columns.collect::<Result<_, _>>()?))
+    let others = members.iter().filter(|other| other.id != member.id);
+    let columns = others.map(|other| distances.column(member.id, other.id, layer));
+    Ok(NearestDistances::new(member.cells.len(), columns.collect::<Result<_, _>>()?))
 }
 
 /// Looks for anomalies that several members share, and takes their tokens out of the candidates.
 fn leave_out_shared(
     window: &mut [NearestDistances],
-    members: &[(ScanId, usize)],
+    members: &[Member],
     (index, layer): (usize, usize),
     settings: &Scoring,
     distances: &mut dyn Distances,
@@ -241,14 +264,14 @@ fn leave_out_shared(
     let found = community::find_communities(window, settings.keep, &settings.community);
     let excluded = found.excluded_tokens(members.len());
     for (scan, other) in community::due_columns(window, &excluded) {
-        let (of, from) = (members[scan].0, members[other].0);
+        let (of, from) = (members[scan].id, members[other].id);
         let column = distances.column_without(of, from, index, &excluded[other])?;
         // The scan itself has no column.
         window[scan].replace(other - usize::from(other > scan), column);
     }
     let shared = found.suspects.into_iter().map(|suspect| SharedAnomaly {
         layer,
-        members: suspect.members.iter().map(|&member| members[member].0).collect(),
+        members: suspect.members.iter().map(|&member| members[member].id).collect(),
         n_excluded: suspect.excluded.iter().map(Vec::len).sum(),
     });
     Ok(shared.collect())
@@ -258,24 +281,22 @@ fn leave_out_shared(
 pub fn finding(
     source: &Source,
     cells: &[u32],
-    scores: &[ScanScores],
+    scores: &WindowScores,
     index: usize,
     method: &Method,
     settings: &Scoring,
 ) -> Result<Finding, ScanError> {
-    let own = &scores[index];
-    let others: Vec<&ScanScores> =
-        scores.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, s)| s).collect();
+    let own = &scores.scans[index];
+    let others: Vec<&ScanScores> = others_of(&scores.scans, index).collect();
     let other_tops: Vec<f32> = others.iter().map(|other| other.top1_mean).collect();
     let shift = scoring::shift(own, &others);
     let cube = preprocess::cube_affine(&source.brain, &method.cube)
         .map_err(|error| refusal(error.into()))?;
-    let placement =
-        GridPlacement { side: method.cube.side / method.patch, patch: method.patch, cube };
+    let placement = GridPlacement { side: method.grid_side(), patch: method.patch, cube };
     let map = score_map(cells, &own.tokens, &placement, &source.brain);
-    let in_brain = map.iter().zip(&source.brain.inside).filter(|(_, inside)| **inside);
-    let in_brain = in_brain.map(|(value, _)| *value).collect();
-    let threshold = scoring::label_free_threshold(in_brain, settings.false_positives);
+    let profiles: Vec<MapProfile> = others_of(&scores.profiles, index).copied().collect();
+    let threshold =
+        scoring::label_free_threshold(&scores.profiles[index], &profiles, settings.clean_scans);
     let voxel_mm3 = source.raw.affine.voxel_volume_mm3();
     let min_voxels = (settings.min_cluster_mm3 / voxel_mm3).ceil() as usize;
     let regions = regions_above(&map, source.raw.shape, threshold, min_voxels.max(1));
@@ -295,6 +316,11 @@ pub fn finding(
         map,
         mask,
     })
+}
+
+/// All but one.
+fn others_of<T>(all: &[T], index: usize) -> impl Iterator<Item = &T> {
+    all[..index].iter().chain(&all[index + 1..])
 }
 
 fn cluster(region: &Region, map: &[f32], raw: &RawVolume) -> Cluster {

@@ -233,11 +233,29 @@ impl Store {
         let bytes = get_blob(&self.chunks, &layer_key(&[*id], layer), "tokens")?;
         let bytes = bytes.filter(|b| b.len() as u64 == shape.n_bytes()).ok_or_else(damaged)?;
         let (cells, features) = bytes.split_at(shape.n_tokens * 4);
-        let cells = cells.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let cells = cells.chunks_exact(4).map(word);
         let features = features.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]));
         TokenGrid::new(shape.side, shape.channels, cells.collect(), features.collect())
             .map(Some)
             .map_err(|_| damaged())
+    }
+
+    /// The cells of a scan's tokens, ascending, without reading the tokens; `None` if it has none.
+    pub fn cells(&self, id: &ScanId) -> Result<Option<Vec<u32>>, StoreError> {
+        let Some(manifest) = self.manifest(id)? else { return Ok(None) };
+        let n_bytes = manifest.layers.first().map_or(0, |shape| shape.n_tokens * 4);
+        let mut bytes = Vec::with_capacity(n_bytes);
+        let prefix = layer_key(&[*id], 0);
+        for entry in self.chunks.scan_prefix(&prefix) {
+            if bytes.len() >= n_bytes {
+                break;
+            }
+            bytes.extend_from_slice(open_chunk(&entry?.1, "tokens", &prefix)?.1);
+        }
+        let cells = bytes.get(..n_bytes);
+        let cells =
+            cells.ok_or_else(|| StoreError::Damaged { what: "tokens", scan: id.short() })?;
+        Ok(Some(cells.chunks_exact(4).map(word).collect()))
     }
 
     fn manifest(&self, id: &ScanId) -> Result<Option<Manifest>, StoreError> {
@@ -472,14 +490,27 @@ fn get_blob(tree: &Tree, prefix: &[u8], what: &'static str) -> Result<Option<Vec
     let mut whole: Option<(u64, Vec<u8>)> = None;
     for entry in tree.scan_prefix(prefix) {
         let (_, value) = entry?;
-        let (length, chunk) = record::unseal(&value, what, prefix)?.split_at(8);
-        let length = u64::from_be_bytes(length.try_into().expect("split at 8"));
+        let (length, chunk) = open_chunk(&value, what, prefix)?;
         whole.get_or_insert_with(|| (length, Vec::with_capacity(length as usize))).1.extend(chunk);
     }
     match whole {
         Some((length, bytes)) if bytes.len() as u64 != length => Err(record::damaged(what, prefix)),
         whole => Ok(whole.map(|(_, bytes)| bytes)),
     }
+}
+
+/// The length of the whole and one chunk of it.
+fn open_chunk<'v>(
+    value: &'v [u8],
+    what: &'static str,
+    prefix: &[u8],
+) -> Result<(u64, &'v [u8]), StoreError> {
+    let (length, chunk) = record::unseal(value, what, prefix)?.split_at(8);
+    Ok((u64::from_be_bytes(length.try_into().expect("split at 8")), chunk))
+}
+
+fn word(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
 fn remove_prefix(tree: &Tree, prefix: &[u8]) -> Result<(), StoreError> {

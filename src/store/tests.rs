@@ -51,6 +51,8 @@ fn everything_comes_back_bit_for_bit_after_a_restart() {
     }
     let store = Store::open(folder.path()).unwrap();
     assert_eq!(store.tokens(&id(1), 1).unwrap(), Some(tokens(3)));
+    assert_eq!(store.cells(&id(1)).unwrap().unwrap(), tokens(1).cells());
+    assert_eq!(store.cells(&id(3)).unwrap(), None);
     assert_eq!(store.tokens(&id(2), 0).unwrap(), Some(tokens(2)));
     assert_eq!(store.tokens(&id(3), 0).unwrap(), None);
     assert_eq!(store.column(id(1), id(2), 1, 600).unwrap(), Some(columns(1).first_to_second));
@@ -110,6 +112,7 @@ fn damage_is_an_error_that_names_the_scan() {
     assert!(error.contains("tokens of scan 010101010101"), "{error}");
     store.chunks.remove(&key).unwrap();
     assert!(matches!(store.tokens(&id(1), 0), Err(StoreError::Damaged { .. })));
+    assert!(matches!(store.cells(&id(1)), Err(StoreError::Damaged { .. })));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use oddscan::{
     config::{Config, Scoring},
     domain::{PairDistances, error::ScanError, scan::ScanId},
     numeric::{projection::Normal, scoring::SearchReach, token::TokenGrid},
-    pipeline::steps::{self, WindowScores},
+    pipeline::steps::{self, Member, WindowScores},
 };
 
 const N_SCANS: usize = 30;
@@ -69,9 +69,10 @@ fn window(ill: &BTreeSet<usize>) -> Grids {
 fn scores(grids: &mut Grids, enabled: bool) -> WindowScores {
     let settings = Config::parse(&format!("community.enabled = {enabled}")).unwrap();
     let settings: Scoring = settings.scoring;
-    let members: Vec<(ScanId, usize)> =
-        grids.0.iter().enumerate().map(|(scan, grid)| (id(scan), grid.n_tokens())).collect();
-    steps::score_members(&members, &[9], &settings, grids).unwrap()
+    let member =
+        |(scan, grid): (usize, &TokenGrid)| Member { id: id(scan), cells: grid.cells().to_vec() };
+    let members: Vec<Member> = grids.0.iter().enumerate().map(member).collect();
+    steps::score_members(&members, SIDE, &[9], &settings, grids).unwrap()
 }
 
 /// Lowest score of the lesion, and the 99th percentile of all other tokens.

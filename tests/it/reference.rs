@@ -14,12 +14,12 @@ use oddscan::{
     domain::{PairDistances, SliceEncoder, tokenise::Tokeniser},
     numeric::{
         geometry::Axis,
-        mask::{GridPlacement, score_map},
+        mask::{GridPlacement, map_samples, score_map},
         preprocess::{Canonical, CubeSettings, brain_mask, canonicalise, cube_affine},
         projection::Projection,
         scoring::{
-            Fraction, NearestDistances, ScanScores, SearchReach, label_free_threshold,
-            mutual_scores, scan_scores,
+            Fraction, MapProfile, NearestDistances, ScanScores, SearchReach, label_free_threshold,
+            level_places, mean_over_layers, mutual_scores,
         },
         slice::ImageBatch,
         token::{TokenGrid, TokenSettings},
@@ -38,7 +38,7 @@ fn reaches() -> [(SearchReach, &'static str); 2] {
 }
 
 fn keep() -> Fraction {
-    Fraction::new(0.3).unwrap()
+    Fraction::new(0.4).unwrap()
 }
 
 fn canonical(goldens: &Goldens, number: usize) -> Canonical {
@@ -54,6 +54,10 @@ fn the_settings_are_those_of_the_reference() {
     assert_eq!(settings["cube"]["field_of_view_mm"], CUBE.field_of_view_mm);
     assert_eq!(settings["layers"], serde_json::json!(LAYERS));
     assert_eq!(settings["keep_fraction"], keep().get());
+    let rest = [("place_share", 0.3), ("smoothing_cells", 0.4), ("clean_scan_fraction", 0.25)];
+    for (key, value) in rest {
+        assert_eq!(settings[key], value, "{key}");
+    }
     let a = weights().architecture;
     let network = serde_json::json!({
         "channels": a.channels, "depth": a.depth, "hidden": a.hidden, "patch": a.patch,
@@ -120,7 +124,7 @@ fn tokens(goldens: &Goldens, number: usize) -> Vec<TokenGrid> {
         views: vec![Axis::Axial, Axis::Coronal, Axis::Sagittal],
         slice_stride: 1,
         min_brain_fraction: 0.3,
-        smoothing_cells: 0.0,
+        smoothing_cells: 0.4,
     };
     let encoder = Box::new(CpuEncoder::new(&weights(), &options));
     let projection = Projection::new(20_260_211, 32, 8);
@@ -160,26 +164,36 @@ fn the_distances_are_those_of_the_reference() {
     }
 }
 
-fn golden_scores(goldens: &Goldens, reach: &str, own: usize) -> ScanScores {
-    let layers: Vec<_> = LAYERS
-        .into_iter()
-        .map(|layer| {
-            let others = (0..N_SCANS).filter(|&other| other != own);
-            let columns = others
-                .map(|other| goldens.values(&format!("{reach}.distances.{layer}.{own}.{other}")))
-                .collect();
-            let nearest = NearestDistances::new(goldens.cells(own).len(), columns);
-            mutual_scores(&nearest, keep())
-        })
-        .collect();
-    scan_scores(&layers)
+/// The scores of all scans from columns `[own][layer]`.
+fn levelled(goldens: &Goldens, columns: impl Fn(usize, usize) -> Vec<Vec<f32>>) -> Vec<ScanScores> {
+    let cells: Vec<Vec<u32>> = (0..N_SCANS).map(|number| goldens.cells(number)).collect();
+    let of_scan = |own: usize| {
+        let layer = |layer| {
+            mutual_scores(&NearestDistances::new(cells[own].len(), columns(own, layer)), keep())
+        };
+        mean_over_layers(&(0..LAYERS.len()).map(layer).collect::<Vec<_>>())
+    };
+    let mut scores: Vec<_> = (0..N_SCANS).map(of_scan).collect();
+    level_places(&mut scores, &cells.iter().map(Vec::as_slice).collect::<Vec<_>>(), 0.3);
+    scores.into_iter().map(ScanScores::new).collect()
+}
+
+fn others(own: usize) -> impl Iterator<Item = usize> {
+    (0..N_SCANS).filter(move |&other| other != own)
 }
 
 #[test]
 fn scores_threshold_and_map_are_those_of_the_reference() {
     let goldens = Goldens::load();
     for (_, reach) in reaches() {
-        let scores: Vec<_> = (0..N_SCANS).map(|own| golden_scores(&goldens, reach, own)).collect();
+        let scores = levelled(&goldens, |own, layer| {
+            let column = |other| format!("{reach}.distances.{}.{own}.{other}", LAYERS[layer]);
+            others(own).map(|other| goldens.values(&column(other))).collect()
+        });
+        let profile = |own: usize| {
+            let samples = map_samples(SIDE, &goldens.cells(own), &scores[own].tokens);
+            MapProfile::new(samples, Fraction::new(0.01).unwrap())
+        };
         for (own, found) in scores.iter().enumerate() {
             let golden = |what: &str| goldens.values(&format!("{reach}.scan{own}.{what}"));
             assert_close(&found.tokens, &golden("scores"), 1e-6, "scores");
@@ -187,9 +201,9 @@ fn scores_threshold_and_map_are_those_of_the_reference() {
             assert_close(&[found.top1_mean], &golden("top1_mean"), 1e-6, "top1_mean");
             let map = map(&goldens, own, &goldens.cells(own), &golden("scores"));
             assert_close(&map, &golden("map"), 1e-5, "map");
-            let brain = brain_mask(&goldens.scan(own), None).unwrap().inside;
-            let values = map.iter().zip(brain).filter(|(_, inside)| *inside).map(|(v, _)| *v);
-            let threshold = label_free_threshold(values.collect(), Fraction::new(0.01).unwrap());
+            let profiles: Vec<_> = others(own).map(profile).collect();
+            let clean = Fraction::new(0.25).unwrap();
+            let threshold = label_free_threshold(&profile(own), &profiles, clean);
             assert_close(&[threshold], &golden("threshold"), 1e-5, "threshold");
         }
     }
@@ -207,23 +221,15 @@ fn the_whole_way_from_scan_to_map_is_that_of_the_reference() {
     let goldens = Goldens::load();
     let grids: Vec<_> = (0..N_SCANS).map(|number| tokens(&goldens, number)).collect();
     for (reach, name) in reaches() {
-        for own in 0..N_SCANS {
-            let layers: Vec<_> = (0..LAYERS.len())
-                .map(|layer| {
-                    let others = (0..N_SCANS).filter(|&other| other != own);
-                    let column = |other: usize| {
-                        let (a, b) = (&grids[own][layer], &grids[other][layer]);
-                        CpuDistances::new().nearest(a, b, reach).unwrap().first_to_second
-                    };
-                    let columns = others.map(column).collect();
-                    mutual_scores(
-                        &NearestDistances::new(grids[own][layer].n_tokens(), columns),
-                        keep(),
-                    )
-                })
-                .collect();
-            let scores = scan_scores(&layers).tokens;
-            let found = map(&goldens, own, grids[own][0].cells(), &scores);
+        let scores = levelled(&goldens, |own, layer| {
+            let column = |other: usize| {
+                let (a, b) = (&grids[own][layer], &grids[other][layer]);
+                CpuDistances::new().nearest(a, b, reach).unwrap().first_to_second
+            };
+            others(own).map(column).collect()
+        });
+        for (own, scores) in scores.iter().enumerate() {
+            let found = map(&goldens, own, grids[own][0].cells(), &scores.tokens);
             assert_eq!(found.len(), SHAPE.n_voxels());
             let golden = goldens.values(&format!("{name}.scan{own}.map"));
             // Tokens are rounded to f16: 5e-4 each, and distances are sums over 24 of them.

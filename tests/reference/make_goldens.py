@@ -12,7 +12,6 @@ import platform
 import struct
 import sys
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 
@@ -32,9 +31,13 @@ SETTINGS = {
     "layers": [2, 3],
     "projection": {"seed": 20260211, "channels": 8},
     "min_brain_fraction": 0.3,
-    "keep_fraction": 0.3,
+    "slice_stride": 1,
+    "smoothing_cells": 0.4,
+    "keep_fraction": 0.4,
     "reach_cells": 1,
+    "place_share": 0.3,
     "false_positive_fraction": 0.01,
+    "clean_scan_fraction": 0.25,
 }
 AXIAL, CORONAL, SAGITTAL = 2, 1, 0
 VIEWS = [AXIAL, CORONAL, SAGITTAL]
@@ -258,6 +261,18 @@ def slices_of(cube, axis):
     return (grey - MEAN[:, None, None]) / STD[:, None, None]
 
 
+def smooth(cells, rows, side):
+    """Gaussian mean over the cells that are there, at most three standard deviations away."""
+    sigma = SETTINGS["smoothing_cells"]
+    if sigma == 0:
+        return rows
+    place = np.stack([cells % side, cells // side % side, cells // side**2], 1)
+    apart = place[:, None] - place[None]
+    weights = np.exp(-(apart**2).sum(-1) / (2 * sigma**2))
+    weights[np.abs(apart).max(-1) > np.ceil(3 * sigma)] = 0
+    return (weights / weights.sum(1, keepdims=True)) @ rows
+
+
 def tokens(tensors, cube, brain, matrix):
     """Foreground cells `x + side * (y + side * z)` and per layer their tokens, rounded to f16."""
     patch = SETTINGS["network"]["patch"]
@@ -272,18 +287,21 @@ def tokens(tensors, cube, brain, matrix):
     ]
     layers = {layer: [] for layer in SETTINGS["layers"]}
     for axis in VIEWS:
-        _, normed = encode(tensors, slices_of(cube, axis), "offset")
+        stride = SETTINGS["slice_stride"]
+        images = slices_of(cube, axis).reshape(side, patch, 3, *cube.shape[1:])
+        images = images[:, (stride - 1) // 2 :: stride]
+        _, normed = encode(tensors, images.reshape(-1, 3, *cube.shape[1:]), "offset")
         for layer in layers:
-            features = normed[layer - 1].reshape(side, patch, side, side, -1).mean(1)
+            features = normed[layer - 1].reshape(side, -1, side, side, matrix.shape[0]).mean(1)
             features /= np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-6)
             layers[layer].append(np.moveaxis(features @ matrix, 0, axis))
     numbers = np.array([x + side * (y + side * z) for x, y, z in cells])
     joined = {layer: np.concatenate(views, axis=-1) for layer, views in layers.items()}
     rows = {
-        layer: np.array([grid[cell] for cell in cells]).astype(np.float16).astype(np.float64)
+        layer: smooth(numbers, np.array([grid[cell] for cell in cells]), side)
         for layer, grid in joined.items()
     }
-    return numbers, rows
+    return numbers, {k: v.astype(np.float16).astype(np.float64) for k, v in rows.items()}
 
 
 # --- scores ---------------------------------------------------------------------------------------
@@ -305,7 +323,7 @@ def share_of(fraction, n):
 
 
 def token_scores(columns):
-    """Mean of the smallest 30 % (rounded up) of the finite distances; nan without any."""
+    """Mean of the smallest share (rounded up) of the finite distances; nan without any."""
     keep = share_of(SETTINGS["keep_fraction"], len(columns))
     result = []
     for row in np.array(columns).T:
@@ -314,13 +332,32 @@ def token_scores(columns):
     return np.array(result)
 
 
+def level_places(cells, scores):
+    """Takes a share of what the cell scores in the other scans above the average; nan stays."""
+    at = [dict(zip(own, score)) for own, score in zip(cells, scores)]
+    others = []
+    for own, mine in enumerate(cells):
+        rest = at[:own] + at[own + 1 :]
+        found = [[o[cell] for o in rest if not np.isnan(o.get(cell, np.nan))] for cell in mine]
+        others.append(np.array([np.mean(f) if f else np.nan for f in found]))
+    others = [np.where(np.isnan(score), np.nan, other) for score, other in zip(scores, others)]
+    average = np.nanmean(np.concatenate(others))
+    taken = [SETTINGS["place_share"] * (other - average) for other in others]
+    return [np.maximum(s - np.where(np.isnan(t), 0, t), 0) for s, t in zip(scores, taken)]
+
+
+def score_grid(cells, scores):
+    side = SETTINGS["cube"]["side"] // SETTINGS["network"]["patch"]
+    grid = np.zeros((side,) * 3)
+    grid[cells % side, cells // side % side, cells // side**2] = scores
+    return grid
+
+
 def score_map(voxels, affine, cells, scores):
     """Scores at the scan's own voxels: trilinear between cell centres, 0 outside the brain."""
     patch = SETTINGS["network"]["patch"]
     side = SETTINGS["cube"]["side"] // patch
-    grid = np.zeros((side,) * 3)
-    for cell, score in zip(cells, scores):
-        grid[cell % side, cell // side % side, cell // side**2] = score
+    grid = score_grid(cells, scores)
     to_cube = np.linalg.inv(cube_affine(voxels, affine)) @ affine
     index = np.indices(voxels.shape).reshape(3, -1).T
     places = (index @ to_cube[:3, :3].T + to_cube[:3, 3] + 0.5) / patch - 0.5
@@ -328,12 +365,23 @@ def score_map(voxels, affine, cells, scores):
     return np.where(voxels > 0, values.reshape(voxels.shape), 0)
 
 
-def threshold(values):
-    """From the median and the lower quartile, as if normal; twice the stated share lies above."""
-    median, quartile = np.quantile(values, [0.5, 0.25])
-    deviate = NormalDist().inv_cdf
-    spread = (median - quartile) / deviate(0.75)
-    return median + deviate(1 - 2 * SETTINGS["false_positive_fraction"]) * spread
+def profile(cells, scores):
+    """Median, spread between the quartiles, and reach of the tail of what a map would hold."""
+    side = SETTINGS["cube"]["side"] // SETTINGS["network"]["patch"]
+    place = np.stack([cells % side, cells // side % side, cells // side**2], 1)
+    thirds = np.stack(np.meshgrid(*[[-1 / 3, 0, 1 / 3]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    places = np.clip(place[:, None] + thirds[None], 0, side - 1).reshape(-1, 3)
+    values = interpolate(score_grid(cells, scores), places)
+    top = 1 - SETTINGS["false_positive_fraction"]
+    low, median, high, tail = np.quantile(values, [0.25, 0.5, 0.75, top])
+    return median, high - low, (tail - median) / (high - low)
+
+
+def threshold(profiles, own):
+    """Level and spread of the scan itself, reach of the tail in the cleaner ones of the others."""
+    median, spread, _ = profiles[own]
+    tails = [tail for number, (_, _, tail) in enumerate(profiles) if number != own]
+    return median + spread * np.quantile(tails, SETTINGS["clean_scan_fraction"])
 
 
 # --- all of it ------------------------------------------------------------------------------------
@@ -386,18 +434,20 @@ def compute():
                         goldens[f"{reach_name}.distances.{layer}.{own}.{other}"] = column
                         columns.append(column)
                 layers.append(token_scores(columns))
-            mean = np.nan_to_num(np.mean(layers, axis=0), nan=0.0)
-            top = np.sort(mean)[::-1][: share_of(0.01, len(mean))]
-            scores.append({"tokens": mean, "max": mean.max(), "top1_mean": top.mean()})
+            scores.append(np.mean(layers, axis=0))
+        all_cells = [cells for _, _, _, cells, _ in found]
+        scores = [np.nan_to_num(s, nan=0.0) for s in level_places(all_cells, scores)]
+        profiles = [profile(cells, s) for cells, s in zip(all_cells, scores)]
         for own, score in enumerate(scores):
+            top = np.sort(score)[::-1][: share_of(0.01, len(score))]
             prefix = f"{reach_name}.scan{own}"
             voxels, affine, _, cells, _ = found[own]
-            scored = score_map(voxels, affine, cells, score["tokens"])
+            scored = score_map(voxels, affine, cells, score)
             goldens |= {
-                f"{prefix}.scores": score["tokens"],
-                f"{prefix}.max": [score["max"]],
-                f"{prefix}.top1_mean": [score["top1_mean"]],
-                f"{prefix}.threshold": [threshold(scored[voxels > 0])],
+                f"{prefix}.scores": score,
+                f"{prefix}.max": [score.max()],
+                f"{prefix}.top1_mean": [top.mean()],
+                f"{prefix}.threshold": [threshold(profiles, own)],
                 f"{prefix}.map": x_fastest(scored),
             }
     return tensors, {name: np.asarray(value, dtype=np.float32) for name, value in goldens.items()}
