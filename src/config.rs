@@ -29,7 +29,8 @@ pub const DEFAULT_TOML: &str = include_str!("../config/default.toml");
 
 /// What the preset `paper` changes; `layers` stays empty and means all four quarters there.
 const PAPER_TOML: &str = "preset = \"paper\"\n[scoring]\nreach_cells = 0\n\
-    keep_fraction = 0.3\nplace_share = 0.0\n[tokens]\nprojection = 128\nsmoothing_cells = 0.0\n";
+    keep_fraction = 0.3\nplace_share = 0.0\n[tokens]\njoin_views = true\n\
+    slices_per_token = 14\nprojection = 128\nsmoothing_cells = 0.0\n";
 
 /// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders rest on them.
 const NEEDS_RESTART: [&str; 7] = [
@@ -421,6 +422,8 @@ struct RawEncoder {
 #[serde(deny_unknown_fields)]
 struct RawTokens {
     views: Vec<String>,
+    join_views: bool,
+    slices_per_token: i64,
     slice_stride: i64,
     projection: i64,
     projection_seed: i64,
@@ -684,6 +687,8 @@ impl Checker {
         let key = "tokens.min_brain_fraction";
         TokenSettings {
             views,
+            join_views: raw.join_views,
+            slices_per_token: self.whole("tokens.slices_per_token", raw.slices_per_token, 1, 14),
             slice_stride: self.whole("tokens.slice_stride", raw.slice_stride, 1, 14),
             min_brain_fraction: self.number(key, raw.min_brain_fraction, 0.0, 1.0),
             smoothing_cells: self.number("tokens.smoothing_cells", raw.smoothing_cells, 0.0, 3.0),

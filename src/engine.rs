@@ -18,11 +18,11 @@ use crate::{
         PairDistances, SliceEncoder, cohort::CohortKey, error::DeviceError, tokenise::Tokeniser,
     },
     model::find_weights,
-    numeric::{preprocess::CubeSettings, projection::Projection},
+    numeric::{preprocess::CubeSettings, projection::Projection, token::TokenSettings},
 };
 
 /// Grows whenever the code computes other tokens from the same settings and weights.
-const TOKENS_VERSION: u32 = 1;
+const TOKENS_VERSION: u32 = 2;
 
 /// What shapes the tokens and the scores, for sidecars and for keeping apart what must not be
 /// compared.
@@ -40,16 +40,18 @@ pub struct Method {
     pub device: String,
     /// The canonical cube.
     pub cube: CubeSettings,
-    /// Voxels along the edge of a cell.
+    /// Grids of tokens per layer: one for each view, or one for all.
+    pub n_parts: usize,
+    /// Pixels along the edge of an encoder's patch.
     pub patch: usize,
     /// Share of a cell's voxels that must lie in the brain.
     pub min_brain_fraction: f64,
 }
 
 impl Method {
-    /// Cells along each edge of the token grid.
-    pub fn grid_side(&self) -> usize {
-        self.cube.side / self.patch
+    /// Grids of tokens per scan.
+    pub fn n_grids(&self) -> usize {
+        self.layers.len() * self.n_parts
     }
 
     /// The cohort of a file with this stem.
@@ -117,6 +119,7 @@ impl Engine {
             layers,
             device: encoder.device().to_owned(),
             cube: config.volume,
+            n_parts: config.tokens.n_parts(),
             patch: architecture.patch,
             min_brain_fraction: config.tokens.min_brain_fraction,
         };
@@ -162,10 +165,18 @@ fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<
             "encoder.layers names block {layer}; {architecture} has {depth}, name 1 to {depth}"
         )));
     }
-    if config.tokens.slice_stride > patch {
+    let TokenSettings { slices_per_token: depth, slice_stride, join_views, .. } = config.tokens;
+    if patch % depth != 0 || (join_views && depth != patch) {
+        let needed =
+            if join_views { "with joined views, the patch" } else { "a divisor of the patch" };
         return Err(EngineError::Misfit(format!(
-            "tokens.slice_stride = {} skips whole depth groups; use at most {patch}",
-            config.tokens.slice_stride
+            "tokens.slices_per_token = {depth} does not fit {architecture}; use {needed} ({patch})"
+        )));
+    }
+    if slice_stride > depth {
+        return Err(EngineError::Misfit(format!(
+            "tokens.slice_stride = {slice_stride} skips whole tokens; use at most \
+             tokens.slices_per_token ({depth})"
         )));
     }
     Ok(())

@@ -59,7 +59,7 @@ struct Member {
     tokens: Vec<TokenGrid>,
 }
 
-/// Distances from the tokens of one scan to another scan at one layer.
+/// Distances from one grid of tokens of a scan to that of another.
 type Columns = BTreeMap<(ScanId, ScanId, usize), Vec<f32>>;
 
 /// A file that was not scored, and why.
@@ -202,7 +202,7 @@ impl Run {
             encoded: Some(EncodedFacts {
                 brain_ml: canonical.brain_ml,
                 cut_fraction: canonical.cut_fraction,
-                n_tokens: tokens.first().map_or(0, TokenGrid::n_tokens),
+                n_tokens: steps::tokens_per_layer(&tokens, self.engine.method.n_parts),
                 has_mask: mask.is_some(),
                 timings_secs: [("encode".to_owned(), started.elapsed().as_secs_f64())].into(),
             }),
@@ -220,9 +220,10 @@ impl Run {
     ) -> Result<Vec<(Member, Finding)>, Failure> {
         let internal = |error: ScanError| Failure::new(INTERNAL, error);
         let columns = self.columns(&members).map_err(internal)?;
+        let n_parts = self.engine.method.n_parts;
         let scored_members: Vec<steps::Member> = members
             .iter()
-            .map(|m| steps::Member { id: m.record.id, cells: m.tokens[0].cells().to_vec() })
+            .map(|m| steps::Member { id: m.record.id, parts: steps::parts_of(&m.tokens, n_parts) })
             .collect();
         let mut computed = Computed {
             columns: &columns,
@@ -233,7 +234,6 @@ impl Run {
         let method = &self.engine.method;
         let scores = steps::score_members(
             &scored_members,
-            method.grid_side(),
             &method.layers,
             &self.config.scoring,
             &mut computed,
@@ -253,7 +253,6 @@ impl Run {
             let (results, finding) = build_results(&ReportInput {
                 record: &member.record,
                 source: &source,
-                cells: member.tokens[0].cells(),
                 scores: &scores,
                 index,
                 window: &identity,
@@ -275,12 +274,12 @@ impl Run {
             for other in &members[..index] {
                 let (first, _) = pair_order(one.record.id, other.record.id);
                 let (a, b) = if first == one.record.id { (one, other) } else { (other, one) };
-                for (layer, (left, right)) in a.tokens.iter().zip(&b.tokens).enumerate() {
+                for (grid, (left, right)) in a.tokens.iter().zip(&b.tokens).enumerate() {
                     let reach = self.config.scoring.reach;
                     let PairColumns { first_to_second, second_to_first } =
                         self.engine.distances.nearest(left, right, reach)?;
-                    columns.insert((a.record.id, b.record.id, layer), first_to_second);
-                    columns.insert((b.record.id, a.record.id, layer), second_to_first);
+                    columns.insert((a.record.id, b.record.id, grid), first_to_second);
+                    columns.insert((b.record.id, a.record.id, grid), second_to_first);
                 }
             }
         }
@@ -297,20 +296,20 @@ struct Computed<'a> {
 }
 
 impl steps::Distances for Computed<'_> {
-    fn column(&mut self, of: ScanId, other: ScanId, layer: usize) -> Result<Vec<f32>, ScanError> {
-        Ok(self.columns[&(of, other, layer)].clone())
+    fn column(&mut self, of: ScanId, other: ScanId, grid: usize) -> Result<Vec<f32>, ScanError> {
+        Ok(self.columns[&(of, other, grid)].clone())
     }
 
     fn column_without(
         &mut self,
         of: ScanId,
         other: ScanId,
-        layer: usize,
+        grid: usize,
         excluded: &[usize],
     ) -> Result<Vec<f32>, ScanError> {
         let tokens = |id: ScanId| {
             let member = self.members.iter().find(|member| member.record.id == id);
-            &member.expect("distances are between members").tokens[layer]
+            &member.expect("distances are between members").tokens[grid]
         };
         let theirs = tokens(other).without(excluded);
         Ok(self.distances.nearest(tokens(of), &theirs, self.reach)?.first_to_second)

@@ -22,9 +22,9 @@ pub struct Cluster {
 /// The scores of one scan against its window, and the map and mask on the scan's own grid.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finding {
-    /// Highest token score (the paper's volume score).
+    /// Highest score of a cell (the paper's volume score).
     pub score_max: f32,
-    /// Mean of the highest 1 % of token scores: steadier than the maximum.
+    /// Mean of the highest 1 % of the scores: steadier than the maximum.
     pub score_top1_mean: f32,
     /// Share of the other scans of the window with a lower `score_top1_mean` (ties count half),
     /// in [0, 1].
@@ -34,10 +34,10 @@ pub struct Finding {
     pub shift: Option<f64>,
     /// Map value from which on a voxel belongs to the mask.
     pub threshold: f32,
-    /// Scored tokens.
-    pub n_tokens: usize,
-    /// Tokens that had no candidate in reach in any other scan; their score is 0.
-    pub n_unmatched_tokens: usize,
+    /// Scored cells.
+    pub n_cells: usize,
+    /// Cells whose tokens had no candidate in reach in any other scan; their score is 0.
+    pub n_unmatched_cells: usize,
     /// Regions of the mask, largest first.
     pub clusters: Vec<Cluster>,
     /// Anomaly score per voxel of the scan's own grid, x fastest; 0 outside the brain.

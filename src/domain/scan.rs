@@ -107,7 +107,7 @@ pub struct EncodedFacts {
     pub brain_ml: f64,
     /// Share of the brain outside the field of view, in [0, 1].
     pub cut_fraction: f64,
-    /// Tokens per layer.
+    /// Tokens per layer, of all views.
     pub n_tokens: usize,
     /// Whether a brain mask came with the scan.
     pub has_mask: bool,

@@ -68,7 +68,8 @@ impl Tokeniser {
         self.max_batch
     }
 
-    /// The tokens of a volume, one grid per layer. `progress` is called after each batch and may
+    /// The tokens of a volume, layer by layer, within a layer one grid per view, or one
+    /// for all. `progress` is called after each batch and may
     /// ask to stop.
     pub fn tokens(
         &mut self,
@@ -229,6 +230,8 @@ mod tests {
     fn tokeniser(limit: usize, max_batch: usize) -> Tokeniser {
         let settings = TokenSettings {
             views: Axis::VIEWS.to_vec(),
+            join_views: true,
+            slices_per_token: 4,
             slice_stride: 1,
             min_brain_fraction: 0.3,
             smoothing_cells: 0.0,

@@ -4,18 +4,88 @@ use rayon::prelude::*;
 
 use super::{
     geometry::{Affine, Shape3},
+    token::Foreground,
     volume::RawMask,
 };
 
-/// Where the score grid lies in the world.
+/// Where a grid of cells lies in the world.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GridPlacement {
-    /// Cells along each edge.
-    pub side: usize,
-    /// Voxels of the canonical cube along the edge of a cell.
-    pub patch: usize,
+    /// Voxels along each edge of the canonical cube that the grid divides.
+    pub cube_side: usize,
     /// Canonical cube voxel -> world mm.
     pub cube: Affine,
+}
+
+/// The scores of a scan: one for each foreground cell of a grid.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoreGrid {
+    /// The cells.
+    pub foreground: Foreground,
+    /// A score for each; `None` where nothing was there to compare with.
+    pub scores: Vec<Option<f32>>,
+}
+
+/// Puts the scores of several views on one grid: their mean at the centres of the cells that lie in
+/// the foreground of all of them (ours; the paper joins the views' features instead).
+///
+/// The grid is as fine as the finest along each axis, and has at least two cells per patch: scores are
+/// interpolated between cell centres as in the map, so that the grid holds what the map will hold.
+/// Cells without a score in any view have none.
+pub fn joined_scores(views: &[ScoreGrid]) -> ScoreGrid {
+    let finest = |axis: usize| views.iter().map(|view| view.foreground.shape.0[axis]).max();
+    let patches = views.iter().flat_map(|view| view.foreground.shape.0).min().unwrap_or(0);
+    let edge = |axis| finest(axis).unwrap_or(0).max(2 * patches);
+    let shape = Shape3([edge(0), edge(1), edge(2)]);
+    let views: Vec<View<'_>> = views.iter().map(View::new).collect();
+    let mut joined =
+        ScoreGrid { foreground: Foreground { shape, cells: Vec::new() }, scores: Vec::new() };
+    for offset in 0..shape.n_voxels() {
+        let cell = shape.voxel(offset);
+        let centre = [0, 1, 2].map(|axis| (cell[axis] as f64 + 0.5) / shape.0[axis] as f64);
+        let Some(cells) = views.iter().map(|view| view.token(centre)).collect::<Option<Vec<_>>>()
+        else {
+            continue;
+        };
+        let sum: f64 = views.iter().map(|view| f64::from(view.at(centre))).sum();
+        let is_matched = cells.iter().zip(&views).any(|(&token, view)| view.is_matched(token));
+        joined.foreground.cells.push(offset as u32);
+        joined.scores.push(is_matched.then(|| (sum / views.len() as f64) as f32));
+    }
+    joined
+}
+
+/// One view's scores, to be looked up by place in the cube, from 0 to 1 along each axis.
+struct View<'a> {
+    of: &'a ScoreGrid,
+    grid: Vec<f32>,
+    token_of_cell: Vec<Option<u32>>,
+}
+
+impl<'a> View<'a> {
+    fn new(of: &'a ScoreGrid) -> Self {
+        let Foreground { shape, cells } = &of.foreground;
+        let mut token_of_cell = vec![None; shape.n_voxels()];
+        for (token, &cell) in cells.iter().enumerate() {
+            token_of_cell[cell as usize] = Some(token as u32);
+        }
+        let scores: Vec<f32> = of.scores.iter().map(|score| score.unwrap_or(0.0)).collect();
+        Self { of, grid: dense(&of.foreground, &scores), token_of_cell }
+    }
+
+    fn token(&self, place: [f64; 3]) -> Option<u32> {
+        let shape = self.of.foreground.shape;
+        self.token_of_cell[shape.offset([0, 1, 2].map(|a| (place[a] * shape.0[a] as f64) as usize))]
+    }
+
+    fn is_matched(&self, token: u32) -> bool {
+        self.of.scores[token as usize].is_some()
+    }
+
+    fn at(&self, place: [f64; 3]) -> f32 {
+        let shape = self.of.foreground.shape;
+        trilinear(&self.grid, shape, [0, 1, 2].map(|a| place[a] * shape.0[a] as f64 - 0.5))
+    }
 }
 
 /// Spreads token scores over the scan's own voxels: `[nx, ny, nz]`, x fastest.
@@ -25,65 +95,41 @@ pub struct GridPlacement {
 /// evaluated at the native voxel centres directly; going through the cube, as the paper does, adds
 /// a second interpolation and nothing else.
 pub fn score_map(
-    cells: &[u32],
+    foreground: &Foreground,
     scores: &[f32],
     placement: &GridPlacement,
     brain: &RawMask,
 ) -> Vec<f32> {
-    let cell_shape = Shape3::cube(placement.side);
-    let grid = score_grid(cell_shape, cells, scores);
+    let shape = foreground.shape;
+    let grid = dense(foreground, scores);
+    let per_cell = shape.0.map(|n| placement.cube_side as f64 / n as f64);
     let to_cube = placement.cube.inverse().after(&brain.affine);
-    let patch = placement.patch as f64;
-    let last = (placement.side - 1) as f64;
     let mut map = vec![0.0; brain.shape.n_voxels()];
     map.par_chunks_mut(4096).enumerate().for_each(|(chunk, voxels)| {
         for (index, value) in voxels.iter_mut().enumerate() {
             let offset = chunk * 4096 + index;
             if brain.inside[offset] {
                 let place = to_cube.apply(brain.shape.voxel(offset).map(|v| v as f64));
-                let place = place.map(|c| ((c + 0.5) / patch - 0.5).clamp(0.0, last));
-                *value = trilinear(&grid, cell_shape, place);
+                let place = [0, 1, 2].map(|axis| (place[axis] + 0.5) / per_cell[axis] - 0.5);
+                *value = trilinear(&grid, shape, place);
             }
         }
     });
     map
 }
 
-/// What the map of a scan holds, whatever its grid: the same interpolation at [`SAMPLES`]^3 places,
-/// evenly spread, in each of the `cells` of a grid with `side` cells along each edge.
-pub fn map_samples(side: usize, cells: &[u32], scores: &[f32]) -> Vec<f32> {
-    let shape = Shape3::cube(side);
-    let grid = score_grid(shape, cells, scores);
-    let last = (side - 1) as f64;
-    let places = Shape3::cube(SAMPLES);
-    let sample = |cell: [usize; 3], offset: usize| {
-        let within = places.voxel(offset);
-        let place = |axis: usize| {
-            let inner = (within[axis] as f64 + 0.5) / SAMPLES as f64 - 0.5;
-            (cell[axis] as f64 + inner).clamp(0.0, last)
-        };
-        trilinear(&grid, shape, [place(0), place(1), place(2)])
-    };
-    let of_cell = |&cell: &u32| {
-        let cell = shape.voxel(cell as usize);
-        (0..places.n_voxels()).map(move |offset| sample(cell, offset))
-    };
-    cells.iter().flat_map(of_cell).collect()
-}
-
-/// Places along each edge of a cell: centre and thirds.
-const SAMPLES: usize = 3;
-
 /// Scores by cell; absent cells hold 0.
-fn score_grid(shape: Shape3, cells: &[u32], scores: &[f32]) -> Vec<f32> {
-    let mut grid = vec![0.0_f32; shape.n_voxels()];
-    for (&cell, &score) in cells.iter().zip(scores) {
+fn dense(foreground: &Foreground, scores: &[f32]) -> Vec<f32> {
+    let mut grid = vec![0.0_f32; foreground.shape.n_voxels()];
+    for (&cell, &score) in foreground.cells.iter().zip(scores) {
         grid[cell as usize] = score;
     }
     grid
 }
 
+/// Between cell centres, held constant beyond the outermost ones.
 fn trilinear(grid: &[f32], shape: Shape3, place: [f64; 3]) -> f32 {
+    let place = [0, 1, 2].map(|axis| place[axis].clamp(0.0, (shape.0[axis] - 1) as f64));
     let mut sum = 0.0;
     for corner in 0..8_usize {
         let mut weight = 1.0;
@@ -159,57 +205,80 @@ mod tests {
 
     fn placement() -> GridPlacement {
         let cube = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
-        GridPlacement { side: 3, patch: 2, cube }
+        GridPlacement { cube_side: 6, cube }
     }
 
-    #[test]
-    fn samples_are_what_a_map_holds() {
-        // Two cells side by side with absent neighbours; the scan has 3 voxels per cell and axis.
-        let cells = [13, 14];
-        let samples = map_samples(3, &cells, &[2.0, 5.0]);
-        let shape = Shape3::cube(9);
-        let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
-        let brain = RawMask { shape, inside: vec![true; 729], affine };
-        let placement = GridPlacement { side: 3, patch: 3, cube: affine };
-        let map = score_map(&cells, &[2.0, 5.0], &placement, &brain);
-        let (mut of_map, mut samples) = (Vec::new(), samples);
-        for (offset, value) in map.into_iter().enumerate() {
-            let cell = shape.voxel(offset).map(|v| v / 3);
-            if cells.contains(&(Shape3::cube(3).offset(cell) as u32)) {
-                of_map.push(value);
-            }
-        }
-        assert_eq!(samples.len(), 2 * 27);
-        of_map.sort_unstable_by(f32::total_cmp);
-        samples.sort_unstable_by(f32::total_cmp);
-        for (a, b) in samples.iter().zip(&of_map) {
-            assert!((a - b).abs() < 1e-6, "{a} {b}");
-        }
+    fn one(cell: [usize; 3]) -> Foreground {
+        let shape = Shape3::cube(3);
+        Foreground { shape, cells: vec![shape.offset(cell) as u32] }
     }
 
     #[test]
     fn a_cell_shows_its_score_at_its_centre_and_half_of_it_one_cell_border_away() {
         // Cell [1, 0, 2] covers cube voxels 2..4, 0..2, 4..6; its centre is (2.5, 0.5, 4.5).
-        let cell = Shape3::cube(3).offset([1, 0, 2]) as u32;
         let probe =
             whole(Shape3([2, 1, 1]), Affine::scaling(1.0, WorldPoint([2.5, 0.5, 4.5])).unwrap());
-        assert_eq!(score_map(&[cell], &[8.0], &placement(), &probe), [8.0, 4.0]);
+        assert_eq!(score_map(&one([1, 0, 2]), &[8.0], &placement(), &probe), [8.0, 4.0]);
     }
 
     #[test]
     fn an_oblique_left_handed_grid_finds_the_same_place() {
-        let cell = Shape3::cube(3).offset([1, 0, 2]) as u32;
         let rows = [[-0.8, 0.3, 0.0, 2.5], [0.3, 0.8, 0.1, 0.5], [0.1, -0.2, 0.9, 4.5]];
         let probe = whole(Shape3([1, 1, 1]), Affine::new(rows).unwrap());
-        assert_eq!(score_map(&[cell], &[8.0], &placement(), &probe), [8.0]);
+        assert_eq!(score_map(&one([1, 0, 2]), &[8.0], &placement(), &probe), [8.0]);
     }
 
     #[test]
     fn beyond_the_brain_there_is_no_score() {
         let mut brain = whole(Shape3([5, 1, 1]), placement().cube);
         brain.inside[3] = false;
-        let cells: Vec<u32> = (0..27).collect();
-        assert_eq!(score_map(&cells, &[1.0; 27], &placement(), &brain), [1.0, 1.0, 1.0, 0.0, 1.0]);
+        let all = Foreground { shape: Shape3::cube(3), cells: (0..27).collect() };
+        assert_eq!(score_map(&all, &[1.0; 27], &placement(), &brain), [1.0, 1.0, 1.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn one_view_joined_is_itself_at_twice_the_cells() {
+        // Cells [0, 0, 0] and [1, 0, 0] of two along each edge.
+        let foreground = Foreground { shape: Shape3::cube(2), cells: vec![0, 1] };
+        let view = ScoreGrid { foreground, scores: vec![Some(4.0), None] };
+        let joined = joined_scores(&[view]);
+        assert_eq!(joined.foreground.shape, Shape3::cube(4));
+        // The 16 fine cells of the two, x fastest: centres at 1/8, 3/8, 5/8, 7/8 along x, whose
+        // values are 4 between the borders and its centre, and linear between the centres.
+        let along_x = [4.0, 3.0, 1.0, 0.0];
+        let expected: Vec<f32> = [1.0, 0.75]
+            .into_iter()
+            .flat_map(|z| [1.0, 0.75].into_iter().flat_map(move |y| along_x.map(|x| x * y * z)))
+            .collect();
+        assert_eq!(
+            joined.foreground.cells,
+            [0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23]
+        );
+        for (index, (found, expected)) in joined.scores.iter().zip(expected).enumerate() {
+            // Fine cells 2 and 3 of each row lie in the cell without a score.
+            assert_eq!(*found, (index % 4 < 2).then_some(expected), "{index}");
+        }
+    }
+
+    #[test]
+    fn views_are_averaged_where_all_have_a_cell() {
+        let view = |shape, cells: Vec<u32>, value: f32| {
+            let scores = vec![Some(value); cells.len()];
+            ScoreGrid { foreground: Foreground { shape: Shape3(shape), cells }, scores }
+        };
+        // Both whole but for the upper half of the second along x; the first is twice as fine along z.
+        let first = view([2, 2, 4], (0..16).collect(), 1.0);
+        let second = view([2, 2, 2], vec![0, 2, 4, 6], 3.0);
+        let joined = joined_scores(&[first, second]);
+        assert_eq!(joined.foreground.shape, Shape3::cube(4));
+        let shape = joined.foreground.shape;
+        assert_eq!(joined.foreground.cells.len(), 32);
+        for (&cell, score) in joined.foreground.cells.iter().zip(&joined.scores) {
+            let x = shape.voxel(cell as usize)[0];
+            assert!(x < 2);
+            // The second falls off towards its absent half: 3 at 1/8, 2.25 at 3/8.
+            assert_eq!(*score, Some([2.0, 1.625][x]));
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 
 use std::num::NonZeroUsize;
 
+use super::{mask::ScoreGrid, token::Foreground};
+
 /// How far from its own cell a token looks for a match in another scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SearchReach {
@@ -120,13 +122,12 @@ pub fn mean_over_layers(layers: &[Vec<Option<f32>>]) -> Vec<Option<f32>> {
 /// that exceeds the average cell. Ventricles, folds and the rim differ between healthy people and
 /// score high in all scans (ours).
 ///
-/// `cells[i]` are the cells of the scores of scan `i`. Scores stay at or above 0; cells that no other
+/// `grids[i]` are the scores of scan `i` on cells of one grid. Scores stay at or above 0; cells that no other
 /// scan has, and windows of fewer than two scans, are left as they are.
-pub fn level_places(scores: &mut [Vec<Option<f32>>], cells: &[&[u32]], share: f64) {
-    let n_cells =
-        cells.iter().filter_map(|cells| cells.last()).max().map_or(0, |&c| c as usize + 1);
+pub fn level_places(grids: &mut [ScoreGrid], share: f64) {
+    let n_cells = grids.iter().map(|grid| grid.foreground.shape.n_voxels()).max().unwrap_or(0);
     let mut places = vec![(0.0_f64, 0.0_f64); n_cells];
-    for (score, cell) in matched(scores, cells) {
+    for (score, cell) in matched(grids) {
         places[cell].0 += score;
         places[cell].1 += 1.0;
     }
@@ -134,11 +135,10 @@ pub fn level_places(scores: &mut [Vec<Option<f32>>], cells: &[&[u32]], share: f6
         let (sum, n) = places[cell];
         (n > 1.0).then(|| (sum - score) / (n - 1.0))
     };
-    let all: Vec<f64> =
-        matched(scores, cells).filter_map(|(score, cell)| of_others(score, cell)).collect();
+    let all: Vec<f64> = matched(grids).filter_map(|(score, cell)| of_others(score, cell)).collect();
     let average = all.iter().sum::<f64>() / all.len().max(1) as f64;
-    for (scores, cells) in scores.iter_mut().zip(cells) {
-        for (score, &cell) in scores.iter_mut().zip(*cells) {
+    for ScoreGrid { foreground, scores } in grids {
+        for (score, &cell) in scores.iter_mut().zip(&foreground.cells) {
             let Some(value) = score.map(f64::from) else { continue };
             if let Some(others) = of_others(value, cell as usize) {
                 *score = Some((value - share * (others - average)).max(0.0) as f32);
@@ -148,45 +148,46 @@ pub fn level_places(scores: &mut [Vec<Option<f32>>], cells: &[&[u32]], share: f6
 }
 
 /// All scores that there are, each with its cell.
-fn matched<'a>(
-    scores: &'a [Vec<Option<f32>>],
-    cells: &'a [&[u32]],
-) -> impl Iterator<Item = (f64, usize)> + 'a {
-    scores.iter().zip(cells).flat_map(|(scores, cells)| {
-        let pairs = scores.iter().zip(*cells);
+fn matched(grids: &[ScoreGrid]) -> impl Iterator<Item = (f64, usize)> {
+    grids.iter().flat_map(|ScoreGrid { foreground, scores }| {
+        let pairs = scores.iter().zip(&foreground.cells);
         pairs.filter_map(|(score, &cell)| score.map(|score| (f64::from(score), cell as usize)))
     })
 }
 
-/// The scores of one scan: per token, and for the scan as a whole.
+/// The scores of one scan: per cell, and for the scan as a whole.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScanScores {
-    /// Score per token, `[n_tokens]`; 0 for unmatched tokens.
-    pub tokens: Vec<f32>,
-    /// Tokens without a match.
+    /// The cells.
+    pub foreground: Foreground,
+    /// Score per cell; 0 for unmatched ones.
+    pub cells: Vec<f32>,
+    /// Cells without a match.
     pub n_unmatched: usize,
-    /// Highest token score (the paper).
+    /// Highest score (the paper).
     pub max: f32,
-    /// Mean of the highest 1 % of the token scores, rounded up: steadier than the maximum.
+    /// Mean of the highest 1 % of the scores, rounded up: steadier than the maximum.
     pub top1_mean: f32,
-    /// Median of the matched tokens' scores: how far the scan as a whole lies from the others. 0
-    /// without any matched token.
+    /// Median of the matched cells' scores: how far the scan as a whole lies from the others. 0
+    /// without any matched cell.
     pub median: f32,
 }
 
 impl ScanScores {
-    /// Sums up the token scores of a scan.
-    pub fn new(scores: Vec<Option<f32>>) -> Self {
+    /// Sums up the scores of a scan.
+    pub fn new(grid: ScoreGrid) -> Self {
+        let ScoreGrid { foreground, scores } = grid;
         let mut matched: Vec<f32> = scores.iter().flatten().copied().collect();
         let n_unmatched = scores.len() - matched.len();
         let median = if matched.is_empty() { 0.0 } else { quantile(&mut matched, 0.5) as f32 };
-        let tokens: Vec<f32> = scores.into_iter().map(|score| score.unwrap_or(0.0)).collect();
-        let mut sorted = tokens.clone();
+        let cells: Vec<f32> = scores.into_iter().map(|score| score.unwrap_or(0.0)).collect();
+        let mut sorted = cells.clone();
         sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-        let n_top = TOP_SHARE.of(tokens.len()).min(tokens.len());
+        let n_top = TOP_SHARE.of(cells.len()).min(cells.len());
         let top: f64 = sorted[..n_top].iter().copied().map(f64::from).sum();
         Self {
-            tokens,
+            foreground,
+            cells,
             n_unmatched,
             max: sorted.first().copied().unwrap_or(0.0),
             top1_mean: (top / n_top.max(1) as f64) as f32,
@@ -196,7 +197,7 @@ impl ScanScores {
 }
 
 /// How far a scan as a whole lies from the others of its window, compared with how far they lie:
-/// its median token score over the median of theirs. 1 is like them; `None` without others.
+/// its median score over the median of theirs. 1 is like them; `None` without others.
 ///
 /// Lesions hardly move it, another scanner or protocol does (ours).
 pub fn shift(own: &ScanScores, others: &[&ScanScores]) -> Option<f64> {
@@ -240,7 +241,7 @@ pub struct MapProfile {
 }
 
 impl MapProfile {
-    /// The profile of values of which the highest share `top` is the tail. Without values, and where
+    /// The profile of the values of which the highest share `top` is the tail. Without values, and where
     /// they do not vary, the tail is out of reach.
     pub fn new(mut values: Vec<f32>, top: Fraction) -> Self {
         if values.is_empty() {
@@ -281,11 +282,16 @@ fn quantile(values: &mut [f32], share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::numeric::projection::Normal;
+    use crate::numeric::{geometry::Shape3, projection::Normal};
     use proptest::prelude::*;
 
     fn fraction(share: f64) -> Fraction {
         Fraction::new(share).unwrap()
+    }
+
+    fn grid(cells: &[u32], scores: Vec<Option<f32>>) -> ScoreGrid {
+        let foreground = Foreground { shape: Shape3::cube(6), cells: cells.to_vec() };
+        ScoreGrid { foreground, scores }
     }
 
     #[test]
@@ -316,14 +322,14 @@ mod tests {
         assert_eq!(none, [None]);
         let mean = mean_over_layers(&[vec![None, Some(2.0)], vec![None, Some(4.0)]]);
         assert_eq!(mean, [None, Some(3.0)]);
-        let scan = ScanScores::new(mean);
-        assert_eq!((scan.tokens, scan.n_unmatched), (vec![0.0, 3.0], 1));
+        let scan = ScanScores::new(grid(&[3, 5], mean));
+        assert_eq!((scan.cells, scan.n_unmatched), (vec![0.0, 3.0], 1));
     }
 
     #[test]
     fn the_top_percent_is_rounded_up() {
         let scores: Vec<Option<f32>> = (0..150).map(|i| Some(i as f32)).collect();
-        let scan = ScanScores::new(scores);
+        let scan = ScanScores::new(grid(&(0..150).collect::<Vec<_>>(), scores));
         assert_eq!((scan.max, scan.top1_mean), (149.0, 148.5));
     }
 
@@ -337,14 +343,14 @@ mod tests {
     #[test]
     fn places_that_score_high_everywhere_are_levelled_by_hand() {
         // Cell 7 scores high everywhere, cell 9 in one scan, cell 8 is in one scan only.
-        let cells: [&[u32]; 3] = [&[5, 7, 9], &[5, 7, 8, 9], &[5, 7, 9]];
         let scores = [
-            vec![Some(1.0), Some(3.0), Some(1.0)],
-            vec![Some(1.0), Some(3.0), Some(4.0), Some(5.0)],
-            vec![Some(1.0), Some(3.0), None],
+            grid(&[5, 7, 9], vec![Some(1.0), Some(3.0), Some(1.0)]),
+            grid(&[5, 7, 8, 9], vec![Some(1.0), Some(3.0), Some(4.0), Some(5.0)]),
+            grid(&[5, 7, 9], vec![Some(1.0), Some(3.0), None]),
         ];
         let mut levelled = scores.clone();
-        level_places(&mut levelled, &cells, 0.5);
+        level_places(&mut levelled, 0.5);
+        let levelled = levelled.map(|grid| grid.scores);
         // Of others: 1, 3, 5 in the first scan; 1, 3, -, 1 in the second; 1, 3, - in the third: 2.25
         // on average. Cell 5 gets 0.5 * 1.25 more, cell 7 0.5 * 0.75 less.
         // Cell 9 of the first scan would fall to 1 - 0.5 * 2.75, below 0.
@@ -353,7 +359,7 @@ mod tests {
         assert_eq!(levelled[2], [Some(1.625), Some(2.625), None]);
 
         let mut alone = [scores[0].clone()];
-        level_places(&mut alone, &cells[..1], 0.5);
+        level_places(&mut alone, 0.5);
         assert_eq!(alone[0], scores[0], "nothing to compare with");
     }
 
@@ -408,7 +414,10 @@ mod tests {
     fn a_scan_of_another_scanner_shifts_as_a_whole_and_a_lesion_does_not() {
         let scan = |level: f32, n_lesion: usize| {
             let score = |i: usize| if i < n_lesion { 9.0 } else { level + 0.001 * i as f32 };
-            ScanScores::new((0..101).map(|i| Some(score(i))).collect())
+            ScanScores::new(grid(
+                &(0..101).collect::<Vec<_>>(),
+                (0..101).map(|i| Some(score(i))).collect(),
+            ))
         };
         let (one, two, ill, foreign) = (scan(1.0, 0), scan(1.1, 0), scan(1.0, 8), scan(2.0, 0));
         assert!((shift(&ill, &[&one, &two]).unwrap() - 1.0).abs() < 0.06);

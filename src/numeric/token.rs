@@ -11,58 +11,71 @@ use super::{
     volume::Volume,
 };
 
-/// The tokens of one scan at one encoder layer: one row of features per foreground cell of an
-/// `[n, n, n]` grid over the canonical cube.
+/// The cells of a grid over the canonical cube that lie in the brain, ascending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreground {
+    /// Cells along each axis.
+    pub shape: Shape3,
+    /// Positions of the foreground cells: `x + nx * (y + ny * z)`.
+    pub cells: Vec<u32>,
+}
+
+/// The tokens of one scan at one encoder layer, of one view or of all joined: one row of features per
+/// foreground cell of a grid over the canonical cube.
 ///
 /// Cells outside the brain are absent, not zero: zero tokens would match each other. Features are
 /// kept in half precision everywhere, so that scores from memory and from the store are the same
 /// to the last bit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenGrid {
-    side: usize,
+    foreground: Foreground,
     channels: usize,
-    cells: Vec<u32>,
     features: Vec<f16>,
 }
 
 /// What makes the parts of a [`TokenGrid`] contradict each other.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "token grid of {n_cells} cells with {channels} channels on a side of {side} has {n_features} features, or cells out of order or range"
+    "token grid of {n_cells} cells with {channels} channels in {shape:?} has {n_features} features, or cells out of order or range"
 )]
 pub struct TokenGridError {
-    side: usize,
+    shape: [usize; 3],
     channels: usize,
     n_cells: usize,
     n_features: usize,
 }
 
 impl TokenGrid {
-    /// Joins checked parts. `cells` are positions `x + side * (y + side * z)`, ascending and
-    /// unique; `features` is `[cells.len(), channels]`, row-major.
+    /// Joins checked parts. `cells` are positions in `shape`, x fastest, ascending and unique;
+    /// `features` is `[cells.len(), channels]`, row-major.
     pub fn new(
-        side: usize,
+        shape: Shape3,
         channels: usize,
         cells: Vec<u32>,
         features: Vec<f16>,
     ) -> Result<Self, TokenGridError> {
         let ascending = cells.windows(2).all(|pair| pair[0] < pair[1]);
-        let in_range = cells.last().is_none_or(|&last| (last as usize) < side.pow(3));
+        let in_range = cells.last().is_none_or(|&last| (last as usize) < shape.n_voxels());
         let finite = features.iter().all(|f| f.is_finite());
         if !ascending || !in_range || !finite || features.len() != cells.len() * channels {
             return Err(TokenGridError {
-                side,
+                shape: shape.0,
                 channels,
                 n_cells: cells.len(),
                 n_features: features.len(),
             });
         }
-        Ok(Self { side, channels, cells, features })
+        Ok(Self { foreground: Foreground { shape, cells }, channels, features })
     }
 
-    /// Cells along each edge of the grid.
-    pub fn side(&self) -> usize {
-        self.side
+    /// Cells along each axis.
+    pub fn shape(&self) -> Shape3 {
+        self.foreground.shape
+    }
+
+    /// The cells that have a token.
+    pub fn foreground(&self) -> &Foreground {
+        &self.foreground
     }
 
     /// Features per token.
@@ -72,12 +85,12 @@ impl TokenGrid {
 
     /// Number of foreground cells.
     pub fn n_tokens(&self) -> usize {
-        self.cells.len()
+        self.foreground.cells.len()
     }
 
-    /// Positions of the foreground cells, ascending: `x + side * (y + side * z)`.
+    /// Positions of the foreground cells, x fastest, ascending.
     pub fn cells(&self) -> &[u32] {
-        &self.cells
+        &self.foreground.cells
     }
 
     /// `[n_tokens, channels]`, row-major.
@@ -91,30 +104,37 @@ impl TokenGrid {
         let kept = (0..self.n_tokens()).filter(|token| !tokens.contains(token));
         let (mut cells, mut features) = (Vec::new(), Vec::new());
         for token in kept {
-            cells.push(self.cells[token]);
+            cells.push(self.cells()[token]);
             let row = token * self.channels..(token + 1) * self.channels;
             features.extend_from_slice(&self.features[row]);
         }
-        Self { side: self.side, channels: self.channels, cells, features }
+        let foreground = Foreground { shape: self.shape(), cells };
+        Self { foreground, channels: self.channels, features }
     }
 }
 
 /// How features become tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenSettings {
-    /// Axes that are sliced; their features are joined in this order (eq. 3).
+    /// Axes that are sliced.
     pub views: Vec<Axis>,
+    /// Whether the features of all views are joined to one token, in their order (eq. 3), or each
+    /// view has tokens of its own.
+    pub join_views: bool,
+    /// Slices that a token pools; a divisor of the patch, and the patch itself (the paper) where
+    /// views are joined. Fewer keep small lesions from being diluted.
+    pub slices_per_token: usize,
     /// Every how many-th slice of a depth group is encoded; 1 = all (the paper).
     pub slice_stride: usize,
     /// Share of a cell's voxels that must lie in the brain. At 0 a single voxel is enough, and the
     /// rim of the brain, where masks differ, turns noisy.
     pub min_brain_fraction: f64,
-    /// Standard deviation of the Gaussian by which tokens are averaged with their neighbours, cells;
-    /// 0 leaves them as they are (the paper).
+    /// Standard deviation of the Gaussian by which tokens are averaged with their neighbours, in
+    /// patches; 0 leaves them as they are (the paper).
     pub smoothing_cells: f64,
 }
 
-/// `patch` consecutive slices along one axis: one layer of cells.
+/// Consecutive slices along one axis that are pooled: one layer of cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SliceGroup {
     /// Position of the axis in [`TokenSettings::views`].
@@ -130,19 +150,44 @@ impl SliceGroup {
     }
 }
 
+impl TokenSettings {
+    /// Grids of tokens per layer: one for each view, or one for all.
+    pub fn n_parts(&self) -> usize {
+        if self.join_views { 1 } else { self.views.len() }
+    }
+}
+
 /// Collects the slice features of one scan into its tokens, a slice group at a time, so that
 /// memory does not grow with the number of slices.
 pub struct TokenBuilder<'a> {
     settings: &'a TokenSettings,
     projection: Option<&'a Projection>,
-    patch: usize,
+    /// Patches along each edge of a slice.
     side: usize,
-    cells: Vec<u32>,
+    /// Features per view.
+    width: usize,
+    parts: Vec<Part>,
+}
+
+/// The tokens of one view, or of all joined.
+struct Part {
+    foreground: Foreground,
     /// Row of a cell in `rows`, or `None` in the background.
     token_of_cell: Vec<Option<u32>>,
-    /// For each layer `[n_tokens, views * width]`.
+    /// For each layer `[n_tokens, channels]`.
     rows: Vec<Vec<f32>>,
-    width: usize,
+    channels: usize,
+}
+
+impl Part {
+    fn new(foreground: Foreground, n_layers: usize, channels: usize) -> Self {
+        let mut token_of_cell = vec![None; foreground.shape.n_voxels()];
+        for (token, &cell) in foreground.cells.iter().enumerate() {
+            token_of_cell[cell as usize] = Some(token as u32);
+        }
+        let rows = vec![vec![0.0; foreground.cells.len() * channels]; n_layers];
+        Self { foreground, token_of_cell, rows, channels }
+    }
 }
 
 impl<'a> TokenBuilder<'a> {
@@ -150,7 +195,8 @@ impl<'a> TokenBuilder<'a> {
     /// `channels` features per patch, at `n_layers` layers.
     ///
     /// # Panics
-    /// If the side of the volume is no multiple of the patch (the settings check that).
+    /// If the side of the volume is no multiple of the patch, or the patch none of the slices per
+    /// token (the settings check that).
     pub fn new(
         volume: &Volume,
         patch: usize,
@@ -160,28 +206,40 @@ impl<'a> TokenBuilder<'a> {
         settings: &'a TokenSettings,
     ) -> Self {
         assert_eq!(volume.side() % patch, 0, "cube side is no multiple of the patch");
-        let side = volume.side() / patch;
-        let cells = foreground_cells(volume, patch, settings.min_brain_fraction);
-        let mut token_of_cell = vec![None; side.pow(3)];
-        for (token, &cell) in cells.iter().enumerate() {
-            token_of_cell[cell as usize] = Some(token as u32);
-        }
+        let depth = settings.slices_per_token;
+        assert!(patch % depth == 0 && (depth == patch || !settings.join_views), "whole groups");
         let width = projection.map_or(channels, Projection::n_outputs);
-        let rows = vec![vec![0.0; cells.len() * settings.views.len() * width]; n_layers];
-        Self { settings, projection, patch, side, cells, token_of_cell, rows, width }
+        let foreground = |cell| foreground_cells(volume, cell, settings.min_brain_fraction);
+        let of_view = |axis: &Axis| {
+            let mut cell = [patch; 3];
+            cell[axis.index()] = depth;
+            Part::new(foreground(cell), n_layers, width)
+        };
+        let parts = if settings.join_views {
+            let channels = settings.views.len() * width;
+            vec![Part::new(foreground([patch; 3]), n_layers, channels)]
+        } else {
+            settings.views.iter().map(of_view).collect()
+        };
+        Self { settings, projection, side: volume.side() / patch, width, parts }
+    }
+
+    /// Where a view's features go: its part, and the first channel there.
+    fn place(&self, view: usize) -> (usize, usize) {
+        if self.settings.join_views { (0, view * self.width) } else { (view, 0) }
     }
 
     /// The slice groups that must be encoded. Groups without a foreground cell are left out: their
     /// features would be dropped.
     pub fn due_groups(&self) -> Vec<SliceGroup> {
-        let shape = Shape3::cube(self.side);
         let mut due = Vec::new();
         for (view, &axis) in self.settings.views.iter().enumerate() {
-            let mut present = vec![false; self.side];
-            for &cell in &self.cells {
+            let Foreground { shape, cells } = &self.parts[self.place(view).0].foreground;
+            let mut present = vec![false; shape.0[axis.index()]];
+            for &cell in cells {
                 present[shape.voxel(cell as usize)[axis.index()]] = true;
             }
-            let depths = (0..self.side).filter(|&depth| present[depth]);
+            let depths = (0..present.len()).filter(|&depth| present[depth]);
             due.extend(depths.map(|depth| SliceGroup { view, axis, depth }));
         }
         due
@@ -189,9 +247,9 @@ impl<'a> TokenBuilder<'a> {
 
     /// Indices of the slices of a group that are encoded, centred within each stride.
     pub fn slices(&self, group: SliceGroup) -> Vec<usize> {
-        let stride = self.settings.slice_stride;
-        let first = group.depth * self.patch + (stride - 1) / 2;
-        (first..(group.depth + 1) * self.patch).step_by(stride).collect()
+        let TokenSettings { slice_stride: stride, slices_per_token: depth, .. } = *self.settings;
+        let first = group.depth * depth + (stride - 1) / 2;
+        (first..(group.depth + 1) * depth).step_by(stride).collect()
     }
 
     /// Takes in the features of all slices of a group at one layer: mean over the slices, l2 norm
@@ -201,16 +259,18 @@ impl<'a> TokenBuilder<'a> {
         let channels = self.projection.map_or(self.width, Projection::n_inputs);
         let n_slices = features.len() / (n_patches * channels);
         assert_eq!(features.len(), n_slices * n_patches * channels, "features of whole slices");
-        let stride = self.settings.views.len() * self.width;
+        let (part, first_channel) = self.place(group.view);
+        let part = &mut self.parts[part];
         let mut pooled = vec![0.0_f32; channels];
         for patch_index in 0..n_patches {
-            let Some(token) = self.token_of_cell[self.cell(group, patch_index)] else { continue };
+            let cell = cell_of(group, patch_index, self.side, part.foreground.shape);
+            let Some(token) = part.token_of_cell[cell] else { continue };
             let slices = features.chunks_exact(n_patches * channels);
             let patches =
                 slices.map(|slice| &slice[patch_index * channels..(patch_index + 1) * channels]);
             mean_of_unit_length(patches, n_slices, &mut pooled);
-            let start = token as usize * stride + group.view * self.width;
-            let out = &mut self.rows[layer][start..start + self.width];
+            let start = token as usize * part.channels + first_channel;
+            let out = &mut part.rows[layer][start..start + self.width];
             match self.projection {
                 Some(projection) => projection.apply(&pooled, out),
                 None => out.copy_from_slice(&pooled),
@@ -218,57 +278,75 @@ impl<'a> TokenBuilder<'a> {
         }
     }
 
-    /// The grid cell of a patch of a group's slices.
-    fn cell(&self, group: SliceGroup, patch_index: usize) -> usize {
-        let (row_axis, column_axis) = in_plane(group.axis);
-        let mut cell = [0; 3];
-        cell[group.axis.index()] = group.depth;
-        cell[row_axis] = patch_index / self.side;
-        cell[column_axis] = patch_index % self.side;
-        Shape3::cube(self.side).offset(cell)
-    }
-
-    /// The finished tokens, one grid per layer.
+    /// The finished tokens: layer by layer, within a layer view by view or all views joined.
     pub fn finish(self) -> Result<Vec<TokenGrid>, TokenGridError> {
-        let channels = self.settings.views.len() * self.width;
+        let n_layers = self.parts.first().map_or(0, |part| part.rows.len());
         let sigma = self.settings.smoothing_cells;
-        let grid = |rows: Vec<f32>| {
-            let rows =
-                if sigma > 0.0 { smooth(self.side, &self.cells, &rows, sigma) } else { rows };
-            let features = rows.into_iter().map(f16::from_f32).collect();
-            TokenGrid::new(self.side, channels, self.cells.clone(), features)
-        };
-        self.rows.into_iter().map(grid).collect()
+        let mut grids = Vec::new();
+        for layer in 0..n_layers {
+            for Part { foreground, rows, channels, .. } in &self.parts {
+                let rows = &rows[layer];
+                let halves = |rows: &[f32]| rows.iter().copied().map(f16::from_f32).collect();
+                let features = match sigma > 0.0 {
+                    true => halves(&smooth(foreground, rows, sigma)),
+                    false => halves(rows),
+                };
+                let Foreground { shape, cells } = foreground.clone();
+                grids.push(TokenGrid::new(shape, *channels, cells, features)?);
+            }
+        }
+        Ok(grids)
     }
 }
 
-/// Averages the tokens of neighbouring cells: `rows` is `[cells.len(), channels]`, row-major, and so
-/// is the result. Weights are Gaussian with a standard deviation of `sigma` cells, up to three of
-/// them away, and sum to 1 over the foreground cells in reach, so that the rim is not darkened (ours).
+/// The grid cell of a patch of a group's slices, which have `side` patches along each edge.
+fn cell_of(group: SliceGroup, patch_index: usize, side: usize, shape: Shape3) -> usize {
+    let (row_axis, column_axis) = in_plane(group.axis);
+    let mut cell = [0; 3];
+    cell[group.axis.index()] = group.depth;
+    cell[row_axis] = patch_index / side;
+    cell[column_axis] = patch_index % side;
+    shape.offset(cell)
+}
+
+/// How many cells of a grid that is finer along some axes lie along one coarse cell, for each axis.
+pub fn cells_per_patch(shape: Shape3) -> [usize; 3] {
+    let coarse = shape.0.into_iter().min().unwrap_or(1).max(1);
+    shape.0.map(|n| n / coarse)
+}
+
+/// Averages the tokens of neighbouring cells: `rows` is `[n_cells, channels]`, row-major, and so is
+/// the result. Weights are Gaussian with a standard deviation of `sigma` patches, up to three of them
+/// away, and sum to 1 over the foreground cells in reach, so that the rim is not darkened (ours).
 ///
 /// Noise of single cells goes down; what fills several cells stays.
-pub fn smooth(side: usize, cells: &[u32], rows: &[f32], sigma: f64) -> Vec<f32> {
-    let shape = Shape3::cube(side);
+pub fn smooth(foreground: &Foreground, rows: &[f32], sigma: f64) -> Vec<f32> {
+    let Foreground { shape, cells } = foreground;
     let channels = rows.len() / cells.len().max(1);
     let mut token_of_cell = vec![None; shape.n_voxels()];
     for (token, &cell) in cells.iter().enumerate() {
         token_of_cell[cell as usize] = Some(token);
     }
-    let reach = (3.0 * sigma).ceil() as usize;
-    let weight = |squared: usize| (-(squared as f64) / (2.0 * sigma * sigma)).exp() as f32;
+    let sigmas = cells_per_patch(*shape).map(|n| n as f64 * sigma);
+    let range = |centre: [usize; 3], axis: usize| {
+        let reach = (3.0 * sigmas[axis]).ceil() as usize;
+        centre[axis].saturating_sub(reach)..(centre[axis] + reach + 1).min(shape.0[axis])
+    };
     let average = |token: usize, out: &mut [f32]| {
         let centre = shape.voxel(cells[token] as usize);
-        let [x, y, z] = centre.map(|c| c.saturating_sub(reach)..(c + reach + 1).min(side));
         let mut total = 0.0;
-        for cell in z.flat_map(|z| y.clone().flat_map(move |y| [(y, z)])) {
-            for x in x.clone() {
-                let place = [x, cell.0, cell.1];
-                let Some(other) = token_of_cell[shape.offset(place)] else { continue };
-                let squared = (0..3).map(|a| place[a].abs_diff(centre[a]).pow(2)).sum();
-                let weight = weight(squared);
-                total += weight;
-                let row = &rows[other * channels..(other + 1) * channels];
-                out.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
+        for z in range(centre, 2) {
+            for y in range(centre, 1) {
+                for x in range(centre, 0) {
+                    let place = [x, y, z];
+                    let Some(other) = token_of_cell[shape.offset(place)] else { continue };
+                    let apart = |axis: usize| place[axis].abs_diff(centre[axis]) as f64;
+                    let squared: f64 = (0..3).map(|a| (apart(a) / sigmas[a]).powi(2)).sum();
+                    let weight = (-0.5 * squared).exp() as f32;
+                    total += weight;
+                    let row = &rows[other * channels..(other + 1) * channels];
+                    out.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
+                }
             }
         }
         out.iter_mut().for_each(|sum| *sum /= total);
@@ -279,18 +357,21 @@ pub fn smooth(side: usize, cells: &[u32], rows: &[f32], sigma: f64) -> Vec<f32> 
     smoothed
 }
 
-/// Cells with at least `min_fraction` (and at least one) of their `patch^3` voxels in the brain,
-/// ascending.
-pub fn foreground_cells(volume: &Volume, patch: usize, min_fraction: f64) -> Vec<u32> {
-    let (voxels, side) = (volume.shape(), volume.side() / patch);
-    let cells = Shape3::cube(side);
-    let mut counts = vec![0_usize; cells.n_voxels()];
+/// Cells of `cell` voxels, of which at least `min_fraction` (and at least one) lie in the brain.
+///
+/// # Panics
+/// If the side of the volume is no multiple of each edge of a cell.
+pub fn foreground_cells(volume: &Volume, cell: [usize; 3], min_fraction: f64) -> Foreground {
+    assert!(cell.iter().all(|edge| volume.side() % edge == 0), "whole cells");
+    let (voxels, shape) = (volume.shape(), Shape3(cell.map(|edge| volume.side() / edge)));
+    let mut counts = vec![0_usize; shape.n_voxels()];
     for (offset, _) in volume.brain().iter().enumerate().filter(|(_, inside)| **inside) {
-        counts[cells.offset(voxels.voxel(offset).map(|v| v / patch))] += 1;
+        let voxel = voxels.voxel(offset);
+        counts[shape.offset([voxel[0] / cell[0], voxel[1] / cell[1], voxel[2] / cell[2]])] += 1;
     }
-    let needed = (min_fraction * patch.pow(3) as f64).max(1.0);
-    let foreground = counts.iter().enumerate().filter(|(_, count)| **count as f64 >= needed);
-    foreground.map(|(cell, _)| cell as u32).collect()
+    let needed = (min_fraction * cell.iter().product::<usize>() as f64).max(1.0);
+    let inside = counts.iter().enumerate().filter(|(_, count)| **count as f64 >= needed);
+    Foreground { shape, cells: inside.map(|(cell, _)| cell as u32).collect() }
 }
 
 /// Shorter features than this are not stretched to unit length.
@@ -330,6 +411,8 @@ mod tests {
     fn settings(views: &[Axis]) -> TokenSettings {
         TokenSettings {
             views: views.to_vec(),
+            join_views: true,
+            slices_per_token: 2,
             slice_stride: 1,
             min_brain_fraction: 0.3,
             smoothing_cells: 0.0,
@@ -341,9 +424,13 @@ mod tests {
         // Of the 8 voxels of cell [1, 0, 0] three lie in the brain, of cell [0, 0, 0] two.
         let few = [[0, 0, 0], [1, 1, 1], [2, 0, 0], [3, 0, 0], [3, 1, 1]];
         let volume = volume(4, |v| few.contains(&v));
-        assert_eq!(foreground_cells(&volume, 2, 0.3), [1]);
-        assert_eq!(foreground_cells(&volume, 2, 0.25), [0, 1]);
-        assert_eq!(foreground_cells(&volume, 2, 0.0), [0, 1]);
+        let cells = |fraction| foreground_cells(&volume, [2; 3], fraction).cells;
+        assert_eq!(cells(0.3), [1]);
+        assert_eq!(cells(0.25), [0, 1]);
+        assert_eq!(cells(0.0), [0, 1]);
+        // Of the two layers of cell [1, 0, 0] one has two voxels of four, the other one.
+        let fine = foreground_cells(&volume, [2, 2, 1], 0.5);
+        assert_eq!((fine.shape, fine.cells), (Shape3([2, 2, 4]), vec![1]));
     }
 
     #[test]
@@ -394,7 +481,8 @@ mod tests {
     #[test]
     fn a_stride_takes_the_middle_of_each_step_and_empty_groups_are_left_out() {
         let volume = volume(28, |v| v[2] < 14);
-        let settings = TokenSettings { slice_stride: 3, ..settings(&[Axis::Axial]) };
+        let settings =
+            TokenSettings { slice_stride: 3, slices_per_token: 14, ..settings(&[Axis::Axial]) };
         let builder = TokenBuilder::new(&volume, 14, 2, 1, None, &settings);
         let groups = builder.due_groups();
         assert_eq!(groups.len(), 1);
@@ -404,8 +492,8 @@ mod tests {
     #[test]
     fn smoothing_averages_neighbours_and_only_those_that_are_there() {
         // Cells [0, 0, 0] and [1, 0, 0] touch, cell [2, 2, 2] is alone.
-        let cells = [0, 1, 26];
-        let smoothed = smooth(3, &cells, &[1.0, 10.0, 3.0, 30.0, 7.0, 70.0], 0.5);
+        let foreground = Foreground { shape: Shape3::cube(3), cells: vec![0, 1, 26] };
+        let smoothed = smooth(&foreground, &[1.0, 10.0, 3.0, 30.0, 7.0, 70.0], 0.5);
         let weight = (-2.0_f32).exp();
         let mix = |own: f32, other: f32| (own + weight * other) / (1.0 + weight);
         let expected = [mix(1.0, 3.0), mix(10.0, 30.0), mix(3.0, 1.0), mix(30.0, 10.0), 7.0, 70.0];
@@ -419,8 +507,8 @@ mod tests {
     fn a_grid_without_some_tokens_keeps_the_others() {
         let halves = |values: &[f32]| values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>();
         let features = halves(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        let grid = TokenGrid::new(2, 2, vec![1, 4, 7], features).unwrap();
-        let expected = TokenGrid::new(2, 2, vec![4], halves(&[3.0, 4.0])).unwrap();
+        let grid = TokenGrid::new(Shape3::cube(2), 2, vec![1, 4, 7], features).unwrap();
+        let expected = TokenGrid::new(Shape3::cube(2), 2, vec![4], halves(&[3.0, 4.0])).unwrap();
         assert_eq!(grid.without(&[2, 0]), expected);
         assert_eq!(grid.without(&[]), grid);
     }
@@ -428,17 +516,18 @@ mod tests {
     #[test]
     fn smoothing_keeps_a_constant_grid() {
         let cells: Vec<u32> = (0..125).filter(|c| c % 4 != 0).collect();
-        let smoothed = smooth(5, &cells, &vec![2.5; cells.len() * 3], 0.8);
+        let foreground = Foreground { shape: Shape3::cube(5), cells };
+        let smoothed = smooth(&foreground, &vec![2.5; foreground.cells.len() * 3], 0.8);
         assert!(smoothed.iter().all(|value| (value - 2.5).abs() < 1e-5));
     }
 
     #[test]
     fn contradicting_parts_are_refused() {
         let half = |n| vec![f16::ZERO; n];
-        assert!(TokenGrid::new(2, 3, vec![0, 5], half(6)).is_ok());
-        assert!(TokenGrid::new(2, 3, vec![5, 0], half(6)).is_err());
-        assert!(TokenGrid::new(2, 3, vec![0, 8], half(6)).is_err());
-        assert!(TokenGrid::new(2, 3, vec![0, 5], half(5)).is_err());
-        assert!(TokenGrid::new(2, 1, vec![0], vec![f16::NAN]).is_err());
+        assert!(TokenGrid::new(Shape3::cube(2), 3, vec![0, 5], half(6)).is_ok());
+        assert!(TokenGrid::new(Shape3::cube(2), 3, vec![5, 0], half(6)).is_err());
+        assert!(TokenGrid::new(Shape3::cube(2), 3, vec![0, 8], half(6)).is_err());
+        assert!(TokenGrid::new(Shape3::cube(2), 3, vec![0, 5], half(5)).is_err());
+        assert!(TokenGrid::new(Shape3::cube(2), 1, vec![0], vec![f16::NAN]).is_err());
     }
 }

@@ -148,7 +148,7 @@ impl Encode {
         let facts = EncodedFacts {
             brain_ml: canonical.brain_ml,
             cut_fraction: canonical.cut_fraction,
-            n_tokens: tokens.first().map_or(0, TokenGrid::n_tokens),
+            n_tokens: steps::tokens_per_layer(&tokens, self.shared.method.n_parts),
             has_mask: mask.is_some(),
             timings_secs: timings.laps,
         };

@@ -27,8 +27,6 @@ pub struct ReportInput<'a> {
     pub record: &'a ScanRecord,
     /// The scan, read again.
     pub source: &'a Source,
-    /// Cells of its tokens.
-    pub cells: &'a [u32],
     /// Scores of all members, in the order of the window's members.
     pub scores: &'a WindowScores,
     /// Position of this scan among them.
@@ -48,8 +46,7 @@ const FEW_SCANS: usize = 30;
 pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), ScanError> {
     let ReportInput { record, source, method, config, .. } = input;
     let WindowScores { scans: scores, shared, .. } = input.scores;
-    let finding =
-        steps::finding(source, input.cells, input.scores, input.index, method, &config.scoring)?;
+    let finding = steps::finding(source, input.scores, input.index, method, &config.scoring)?;
     let top = scores.iter().map(|s| s.top1_mean).fold(0.0, f32::max);
     let picture_png = picture::render(&PictureInput {
         scan: &source.raw,
@@ -69,8 +66,8 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
             top1_mean: finding.score_top1_mean,
             percentile: finding.percentile,
             shift: finding.shift,
-            n_tokens: finding.n_tokens,
-            n_unmatched_tokens: finding.n_unmatched_tokens,
+            n_cells: finding.n_cells,
+            n_unmatched_cells: finding.n_unmatched_cells,
         }),
         threshold: Some(ThresholdFacts {
             value: finding.threshold,
@@ -200,10 +197,10 @@ fn warnings(record: &ScanRecord, finding: &Finding, scores: &[ScanScores]) -> Ve
             "the window holds {n_scans} scans; scores become reliable from about {FEW_SCANS}"
         ));
     }
-    if finding.n_unmatched_tokens * 100 > finding.n_tokens {
+    if finding.n_unmatched_cells * 100 > finding.n_cells {
         warnings.push(format!(
-            "{} of {} tokens have no counterpart in reach in any other scan; is the scan aligned?",
-            finding.n_unmatched_tokens, finding.n_tokens
+            "{} of {} cells have no counterpart in reach in any other scan; is the scan aligned?",
+            finding.n_unmatched_cells, finding.n_cells
         ));
     }
     warnings

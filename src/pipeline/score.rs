@@ -201,20 +201,20 @@ impl Score {
         let Self { shared, distances, settings, .. } = self;
         let store = &shared.store;
         let mut n_pairs = 0;
-        for layer in 0..shared.method.layers.len() {
+        for grid in 0..shared.method.n_grids() {
             let mut own = None;
             for &other in others {
                 shared.board.beat(StageName::Score);
                 if shared.stopping() {
                     return Ok(n_pairs);
                 }
-                if store.has_column(id, other, layer)? && store.has_column(other, id, layer)? {
+                if store.has_column(id, other, grid)? && store.has_column(other, id, grid)? {
                     continue;
                 }
                 if own.is_none() {
-                    own = store.tokens(&id, layer)?;
+                    own = store.tokens(&id, grid)?;
                 }
-                let (Some(own), Some(theirs)) = (&own, store.tokens(&other, layer)?) else {
+                let (Some(own), Some(theirs)) = (&own, store.tokens(&other, grid)?) else {
                     continue;
                 };
                 let reach = settings.scoring.reach;
@@ -222,10 +222,10 @@ impl Score {
                     store,
                     distances.as_mut(),
                     reach,
-                    layer,
+                    grid,
                     [(id, own), (other, &theirs)],
                 )?;
-                n_pairs += u64::from(layer == 0);
+                n_pairs += u64::from(grid == 0);
             }
         }
         Ok(n_pairs)
@@ -270,20 +270,23 @@ impl Score {
             shared.metrics.score_run(key.label(), ScoreResult::SkippedTooFew, trigger, now_secs());
             return self.show(key);
         }
+        let n_parts = shared.method.n_parts;
         let mut members = Vec::new();
         for ScanRecord { id, .. } in &records {
             let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
-            members.push(Member { id: *id, cells: shared.store.cells(id)?.ok_or_else(lost)? });
+            let foreground = |part| shared.store.foreground(id, part)?.ok_or_else(lost);
+            let parts = (0..n_parts).map(foreground).collect::<Result<_, _>>()?;
+            members.push(Member { id: *id, parts });
         }
         let mut kept = KeptDistances {
             shared: shared.as_ref(),
             distances: distances.as_mut(),
             reach: settings.scoring.reach,
-            n_tokens: members.iter().map(|member| (member.id, member.cells.len())).collect(),
+            n_tokens: members.iter().map(n_tokens).collect(),
         };
-        let (layers, side) = (&shared.method.layers, shared.method.grid_side());
+        let layers = &shared.method.layers;
         let scoring = &settings.scoring;
-        cohort.scores = steps::score_members(&members, side, layers, scoring, &mut kept)?;
+        cohort.scores = steps::score_members(&members, layers, scoring, &mut kept)?;
         cohort.last_scored_secs = Some(now_secs());
         shared.metrics.score_run(key.label(), ScoreResult::Ok, trigger, now_secs());
         self.show(key)
@@ -384,15 +387,12 @@ impl Score {
     fn write_results(&self, cohort: &Cohort, record: &ScanRecord) -> Result<(), ScanError> {
         let (shared, id) = (&self.shared, record.id);
         let index = cohort.window.members().iter().position(|&member| member == id);
-        let (Some(index), Some(tokens)) = (index, shared.store.tokens(&id, 0)?) else {
-            return Ok(());
-        };
+        let Some(index) = index else { return Ok(()) };
         let mask = shared.archive.mask(id);
         let source = steps::read_source(&shared.archive.scan(id), mask.as_deref(), &ARCHIVED)?;
         let (results, finding) = build_results(&ReportInput {
             record,
             source: &source,
-            cells: tokens.cells(),
             scores: &cohort.scores,
             index,
             window: &cohort.identity,
@@ -504,19 +504,21 @@ struct KeptDistances<'a> {
     shared: &'a Shared,
     distances: &'a mut dyn PairDistances,
     reach: SearchReach,
-    n_tokens: BTreeMap<ScanId, usize>,
+    /// Of each part of a layer.
+    n_tokens: BTreeMap<ScanId, Vec<usize>>,
 }
 
 impl steps::Distances for KeptDistances<'_> {
-    fn column(&mut self, of: ScanId, other: ScanId, layer: usize) -> Result<Vec<f32>, ScanError> {
+    fn column(&mut self, of: ScanId, other: ScanId, grid: usize) -> Result<Vec<f32>, ScanError> {
         let Self { shared, distances, reach, n_tokens } = self;
         shared.board.beat(StageName::Score);
-        let kept = || shared.store.column(of, other, layer, n_tokens[&of]);
+        let parts = &n_tokens[&of];
+        let kept = || shared.store.column(of, other, grid, parts[grid % parts.len()]);
         if let Some(column) = kept()? {
             return Ok(column);
         }
-        warn!(scan = %of, %other, layer, "distances are lost or damaged; computing them again");
-        compute_again(&shared.store, *distances, *reach, layer, of, other)?;
+        warn!(scan = %of, %other, grid, "distances are lost or damaged; computing them again");
+        compute_again(&shared.store, *distances, *reach, grid, of, other)?;
         let lost = || StoreError::Damaged { what: "distances", scan: of.short() };
         kept()?.ok_or_else(|| ScanError::from(lost()))
     }
@@ -525,17 +527,22 @@ impl steps::Distances for KeptDistances<'_> {
         &mut self,
         of: ScanId,
         other: ScanId,
-        layer: usize,
+        grid: usize,
         excluded: &[usize],
     ) -> Result<Vec<f32>, ScanError> {
         self.shared.board.beat(StageName::Score);
         let tokens = |id: ScanId| {
             let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
-            self.shared.store.tokens(&id, layer)?.ok_or_else(lost)
+            self.shared.store.tokens(&id, grid)?.ok_or_else(lost)
         };
         let (own, theirs) = (tokens(of)?, tokens(other)?.without(excluded));
         Ok(self.distances.nearest(&own, &theirs, self.reach)?.first_to_second)
     }
+}
+
+/// Tokens of each part of a layer.
+fn n_tokens(member: &Member) -> (ScanId, Vec<usize>) {
+    (member.id, member.parts.iter().map(|part| part.cells.len()).collect())
 }
 
 /// Whether a scan has ever had more than the notice that it waits.
@@ -543,32 +550,32 @@ fn was_scored(record: &ScanRecord) -> bool {
     record.reported.as_ref().is_some_and(|done| done.key != WAITING)
 }
 
-/// Computes and keeps the columns of a pair at one layer, in an order of its own, not of arrival.
+/// Computes and keeps the columns of a pair for one grid of tokens, in an order of its own, not of arrival.
 fn compute_pair(
     store: &Store,
     distances: &mut dyn PairDistances,
     reach: SearchReach,
-    layer: usize,
+    grid: usize,
     [(one, one_tokens), (other, other_tokens)]: [(ScanId, &TokenGrid); 2],
 ) -> Result<(), ScanError> {
     let (first, second) = pair_order(one, other);
     let (a, b) = if first == one { (one_tokens, other_tokens) } else { (other_tokens, one_tokens) };
     let columns = distances.nearest(a, b, reach)?;
-    Ok(store.put_columns(first, second, layer, &columns)?)
+    Ok(store.put_columns(first, second, grid, &columns)?)
 }
 
 fn compute_again(
     store: &Store,
     distances: &mut dyn PairDistances,
     reach: SearchReach,
-    layer: usize,
+    grid: usize,
     one: ScanId,
     other: ScanId,
 ) -> Result<(), ScanError> {
-    let (Some(a), Some(b)) = (store.tokens(&one, layer)?, store.tokens(&other, layer)?) else {
+    let (Some(a), Some(b)) = (store.tokens(&one, grid)?, store.tokens(&other, grid)?) else {
         return Ok(());
     };
-    compute_pair(store, distances, reach, layer, [(one, &a), (other, &b)])
+    compute_pair(store, distances, reach, grid, [(one, &a), (other, &b)])
 }
 
 fn writing(source: std::io::Error) -> ScanError {

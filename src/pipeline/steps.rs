@@ -20,10 +20,10 @@ use crate::{
     numeric::{
         community,
         geometry::VoxelPoint,
-        mask::{GridPlacement, Region, map_samples, regions_above, score_map},
+        mask::{GridPlacement, Region, ScoreGrid, joined_scores, regions_above, score_map},
         preprocess::{self, Canonical, MAX_BRAIN_ML, MIN_SHARE_IN_CUBE, PreprocessError},
         scoring::{self, MapProfile, NearestDistances, ScanScores},
-        token::foreground_cells,
+        token::{Foreground, TokenGrid, foreground_cells},
         volume::{RawMask, RawVolume},
     },
 };
@@ -64,7 +64,8 @@ pub fn canonical(source: &Source, method: &Method) -> Result<Canonical, ScanErro
         preprocess::canonicalise(&source.raw, &source.brain, &method.cube).map_err(refusal)?;
     let n_cells = (method.cube.side / method.patch).pow(3);
     let needed = (n_cells / CELLS_PER_FOREGROUND).max(1);
-    let found = foreground_cells(&canonical.volume, method.patch, method.min_brain_fraction).len();
+    let found = foreground_cells(&canonical.volume, [method.patch; 3], method.min_brain_fraction);
+    let found = found.cells.len();
     if found < needed {
         return Err(Refusal::new(
             QuarantineReason::NoBrain,
@@ -161,15 +162,15 @@ pub fn output_stem(stem: &str) -> String {
 
 /// Where the distances between the members of a window come from.
 pub trait Distances {
-    /// The distances from the tokens of one scan to another scan.
-    fn column(&mut self, of: ScanId, other: ScanId, layer: usize) -> Result<Vec<f32>, ScanError>;
+    /// The distances from one grid of tokens of a scan to that of another scan.
+    fn column(&mut self, of: ScanId, other: ScanId, grid: usize) -> Result<Vec<f32>, ScanError>;
 
     /// The same, as if the other scan did not have the tokens `excluded`.
     fn column_without(
         &mut self,
         of: ScanId,
         other: ScanId,
-        layer: usize,
+        grid: usize,
         excluded: &[usize],
     ) -> Result<Vec<f32>, ScanError>;
 }
@@ -179,8 +180,18 @@ pub trait Distances {
 pub struct Member {
     /// The scan.
     pub id: ScanId,
-    /// Cells of its tokens, ascending.
-    pub cells: Vec<u32>,
+    /// The cells of its tokens, for each part of a layer: view by view, or of all views joined.
+    pub parts: Vec<Foreground>,
+}
+
+/// The parts of a layer's tokens.
+pub fn parts_of(grids: &[TokenGrid], n_parts: usize) -> Vec<Foreground> {
+    grids[..n_parts].iter().map(|grid| grid.foreground().clone()).collect()
+}
+
+/// Tokens of all parts of one layer.
+pub fn tokens_per_layer(grids: &[TokenGrid], n_parts: usize) -> usize {
+    grids.iter().take(n_parts).map(TokenGrid::n_tokens).sum()
 }
 
 /// The scores of a window.
@@ -194,70 +205,97 @@ pub struct WindowScores {
     pub shared: Vec<SharedAnomaly>,
 }
 
-/// The scores of every member of a window, in the order of `members`, whose token grids have `side`
-/// cells along each edge.
+/// The scores of every member of a window, in the order of `members`.
 pub fn score_members(
     members: &[Member],
-    side: usize,
     layers: &[usize],
     settings: &Scoring,
     distances: &mut dyn Distances,
 ) -> Result<WindowScores, ScanError> {
-    let mut by_scan: Vec<Vec<_>> = vec![Vec::new(); members.len()];
+    let n_parts = members.first().map_or(0, |member| member.parts.len());
+    let mut views: Vec<Vec<ScoreGrid>> = vec![Vec::new(); members.len()];
     let mut shared = Vec::new();
-    for (index, &layer) in layers.iter().enumerate() {
-        if settings.filter_shared {
-            let mut window: Vec<NearestDistances> = members
-                .iter()
-                .map(|member| nearest(member, members, index, distances))
-                .collect::<Result<_, _>>()?;
-            shared.extend(leave_out_shared(
-                &mut window,
-                members,
-                (index, layer),
-                settings,
-                distances,
-            )?);
-            for (scores, nearest) in by_scan.iter_mut().zip(&window) {
-                scores.push(scoring::mutual_scores(nearest, settings.keep));
-            }
-        } else {
-            // One scan at a time: the columns of a large window need not be in memory together.
-            for (scores, member) in by_scan.iter_mut().zip(members) {
-                let nearest = nearest(member, members, index, distances)?;
-                scores.push(scoring::mutual_scores(&nearest, settings.keep));
-            }
+    for part in 0..n_parts {
+        let mut by_scan: Vec<Vec<_>> = vec![Vec::new(); members.len()];
+        for (index, &layer) in layers.iter().enumerate() {
+            let tokens = Tokens { grid: index * n_parts + part, part, layer };
+            let found = score_tokens(members, tokens, settings, distances, &mut by_scan)?;
+            shared.extend(found);
         }
+        let grids = members.iter().zip(&by_scan).map(|(member, layers)| ScoreGrid {
+            foreground: member.parts[part].clone(),
+            scores: scoring::mean_over_layers(layers),
+        });
+        let mut grids: Vec<ScoreGrid> = grids.collect();
+        if settings.place_share > 0.0 {
+            scoring::level_places(&mut grids, settings.place_share);
+        }
+        views.iter_mut().zip(grids).for_each(|(views, grid)| views.push(grid));
     }
-    let mut scores: Vec<_> = by_scan.iter().map(|of| scoring::mean_over_layers(of)).collect();
-    let cells: Vec<&[u32]> = members.iter().map(|member| member.cells.as_slice()).collect();
-    if settings.place_share > 0.0 {
-        scoring::level_places(&mut scores, &cells, settings.place_share);
-    }
-    let scans: Vec<ScanScores> = scores.into_iter().map(ScanScores::new).collect();
-    let profile = |(scan, cells): (&ScanScores, &&[u32])| {
-        MapProfile::new(map_samples(side, cells, &scan.tokens), settings.false_positives)
-    };
-    let profiles = scans.par_iter().zip(&cells).map(profile).collect();
+    let scans: Vec<ScanScores> =
+        views.par_iter().map(|views| ScanScores::new(joined_scores(views))).collect();
+    let profile = |scan: &ScanScores| MapProfile::new(scan.cells.clone(), settings.false_positives);
+    let profiles = scans.par_iter().map(profile).collect();
     Ok(WindowScores { scans, profiles, shared })
+}
+
+/// Which tokens of the members are scored.
+#[derive(Clone, Copy)]
+struct Tokens {
+    /// Position among all grids of a scan.
+    grid: usize,
+    /// Position among the grids of a layer.
+    part: usize,
+    /// Encoder block.
+    layer: usize,
+}
+
+/// Scores one grid of tokens of every member; what members share is left out of the candidates.
+fn score_tokens(
+    members: &[Member],
+    tokens: Tokens,
+    settings: &Scoring,
+    distances: &mut dyn Distances,
+    by_scan: &mut [Vec<Vec<Option<f32>>>],
+) -> Result<Vec<SharedAnomaly>, ScanError> {
+    if !settings.filter_shared {
+        // One scan at a time: the columns of a large window need not be in memory together.
+        for (scores, member) in by_scan.iter_mut().zip(members) {
+            let nearest = nearest(member, members, tokens, distances)?;
+            scores.push(scoring::mutual_scores(&nearest, settings.keep));
+        }
+        return Ok(Vec::new());
+    }
+    let mut window: Vec<NearestDistances> = members
+        .iter()
+        .map(|member| nearest(member, members, tokens, distances))
+        .collect::<Result<_, _>>()?;
+    let shared = leave_out_shared(&mut window, members, tokens, settings, distances)?;
+    for (scores, nearest) in by_scan.iter_mut().zip(&window) {
+        scores.push(scoring::mutual_scores(nearest, settings.keep));
+    }
+    Ok(shared)
 }
 
 fn nearest(
     member: &Member,
     members: &[Member],
-    layer: usize,
+    tokens: Tokens,
     distances: &mut dyn Distances,
 ) -> Result<NearestDistances, ScanError> {
     let others = members.iter().filter(|other| other.id != member.id);
-    let columns = others.map(|other| distances.column(member.id, other.id, layer));
-    Ok(NearestDistances::new(member.cells.len(), columns.collect::<Result<_, _>>()?))
+    let columns = others.map(|other| distances.column(member.id, other.id, tokens.grid));
+    Ok(NearestDistances::new(
+        member.parts[tokens.part].cells.len(),
+        columns.collect::<Result<_, _>>()?,
+    ))
 }
 
 /// Looks for anomalies that several members share, and takes their tokens out of the candidates.
 fn leave_out_shared(
     window: &mut [NearestDistances],
     members: &[Member],
-    (index, layer): (usize, usize),
+    tokens: Tokens,
     settings: &Scoring,
     distances: &mut dyn Distances,
 ) -> Result<Vec<SharedAnomaly>, ScanError> {
@@ -265,22 +303,21 @@ fn leave_out_shared(
     let excluded = found.excluded_tokens(members.len());
     for (scan, other) in community::due_columns(window, &excluded) {
         let (of, from) = (members[scan].id, members[other].id);
-        let column = distances.column_without(of, from, index, &excluded[other])?;
+        let column = distances.column_without(of, from, tokens.grid, &excluded[other])?;
         // The scan itself has no column.
         window[scan].replace(other - usize::from(other > scan), column);
     }
     let shared = found.suspects.into_iter().map(|suspect| SharedAnomaly {
-        layer,
+        layer: tokens.layer,
         members: suspect.members.iter().map(|&member| members[member].id).collect(),
         n_excluded: suspect.excluded.iter().map(Vec::len).sum(),
     });
     Ok(shared.collect())
 }
 
-/// What is said about member `index` of a scored window; `cells` are its token cells.
+/// What is said about member `index` of a scored window.
 pub fn finding(
     source: &Source,
-    cells: &[u32],
     scores: &WindowScores,
     index: usize,
     method: &Method,
@@ -292,8 +329,8 @@ pub fn finding(
     let shift = scoring::shift(own, &others);
     let cube = preprocess::cube_affine(&source.brain, &method.cube)
         .map_err(|error| refusal(error.into()))?;
-    let placement = GridPlacement { side: method.grid_side(), patch: method.patch, cube };
-    let map = score_map(cells, &own.tokens, &placement, &source.brain);
+    let placement = GridPlacement { cube_side: method.cube.side, cube };
+    let map = score_map(&own.foreground, &own.cells, &placement, &source.brain);
     let profiles: Vec<MapProfile> = others_of(&scores.profiles, index).copied().collect();
     let threshold =
         scoring::label_free_threshold(&scores.profiles[index], &profiles, settings.clean_scans);
@@ -310,8 +347,8 @@ pub fn finding(
         percentile: scoring::percentile(own.top1_mean, &other_tops),
         shift,
         threshold,
-        n_tokens: own.tokens.len(),
-        n_unmatched_tokens: own.n_unmatched,
+        n_cells: own.cells.len(),
+        n_unmatched_cells: own.n_unmatched,
         clusters: regions.iter().map(|region| cluster(region, &map, &source.raw)).collect(),
         map,
         mask,
@@ -369,6 +406,7 @@ mod tests {
             layers: vec![1],
             device: String::new(),
             cube: CubeSettings { side: 112, field_of_view_mm: 176.0, min_brain_ml: 200.0 },
+            n_parts: 1,
             patch: 14,
             min_brain_fraction: 0.3,
         }

@@ -33,19 +33,19 @@ pub enum Standing {
 /// The scores of the scan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
-    /// Highest token score.
+    /// Highest score of a cell.
     pub max: f32,
-    /// Mean of the highest 1 % of token scores.
+    /// Mean of the highest 1 % of the scores.
     pub top1_mean: f32,
     /// Share of the window's other scans with a lower `top1_mean`, in [0, 1].
     pub percentile: f64,
     /// How far the scan as a whole lies from the others, compared with how far they lie from each
     /// other; 1 is like them.
     pub shift: Option<f64>,
-    /// Scored tokens.
-    pub n_tokens: usize,
-    /// Tokens without a candidate in reach in any other scan.
-    pub n_unmatched_tokens: usize,
+    /// Scored cells.
+    pub n_cells: usize,
+    /// Cells whose tokens have no candidate in reach in any other scan.
+    pub n_unmatched_cells: usize,
 }
 
 /// Where the mask begins, and why there.
@@ -182,8 +182,8 @@ pub(super) mod tests {
                 top1_mean: 1.25,
                 percentile: 0.9,
                 shift: Some(1.1),
-                n_tokens: 100,
-                n_unmatched_tokens: 1,
+                n_cells: 100,
+                n_unmatched_cells: 1,
             }),
             threshold: None,
             clusters: Vec::new(),

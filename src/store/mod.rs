@@ -26,11 +26,15 @@ use crate::{
         cohort::CohortKey,
         scan::{FileLook, ScanId, ScanRecord, ScanState},
     },
-    numeric::{scoring::PairColumns, token::TokenGrid},
+    numeric::{
+        geometry::Shape3,
+        scoring::PairColumns,
+        token::{Foreground, TokenGrid},
+    },
 };
 
 /// Layout of the store; grows with every change that an older version would misread.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Largest value, bytes.
 const CHUNK: usize = 60 * 1024;
@@ -53,11 +57,11 @@ pub enum StoreError {
     /// sled failed.
     #[error("the store failed; check the disk and the permissions of the state folder")]
     Sled(#[from] sled::Error),
-    /// Written by a newer version.
+    /// Written by another version.
     #[error(
-        "the store has format {found}, this version reads up to {FORMAT}; install the newer version again, or give another directories.state"
+        "the store has format {found}, this version reads {FORMAT}; install the version that wrote it, or give another directories.state and let the scans be encoded again"
     )]
-    Newer {
+    Format {
         /// Format found.
         found: u32,
     },
@@ -115,17 +119,17 @@ pub struct Store {
 /// What makes the chunks of a scan's tokens count.
 #[derive(Serialize, Deserialize)]
 struct Manifest {
-    layers: Vec<LayerShape>,
+    grids: Vec<GridShape>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct LayerShape {
-    side: usize,
+struct GridShape {
+    shape: [usize; 3],
     channels: usize,
     n_tokens: usize,
 }
 
-impl LayerShape {
+impl GridShape {
     fn n_bytes(&self) -> u64 {
         (self.n_tokens * (4 + 2 * self.channels)) as u64
     }
@@ -198,22 +202,22 @@ impl Store {
         Ok(self.db.generate_id()?)
     }
 
-    /// Stores the tokens of a scan, one grid per layer, with its journal entry; durable on return.
+    /// Stores the grids of tokens of a scan with its journal entry; durable on return.
     /// A kill in the middle leaves the old state.
-    pub fn put_encoded(&self, record: &ScanRecord, layers: &[TokenGrid]) -> Result<(), StoreError> {
+    pub fn put_encoded(&self, record: &ScanRecord, grids: &[TokenGrid]) -> Result<(), StoreError> {
         let mut shapes = Vec::new();
-        for (layer, grid) in layers.iter().enumerate() {
+        for (index, grid) in grids.iter().enumerate() {
             let mut bytes = cast_slice::<u32, u8>(grid.cells()).to_vec();
             bytes.extend_from_slice(cast_slice::<f16, u8>(grid.features()));
-            put_blob(&self.chunks, &layer_key(&[record.id], layer), &bytes)?;
-            shapes.push(LayerShape {
-                side: grid.side(),
+            put_blob(&self.chunks, &grid_key(&[record.id], index), &bytes)?;
+            shapes.push(GridShape {
+                shape: grid.shape().0,
                 channels: grid.channels(),
                 n_tokens: grid.n_tokens(),
             });
         }
         let id = record.id.0;
-        let manifest = record::seal_json(&Manifest { layers: shapes });
+        let manifest = record::seal_json(&Manifest { grids: shapes });
         let entry = record::seal_json(record);
         (&self.manifests, &self.journal)
             .transaction(|(manifests, journal)| {
@@ -225,37 +229,41 @@ impl Store {
         self.flush()
     }
 
-    /// The tokens of a scan at one layer; `None` if it has none.
-    pub fn tokens(&self, id: &ScanId, layer: usize) -> Result<Option<TokenGrid>, StoreError> {
+    /// One grid of the tokens of a scan; `None` if there is no such grid.
+    pub fn tokens(&self, id: &ScanId, grid: usize) -> Result<Option<TokenGrid>, StoreError> {
         let damaged = || StoreError::Damaged { what: "tokens", scan: id.short() };
         let Some(manifest) = self.manifest(id)? else { return Ok(None) };
-        let Some(shape) = manifest.layers.get(layer) else { return Ok(None) };
-        let bytes = get_blob(&self.chunks, &layer_key(&[*id], layer), "tokens")?;
+        let Some(shape) = manifest.grids.get(grid) else { return Ok(None) };
+        let bytes = get_blob(&self.chunks, &grid_key(&[*id], grid), "tokens")?;
         let bytes = bytes.filter(|b| b.len() as u64 == shape.n_bytes()).ok_or_else(damaged)?;
         let (cells, features) = bytes.split_at(shape.n_tokens * 4);
         let cells = cells.chunks_exact(4).map(word);
         let features = features.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]));
-        TokenGrid::new(shape.side, shape.channels, cells.collect(), features.collect())
+        TokenGrid::new(Shape3(shape.shape), shape.channels, cells.collect(), features.collect())
             .map(Some)
             .map_err(|_| damaged())
     }
 
-    /// The cells of a scan's tokens, ascending, without reading the tokens; `None` if it has none.
-    pub fn cells(&self, id: &ScanId) -> Result<Option<Vec<u32>>, StoreError> {
+    /// The cells of one grid of a scan's tokens, without reading its features; `None` if there is no
+    /// such grid.
+    pub fn foreground(&self, id: &ScanId, grid: usize) -> Result<Option<Foreground>, StoreError> {
         let Some(manifest) = self.manifest(id)? else { return Ok(None) };
-        let n_bytes = manifest.layers.first().map_or(0, |shape| shape.n_tokens * 4);
+        let Some(found) = manifest.grids.get(grid) else { return Ok(None) };
+        let n_bytes = found.n_tokens * 4;
         let mut bytes = Vec::with_capacity(n_bytes);
-        let prefix = layer_key(&[*id], 0);
-        for entry in self.chunks.scan_prefix(&prefix) {
-            if bytes.len() >= n_bytes {
+        let prefix = grid_key(&[*id], grid);
+        for index in 0_u32.. {
+            let key = [prefix.as_slice(), &index.to_be_bytes()].concat();
+            let Some(value) = self.chunks.get(key)?.filter(|_| bytes.len() < n_bytes) else {
                 break;
-            }
-            bytes.extend_from_slice(open_chunk(&entry?.1, "tokens", &prefix)?.1);
+            };
+            bytes.extend_from_slice(open_chunk(&value, "tokens", &prefix)?.1);
         }
         let cells = bytes.get(..n_bytes);
         let cells =
             cells.ok_or_else(|| StoreError::Damaged { what: "tokens", scan: id.short() })?;
-        Ok(Some(cells.chunks_exact(4).map(word).collect()))
+        let cells = cells.chunks_exact(4).map(word).collect();
+        Ok(Some(Foreground { shape: Shape3(found.shape), cells }))
     }
 
     fn manifest(&self, id: &ScanId) -> Result<Option<Manifest>, StoreError> {
@@ -263,18 +271,18 @@ impl Store {
         value.map(|value| record::open_json(&value, "token manifest", &id.0)).transpose()
     }
 
-    /// Keeps both columns of a pair at one layer. Not flushed: columns can be computed again.
+    /// Keeps both columns of a pair for one grid of tokens. Not flushed: columns can be computed again.
     pub fn put_columns(
         &self,
         first: ScanId,
         second: ScanId,
-        layer: usize,
+        grid: usize,
         columns: &PairColumns,
     ) -> Result<(), StoreError> {
         let there = cast_slice(&columns.first_to_second);
-        put_blob(&self.columns, &layer_key(&[first, second], layer), there)?;
+        put_blob(&self.columns, &grid_key(&[first, second], grid), there)?;
         let back = cast_slice(&columns.second_to_first);
-        put_blob(&self.columns, &layer_key(&[second, first], layer), back)
+        put_blob(&self.columns, &grid_key(&[second, first], grid), back)
     }
 
     /// The distances from the `n_tokens` tokens of one scan to another scan, if they were kept. A
@@ -283,10 +291,10 @@ impl Store {
         &self,
         of: ScanId,
         other: ScanId,
-        layer: usize,
+        grid: usize,
         n_tokens: usize,
     ) -> Result<Option<Vec<f32>>, StoreError> {
-        let bytes = match get_blob(&self.columns, &layer_key(&[of, other], layer), "distances") {
+        let bytes = match get_blob(&self.columns, &grid_key(&[of, other], grid), "distances") {
             Err(StoreError::Damaged { .. }) => None,
             bytes => bytes?,
         };
@@ -296,8 +304,8 @@ impl Store {
     }
 
     /// Whether something was kept of the distances of a pair.
-    pub fn has_column(&self, of: ScanId, other: ScanId, layer: usize) -> Result<bool, StoreError> {
-        Ok(self.columns.scan_prefix(layer_key(&[of, other], layer)).next().is_some())
+    pub fn has_column(&self, of: ScanId, other: ScanId, grid: usize) -> Result<bool, StoreError> {
+        Ok(self.columns.scan_prefix(grid_key(&[of, other], grid)).next().is_some())
     }
 
     /// Drops all columns if they were computed in another way than `how`.
@@ -405,12 +413,12 @@ impl Store {
         for entry in self.manifests.iter() {
             let (key, value) = entry?;
             let manifest: Manifest = record::open_json(&value, "token manifest", &key)?;
-            tokens += manifest.layers.iter().map(LayerShape::n_bytes).sum::<u64>();
+            tokens += manifest.grids.iter().map(GridShape::n_bytes).sum::<u64>();
             let Some(entry) = self.journal.get(&key)? else { continue };
             let record: ScanRecord = record::open_json(&entry, "journal", &key)?;
             let (n_members, column) = cohorts.entry(record.cohort).or_default();
             *n_members += 1;
-            *column += manifest.layers.iter().map(|l| 4 * l.n_tokens as u64).sum::<u64>();
+            *column += manifest.grids.iter().map(|l| 4 * l.n_tokens as u64).sum::<u64>();
         }
         let columns = cohorts.values().map(|(n_members, column)| column * (n_members - 1));
         Ok(tokens + columns.sum::<u64>())
@@ -452,7 +460,7 @@ fn check_format(db: &sled::Db) -> Result<(), StoreError> {
         Some(value) => {
             let bytes = <[u8; 4]>::try_from(value.as_ref());
             let found = bytes.map_or(u32::MAX, u32::from_be_bytes);
-            if found > FORMAT { Err(StoreError::Newer { found }) } else { Ok(()) }
+            if found == FORMAT { Ok(()) } else { Err(StoreError::Format { found }) }
         }
     }
 }
@@ -464,10 +472,10 @@ fn storage(error: TransactionError<()>) -> StoreError {
     }
 }
 
-/// `id ... | layer`, big-endian, so that everything of a scan, a pair, a layer is a prefix.
-fn layer_key(ids: &[ScanId], layer: usize) -> Vec<u8> {
+/// `id ... | grid`, big-endian, so that everything of a scan, a pair, a grid is a prefix.
+fn grid_key(ids: &[ScanId], grid: usize) -> Vec<u8> {
     let mut key: Vec<u8> = ids.iter().flat_map(|id| id.0).collect();
-    key.extend((layer as u16).to_be_bytes());
+    key.extend((grid as u16).to_be_bytes());
     key
 }
 

@@ -29,7 +29,7 @@ fn record(n: u8, state: ScanState) -> ScanRecord {
 fn tokens(n: u8) -> TokenGrid {
     let cells: Vec<u32> = (0..600).map(|c| c * 2 + u32::from(n) % 2).collect();
     let features = (0..600 * 96).map(|i| f16::from_f32((i % 251) as f32 + f32::from(n))).collect();
-    TokenGrid::new(16, 96, cells, features).unwrap()
+    TokenGrid::new(Shape3::cube(16), 96, cells, features).unwrap()
 }
 
 fn columns(n: u8) -> PairColumns {
@@ -51,8 +51,8 @@ fn everything_comes_back_bit_for_bit_after_a_restart() {
     }
     let store = Store::open(folder.path()).unwrap();
     assert_eq!(store.tokens(&id(1), 1).unwrap(), Some(tokens(3)));
-    assert_eq!(store.cells(&id(1)).unwrap().unwrap(), tokens(1).cells());
-    assert_eq!(store.cells(&id(3)).unwrap(), None);
+    assert_eq!(store.foreground(&id(1), 0).unwrap().as_ref(), Some(tokens(1).foreground()));
+    assert_eq!(store.foreground(&id(3), 0).unwrap(), None);
     assert_eq!(store.tokens(&id(2), 0).unwrap(), Some(tokens(2)));
     assert_eq!(store.tokens(&id(3), 0).unwrap(), None);
     assert_eq!(store.column(id(1), id(2), 1, 600).unwrap(), Some(columns(1).first_to_second));
@@ -90,7 +90,7 @@ fn tokens_without_a_manifest_are_swept_away() {
         let store = Store::open(folder.path()).unwrap();
         store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
         // What a kill between the chunks and the manifest leaves.
-        put_blob(&store.chunks, &layer_key(&[id(9)], 0), &[1; 100_000]).unwrap();
+        put_blob(&store.chunks, &grid_key(&[id(9)], 0), &[1; 100_000]).unwrap();
         store.put_columns(id(1), id(9), 0, &columns(1)).unwrap();
     }
     let store = Store::open(folder.path()).unwrap();
@@ -112,18 +112,20 @@ fn damage_is_an_error_that_names_the_scan() {
     assert!(error.contains("tokens of scan 010101010101"), "{error}");
     store.chunks.remove(&key).unwrap();
     assert!(matches!(store.tokens(&id(1), 0), Err(StoreError::Damaged { .. })));
-    assert!(matches!(store.cells(&id(1)), Err(StoreError::Damaged { .. })));
+    assert!(matches!(store.foreground(&id(1), 0), Err(StoreError::Damaged { .. })));
 }
 
 #[test]
-fn a_newer_format_is_refused() {
+fn another_format_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     drop(Store::open(folder.path()).unwrap());
-    let db = sled::open(folder.path()).unwrap();
-    db.insert("format", &(FORMAT + 1).to_be_bytes()).unwrap();
-    drop(db);
-    let error = Store::open(folder.path()).err().unwrap().to_string();
-    assert!(error.contains("format 2, this version reads up to 1"), "{error}");
+    for other in [FORMAT - 1, FORMAT + 1] {
+        let db = sled::open(folder.path()).unwrap();
+        db.insert("format", &other.to_be_bytes()).unwrap();
+        drop(db);
+        let error = Store::open(folder.path()).err().unwrap().to_string();
+        assert!(error.contains(&format!("format {other}, this version reads {FORMAT}")), "{error}");
+    }
 }
 
 #[test]

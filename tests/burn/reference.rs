@@ -1,7 +1,5 @@
 //! The burn engine against `tests/reference/make_goldens.py`.
 
-use std::num::NonZeroUsize;
-
 use burn::backend::Flex;
 use oddscan::{
     compute::{
@@ -9,18 +7,18 @@ use oddscan::{
         position::PositionResize,
     },
     domain::{PairDistances, SliceEncoder},
-    numeric::{scoring::SearchReach, slice::ImageBatch},
+    numeric::slice::ImageBatch,
 };
 
 use crate::{
     encoder::options,
-    goldens::{Goldens, LAYERS, assert_close, weights},
+    goldens::{CUBE_SIDE, Goldens, LAYERS, assert_close, cases, weights},
 };
 
 #[test]
 fn every_block_is_that_of_the_reference() {
     let goldens = Goldens::load();
-    let images = ImageBatch { n_images: 3, side: 28, pixels: goldens.values("images") };
+    let images = ImageBatch { n_images: 3, side: CUBE_SIDE, pixels: goldens.values("images") };
     for (position, mode) in [(PositionResize::Offset, "offset"), (PositionResize::Size, "size")] {
         for (final_norm, kind) in [(false, "plain"), (true, "normed")] {
             let options = options(&[1, 2, 3, 4], final_norm, position);
@@ -40,17 +38,15 @@ fn every_block_is_that_of_the_reference() {
 #[test]
 fn the_distances_are_those_of_the_reference() {
     let goldens = Goldens::load();
-    let reaches =
-        [(SearchReach::WholeVolume, "whole"), (SearchReach::Cells(NonZeroUsize::MIN), "cells")];
-    for (reach, name) in reaches {
+    for case in cases() {
         for layer in LAYERS {
-            let (a, b) = (goldens.tokens(0, layer), goldens.tokens(1, layer));
+            let (a, b) = (goldens.tokens(&case, 0, layer, 0), goldens.tokens(&case, 1, layer, 0));
             let mut distances = BurnDistances::<Flex>::new(Default::default(), "burn-cpu");
-            let found = distances.nearest(&a, &b, reach).unwrap();
-            let there = goldens.values(&format!("{name}.distances.{layer}.0.1"));
-            assert_close(&found.first_to_second, &there, 1e-5, name);
-            let back = goldens.values(&format!("{name}.distances.{layer}.1.0"));
-            assert_close(&found.second_to_first, &back, 1e-5, name);
+            let found = distances.nearest(&a, &b, case.reach).unwrap();
+            let there = goldens.values(&format!("{}.distances.{layer}.0.0.1", case.name));
+            assert_close(&found.first_to_second, &there, 1e-5, case.name);
+            let back = goldens.values(&format!("{}.distances.{layer}.0.1.0", case.name));
+            assert_close(&found.second_to_first, &back, 1e-5, case.name);
         }
     }
 }

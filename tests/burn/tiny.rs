@@ -3,7 +3,7 @@
 use half::f16;
 use oddscan::{
     compute::weights::{Architecture, BlockWeights, LinearWeights, NormWeights, VitWeights},
-    numeric::{projection::Normal, slice::ImageBatch, token::TokenGrid},
+    numeric::{geometry::Shape3, projection::Normal, slice::ImageBatch, token::TokenGrid},
 };
 
 /// Pixels along an image edge: four patches, fewer than the position embedding has.
@@ -44,7 +44,7 @@ pub fn tokens(seed: u64, side: usize, channels: usize, keep: impl Fn(u32) -> boo
     let cells: Vec<u32> = (0..side.pow(3) as u32).filter(|&cell| keep(cell)).collect();
     let features = Random(Normal::new(seed)).around(0.0, 1.0, cells.len() * channels);
     let features = features.into_iter().map(f16::from_f32).collect();
-    TokenGrid::new(side, channels, cells, features).unwrap()
+    TokenGrid::new(Shape3::cube(side), channels, cells, features).unwrap()
 }
 
 struct Random(Normal);

@@ -7,7 +7,7 @@ use oddscan::{
     compute::cpu::CpuDistances,
     config::{Config, Scoring},
     domain::{PairDistances, error::ScanError, scan::ScanId},
-    numeric::{projection::Normal, scoring::SearchReach, token::TokenGrid},
+    numeric::{geometry::Shape3, projection::Normal, scoring::SearchReach, token::TokenGrid},
     pipeline::steps::{self, Member, WindowScores},
 };
 
@@ -61,35 +61,42 @@ fn window(ill: &BTreeSet<usize>) -> Grids {
             place.iter_mut().zip(&lesion).zip(&noise).for_each(|((t, l), n)| *t = l + 0.3 * n);
         }
         let features = tokens.into_iter().map(f16::from_f64).collect();
-        TokenGrid::new(SIDE, WIDTH, cells.clone(), features).unwrap()
+        TokenGrid::new(Shape3::cube(SIDE), WIDTH, cells.clone(), features).unwrap()
     });
     Grids(grids.collect())
 }
 
 fn scores(grids: &mut Grids, enabled: bool) -> WindowScores {
-    let settings = Config::parse(&format!("community.enabled = {enabled}")).unwrap();
+    let settings = Config::parse(&format!(
+        "community.enabled = {enabled}\n[scoring]\nkeep_fraction = 0.3\nplace_share = 0.0"
+    ))
+    .unwrap();
     let settings: Scoring = settings.scoring;
-    let member =
-        |(scan, grid): (usize, &TokenGrid)| Member { id: id(scan), cells: grid.cells().to_vec() };
+    let member = |(scan, grid): (usize, &TokenGrid)| Member {
+        id: id(scan),
+        parts: vec![grid.foreground().clone()],
+    };
     let members: Vec<Member> = grids.0.iter().enumerate().map(member).collect();
-    steps::score_members(&members, SIDE, &[9], &settings, grids).unwrap()
+    steps::score_members(&members, &[9], &settings, grids).unwrap()
 }
 
-/// Lowest score of the lesion, and the 99th percentile of all other tokens.
+/// Mean score in the lesion, and the 99th percentile of everything that is not near one.
 fn lesion_and_rest(scores: &WindowScores, ill: &BTreeSet<usize>) -> (f32, f32) {
-    let mut rest = Vec::new();
-    let mut lesion = f32::INFINITY;
+    let (mut lesion, mut rest) = (Vec::new(), Vec::new());
     for (scan, scores) in scores.scans.iter().enumerate() {
-        for (token, &score) in scores.tokens.iter().enumerate() {
-            if ill.contains(&scan) && (60..65).contains(&token) {
-                lesion = lesion.min(score);
-            } else {
+        let shape = scores.foreground.shape;
+        for (&cell, &score) in scores.foreground.cells.iter().zip(&scores.cells) {
+            // Tokens 60 to 64 are the row in the middle; there are two cells along each of theirs.
+            let [_, y, z] = shape.voxel(cell as usize);
+            if [y, z].iter().all(|at| (4..=5).contains(at)) && ill.contains(&scan) {
+                lesion.push(score);
+            } else if [y, z].iter().any(|at| !(3..=6).contains(at)) {
                 rest.push(score);
             }
         }
     }
     rest.sort_unstable_by(f32::total_cmp);
-    (lesion, rest[rest.len() * 99 / 100])
+    (lesion.iter().sum::<f32>() / lesion.len() as f32, rest[rest.len() * 99 / 100])
 }
 
 #[test]

@@ -22,8 +22,8 @@ fn sidecar(score: f32) -> Sidecar {
         top1_mean: score,
         percentile: 0.5,
         shift: None,
-        n_tokens: 1,
-        n_unmatched_tokens: 0,
+        n_cells: 1,
+        n_unmatched_cells: 0,
     };
     Sidecar {
         schema: SCHEMA.into(),

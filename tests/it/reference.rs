@@ -2,7 +2,7 @@
 //! method and not from this code. Each stage starts from the golden values of the one before; the
 //! last test goes all the way.
 
-use std::{num::NonZeroUsize, ops::ControlFlow};
+use std::ops::ControlFlow;
 
 use oddscan::{
     compute::{
@@ -11,35 +11,31 @@ use oddscan::{
         position::{PositionResize, resize_position_embedding},
         weights::VitWeights,
     },
-    domain::{PairDistances, SliceEncoder, tokenise::Tokeniser},
+    config::Config,
+    domain::{PairDistances, SliceEncoder, error::ScanError, scan::ScanId, tokenise::Tokeniser},
     numeric::{
-        geometry::Axis,
-        mask::{GridPlacement, map_samples, score_map},
+        mask::{GridPlacement, score_map},
         preprocess::{Canonical, CubeSettings, brain_mask, canonicalise, cube_affine},
         projection::Projection,
-        scoring::{
-            Fraction, MapProfile, NearestDistances, ScanScores, SearchReach, label_free_threshold,
-            level_places, mean_over_layers, mutual_scores,
-        },
+        scoring::{Fraction, ScanScores, SearchReach, label_free_threshold},
         slice::ImageBatch,
-        token::{TokenGrid, TokenSettings},
+        token::TokenGrid,
     },
+    pipeline::steps::{self, Member, WindowScores},
+};
+use serde_json::{Value, json};
+
+use crate::goldens::{
+    CUBE_SIDE, Case, Goldens, LAYERS, SHAPE, SIDE, assert_close, cases, shared, weights,
+    worst_cosine,
 };
 
-use crate::goldens::{Goldens, LAYERS, SHAPE, SIDE, assert_close, shared, weights, worst_cosine};
-
-const CUBE: CubeSettings = CubeSettings { side: 28, field_of_view_mm: 150.3, min_brain_ml: 1.0 };
+const SEED: u64 = 20_260_211;
+const CUBE: CubeSettings =
+    CubeSettings { side: CUBE_SIDE, field_of_view_mm: 150.3, min_brain_ml: 1.0 };
 const N_SCANS: usize = 3;
 const MODES: [(PositionResize, &str); 2] =
     [(PositionResize::Offset, "offset"), (PositionResize::Size, "size")];
-
-fn reaches() -> [(SearchReach, &'static str); 2] {
-    [(SearchReach::WholeVolume, "whole"), (SearchReach::Cells(NonZeroUsize::MIN), "cells")]
-}
-
-fn keep() -> Fraction {
-    Fraction::new(0.4).unwrap()
-}
 
 fn canonical(goldens: &Goldens, number: usize) -> Canonical {
     let scan = goldens.scan(number);
@@ -49,17 +45,27 @@ fn canonical(goldens: &Goldens, number: usize) -> Canonical {
 #[test]
 fn the_settings_are_those_of_the_reference() {
     let text = include_str!("../fixtures/reference/settings.json");
-    let settings = &serde_json::from_str::<serde_json::Value>(text).unwrap()["settings"];
+    let settings = &serde_json::from_str::<Value>(text).unwrap()["settings"];
     assert_eq!(settings["cube"]["side"], CUBE.side);
     assert_eq!(settings["cube"]["field_of_view_mm"], CUBE.field_of_view_mm);
-    assert_eq!(settings["layers"], serde_json::json!(LAYERS));
-    assert_eq!(settings["keep_fraction"], keep().get());
-    let rest = [("place_share", 0.3), ("smoothing_cells", 0.4), ("clean_scan_fraction", 0.25)];
-    for (key, value) in rest {
-        assert_eq!(settings[key], value, "{key}");
+    assert_eq!(settings["layers"], json!(LAYERS));
+    for case in cases() {
+        let method = json!({
+            "projection": case.projected.then(|| json!({ "seed": SEED, "channels": 8 })),
+            "join_views": case.tokens.join_views,
+            "slices_per_token": case.tokens.slices_per_token,
+            "smoothing_cells": case.tokens.smoothing_cells,
+            "reach_cells": match case.reach {
+                SearchReach::WholeVolume => None,
+                SearchReach::Cells(cells) => Some(cells),
+            },
+            "keep_fraction": case.keep_fraction,
+            "place_share": case.place_share,
+        });
+        assert_eq!(settings["methods"][case.name], method);
     }
     let a = weights().architecture;
-    let network = serde_json::json!({
+    let network = json!({
         "channels": a.channels, "depth": a.depth, "hidden": a.hidden, "patch": a.patch,
         "position_side": a.position_side,
         // The file does not tell the heads: they are 64 channels wide, and at least one.
@@ -93,7 +99,7 @@ fn the_position_embedding_is_that_of_the_reference() {
 #[test]
 fn every_block_is_that_of_the_reference() {
     let goldens = Goldens::load();
-    let images = ImageBatch { n_images: 3, side: 28, pixels: goldens.values("images") };
+    let images = ImageBatch { n_images: 3, side: CUBE_SIDE, pixels: goldens.values("images") };
     for (position, mode) in MODES {
         for (final_norm, kind) in [(false, "plain"), (true, "normed")] {
             let options = EncoderOptions { layers: vec![1, 2, 3, 4], final_norm, position };
@@ -109,40 +115,47 @@ fn every_block_is_that_of_the_reference() {
 
 #[test]
 fn the_projection_is_that_of_the_reference() {
-    let found = Projection::new(20_260_211, 32, 8);
+    let found = Projection::new(SEED, 32, 8);
     // Sine, cosine and logarithm may differ in the last bit of f64.
     assert_close(found.entries(), &Goldens::load().values("projection"), 1e-7, "projection");
 }
 
-fn tokens(goldens: &Goldens, number: usize) -> Vec<TokenGrid> {
+/// The grids of tokens of a scan: layer by layer, within a layer part by part.
+fn tokens(goldens: &Goldens, case: &Case, scan: usize) -> Vec<TokenGrid> {
     let options = EncoderOptions {
         layers: LAYERS.to_vec(),
         final_norm: true,
         position: PositionResize::Offset,
     };
-    let settings = TokenSettings {
-        views: vec![Axis::Axial, Axis::Coronal, Axis::Sagittal],
-        slice_stride: 1,
-        min_brain_fraction: 0.3,
-        smoothing_cells: 0.4,
-    };
     let encoder = Box::new(CpuEncoder::new(&weights(), &options));
-    let projection = Projection::new(20_260_211, 32, 8);
-    let mut tokeniser = Tokeniser::new(encoder, Some(projection), settings, LAYERS.len(), 14);
-    let volume = canonical(goldens, number).volume;
+    let projection = case.projected.then(|| Projection::new(SEED, 32, 8));
+    let settings = case.tokens.clone();
+    let mut tokeniser = Tokeniser::new(encoder, projection, settings, LAYERS.len(), 14);
+    let volume = canonical(goldens, scan).volume;
     tokeniser.tokens(&volume, |_| ControlFlow::Continue(())).unwrap()
+}
+
+/// Layer and part of every grid of a scan.
+fn grids(case: &Case) -> impl Iterator<Item = (usize, usize)> {
+    let n_parts = case.tokens.n_parts();
+    LAYERS.into_iter().flat_map(move |layer| (0..n_parts).map(move |part| (layer, part)))
 }
 
 #[test]
 fn the_tokens_are_those_of_the_reference() {
     let goldens = Goldens::load();
-    for number in 0..N_SCANS {
-        for (layer, found) in LAYERS.into_iter().zip(tokens(&goldens, number)) {
-            assert_eq!(found.cells(), goldens.cells(number));
-            let values: Vec<f32> = found.features().iter().map(|f| f.to_f32()).collect();
-            let name = format!("scan{number}.tokens.{layer}");
-            // One rounding step of f16 below 1.
-            assert_close(&values, &goldens.values(&name), 5e-4, &name);
+    for case in cases() {
+        for scan in 0..N_SCANS {
+            for ((layer, part), found) in grids(&case).zip(tokens(&goldens, &case, scan)) {
+                let golden = goldens.tokens(&case, scan, layer, part);
+                assert_eq!(found.foreground(), golden.foreground());
+                let values = |grid: &TokenGrid| -> Vec<f32> {
+                    grid.features().iter().map(|f| f.to_f32()).collect()
+                };
+                let name = format!("{}.scan{scan}.tokens.{layer}.{part}", case.name);
+                // One rounding step of f16 below 1.
+                assert_close(&values(&found), &values(&golden), 5e-4, &name);
+            }
         }
     }
 }
@@ -150,90 +163,109 @@ fn the_tokens_are_those_of_the_reference() {
 #[test]
 fn the_distances_are_those_of_the_reference() {
     let goldens = Goldens::load();
-    for (reach, name) in reaches() {
-        for layer in LAYERS {
+    for case in cases() {
+        for (layer, part) in grids(&case) {
             for (own, other) in [(0, 1), (0, 2), (1, 2)] {
-                let (a, b) = (goldens.tokens(own, layer), goldens.tokens(other, layer));
-                let found = CpuDistances::new().nearest(&a, &b, reach).unwrap();
-                let there = format!("{name}.distances.{layer}.{own}.{other}");
+                let tokens = |scan| goldens.tokens(&case, scan, layer, part);
+                let found =
+                    CpuDistances::new().nearest(&tokens(own), &tokens(other), case.reach).unwrap();
+                let name = format!("{}.distances.{layer}.{part}", case.name);
+                let there = format!("{name}.{own}.{other}");
                 assert_close(&found.first_to_second, &goldens.values(&there), 1e-6, &there);
-                let back = format!("{name}.distances.{layer}.{other}.{own}");
+                let back = format!("{name}.{other}.{own}");
                 assert_close(&found.second_to_first, &goldens.values(&back), 1e-6, &back);
             }
         }
     }
 }
 
-/// The scores of all scans from columns `[own][layer]`.
-fn levelled(goldens: &Goldens, columns: impl Fn(usize, usize) -> Vec<Vec<f32>>) -> Vec<ScanScores> {
-    let cells: Vec<Vec<u32>> = (0..N_SCANS).map(|number| goldens.cells(number)).collect();
-    let of_scan = |own: usize| {
-        let layer = |layer| {
-            mutual_scores(&NearestDistances::new(cells[own].len(), columns(own, layer)), keep())
-        };
-        mean_over_layers(&(0..LAYERS.len()).map(layer).collect::<Vec<_>>())
-    };
-    let mut scores: Vec<_> = (0..N_SCANS).map(of_scan).collect();
-    level_places(&mut scores, &cells.iter().map(Vec::as_slice).collect::<Vec<_>>(), 0.3);
-    scores.into_iter().map(ScanScores::new).collect()
+fn id(scan: usize) -> ScanId {
+    ScanId([scan as u8; 32])
 }
 
-fn others(own: usize) -> impl Iterator<Item = usize> {
-    (0..N_SCANS).filter(move |&other| other != own)
+/// Columns for the scoring, by scan, other scan and grid.
+struct Columns<F>(F);
+
+impl<F: FnMut(usize, usize, usize) -> Vec<f32>> steps::Distances for Columns<F> {
+    fn column(&mut self, of: ScanId, other: ScanId, grid: usize) -> Result<Vec<f32>, ScanError> {
+        Ok((self.0)(of.0[0].into(), other.0[0].into(), grid))
+    }
+
+    fn column_without(
+        &mut self,
+        _: ScanId,
+        _: ScanId,
+        _: usize,
+        _: &[usize],
+    ) -> Result<Vec<f32>, ScanError> {
+        unreachable!("nothing is filtered")
+    }
+}
+
+fn scores(
+    goldens: &Goldens,
+    case: &Case,
+    columns: impl FnMut(usize, usize, usize) -> Vec<f32>,
+) -> WindowScores {
+    let settings = format!(
+        "[scoring]\nkeep_fraction = {:?}\nplace_share = {:?}\nfalse_positive_fraction = 0.01",
+        case.keep_fraction, case.place_share
+    );
+    let settings = Config::parse(&settings).unwrap().scoring;
+    let member = |scan| {
+        let part = |part| goldens.tokens(case, scan, LAYERS[0], part).foreground().clone();
+        Member { id: id(scan), parts: (0..case.tokens.n_parts()).map(part).collect() }
+    };
+    let members: Vec<Member> = (0..N_SCANS).map(member).collect();
+    steps::score_members(&members, &LAYERS, &settings, &mut Columns(columns)).unwrap()
 }
 
 #[test]
 fn scores_threshold_and_map_are_those_of_the_reference() {
     let goldens = Goldens::load();
-    for (_, reach) in reaches() {
-        let scores = levelled(&goldens, |own, layer| {
-            let column = |other| format!("{reach}.distances.{}.{own}.{other}", LAYERS[layer]);
-            others(own).map(|other| goldens.values(&column(other))).collect()
+    for case in cases() {
+        let layout: Vec<(usize, usize)> = grids(&case).collect();
+        let scores = scores(&goldens, &case, |own, other, grid| {
+            let (layer, part) = layout[grid];
+            goldens.values(&format!("{}.distances.{layer}.{part}.{own}.{other}", case.name))
         });
-        let profile = |own: usize| {
-            let samples = map_samples(SIDE, &goldens.cells(own), &scores[own].tokens);
-            MapProfile::new(samples, Fraction::new(0.01).unwrap())
-        };
-        for (own, found) in scores.iter().enumerate() {
-            let golden = |what: &str| goldens.values(&format!("{reach}.scan{own}.{what}"));
-            assert_close(&found.tokens, &golden("scores"), 1e-6, "scores");
+        for (own, found) in scores.scans.iter().enumerate() {
+            let golden = |what: &str| goldens.values(&format!("{}.scan{own}.{what}", case.name));
+            assert_close(&found.cells, &golden("scores"), 1e-6, "scores");
             assert_close(&[found.max], &golden("max"), 1e-6, "max");
             assert_close(&[found.top1_mean], &golden("top1_mean"), 1e-6, "top1_mean");
-            let map = map(&goldens, own, &goldens.cells(own), &golden("scores"));
-            assert_close(&map, &golden("map"), 1e-5, "map");
-            let profiles: Vec<_> = others(own).map(profile).collect();
+            assert_close(&map(&goldens, own, found), &golden("map"), 1e-5, "map");
+            let mut profiles = scores.profiles.clone();
+            let profile = profiles.remove(own);
             let clean = Fraction::new(0.25).unwrap();
-            let threshold = label_free_threshold(&profile(own), &profiles, clean);
+            let threshold = label_free_threshold(&profile, &profiles, clean);
             assert_close(&[threshold], &golden("threshold"), 1e-5, "threshold");
         }
     }
 }
 
-fn map(goldens: &Goldens, number: usize, cells: &[u32], scores: &[f32]) -> Vec<f32> {
-    let scan = goldens.scan(number);
-    let brain = brain_mask(&scan, None).unwrap();
-    let cube = cube_affine(&brain, &CUBE).unwrap();
-    score_map(cells, scores, &GridPlacement { side: SIDE, patch: 7, cube }, &brain)
+fn map(goldens: &Goldens, scan: usize, scores: &ScanScores) -> Vec<f32> {
+    let brain = brain_mask(&goldens.scan(scan), None).unwrap();
+    let placement =
+        GridPlacement { cube_side: CUBE.side, cube: cube_affine(&brain, &CUBE).unwrap() };
+    score_map(&scores.foreground, &scores.cells, &placement, &brain)
 }
 
 #[test]
 fn the_whole_way_from_scan_to_map_is_that_of_the_reference() {
     let goldens = Goldens::load();
-    let grids: Vec<_> = (0..N_SCANS).map(|number| tokens(&goldens, number)).collect();
-    for (reach, name) in reaches() {
-        let scores = levelled(&goldens, |own, layer| {
-            let column = |other: usize| {
-                let (a, b) = (&grids[own][layer], &grids[other][layer]);
-                CpuDistances::new().nearest(a, b, reach).unwrap().first_to_second
-            };
-            others(own).map(column).collect()
+    for case in cases() {
+        let of_scan: Vec<_> = (0..N_SCANS).map(|scan| tokens(&goldens, &case, scan)).collect();
+        let scores = scores(&goldens, &case, |own, other, grid| {
+            let (a, b) = (&of_scan[own][grid], &of_scan[other][grid]);
+            CpuDistances::new().nearest(a, b, case.reach).unwrap().first_to_second
         });
-        for (own, scores) in scores.iter().enumerate() {
-            let found = map(&goldens, own, grids[own][0].cells(), &scores.tokens);
+        for (own, scores) in scores.scans.iter().enumerate() {
+            let found = map(&goldens, own, scores);
             assert_eq!(found.len(), SHAPE.n_voxels());
-            let golden = goldens.values(&format!("{name}.scan{own}.map"));
-            // Tokens are rounded to f16: 5e-4 each, and distances are sums over 24 of them.
-            assert_close(&found, &golden, 1e-3, name);
+            let golden = goldens.values(&format!("{}.scan{own}.map", case.name));
+            // Tokens are rounded to f16: 5e-4 each, and distances are sums over 24 or more of them.
+            assert_close(&found, &golden, 1e-3, case.name);
         }
     }
 }

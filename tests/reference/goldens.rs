@@ -1,13 +1,17 @@
 //! Golden values for the tests of both engines: those of `make_goldens.py`, and those of the real
 //! network where the shared folder is there.
 
-use std::path::{Path, PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use oddscan::{
     compute::weights::VitWeights,
     numeric::{
-        geometry::{Affine, Shape3},
-        token::TokenGrid,
+        geometry::{Affine, Axis, Shape3},
+        scoring::SearchReach,
+        token::{TokenGrid, TokenSettings},
         volume::RawVolume,
     },
 };
@@ -15,8 +19,12 @@ use safetensors::SafeTensors;
 
 /// Voxels of each golden scan.
 pub const SHAPE: Shape3 = Shape3([22, 26, 20]);
-/// Cells along each edge of the cube.
+/// Voxels along each edge of the cube.
+pub const CUBE_SIDE: usize = 24;
+/// Patches along each edge of the cube.
 pub const SIDE: usize = 4;
+/// Voxels along each edge of a patch.
+pub const PATCH: usize = 6;
 /// Encoder blocks that are scored.
 pub const LAYERS: [usize; 2] = [2, 3];
 
@@ -84,15 +92,76 @@ impl Goldens {
         }
     }
 
-    pub fn cells(&self, number: usize) -> Vec<u32> {
-        self.values(&format!("scan{number}.cells")).into_iter().map(|cell| cell as u32).collect()
-    }
-
-    pub fn tokens(&self, number: usize, layer: usize) -> TokenGrid {
-        let values = self.values(&format!("scan{number}.tokens.{layer}"));
+    /// One grid of tokens of a scan at one layer.
+    pub fn tokens(&self, case: &Case, scan: usize, layer: usize, part: usize) -> TokenGrid {
+        let name = case.name;
+        let values = self.values(&format!("{name}.scan{scan}.tokens.{layer}.{part}"));
+        let cells = self.values(&format!("{name}.scan{scan}.cells.{part}"));
+        let cells = cells.into_iter().map(|cell| cell as u32).collect();
         let features = values.into_iter().map(half::f16::from_f32).collect();
-        TokenGrid::new(SIDE, 24, self.cells(number), features).unwrap()
+        TokenGrid::new(case.shape(part), case.channels, cells, features).unwrap()
     }
+}
+
+/// A set of settings that `make_goldens.py` computes everything for.
+pub struct Case {
+    /// Prefix of its tensors.
+    pub name: &'static str,
+    pub tokens: TokenSettings,
+    pub projected: bool,
+    /// Channels of a token.
+    pub channels: usize,
+    pub reach: SearchReach,
+    pub keep_fraction: f64,
+    pub place_share: f64,
+}
+
+impl Case {
+    /// Cells along each axis.
+    pub fn shape(&self, part: usize) -> Shape3 {
+        let mut shape = [SIDE; 3];
+        if !self.tokens.join_views {
+            shape[self.tokens.views[part].index()] *= PATCH / self.tokens.slices_per_token;
+        }
+        Shape3(shape)
+    }
+}
+
+/// The paper's settings and the defaults.
+pub fn cases() -> [Case; 2] {
+    let tokens = TokenSettings {
+        views: vec![Axis::Axial, Axis::Coronal, Axis::Sagittal],
+        join_views: true,
+        slices_per_token: PATCH,
+        slice_stride: 1,
+        min_brain_fraction: 0.3,
+        smoothing_cells: 0.0,
+    };
+    let default_tokens = TokenSettings {
+        join_views: false,
+        slices_per_token: 3,
+        smoothing_cells: 0.4,
+        ..tokens.clone()
+    };
+    let paper = Case {
+        name: "paper",
+        tokens,
+        projected: true,
+        channels: 24,
+        reach: SearchReach::WholeVolume,
+        keep_fraction: 0.3,
+        place_share: 0.0,
+    };
+    let default = Case {
+        name: "default",
+        tokens: default_tokens,
+        projected: false,
+        channels: 32,
+        reach: SearchReach::Cells(NonZeroUsize::MIN),
+        keep_fraction: 0.4,
+        place_share: 0.3,
+    };
+    [paper, default]
 }
 
 /// Every value within `tolerance`, relative above 1 and absolute below.

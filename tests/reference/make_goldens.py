@@ -24,20 +24,36 @@ SETTINGS = {
         "depth": 4,
         "heads": 2,
         "hidden": 128,
-        "patch": 7,
+        "patch": 6,
         "position_side": 5,
     },
-    "cube": {"side": 28, "field_of_view_mm": 150.3},
+    "cube": {"side": 24, "field_of_view_mm": 150.3},
     "layers": [2, 3],
-    "projection": {"seed": 20260211, "channels": 8},
     "min_brain_fraction": 0.3,
     "slice_stride": 1,
-    "smoothing_cells": 0.4,
-    "keep_fraction": 0.4,
-    "reach_cells": 1,
-    "place_share": 0.3,
     "false_positive_fraction": 0.01,
     "clean_scan_fraction": 0.25,
+}
+# What the preset "paper" and the defaults differ in.
+METHODS = {
+    "paper": {
+        "projection": {"seed": 20260211, "channels": 8},
+        "join_views": True,
+        "slices_per_token": 6,
+        "smoothing_cells": 0.0,
+        "reach_cells": None,
+        "keep_fraction": 0.3,
+        "place_share": 0.0,
+    },
+    "default": {
+        "projection": None,
+        "join_views": False,
+        "slices_per_token": 3,
+        "smoothing_cells": 0.4,
+        "reach_cells": 1,
+        "keep_fraction": 0.4,
+        "place_share": 0.3,
+    },
 }
 AXIAL, CORONAL, SAGITTAL = 2, 1, 0
 VIEWS = [AXIAL, CORONAL, SAGITTAL]
@@ -248,9 +264,13 @@ def normal_stream(seed):
         yield radius * np.sin(angle)
 
 
-def projection():
-    inputs, outputs = SETTINGS["network"]["channels"], SETTINGS["projection"]["channels"]
-    stream = normal_stream(SETTINGS["projection"]["seed"])
+def projection(method):
+    """`[channels, projected]`; the identity where nothing is projected."""
+    inputs = SETTINGS["network"]["channels"]
+    if method["projection"] is None:
+        return np.eye(inputs)
+    outputs = method["projection"]["channels"]
+    stream = normal_stream(method["projection"]["seed"])
     entries = [next(stream) for _ in range(inputs * outputs)]
     return np.array(entries).reshape(inputs, outputs) / np.sqrt(outputs)
 
@@ -261,60 +281,79 @@ def slices_of(cube, axis):
     return (grey - MEAN[:, None, None]) / STD[:, None, None]
 
 
-def smooth(cells, rows, side):
+def place_of(cells, shape):
+    """`[n, 3]` from positions `x + nx * (y + ny * z)`."""
+    return np.stack(np.unravel_index(cells, shape, order="F"), 1)
+
+
+def smooth(cells, rows, shape, sigma):
     """Gaussian mean over the cells that are there, at most three standard deviations away."""
-    sigma = SETTINGS["smoothing_cells"]
     if sigma == 0:
         return rows
-    place = np.stack([cells % side, cells // side % side, cells // side**2], 1)
-    apart = place[:, None] - place[None]
-    weights = np.exp(-(apart**2).sum(-1) / (2 * sigma**2))
-    weights[np.abs(apart).max(-1) > np.ceil(3 * sigma)] = 0
+    sigmas = sigma * np.array(shape) / min(shape)
+    place = place_of(cells, shape)
+    apart = np.abs(place[:, None] - place[None])
+    weights = np.exp(-((apart / sigmas) ** 2).sum(-1) / 2)
+    weights[(apart > np.ceil(3 * sigmas)).any(-1)] = 0
     return (weights / weights.sum(1, keepdims=True)) @ rows
 
 
-def tokens(tensors, cube, brain, matrix):
-    """Foreground cells `x + side * (y + side * z)` and per layer their tokens, rounded to f16."""
-    patch = SETTINGS["network"]["patch"]
-    side = cube.shape[0] // patch
-    counts = brain.reshape(side, patch, side, patch, side, patch).sum((1, 3, 5))
-    cells = [
-        (x, y, z)
-        for z in range(side)
-        for y in range(side)
-        for x in range(side)
-        if counts[x, y, z] >= max(SETTINGS["min_brain_fraction"] * patch**3, 1)
-    ]
-    layers = {layer: [] for layer in SETTINGS["layers"]}
+def foreground(brain, edges):
+    """Grid of cells with these edges, and positions of those that hold enough brain."""
+    shape = tuple(n // edge for n, edge in zip(brain.shape, edges))
+    split = [part for n, edge in zip(shape, edges) for part in (n, edge)]
+    counts = brain.reshape(split).sum((1, 3, 5))
+    needed = max(SETTINGS["min_brain_fraction"] * np.prod(edges), 1)
+    return shape, np.flatnonzero(counts.ravel(order="F") >= needed)
+
+
+def tokens(tensors, cube, brain, method):
+    """Parts, each one view or all joined: shape, foreground cells, tokens per layer, as in f16."""
+    patch, depth = SETTINGS["network"]["patch"], method["slices_per_token"]
+    side, stride = cube.shape[0] // patch, SETTINGS["slice_stride"]
+    matrix = projection(method)
+    views = []
     for axis in VIEWS:
-        stride = SETTINGS["slice_stride"]
-        images = slices_of(cube, axis).reshape(side, patch, 3, *cube.shape[1:])
-        images = images[:, (stride - 1) // 2 :: stride]
-        _, normed = encode(tensors, images.reshape(-1, 3, *cube.shape[1:]), "offset")
-        for layer in layers:
-            features = normed[layer - 1].reshape(side, -1, side, side, matrix.shape[0]).mean(1)
+        groups = slices_of(cube, axis).reshape(-1, depth, 3, *cube.shape[1:])
+        images = groups[:, (stride - 1) // 2 :: stride].reshape(-1, 3, *cube.shape[1:])
+        _, normed = encode(tensors, images, "offset")
+        grids = {}
+        for layer in SETTINGS["layers"]:
+            features = normed[layer - 1].reshape(len(groups), -1, side, side, matrix.shape[0])
+            features = features.mean(1)
             features /= np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-6)
-            layers[layer].append(np.moveaxis(features @ matrix, 0, axis))
-    numbers = np.array([x + side * (y + side * z) for x, y, z in cells])
-    joined = {layer: np.concatenate(views, axis=-1) for layer, views in layers.items()}
-    rows = {
-        layer: smooth(numbers, np.array([grid[cell] for cell in cells]), side)
-        for layer, grid in joined.items()
-    }
-    return numbers, {k: v.astype(np.float16).astype(np.float64) for k, v in rows.items()}
+            grids[layer] = np.moveaxis(features @ matrix, 0, axis)
+        edges = [depth if other == axis else patch for other in range(3)]
+        views.append((*foreground(brain, edges), grids))
+    if method["join_views"]:
+        shape, cells, _ = views[0]
+        joined = {
+            layer: np.concatenate([grids[layer] for _, _, grids in views], axis=-1)
+            for layer in SETTINGS["layers"]
+        }
+        views = [(shape, cells, joined)]
+    parts = []
+    for shape, cells, grids in views:
+        rows = {}
+        for layer, grid in grids.items():
+            own = grid[tuple(place_of(cells, shape).T)]
+            own = smooth(cells, own, shape, method["smoothing_cells"])
+            rows[layer] = own.astype(np.float16).astype(np.float64)
+        parts.append((shape, cells, rows))
+    return parts
 
 
 # --- scores ---------------------------------------------------------------------------------------
 
 
-def distances(own, other, own_cells, other_cells, reach):
+def distances(own, other, layer, reach):
     """For each own token the distance to the nearest token of the other scan."""
-    side = SETTINGS["cube"]["side"] // SETTINGS["network"]["patch"]
-    all_pairs = np.linalg.norm(own[:, None] - other[None], axis=-1)
+    (shape, own_cells, own_rows), (_, other_cells, other_rows) = own, other
+    all_pairs = np.linalg.norm(own_rows[layer][:, None] - other_rows[layer][None], axis=-1)
     if reach is not None:
-        place = lambda cells: np.stack([cells % side, cells // side % side, cells // side**2], 1)
-        apart = np.abs(place(own_cells)[:, None] - place(other_cells)[None]).max(-1)
-        all_pairs = np.where(apart <= reach, all_pairs, np.inf)
+        reach = reach * np.array(shape) // min(shape)
+        places = place_of(own_cells, shape)[:, None] - place_of(other_cells, shape)[None]
+        all_pairs = np.where((np.abs(places) <= reach).all(-1), all_pairs, np.inf)
     return all_pairs.min(1)
 
 
@@ -322,9 +361,9 @@ def share_of(fraction, n):
     return max(1, int(np.ceil(fraction * n - 1e-9)))
 
 
-def token_scores(columns):
+def token_scores(columns, fraction):
     """Mean of the smallest share (rounded up) of the finite distances; nan without any."""
-    keep = share_of(SETTINGS["keep_fraction"], len(columns))
+    keep = share_of(fraction, len(columns))
     result = []
     for row in np.array(columns).T:
         smallest = np.sort(row[np.isfinite(row)])[:keep]
@@ -332,7 +371,7 @@ def token_scores(columns):
     return np.array(result)
 
 
-def level_places(cells, scores):
+def level_places(cells, scores, share):
     """Takes a share of what the cell scores in the other scans above the average; nan stays."""
     at = [dict(zip(own, score)) for own, score in zip(cells, scores)]
     others = []
@@ -342,38 +381,50 @@ def level_places(cells, scores):
         others.append(np.array([np.mean(f) if f else np.nan for f in found]))
     others = [np.where(np.isnan(score), np.nan, other) for score, other in zip(scores, others)]
     average = np.nanmean(np.concatenate(others))
-    taken = [SETTINGS["place_share"] * (other - average) for other in others]
+    taken = [share * (other - average) for other in others]
     return [np.maximum(s - np.where(np.isnan(t), 0, t), 0) for s, t in zip(scores, taken)]
 
 
-def score_grid(cells, scores):
-    side = SETTINGS["cube"]["side"] // SETTINGS["network"]["patch"]
-    grid = np.zeros((side,) * 3)
-    grid[cells % side, cells // side % side, cells // side**2] = scores
-    return grid
+def dense(shape, cells, scores):
+    grid = np.zeros(np.prod(shape))
+    grid[cells] = np.nan_to_num(scores)
+    return grid.reshape(shape, order="F")
 
 
-def score_map(voxels, affine, cells, scores):
+def between_centres(grid, places):
+    """Trilinear between cell centres at places from 0 to 1, held constant beyond them."""
+    shape = np.array(grid.shape)
+    return interpolate(grid, np.clip(places * shape - 0.5, 0, shape - 1))
+
+
+def joined_scores(views):
+    """Mean of the views where all have a cell, on a grid of at least two cells per patch."""
+    shapes = np.array([shape for shape, _, _ in views])
+    shape = tuple(np.maximum(shapes.max(0), 2 * shapes.min()))
+    places = (place_of(np.arange(np.prod(shape)), shape) + 0.5) / shape
+    inside, total, matched = True, 0, False
+    for own_shape, cells, scores in views:
+        cell = np.ravel_multi_index(tuple((places * own_shape).astype(int).T), own_shape, order="F")
+        inside = inside & np.isin(cell, cells)
+        matched = matched | np.isin(cell, cells[~np.isnan(scores)])
+        total = total + between_centres(dense(own_shape, cells, scores), places)
+    scores = np.where(matched, total / len(views), np.nan)
+    return shape, np.flatnonzero(inside), scores[inside]
+
+
+def score_map(voxels, affine, shape, cells, scores):
     """Scores at the scan's own voxels: trilinear between cell centres, 0 outside the brain."""
-    patch = SETTINGS["network"]["patch"]
-    side = SETTINGS["cube"]["side"] // patch
-    grid = score_grid(cells, scores)
     to_cube = np.linalg.inv(cube_affine(voxels, affine)) @ affine
     index = np.indices(voxels.shape).reshape(3, -1).T
-    places = (index @ to_cube[:3, :3].T + to_cube[:3, 3] + 0.5) / patch - 0.5
-    values = interpolate(grid, np.clip(places, 0, side - 1))
+    places = index @ to_cube[:3, :3].T + to_cube[:3, 3] + 0.5
+    values = between_centres(dense(shape, cells, scores), places / SETTINGS["cube"]["side"])
     return np.where(voxels > 0, values.reshape(voxels.shape), 0)
 
 
-def profile(cells, scores):
-    """Median, spread between the quartiles, and reach of the tail of what a map would hold."""
-    side = SETTINGS["cube"]["side"] // SETTINGS["network"]["patch"]
-    place = np.stack([cells % side, cells // side % side, cells // side**2], 1)
-    thirds = np.stack(np.meshgrid(*[[-1 / 3, 0, 1 / 3]] * 3, indexing="ij"), -1).reshape(-1, 3)
-    places = np.clip(place[:, None] + thirds[None], 0, side - 1).reshape(-1, 3)
-    values = interpolate(score_grid(cells, scores), places)
+def profile(scores):
+    """Median, spread between the quartiles, and reach of the tail."""
     top = 1 - SETTINGS["false_positive_fraction"]
-    low, median, high, tail = np.quantile(values, [0.25, 0.5, 0.75, top])
+    low, median, high, tail = np.quantile(scores, [0.25, 0.5, 0.75, top])
     return median, high - low, (tail - median) / (high - low)
 
 
@@ -382,6 +433,32 @@ def threshold(profiles, own):
     median, spread, _ = profiles[own]
     tails = [tail for number, (_, _, tail) in enumerate(profiles) if number != own]
     return median + spread * np.quantile(tails, SETTINGS["clean_scan_fraction"])
+
+
+def score_window(scans, method, keep_column=lambda *_: None):
+    """Scores of every scan, whose parts `scans` holds, on its joined grid: shape, cells, scores."""
+    views = [[] for _ in scans]
+    for part in range(len(scans[0])):
+        scores = []
+        for own, parts in enumerate(scans):
+            layers = []
+            for layer in SETTINGS["layers"]:
+                columns = []
+                for other in range(len(scans)):
+                    if other != own:
+                        column = distances(
+                            parts[part], scans[other][part], layer, method["reach_cells"]
+                        )
+                        keep_column(layer, part, own, other, column)
+                        columns.append(column)
+                layers.append(token_scores(columns, method["keep_fraction"]))
+            scores.append(np.mean(layers, axis=0))
+        cells = [parts[part][1] for parts in scans]
+        if method["place_share"] > 0:
+            scores = level_places(cells, scores, method["place_share"])
+        for view, parts, score in zip(views, scans, scores):
+            view.append((*parts[part][:2], score))
+    return [joined_scores(view) for view in views]
 
 
 # --- all of it ------------------------------------------------------------------------------------
@@ -394,24 +471,17 @@ def x_fastest(volume):
 def compute():
     rng = np.random.default_rng(SETTINGS["seed"])
     tensors = network(rng)
-    matrix = projection()
-    goldens = {"projection": matrix}
+    goldens = {"projection": projection(METHODS["paper"])}
     for mode in ("offset", "size"):
         goldens[f"position.{mode}"] = position_embedding(tensors, 4, mode)
-    found = []
-    for number, (voxels, affine) in enumerate(scans(rng)):
-        cube, brain = canonical(voxels, affine)
-        cells, rows = tokens(tensors, cube, brain, matrix)
+    found = [(voxels, affine, *canonical(voxels, affine)) for voxels, affine in scans(rng)]
+    for number, (voxels, affine, cube, brain) in enumerate(found):
         goldens |= {
             f"scan{number}.voxels": x_fastest(voxels),
             f"scan{number}.affine": affine,
             f"scan{number}.cube": x_fastest(cube),
             f"scan{number}.brain": x_fastest(brain),
-            f"scan{number}.cells": cells,
         }
-        for layer, values in rows.items():
-            goldens[f"scan{number}.tokens.{layer}"] = values
-        found.append((voxels, affine, cube, cells, rows))
 
     images = np.stack([slices_of(found[1][2], axis)[13] for axis in VIEWS])
     goldens["images"] = images
@@ -420,35 +490,30 @@ def compute():
             for layer, values in enumerate(layers, 1):
                 goldens[f"features.{mode}.{name}.{layer}"] = values
 
-    for reach_name, reach in (("whole", None), ("cells", SETTINGS["reach_cells"])):
-        scores = []
-        for own, (_, _, _, cells, rows) in enumerate(found):
-            layers = []
-            for layer in SETTINGS["layers"]:
-                columns = []
-                for other, (_, _, _, other_cells, other_rows) in enumerate(found):
-                    if other != own:
-                        column = distances(
-                            rows[layer], other_rows[layer], cells, other_cells, reach
-                        )
-                        goldens[f"{reach_name}.distances.{layer}.{own}.{other}"] = column
-                        columns.append(column)
-                layers.append(token_scores(columns))
-            scores.append(np.mean(layers, axis=0))
-        all_cells = [cells for _, _, _, cells, _ in found]
-        scores = [np.nan_to_num(s, nan=0.0) for s in level_places(all_cells, scores)]
-        profiles = [profile(cells, s) for cells, s in zip(all_cells, scores)]
-        for own, score in enumerate(scores):
+    for name, method in METHODS.items():
+        of_scan = [tokens(tensors, cube, brain, method) for _, _, cube, brain in found]
+        for number, parts in enumerate(of_scan):
+            for part, (_, cells, rows) in enumerate(parts):
+                goldens[f"{name}.scan{number}.cells.{part}"] = cells
+                for layer, values in rows.items():
+                    goldens[f"{name}.scan{number}.tokens.{layer}.{part}"] = values
+
+        def keep_column(layer, part, own, other, column):
+            goldens[f"{name}.distances.{layer}.{part}.{own}.{other}"] = column
+
+        scores = score_window(of_scan, method, keep_column)
+        scores = [(shape, cells, np.nan_to_num(score)) for shape, cells, score in scores]
+        profiles = [profile(score) for _, _, score in scores]
+        for own, (shape, cells, score) in enumerate(scores):
             top = np.sort(score)[::-1][: share_of(0.01, len(score))]
-            prefix = f"{reach_name}.scan{own}"
-            voxels, affine, _, cells, _ = found[own]
-            scored = score_map(voxels, affine, cells, score)
+            voxels, affine, _, _ = found[own]
+            prefix = f"{name}.scan{own}"
             goldens |= {
                 f"{prefix}.scores": score,
                 f"{prefix}.max": [score.max()],
                 f"{prefix}.top1_mean": [top.mean()],
                 f"{prefix}.threshold": [threshold(profiles, own)],
-                f"{prefix}.map": x_fastest(scored),
+                f"{prefix}.map": x_fastest(score_map(voxels, affine, shape, cells, score)),
             }
     return tensors, {name: np.asarray(value, dtype=np.float32) for name, value in goldens.items()}
 
@@ -488,7 +553,7 @@ def check(tensors, goldens):
             close = np.isclose(committed[key], values, rtol=tolerance, atol=tolerance)
             assert close.all(), (key, np.abs(committed[key] - values).max())
     settings = json.loads((FIXTURES / "settings.json").read_text())
-    assert settings["settings"] == SETTINGS, "the settings have changed; write the goldens anew"
+    assert settings["settings"] == SETTINGS | {"methods": METHODS}, "the settings have changed; write the goldens anew"
     print(f"{len(goldens)} golden tensors are what this program computes")
 
 
@@ -501,5 +566,5 @@ if __name__ == "__main__":
         write_safetensors(FIXTURES / "weights.safetensors", tensors)
         write_safetensors(FIXTURES / "goldens.safetensors", goldens)
         versions = {"python": platform.python_version(), "numpy": np.__version__}
-        text = json.dumps({"settings": SETTINGS, "made_with": versions}, indent=2)
+        text = json.dumps({"settings": SETTINGS | {"methods": METHODS}, "made_with": versions}, indent=2)
         (FIXTURES / "settings.json").write_text(text + "\n")

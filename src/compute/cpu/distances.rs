@@ -9,9 +9,8 @@ use super::{
 use crate::{
     domain::{PairDistances, error::DeviceError},
     numeric::{
-        geometry::Shape3,
         scoring::{PairColumns, SearchReach},
-        token::TokenGrid,
+        token::{TokenGrid, cells_per_patch},
     },
 };
 
@@ -34,7 +33,7 @@ impl PairDistances for CpuDistances {
         reach: SearchReach,
     ) -> Result<PairColumns, DeviceError> {
         assert_eq!(first.channels(), second.channels(), "tokens of one method");
-        assert_eq!(first.side(), second.side(), "tokens of one method");
+        assert_eq!(first.shape(), second.shape(), "tokens of one method");
         Ok(match reach {
             SearchReach::WholeVolume => whole_volume(&Tokens::of(first), &Tokens::of(second)),
             SearchReach::Cells(cells) => {
@@ -67,16 +66,21 @@ impl<'a> Tokens<'a> {
     }
 }
 
-/// Each token of `own` against the tokens of `other` at most `reach` cells away.
+/// Each token of `own` against the tokens of `other` at most `reach` patches away along each axis.
 fn within(own: &Tokens<'_>, other: &Tokens<'_>, reach: usize) -> Vec<f32> {
-    let shape = Shape3::cube(own.grid.side());
+    let shape = own.grid.shape();
+    let reach = cells_per_patch(shape).map(|n| n * reach);
     let mut token_at = vec![u32::MAX; shape.n_voxels()];
     for (token, &cell) in other.grid.cells().iter().enumerate() {
         token_at[cell as usize] = token as u32;
     }
     let nearest = |token: usize, candidates: &mut Vec<u32>| {
         let cell = shape.voxel(own.grid.cells()[token] as usize);
-        let [x, y, z] = cell.map(|c| c.saturating_sub(reach)..(c + reach + 1).min(shape.0[0]));
+        let range = |axis: usize| {
+            let (at, reach) = (cell[axis], reach[axis]);
+            at.saturating_sub(reach)..(at + reach + 1).min(shape.0[axis])
+        };
+        let [x, y, z] = [range(0), range(1), range(2)];
         candidates.clear();
         for z in z {
             for y in y.clone() {
@@ -196,24 +200,33 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::numeric::projection::Normal;
+    use crate::numeric::{geometry::Shape3, projection::Normal};
 
     fn tokens(seed: u64, side: usize, channels: usize, keep: impl Fn(u32) -> bool) -> TokenGrid {
-        let cells: Vec<u32> = (0..side.pow(3) as u32).filter(|&c| keep(c)).collect();
+        tokens_of(seed, Shape3::cube(side), channels, keep)
+    }
+
+    fn tokens_of(
+        seed: u64,
+        shape: Shape3,
+        channels: usize,
+        keep: impl Fn(u32) -> bool,
+    ) -> TokenGrid {
+        let cells: Vec<u32> = (0..shape.n_voxels() as u32).filter(|&c| keep(c)).collect();
         let mut normal = Normal::new(seed);
         let features = (0..cells.len() * channels).map(|_| f16::from_f64(normal.next())).collect();
-        TokenGrid::new(side, channels, cells, features).unwrap()
+        TokenGrid::new(shape, channels, cells, features).unwrap()
     }
 
     /// Straight from the definition, in double precision.
-    fn brute_force(own: &TokenGrid, other: &TokenGrid, reach: usize) -> Vec<f64> {
-        let (shape, width) = (Shape3::cube(own.side()), own.channels());
+    fn brute_force(own: &TokenGrid, other: &TokenGrid, reach: [usize; 3]) -> Vec<f64> {
+        let (shape, width) = (own.shape(), own.channels());
         let row = |grid: &TokenGrid, token: usize| -> Vec<f64> {
             grid.features()[token * width..(token + 1) * width].iter().map(|f| f.to_f64()).collect()
         };
         let near = |a: u32, b: u32| {
             let (a, b) = (shape.voxel(a as usize), shape.voxel(b as usize));
-            (0..3).all(|axis| a[axis].abs_diff(b[axis]) <= reach)
+            (0..3).all(|axis| a[axis].abs_diff(b[axis]) <= reach[axis])
         };
         (0..own.n_tokens())
             .map(|token| {
@@ -245,9 +258,20 @@ mod tests {
             let search =
                 NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Cells);
             let found = CpuDistances::new().nearest(&a, &b, search).unwrap();
-            assert_close(&found.first_to_second, &brute_force(&a, &b, reach));
-            assert_close(&found.second_to_first, &brute_force(&b, &a, reach));
+            assert_close(&found.first_to_second, &brute_force(&a, &b, [reach; 3]));
+            assert_close(&found.second_to_first, &brute_force(&b, &a, [reach; 3]));
         }
+    }
+
+    #[test]
+    fn the_reach_is_that_of_a_patch_along_the_finer_axis_too() {
+        let shape = Shape3([4, 8, 4]);
+        let a = tokens_of(7, shape, 24, |c| c % 3 != 0);
+        let b = tokens_of(8, shape, 24, |c| c % 5 < 2);
+        let reach = SearchReach::Cells(NonZeroUsize::MIN);
+        let found = CpuDistances::new().nearest(&a, &b, reach).unwrap();
+        assert_close(&found.first_to_second, &brute_force(&a, &b, [1, 2, 1]));
+        assert_close(&found.second_to_first, &brute_force(&b, &a, [1, 2, 1]));
     }
 
     #[test]
