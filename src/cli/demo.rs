@@ -27,10 +27,6 @@ use scans::Scan;
 /// The daemon starts to score at half of the scans, or at this many: some may be refused.
 const MAX_MIN_SCANS: usize = 5;
 
-/// The folds of made-up brains vary more from subject to subject than real ones: far more of their
-/// healthy voxels than stated lie above the threshold.
-const MADE_UP_SCORING: &str = "[scoring]\nfalse_positive_fraction = 0.0003\n";
-
 /// Longest time in which nothing at all happens before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -65,11 +61,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let config = folder.join("config.toml");
     let address = free_address().map_err(io)?;
     let stride = arguments.slice_stride;
-    let mut text = settings(&folder, address, scans.len(), stride);
-    if arguments.scans.is_none() {
-        text += MADE_UP_SCORING;
-    }
-    fs::write(&config, text).map_err(io)?;
+    fs::write(&config, settings(&folder, address, scans.len(), stride)).map_err(io)?;
     // The daemon would say the same, but into its log.
     Config::load(Some(&config)).map_err(|error| Failure::new(CONFIG, error))?;
     println!("{} scans; the daemon works in {}", scans.len(), folder.display());

@@ -467,6 +467,41 @@ mod tests {
     }
 
     #[test]
+    fn views_on_their_own_have_grids_that_are_finer_along_their_axis() {
+        // Brain in the lower half along z only; the feature of a slice is its index as an angle.
+        let volume = volume(8, |v| v[2] < 4);
+        let settings = TokenSettings {
+            join_views: false,
+            slices_per_token: 2,
+            ..settings(&[Axis::Axial, Axis::Sagittal])
+        };
+        let mut builder = TokenBuilder::new(&volume, 4, 2, 1, None, &settings);
+        let groups = builder.due_groups();
+        // Two of four axial groups hold brain, and all four sagittal ones.
+        assert_eq!(groups.iter().filter(|group| group.axis() == Axis::Axial).count(), 2);
+        assert_eq!(groups.len(), 6);
+        for group in groups {
+            let angles: Vec<f32> =
+                builder.slices(group).iter().map(|&slice| slice as f32 / 8.0).collect();
+            let features = |angle: &f32| [angle.cos(), angle.sin()].repeat(4);
+            builder.add(group, 0, &angles.iter().flat_map(features).collect::<Vec<f32>>());
+        }
+        let grids = builder.finish().unwrap();
+        assert_eq!(grids.len(), 2);
+        for (grid, (shape, axis)) in grids.iter().zip([([2, 2, 4], 2), ([4, 2, 2], 0)]) {
+            assert_eq!((grid.shape(), grid.channels()), (Shape3(shape), 2));
+            assert_eq!(grid.n_tokens(), 8);
+            for (&cell, token) in grid.cells().iter().zip(grid.features().chunks_exact(2)) {
+                // The middle of the two slices of the group.
+                let depth = grid.shape().voxel(cell as usize)[axis];
+                let angle = (2.0 * depth as f32 + 0.5) / 8.0;
+                assert!((token[0].to_f32() - angle.cos()).abs() < 1e-3, "{depth}");
+                assert!((token[1].to_f32() - angle.sin()).abs() < 1e-3, "{depth}");
+            }
+        }
+    }
+
+    #[test]
     fn slices_are_averaged_before_the_norm() {
         let volume = volume(2, |_| true);
         let settings = settings(&[Axis::Axial]);

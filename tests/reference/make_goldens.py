@@ -131,14 +131,17 @@ def layer_norm(x, weight, bias):
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * weight + bias
 
 
-def erf(x):
-    from math import erf as scalar
+try:
+    from scipy.special import erf
+except ImportError:
+    from math import erf as scalar_erf
 
-    return np.vectorize(scalar)(x)
+    erf = np.vectorize(scalar_erf)
 
 
-def encode(tensors, images, mode):
-    """`[n, 3, s, s]` -> after every block `[n, patches, channels]`, plain and with final norm."""
+def encode(tensors, images, mode, depth=None):
+    """`[n, 3, s, s]` -> after each of `depth` blocks (all by default) `[n, patches, channels]`, plain
+    and with final norm."""
     n = SETTINGS["network"]
     d, heads, patch = n["channels"], n["heads"], n["patch"]
     t = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
@@ -149,7 +152,7 @@ def encode(tensors, images, mode):
     x = np.concatenate([np.broadcast_to(t["cls_token"], (len(images), 1, d)), x], axis=1)
     x = x + position_embedding(tensors, side, mode)
     plain, normed = [], []
-    for b in range(n["depth"]):
+    for b in range(depth or n["depth"]):
 
         def linear(name, value):
             return value @ t[f"blocks.{b}.{name}.weight"].T + t[f"blocks.{b}.{name}.bias"]
@@ -203,9 +206,9 @@ def scans(rng):
     return result
 
 
-def cube_affine(voxels, affine):
+def cube_affine(brain, affine):
     """Cube voxel -> world: centred on the box around the brain, along the world's axes."""
-    points = np.argwhere(voxels > 0) @ affine[:3, :3].T + affine[:3, 3]
+    points = np.argwhere(brain) @ affine[:3, :3].T + affine[:3, 3]
     centre = (points.min(0) + points.max(0)) / 2
     side = SETTINGS["cube"]["side"]
     spacing = SETTINGS["cube"]["field_of_view_mm"] / side
@@ -227,17 +230,17 @@ def interpolate(values, places):
     return result
 
 
-def canonical(voxels, affine):
+def canonical(voxels, inside, affine):
     """The cube in [0, 1] and its brain mask, `[x, y, z]`."""
     side = SETTINGS["cube"]["side"]
-    white = np.percentile(voxels[voxels > 0].astype(np.float64), 99.8)
-    to_voxel = np.linalg.inv(affine) @ cube_affine(voxels, affine)
+    white = np.percentile(voxels[inside].astype(np.float64), 99.8)
+    to_voxel = np.linalg.inv(affine) @ cube_affine(inside, affine)
     index = np.indices((side,) * 3).reshape(3, -1).T
     places = index @ to_voxel[:3, :3].T + to_voxel[:3, 3]
     nearest = np.floor(places + 0.5).astype(int)
     on_grid = ((nearest >= 0) & (nearest < voxels.shape)).all(1)
     nearest = np.clip(nearest, 0, np.array(voxels.shape) - 1)
-    brain = on_grid & (voxels[tuple(nearest.T)] > 0)
+    brain = on_grid & inside[tuple(nearest.T)]
     values = np.where(brain, np.clip(interpolate(voxels, places) / white, 0, 1), 0)
     return values.reshape((side,) * 3), brain.reshape((side,) * 3)
 
@@ -316,7 +319,7 @@ def tokens(tensors, cube, brain, method):
     for axis in VIEWS:
         groups = slices_of(cube, axis).reshape(-1, depth, 3, *cube.shape[1:])
         images = groups[:, (stride - 1) // 2 :: stride].reshape(-1, 3, *cube.shape[1:])
-        _, normed = encode(tensors, images, "offset")
+        _, normed = encode(tensors, images, "offset", max(SETTINGS["layers"]))
         grids = {}
         for layer in SETTINGS["layers"]:
             features = normed[layer - 1].reshape(len(groups), -1, side, side, matrix.shape[0])
@@ -349,12 +352,14 @@ def tokens(tensors, cube, brain, method):
 def distances(own, other, layer, reach):
     """For each own token the distance to the nearest token of the other scan."""
     (shape, own_cells, own_rows), (_, other_cells, other_rows) = own, other
-    all_pairs = np.linalg.norm(own_rows[layer][:, None] - other_rows[layer][None], axis=-1)
-    if reach is not None:
-        reach = reach * np.array(shape) // min(shape)
-        places = place_of(own_cells, shape)[:, None] - place_of(other_cells, shape)[None]
-        all_pairs = np.where((np.abs(places) <= reach).all(-1), all_pairs, np.inf)
-    return all_pairs.min(1)
+    reach = np.array(shape) if reach is None else reach * np.array(shape) // min(shape)
+    other_places = place_of(other_cells, shape)
+    nearest = []
+    for place, row in zip(place_of(own_cells, shape), own_rows[layer]):
+        near = (np.abs(other_places - place) <= reach).all(1)
+        apart = np.linalg.norm(other_rows[layer][near] - row, axis=1)
+        nearest.append(apart.min(initial=np.inf))
+    return np.array(nearest)
 
 
 def share_of(fraction, n):
@@ -412,13 +417,13 @@ def joined_scores(views):
     return shape, np.flatnonzero(inside), scores[inside]
 
 
-def score_map(voxels, affine, shape, cells, scores):
+def score_map(brain, affine, shape, cells, scores):
     """Scores at the scan's own voxels: trilinear between cell centres, 0 outside the brain."""
-    to_cube = np.linalg.inv(cube_affine(voxels, affine)) @ affine
-    index = np.indices(voxels.shape).reshape(3, -1).T
+    to_cube = np.linalg.inv(cube_affine(brain, affine)) @ affine
+    index = np.indices(brain.shape).reshape(3, -1).T
     places = index @ to_cube[:3, :3].T + to_cube[:3, 3] + 0.5
     values = between_centres(dense(shape, cells, scores), places / SETTINGS["cube"]["side"])
-    return np.where(voxels > 0, values.reshape(voxels.shape), 0)
+    return np.where(brain, values.reshape(brain.shape), 0)
 
 
 def profile(scores):
@@ -474,7 +479,8 @@ def compute():
     goldens = {"projection": projection(METHODS["paper"])}
     for mode in ("offset", "size"):
         goldens[f"position.{mode}"] = position_embedding(tensors, 4, mode)
-    found = [(voxels, affine, *canonical(voxels, affine)) for voxels, affine in scans(rng)]
+    made = scans(rng)
+    found = [(voxels, affine, *canonical(voxels, voxels > 0, affine)) for voxels, affine in made]
     for number, (voxels, affine, cube, brain) in enumerate(found):
         goldens |= {
             f"scan{number}.voxels": x_fastest(voxels),
@@ -513,7 +519,7 @@ def compute():
                 f"{prefix}.max": [score.max()],
                 f"{prefix}.top1_mean": [top.mean()],
                 f"{prefix}.threshold": [threshold(profiles, own)],
-                f"{prefix}.map": x_fastest(score_map(voxels, affine, shape, cells, score)),
+                f"{prefix}.map": x_fastest(score_map(voxels > 0, affine, shape, cells, score)),
             }
     return tensors, {name: np.asarray(value, dtype=np.float32) for name, value in goldens.items()}
 

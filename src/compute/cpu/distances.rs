@@ -37,11 +37,7 @@ impl PairDistances for CpuDistances {
         Ok(match reach {
             SearchReach::WholeVolume => whole_volume(&Tokens::of(first), &Tokens::of(second)),
             SearchReach::Cells(cells) => {
-                let (a, b) = (Tokens::of(first), Tokens::of(second));
-                PairColumns {
-                    first_to_second: within(&a, &b, cells.get()),
-                    second_to_first: within(&b, &a, cells.get()),
-                }
+                within(&Tokens::of(first), &Tokens::of(second), cells.get())
             }
         })
     }
@@ -66,33 +62,54 @@ impl<'a> Tokens<'a> {
     }
 }
 
-/// Each token of `own` against the tokens of `other` at most `reach` patches away along each axis.
-fn within(own: &Tokens<'_>, other: &Tokens<'_>, reach: usize) -> Vec<f32> {
-    let shape = own.grid.shape();
+/// Each token against the tokens of the other scan at most `reach` patches away along each axis. Every
+/// distance is taken once and counts for both directions.
+fn within(first: &Tokens<'_>, second: &Tokens<'_>, reach: usize) -> PairColumns {
+    let shape = first.grid.shape();
     let reach = cells_per_patch(shape).map(|n| n * reach);
     let mut token_at = vec![u32::MAX; shape.n_voxels()];
-    for (token, &cell) in other.grid.cells().iter().enumerate() {
+    for (token, &cell) in second.grid.cells().iter().enumerate() {
         token_at[cell as usize] = token as u32;
     }
-    let nearest = |token: usize, candidates: &mut Vec<u32>| {
-        let cell = shape.voxel(own.grid.cells()[token] as usize);
+    let candidates_of = |token: usize, candidates: &mut Vec<u32>| {
+        let cell = shape.voxel(first.grid.cells()[token] as usize);
         let range = |axis: usize| {
             let (at, reach) = (cell[axis], reach[axis]);
             at.saturating_sub(reach)..(at + reach + 1).min(shape.0[axis])
         };
-        let [x, y, z] = [range(0), range(1), range(2)];
         candidates.clear();
-        for z in z {
-            for y in y.clone() {
-                let row = x.clone().map(|x| token_at[shape.offset([x, y, z])]);
+        for z in range(2) {
+            for y in range(1) {
+                let row = range(0).map(|x| token_at[shape.offset([x, y, z])]);
                 candidates.extend(row.filter(|&token| token != u32::MAX));
             }
         }
-        let mut squared = f32::INFINITY;
-        nearest_of(own.row(token), &other.values, candidates, &mut squared);
-        squared.sqrt()
     };
-    (0..own.grid.n_tokens()).into_par_iter().map_init(Vec::new, |c, t| nearest(t, c)).collect()
+    let (n_first, n_second) = (first.grid.n_tokens(), second.grid.n_tokens());
+    let mut to_second = vec![f32::INFINITY; n_first];
+    // A few large parts: each has minima of its own for the whole second scan.
+    let part = n_first.div_ceil(4 * rayon::current_num_threads()).max(1);
+    let nearest_of_part = |(index, nearest): (usize, &mut [f32])| {
+        let (mut to_first, mut candidates) = (vec![f32::INFINITY; n_second], Vec::new());
+        for (offset, nearest) in nearest.iter_mut().enumerate() {
+            let token = index * part + offset;
+            candidates_of(token, &mut candidates);
+            nearest_of(first.row(token), &second.values, &candidates, nearest, &mut to_first);
+        }
+        to_first
+    };
+    let to_first = to_second
+        .par_chunks_mut(part)
+        .enumerate()
+        .map(nearest_of_part)
+        .reduce(|| vec![f32::INFINITY; n_second], smaller_of);
+    let root = |squared: Vec<f32>| squared.into_iter().map(f32::sqrt).collect();
+    PairColumns { first_to_second: root(to_second), second_to_first: root(to_first) }
+}
+
+fn smaller_of(mut one: Vec<f32>, other: Vec<f32>) -> Vec<f32> {
+    one.iter_mut().zip(other).for_each(|(one, other)| *one = one.min(other));
+    one
 }
 
 /// Rows of the first scan per block of products: 128 x 2,000 products stay in the second-level

@@ -5,7 +5,7 @@
 
 /// Compiles a kernel for AVX-512, for AVX2 and portably, and picks one at run time.
 macro_rules! vectorised {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $body:block) => {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
         $(#[$doc])*
         pub(super) fn $name($($arg: $ty),*) {
             #[inline(always)]
@@ -183,17 +183,24 @@ pub(super) fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
 }
 
 vectorised! {
-    /// For token `a` the smallest squared distance to any of the tokens `candidates` of `b`
-    /// (`[n, a.len()]`), into `nearest`; infinity without candidates.
-    fn nearest_of(a: &[f32], b: &[f32], candidates: &[u32], nearest: &mut f32) {
+    /// The squared distances between token `a` and the tokens `candidates` of `b` (`[n, a.len()]`):
+    /// the smallest into `nearest`, and each into its candidate's place in `nearest_to` (`[n]`) where
+    /// it is smaller than what is there.
+    fn nearest_of(
+        a: &[f32],
+        b: &[f32],
+        candidates: &[u32],
+        nearest: &mut f32,
+        nearest_to: &mut [f32],
+    ) {
         let width = a.len();
-        let mut best = f32::INFINITY;
         for &candidate in candidates {
             let start = candidate as usize * width;
             let distance = squared_distance(a, &b[start..start + width]);
-            best = if distance < best { distance } else { best };
+            *nearest = if distance < *nearest { distance } else { *nearest };
+            let to = &mut nearest_to[candidate as usize];
+            *to = if distance < *to { distance } else { *to };
         }
-        *nearest = best;
     }
 }
 
