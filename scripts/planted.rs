@@ -41,6 +41,7 @@ use oddscan::{
     },
     pipeline::steps::{self, Member, Source},
 };
+use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -127,7 +128,8 @@ fn main() -> Result<()> {
     }
     fs::create_dir_all(&arguments.out)?;
     fs::write(arguments.out.join("planted.md"), report(&found, &healthy, scans.len()))?;
-    Ok(())
+    plot_limit(&arguments.out.join("planted.svg"), &found)?;
+    plot_calibration(&arguments.out.join("calibration.svg"), &healthy)
 }
 
 impl Bench {
@@ -143,7 +145,7 @@ impl Bench {
             encoder: CpuEncoder::new(&weights, &options),
             patch: weights.architecture.patch,
             channels: weights.architecture.channels,
-            settings: TokenSettings { smoothing_cells: 0.0, ..config.tokens.clone() },
+            settings: TokenSettings { smoothing_patches: 0.0, ..config.tokens.clone() },
             scoring: config.scoring,
             method: Engine::start(&config)?.method,
             config,
@@ -182,7 +184,7 @@ impl Bench {
     }
 
     fn smoothed(&self, grids: &[TokenGrid]) -> Result<Vec<TokenGrid>> {
-        let sigma = self.config.tokens.smoothing_cells;
+        let sigma = self.config.tokens.smoothing_patches;
         let one = |grid: &TokenGrid| -> Result<TokenGrid> {
             let rows: Vec<f32> = grid.features().iter().map(|f| f.to_f32()).collect();
             let rows = smooth(grid.foreground(), &rows, sigma);
@@ -407,6 +409,74 @@ impl steps::Distances for Window {
     }
 }
 
+const COLOURS: [RGBColor; 3] =
+    [RGBColor(230, 159, 0), RGBColor(0, 114, 178), RGBColor(204, 121, 167)];
+
+/// Share of lesions with a voxel above the threshold, by size, a line per contrast.
+fn plot_limit(path: &Path, found: &[Found]) -> Result<()> {
+    let area = SVGBackend::new(path, (640, 400)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption("Planted lesions found", ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(44)
+        .build_cartesian_2d(3.0..13.0, 0.0..1.05)?;
+    chart.configure_mesh().x_desc("diameter, mm").y_desc("share found").draw()?;
+    for (contrast, colour) in CONTRASTS.into_iter().zip(COLOURS) {
+        let points: Vec<(f64, f64)> = DIAMETERS_MM
+            .into_iter()
+            .map(|diameter| {
+                let these = of(found, diameter, contrast);
+                let n_above = these.iter().filter(|one| one.is_above).count();
+                (diameter, n_above as f64 / these.len().max(1) as f64)
+            })
+            .collect();
+        let line = LineSeries::new(points, colour.stroke_width(2)).point_size(4);
+        chart
+            .draw_series(line)?
+            .label(format!("{:.0} % darker", -100.0 * contrast))
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+    }
+    let mut labels = chart.configure_series_labels();
+    labels.border_style(BLACK).background_style(WHITE);
+    labels.position(SeriesLabelPosition::UpperLeft).draw()?;
+    Ok(area.present()?)
+}
+
+/// Measured against stated share of false positives: each healthy scan, and their mean.
+fn plot_calibration(path: &Path, healthy: &[Vec<f64>]) -> Result<()> {
+    let area = SVGBackend::new(path, (640, 400)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let range = || (0.0005..0.1).log_scale();
+    let mut chart = ChartBuilder::on(&area)
+        .caption("Healthy voxels above the mask's threshold", ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(56)
+        .build_cartesian_2d(range(), range())?;
+    let percent = |share: &f64| format!("{} %", 100.0 * share);
+    let mut mesh = chart.configure_mesh();
+    mesh.x_desc("stated").y_desc("measured").x_label_formatter(&percent);
+    mesh.y_label_formatter(&percent).draw()?;
+    chart.draw_series(LineSeries::new([(0.0005, 0.0005), (0.1, 0.1)], BLACK.mix(0.4)))?;
+    for (index, &share) in SHARES.iter().enumerate() {
+        let of_scans = healthy.iter().map(|shares| shares[index].max(0.0005));
+        let dot = |measured| Circle::new((share, measured), 3, COLOURS[1].mix(0.5));
+        chart.draw_series(of_scans.map(dot))?;
+    }
+    let average = SHARES.iter().enumerate().map(|(index, &share)| {
+        (share, mean(healthy.iter().map(|shares| shares[index])).unwrap_or(f64::NAN))
+    });
+    chart.draw_series(LineSeries::new(average, COLOURS[0].stroke_width(2)).point_size(4))?;
+    Ok(area.present()?)
+}
+
+fn of(found: &[Found], diameter_mm: f64, contrast: f64) -> Vec<&Found> {
+    let is_wanted = |one: &&Found| one.diameter_mm == diameter_mm && one.contrast == contrast;
+    found.iter().filter(is_wanted).collect()
+}
+
 fn report(found: &[Found], healthy: &[Vec<f64>], n_scans: usize) -> String {
     let mut text = format!(
         "# Planted lesions, and healthy scans\n
@@ -425,10 +495,7 @@ regions are dropped); mean AUROC of the lesion's voxels against the rest of the 
         let volume = std::f64::consts::PI * diameter.powi(3) / 6.0;
         text += &format!("| {diameter} mm | {volume:.0} mm³ |");
         for contrast in CONTRASTS {
-            let these: Vec<&Found> = found
-                .iter()
-                .filter(|one| one.diameter_mm == diameter && one.contrast == contrast)
-                .collect();
+            let these = of(found, diameter, contrast);
             let n_met = these.iter().filter(|one| one.is_met).count();
             let n_above = these.iter().filter(|one| one.is_above).count();
             let auroc = mean(these.iter().map(|one| one.auroc)).unwrap_or(f64::NAN);

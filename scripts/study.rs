@@ -37,6 +37,7 @@ use oddscan::{
     },
     pipeline::steps::{self, Member},
 };
+use plotters::prelude::*;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +63,7 @@ const LIMITS: Limits = Limits { max_file_bytes: u64::MAX, max_voxels: u64::MAX }
 
 /// What all encodings share, so that every variant can be made from their tokens.
 const RAW: &str = "tokens.projection = 0\ntokens.min_brain_fraction = 0.0\n\
-                   tokens.smoothing_cells = 0.0\n";
+                   tokens.smoothing_patches = 0.0\n";
 
 /// A way of encoding; each costs a pass over all slices.
 struct Encoding {
@@ -80,21 +81,26 @@ const ENCODINGS: [Encoding; 10] = [
         settings: "tokens.join_views = true\ntokens.slices_per_token = 14",
     },
     Encoding { name: "views", layers: &[9], settings: "" },
-    Encoding { name: "other blocks", layers: &[6, 7, 8, 10, 11, 12], settings: "" },
     Encoding { name: "14 slices", layers: &[9], settings: "tokens.slices_per_token = 14" },
     Encoding { name: "2 slices", layers: &[9], settings: "tokens.slices_per_token = 2" },
     Encoding { name: "no final norm", layers: &[9], settings: "encoder.final_norm = false" },
     Encoding { name: "stride 2", layers: &[9], settings: "tokens.slice_stride = 2" },
     Encoding { name: "stride 7", layers: &[9], settings: "tokens.slice_stride = 7" },
+    // Cheap, so that these can be compared with "stride 7".
     Encoding {
-        name: "stride 2, field 160 mm",
-        layers: &[9],
-        settings: "tokens.slice_stride = 2\nvolume.field_of_view_mm = 160.0",
+        name: "stride 7, other blocks",
+        layers: &[6, 7, 8, 10, 11, 12],
+        settings: "tokens.slice_stride = 7",
     },
     Encoding {
-        name: "stride 2, field 192 mm",
+        name: "stride 7, field 160 mm",
         layers: &[9],
-        settings: "tokens.slice_stride = 2\nvolume.field_of_view_mm = 192.0",
+        settings: "tokens.slice_stride = 7\nvolume.field_of_view_mm = 160.0",
+    },
+    Encoding {
+        name: "stride 7, field 192 mm",
+        layers: &[9],
+        settings: "tokens.slice_stride = 7\nvolume.field_of_view_mm = 192.0",
     },
 ];
 
@@ -200,7 +206,54 @@ fn main() -> Result<()> {
     }
     fs::create_dir_all(&arguments.out)?;
     fs::write(arguments.out.join("study.md"), report(&outcomes))?;
-    Ok(())
+    plot(&arguments.out.join("study.svg"), &outcomes)
+}
+
+/// Average precision of every setting, one colour per window, in the order of the tables.
+fn plot(path: &Path, outcomes: &[Outcome]) -> Result<()> {
+    let mut names: Vec<&str> = Vec::new();
+    let mut windows: Vec<&str> = Vec::new();
+    for outcome in outcomes {
+        for (list, text) in
+            [(&mut names, outcome.variant.name.as_str()), (&mut windows, outcome.window.as_str())]
+        {
+            if !list.contains(&text) {
+                list.push(text);
+            }
+        }
+    }
+    let height = 14 * names.len() as u32 + 80;
+    let area = SVGBackend::new(path, (900, height)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let n = names.len() as f64;
+    let mut chart = ChartBuilder::on(&area)
+        .margin(12)
+        .margin_left(330)
+        .x_label_area_size(36)
+        .build_cartesian_2d(0.0..0.8, n..-1.0)?;
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_y_mesh().y_labels(0).x_desc("mean average precision").draw()?;
+    for (row, name) in names.iter().enumerate() {
+        let style = ("sans-serif", 11).into_text_style(&area).color(&BLACK);
+        area.draw_text(name, &style, (12, 14 * row as i32 + 20))?;
+    }
+    let colours = [RGBColor(0, 114, 178), RGBColor(230, 159, 0), RGBColor(0, 158, 115)];
+    for (window, colour) in windows.iter().zip(colours.into_iter().cycle()) {
+        let of_window = outcomes.iter().filter(|outcome| outcome.window == *window);
+        let dots = of_window.filter_map(|outcome| {
+            let row = names.iter().position(|name| *name == outcome.variant.name)?;
+            Some(Circle::new((means(outcome)[1], row as f64), 4, colour.filled()))
+        });
+        let dots: Vec<_> = dots.collect();
+        chart
+            .draw_series(dots)?
+            .label(*window)
+            .legend(move |(x, y)| Circle::new((x + 9, y), 4, colour.filled()));
+    }
+    let mut labels = chart.configure_series_labels();
+    labels.border_style(BLACK).background_style(WHITE);
+    labels.position(SeriesLabelPosition::LowerLeft).draw()?;
+    Ok(area.present()?)
 }
 
 fn digest(variant: &Variant) -> Result<String> {
@@ -240,15 +293,11 @@ fn variants() -> Vec<Variant> {
         all.push(variant);
     };
     for block in [6, 7, 8, 10, 11, 12] {
-        add(&base, format!("block {block}"), &|v| {
-            v.encoding = "other blocks".into();
+        add(&base, format!("stride 7, block {block}"), &|v| {
+            v.encoding = "stride 7, other blocks".into();
             v.layers = vec![block];
         });
     }
-    add(&base, "blocks 8, 10".into(), &|v| {
-        v.encoding = "other blocks".into();
-        v.layers = vec![8, 10];
-    });
     for views in [vec![0], vec![1], vec![2], vec![0, 1], vec![0, 2], vec![1, 2]] {
         add(&base, format!("views {views:?}"), &|v| v.views = views.clone());
     }
@@ -513,7 +562,7 @@ impl steps::Distances for Grids {
 
 fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
     let settings = Config::parse(&format!(
-        "[scoring]\nreach_cells = {}\nkeep_fraction = {:?}\nplace_share = {:?}\n\
+        "[scoring]\nreach_patches = {}\nkeep_fraction = {:?}\nplace_share = {:?}\n\
          [community]\nenabled = {}\n",
         variant.reach, variant.keep, variant.place_share, variant.filter
     ))?

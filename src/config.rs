@@ -28,9 +28,9 @@ use crate::{
 pub const DEFAULT_TOML: &str = include_str!("../config/default.toml");
 
 /// What the preset `paper` changes; `layers` stays empty and means all four quarters there.
-const PAPER_TOML: &str = "preset = \"paper\"\n[scoring]\nreach_cells = 0\n\
+const PAPER_TOML: &str = "preset = \"paper\"\n[scoring]\nreach_patches = 0\n\
     keep_fraction = 0.3\nplace_share = 0.0\n[tokens]\njoin_views = true\n\
-    slices_per_token = 14\nprojection = 128\nsmoothing_cells = 0.0\n";
+    slices_per_token = 0\nprojection = 128\nsmoothing_patches = 0.0\n";
 
 /// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders rest on them.
 const NEEDS_RESTART: [&str; 7] = [
@@ -39,7 +39,7 @@ const NEEDS_RESTART: [&str; 7] = [
     "volume",
     "encoder",
     "tokens",
-    "scoring.reach_cells",
+    "scoring.reach_patches",
     "service.listen",
 ];
 
@@ -47,7 +47,7 @@ const NEEDS_RESTART: [&str; 7] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Preset {
-    /// One layer at three quarters of the depth, matches sought one cell around.
+    /// One layer at three quarters of the depth, matches sought one patch around.
     Default,
     /// Le-Gia and Ahn 2026: four quarter layers, whole-volume search.
     Paper,
@@ -302,13 +302,19 @@ impl Config {
                 _ => {}
             }
         }
+        // A preset, which needs a restart, also sets keys that do not: all or nothing.
+        let mut scoring = Scoring { reach: self.scoring.reach, ..newer.scoring };
+        if newer.preset != self.preset {
+            scoring = self.scoring;
+            tree.extend(self.tree.get("scoring").map(|old| ("scoring".to_owned(), old.clone())));
+        }
         Config {
             intake: newer.intake,
             window: WindowSettings {
                 max_cohort_labels: self.window.max_cohort_labels,
                 ..newer.window
             },
-            scoring: Scoring { reach: self.scoring.reach, ..newer.scoring },
+            scoring,
             service: ServiceSettings { listen: self.service.listen, ..newer.service },
             tree,
             ..self.clone()
@@ -428,7 +434,7 @@ struct RawTokens {
     projection: i64,
     projection_seed: i64,
     min_brain_fraction: f64,
-    smoothing_cells: f64,
+    smoothing_patches: f64,
 }
 
 #[derive(Deserialize)]
@@ -442,7 +448,7 @@ struct RawWindow {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawScoring {
-    reach_cells: i64,
+    reach_patches: i64,
     keep_fraction: f64,
     place_share: f64,
     false_positive_fraction: f64,
@@ -550,7 +556,7 @@ impl Checker {
         })
     }
 
-    /// Beyond a quarter a threshold would lie below the median.
+    /// Beyond a quarter a mask would outline nothing.
     fn false_positives(&mut self, value: f64) -> Fraction {
         Fraction::new(value).filter(|share| share.get() <= 0.25).unwrap_or_else(|| {
             let key = "scoring.false_positive_fraction";
@@ -684,14 +690,25 @@ impl Checker {
         if views.is_empty() {
             self.fault("tokens.views", "[]", "at least one view is needed");
         }
+        let slices_per_token = self.whole("tokens.slices_per_token", raw.slices_per_token, 0, 64);
+        let slice_stride = self.whole("tokens.slice_stride", raw.slice_stride, 1, 64);
+        if slices_per_token > 0 && slice_stride > slices_per_token {
+            let needed = format!("at most tokens.slices_per_token ({slices_per_token}) is needed");
+            self.fault("tokens.slice_stride", slice_stride, needed);
+        }
         let key = "tokens.min_brain_fraction";
         TokenSettings {
             views,
             join_views: raw.join_views,
-            slices_per_token: self.whole("tokens.slices_per_token", raw.slices_per_token, 1, 14),
-            slice_stride: self.whole("tokens.slice_stride", raw.slice_stride, 1, 14),
+            slices_per_token,
+            slice_stride,
             min_brain_fraction: self.number(key, raw.min_brain_fraction, 0.0, 1.0),
-            smoothing_cells: self.number("tokens.smoothing_cells", raw.smoothing_cells, 0.0, 3.0),
+            smoothing_patches: self.number(
+                "tokens.smoothing_patches",
+                raw.smoothing_patches,
+                0.0,
+                3.0,
+            ),
         }
     }
 
@@ -707,10 +724,10 @@ impl Checker {
     }
 
     fn scoring(&mut self, raw: &RawScoring, community: &RawCommunity) -> Scoring {
-        let cells = self.whole("scoring.reach_cells", raw.reach_cells, 0, 64);
+        let cells = self.whole("scoring.reach_patches", raw.reach_patches, 0, 64);
         let key = "scoring.min_cluster_mm3";
         Scoring {
-            reach: NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Cells),
+            reach: NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Patches),
             keep: self.fraction("scoring.keep_fraction", raw.keep_fraction),
             place_share: self.number("scoring.place_share", raw.place_share, 0.0, 1.0),
             false_positives: self.false_positives(raw.false_positive_fraction),
@@ -775,13 +792,16 @@ mod tests {
     fn the_defaults_are_valid_and_every_preset_is_too() {
         let config = Config::parse("").unwrap();
         assert_eq!(config.layers(12), [9]);
-        assert_eq!(config.scoring.reach, SearchReach::Cells(NonZeroUsize::MIN));
+        assert_eq!(config.scoring.reach, SearchReach::Patches(NonZeroUsize::MIN));
         let paper = Config::parse("preset = \"paper\"").unwrap();
         assert_eq!(paper.layers(12), [3, 6, 9, 12]);
         assert_eq!(paper.layers(24), [6, 12, 18, 24]);
         assert_eq!(paper.scoring.reach, SearchReach::WholeVolume);
         assert_eq!(paper.projection.channels, NonZeroUsize::new(128));
-        assert_eq!(paper.tokens.smoothing_cells, 0.0);
+        assert_eq!(paper.tokens.smoothing_patches, 0.0);
+        assert!(paper.tokens.join_views && !config.tokens.join_views);
+        assert_eq!((paper.tokens.depth(14), config.tokens.depth(14)), (14, 7));
+        assert_eq!((paper.scoring.keep.get(), paper.scoring.place_share), (0.3, 0.0));
     }
 
     #[test]
@@ -799,12 +819,17 @@ mod tests {
 
     #[test]
     fn a_site_key_wins_over_the_preset() {
-        let config = Config::parse("preset = \"paper\"\n[scoring]\nreach_cells = 2").unwrap();
-        assert_eq!(config.scoring.reach, SearchReach::Cells(NonZeroUsize::new(2).unwrap()));
+        let config = Config::parse("preset = \"paper\"\n[scoring]\nreach_patches = 2").unwrap();
+        assert_eq!(config.scoring.reach, SearchReach::Patches(NonZeroUsize::new(2).unwrap()));
     }
 
     #[test]
     fn all_faults_are_listed_at_once_with_key_value_and_need() {
+        let found = faults("tokens.slice_stride = 8");
+        assert_eq!(
+            found,
+            ["tokens.slice_stride = 8: at most tokens.slices_per_token (7) is needed"]
+        );
         let found = faults(
             "[scoring]\nkeep_fraction = 0.0\n[window]\nmin_scans = 500\nmax_scans = 100\n\
              [service]\nlisten = \"0.0.0.0:9464\"\n[tokens]\nviews = [\"axial\", \"oblique\"]",
@@ -842,5 +867,12 @@ mod tests {
         assert_eq!((merged.volume.side, merged.scoring.keep.get()), (224, 0.2));
         assert_eq!(merged.tree["volume"]["side"].as_integer(), Some(224));
         assert_eq!(merged.tree["scoring"]["keep_fraction"].as_float(), Some(0.2));
+
+        // A preset waits for the restart as a whole.
+        let paper = Config::parse("preset = \"paper\"").unwrap();
+        assert!(old.restart_needed_for(&paper).contains(&"preset".to_owned()));
+        let merged = old.with_reloadable_of(paper);
+        assert_eq!(merged.scoring, old.scoring);
+        assert_eq!(merged.tree["scoring"], old.tree["scoring"]);
     }
 }

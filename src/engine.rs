@@ -165,10 +165,10 @@ fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<
             "encoder.layers names block {layer}; {architecture} has {depth}, name 1 to {depth}"
         )));
     }
-    let TokenSettings { slices_per_token: depth, slice_stride, join_views, .. } = config.tokens;
+    let TokenSettings { slice_stride, join_views, .. } = config.tokens;
+    let depth = config.tokens.depth(patch);
     if patch % depth != 0 || (join_views && depth != patch) {
-        let needed =
-            if join_views { "with joined views, the patch" } else { "a divisor of the patch" };
+        let needed = if join_views { "0, the whole patch" } else { "a divisor of the patch" };
         return Err(EngineError::Misfit(format!(
             "tokens.slices_per_token = {depth} does not fit {architecture}; use {needed} ({patch})"
         )));

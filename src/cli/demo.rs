@@ -43,8 +43,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     keep: bool,
     /// Encode every n-th slice. More is faster and coarser; the daemon's default is 1.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    slice_stride: usize,
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u8).range(1..=7))]
+    slice_stride: u8,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -107,7 +107,7 @@ fn free_address() -> std::io::Result<SocketAddr> {
 }
 
 /// Settings that suit a few scans on a desk: short waits, an early start.
-fn settings(folder: &Path, address: SocketAddr, n_scans: usize, stride: usize) -> String {
+fn settings(folder: &Path, address: SocketAddr, n_scans: usize, stride: u8) -> String {
     let path = |name: &str| toml::Value::from(folder.join(name).to_string_lossy().into_owned());
     format!(
         "[directories]\nincoming = {}\nresults = {}\nquarantine = {}\nstate = {}\n\

@@ -37,7 +37,7 @@ pub trait SliceEncoder: Send {
 
 /// Distances from each token of one scan to its nearest token of another.
 pub trait PairDistances: Send {
-    /// Both directions of one pair at one layer. Both grids have the same side and channels.
+    /// Both directions of one pair of grids, which have the same shape and channels.
     fn nearest(
         &mut self,
         first: &TokenGrid,

@@ -234,7 +234,7 @@ mod tests {
             slices_per_token: 4,
             slice_stride: 1,
             min_brain_fraction: 0.3,
-            smoothing_cells: 0.0,
+            smoothing_patches: 0.0,
         };
         Tokeniser::new(Box::new(Mean { limit }), None, settings, 1, max_batch)
     }

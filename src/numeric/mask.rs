@@ -29,13 +29,13 @@ pub struct ScoreGrid {
 /// Puts the scores of several views on one grid: their mean at the centres of the cells that lie in
 /// the foreground of all of them (ours; the paper joins the views' features instead).
 ///
-/// The grid is as fine as the finest along each axis, and has at least two cells per patch: scores are
+/// The grid is as fine as the finest along each axis, with two to four cells per patch: scores are
 /// interpolated between cell centres as in the map, so that the grid holds what the map will hold.
-/// Cells without a score in any view have none.
+/// Views without a score at a cell do not count there; cells without any score have none.
 pub fn joined_scores(views: &[ScoreGrid]) -> ScoreGrid {
     let finest = |axis: usize| views.iter().map(|view| view.foreground.shape.0[axis]).max();
     let patches = views.iter().flat_map(|view| view.foreground.shape.0).min().unwrap_or(0);
-    let edge = |axis| finest(axis).unwrap_or(0).max(2 * patches);
+    let edge = |axis| finest(axis).unwrap_or(0).clamp(2 * patches, MOST_PER_PATCH * patches);
     let shape = Shape3([edge(0), edge(1), edge(2)]);
     let views: Vec<View<'_>> = views.iter().map(View::new).collect();
     let mut joined =
@@ -43,17 +43,19 @@ pub fn joined_scores(views: &[ScoreGrid]) -> ScoreGrid {
     for offset in 0..shape.n_voxels() {
         let cell = shape.voxel(offset);
         let centre = [0, 1, 2].map(|axis| (cell[axis] as f64 + 0.5) / shape.0[axis] as f64);
-        let Some(cells) = views.iter().map(|view| view.token(centre)).collect::<Option<Vec<_>>>()
-        else {
+        if views.iter().any(|view| view.token(centre).is_none()) {
             continue;
-        };
-        let sum: f64 = views.iter().map(|view| f64::from(view.at(centre))).sum();
-        let is_matched = cells.iter().zip(&views).any(|(&token, view)| view.is_matched(token));
+        }
+        let scored = views.iter().filter(|view| view.is_matched(centre));
+        let (sum, n) = scored.fold((0.0, 0), |(sum, n), v| (sum + f64::from(v.at(centre)), n + 1));
         joined.foreground.cells.push(offset as u32);
-        joined.scores.push(is_matched.then(|| (sum / views.len() as f64) as f32));
+        joined.scores.push((n > 0).then(|| (sum / f64::from(n)) as f32));
     }
     joined
 }
+
+/// More would show nothing that the patches hold, and grow with the third power.
+const MOST_PER_PATCH: usize = 4;
 
 /// One view's scores, to be looked up by place in the cube, from 0 to 1 along each axis.
 struct View<'a> {
@@ -78,8 +80,8 @@ impl<'a> View<'a> {
         self.token_of_cell[shape.offset([0, 1, 2].map(|a| (place[a] * shape.0[a] as f64) as usize))]
     }
 
-    fn is_matched(&self, token: u32) -> bool {
-        self.of.scores[token as usize].is_some()
+    fn is_matched(&self, place: [f64; 3]) -> bool {
+        self.token(place).is_some_and(|token| self.of.scores[token as usize].is_some())
     }
 
     fn at(&self, place: [f64; 3]) -> f32 {

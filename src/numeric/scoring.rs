@@ -12,13 +12,13 @@ use super::{mask::ScoreGrid, token::Foreground};
 pub enum SearchReach {
     /// Any token of the other scan (the paper; needs no alignment).
     WholeVolume,
-    /// Tokens at most this many cells away along each axis (Chebyshev distance); 1 means the 27
-    /// cells around the token's own. As good as the whole volume on aligned scans, at about a
-    /// sixtieth of the distances.
-    Cells(NonZeroUsize),
+    /// Tokens at most this many patches away along each axis (Chebyshev distance); where cells are
+    /// half a patch deep, 1 means the 45 cells around the token's own. As good as the whole volume on
+    /// aligned scans, at about a sixtieth of the distances.
+    Patches(NonZeroUsize),
 }
 
-/// Nearest distances between the tokens of two scans at one layer, in both directions.
+/// Nearest distances between one grid of tokens of two scans, in both directions.
 ///
 /// Euclidean, unitless. A token without any candidate in reach has distance infinity.
 #[derive(Debug, Clone, PartialEq)]
@@ -140,8 +140,11 @@ pub fn level_places(grids: &mut [ScoreGrid], share: f64) {
         let (sum, n) = places[cell];
         (n > 1.0).then(|| (sum - score) / (n - 1.0))
     };
-    let all: Vec<f64> = matched(grids).filter_map(|(score, cell)| of_others(score, cell)).collect();
-    let average = all.iter().sum::<f64>() / all.len().max(1) as f64;
+    // The mean over all scores of what their cell scores elsewhere, from the sums: these are exact, so
+    // that the order of the scans changes no bit.
+    let shared = places.iter().filter(|(_, n)| *n > 1.0);
+    let (sum, n) = shared.fold((0.0, 0.0), |(sum, n), place| (sum + place.0, n + place.1));
+    let average = sum / n.max(1.0);
     for ScoreGrid { foreground, scores } in grids {
         for (score, &cell) in scores.iter_mut().zip(&foreground.cells) {
             let Some(value) = score.map(f64::from) else { continue };
@@ -212,7 +215,7 @@ pub fn shift(own: &ScanScores, others: &[&ScanScores]) -> Option<f64> {
 }
 
 /// How much the scans of a window differ as a whole: the 90th over the 10th percentile of their
-/// median token scores. Near 1 in the window of one scanner; `None` below two scans (ours).
+/// median scores. Near 1 in the window of one scanner; `None` below two scans (ours).
 pub fn heterogeneity(scores: &[ScanScores]) -> Option<f64> {
     let mut medians: Vec<f32> = scores.iter().map(|scan| scan.median).collect();
     if medians.len() < 2 {
@@ -357,7 +360,7 @@ mod tests {
         level_places(&mut levelled, 0.5);
         let levelled = levelled.map(|grid| grid.scores);
         // Of others: 1, 3, 5 in the first scan; 1, 3, -, 1 in the second; 1, 3, - in the third: 2.25
-        // on average. Cell 5 gets 0.5 * 1.25 more, cell 7 0.5 * 0.75 less.
+        // on average (18 over 8). Cell 5 gets 0.5 * 1.25 more, cell 7 0.5 * 0.75 less.
         // Cell 9 of the first scan would fall to 1 - 0.5 * 2.75, below 0.
         assert_eq!(levelled[0], [Some(1.625), Some(2.625), Some(0.0)]);
         assert_eq!(levelled[1], [Some(1.625), Some(2.625), Some(4.0), Some(5.625)]);
@@ -435,6 +438,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_order_of_the_scans_changes_no_bit_of_the_levelling(
+            scores in prop::collection::vec(prop::collection::vec(0.1_f32..2.0, 20), 3..9),
+            turn in 1_usize..8,
+        ) {
+            let cells: Vec<u32> = (0..20).collect();
+            let some = |scores: &Vec<f32>| scores.iter().copied().map(Some).collect();
+            let mut grids: Vec<ScoreGrid> = scores.iter().map(|s| grid(&cells, some(s))).collect();
+            let middle = turn % grids.len();
+            let mut turned = grids.clone();
+            turned.rotate_left(middle);
+            level_places(&mut grids, 0.3);
+            level_places(&mut turned, 0.3);
+            grids.rotate_left(middle);
+            prop_assert_eq!(grids, turned);
+        }
+
         #[test]
         fn the_order_of_the_columns_changes_no_bit(
             mut columns in prop::collection::vec(prop::collection::vec(0.0_f32..2.0, 5), 2..12),

@@ -121,8 +121,8 @@ pub struct TokenSettings {
     /// Whether the features of all views are joined to one token, in their order (eq. 3), or each
     /// view has tokens of its own.
     pub join_views: bool,
-    /// Slices that a token pools; a divisor of the patch, and the patch itself (the paper) where
-    /// views are joined. Fewer keep small lesions from being diluted.
+    /// Slices that a token pools; a divisor of the patch. 0 means the whole patch (the paper), which
+    /// joined views need. Fewer keep small lesions from being diluted.
     pub slices_per_token: usize,
     /// Every how many-th slice of a depth group is encoded; 1 = all (the paper).
     pub slice_stride: usize,
@@ -131,7 +131,7 @@ pub struct TokenSettings {
     pub min_brain_fraction: f64,
     /// Standard deviation of the Gaussian by which tokens are averaged with their neighbours, in
     /// patches; 0 leaves them as they are (the paper).
-    pub smoothing_cells: f64,
+    pub smoothing_patches: f64,
 }
 
 /// Consecutive slices along one axis that are pooled: one layer of cells.
@@ -155,6 +155,11 @@ impl TokenSettings {
     pub fn n_parts(&self) -> usize {
         if self.join_views { 1 } else { self.views.len() }
     }
+
+    /// Slices that a token of an encoder with this patch pools.
+    pub fn depth(&self, patch: usize) -> usize {
+        if self.slices_per_token == 0 { patch } else { self.slices_per_token }
+    }
 }
 
 /// Collects the slice features of one scan into its tokens, a slice group at a time, so that
@@ -164,6 +169,8 @@ pub struct TokenBuilder<'a> {
     projection: Option<&'a Projection>,
     /// Patches along each edge of a slice.
     side: usize,
+    /// Slices per group.
+    depth: usize,
     /// Features per view.
     width: usize,
     parts: Vec<Part>,
@@ -206,7 +213,7 @@ impl<'a> TokenBuilder<'a> {
         settings: &'a TokenSettings,
     ) -> Self {
         assert_eq!(volume.side() % patch, 0, "cube side is no multiple of the patch");
-        let depth = settings.slices_per_token;
+        let depth = settings.depth(patch);
         assert!(patch % depth == 0 && (depth == patch || !settings.join_views), "whole groups");
         let width = projection.map_or(channels, Projection::n_outputs);
         let foreground = |cell| foreground_cells(volume, cell, settings.min_brain_fraction);
@@ -221,7 +228,7 @@ impl<'a> TokenBuilder<'a> {
         } else {
             settings.views.iter().map(of_view).collect()
         };
-        Self { settings, projection, side: volume.side() / patch, width, parts }
+        Self { settings, projection, side: volume.side() / patch, depth, width, parts }
     }
 
     /// Where a view's features go: its part, and the first channel there.
@@ -247,7 +254,7 @@ impl<'a> TokenBuilder<'a> {
 
     /// Indices of the slices of a group that are encoded, centred within each stride.
     pub fn slices(&self, group: SliceGroup) -> Vec<usize> {
-        let TokenSettings { slice_stride: stride, slices_per_token: depth, .. } = *self.settings;
+        let (stride, depth) = (self.settings.slice_stride, self.depth);
         let first = group.depth * depth + (stride - 1) / 2;
         (first..(group.depth + 1) * depth).step_by(stride).collect()
     }
@@ -281,7 +288,7 @@ impl<'a> TokenBuilder<'a> {
     /// The finished tokens: layer by layer, within a layer view by view or all views joined.
     pub fn finish(self) -> Result<Vec<TokenGrid>, TokenGridError> {
         let n_layers = self.parts.first().map_or(0, |part| part.rows.len());
-        let sigma = self.settings.smoothing_cells;
+        let sigma = self.settings.smoothing_patches;
         let mut grids = Vec::new();
         for layer in 0..n_layers {
             for Part { foreground, rows, channels, .. } in &self.parts {
@@ -415,7 +422,7 @@ mod tests {
             slices_per_token: 2,
             slice_stride: 1,
             min_brain_fraction: 0.3,
-            smoothing_cells: 0.0,
+            smoothing_patches: 0.0,
         }
     }
 

@@ -53,7 +53,7 @@ pub fn read_source(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<
     Ok(Source { raw, grid, brain })
 }
 
-/// One in so many cells of the grid must be foreground. A brain fills about every second one; the
+/// One in so many patch-sized cells must be foreground; the finer cells of single views then are, too. A brain fills about every second one; the
 /// smallest that is taken for one, 200 ml, still one in 27. With none at all, as in speckle, a scan
 /// would have no tokens and be reported as normal.
 const CELLS_PER_FOREGROUND: usize = 64;

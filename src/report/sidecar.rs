@@ -10,7 +10,7 @@ use crate::domain::{
 };
 
 /// Layout of the sidecar.
-pub const SCHEMA: &str = "oddscan/sidecar/1";
+pub const SCHEMA: &str = "oddscan/sidecar/2";
 
 /// Stands in every sidecar and on every picture.
 pub const RESEARCH_USE_ONLY: &str = "Research use only. Not a diagnosis.";
@@ -69,7 +69,7 @@ pub struct WindowFacts {
     /// Members, the scan itself included.
     pub size: usize,
     /// How much the scans differ as a whole: the 90th over the 10th percentile of their median
-    /// token scores, once scored.
+    /// scores, once scored.
     pub heterogeneity: Option<f64>,
     /// Anomalies that several members share; looked for with `community.enabled`.
     pub shared_anomalies: Vec<SharedAnomaly>,

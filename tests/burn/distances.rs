@@ -67,7 +67,7 @@ fn a_scan_without_tokens_is_infinitely_far() {
 #[test]
 fn a_search_within_cells_is_that_of_the_native_engine() {
     let (a, b) = (tokens(7, 5, 16, |c| c % 2 == 0), tokens(8, 5, 16, |c| c % 3 == 0));
-    let reach = SearchReach::Cells(NonZeroUsize::MIN);
+    let reach = SearchReach::Patches(NonZeroUsize::MIN);
     let expected = CpuDistances::new().nearest(&a, &b, reach).unwrap();
     assert_eq!(burn().nearest(&a, &b, reach).unwrap(), expected);
 }

@@ -54,10 +54,10 @@ fn the_settings_are_those_of_the_reference() {
             "projection": case.projected.then(|| json!({ "seed": SEED, "channels": 8 })),
             "join_views": case.tokens.join_views,
             "slices_per_token": case.tokens.slices_per_token,
-            "smoothing_cells": case.tokens.smoothing_cells,
-            "reach_cells": match case.reach {
+            "smoothing_patches": case.tokens.smoothing_patches,
+            "reach_patches": match case.reach {
                 SearchReach::WholeVolume => None,
-                SearchReach::Cells(cells) => Some(cells),
+                SearchReach::Patches(cells) => Some(cells),
             },
             "keep_fraction": case.keep_fraction,
             "place_share": case.place_share,

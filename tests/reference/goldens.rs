@@ -135,12 +135,12 @@ pub fn cases() -> [Case; 2] {
         slices_per_token: PATCH,
         slice_stride: 1,
         min_brain_fraction: 0.3,
-        smoothing_cells: 0.0,
+        smoothing_patches: 0.0,
     };
     let default_tokens = TokenSettings {
         join_views: false,
         slices_per_token: 3,
-        smoothing_cells: 0.4,
+        smoothing_patches: 0.4,
         ..tokens.clone()
     };
     let paper = Case {
@@ -157,7 +157,7 @@ pub fn cases() -> [Case; 2] {
         tokens: default_tokens,
         projected: false,
         channels: 32,
-        reach: SearchReach::Cells(NonZeroUsize::MIN),
+        reach: SearchReach::Patches(NonZeroUsize::MIN),
         keep_fraction: 0.4,
         place_share: 0.3,
     };

@@ -40,8 +40,8 @@ METHODS = {
         "projection": {"seed": 20260211, "channels": 8},
         "join_views": True,
         "slices_per_token": 6,
-        "smoothing_cells": 0.0,
-        "reach_cells": None,
+        "smoothing_patches": 0.0,
+        "reach_patches": None,
         "keep_fraction": 0.3,
         "place_share": 0.0,
     },
@@ -49,8 +49,8 @@ METHODS = {
         "projection": None,
         "join_views": False,
         "slices_per_token": 3,
-        "smoothing_cells": 0.4,
-        "reach_cells": 1,
+        "smoothing_patches": 0.4,
+        "reach_patches": 1,
         "keep_fraction": 0.4,
         "place_share": 0.3,
     },
@@ -340,7 +340,7 @@ def tokens(tensors, cube, brain, method):
         rows = {}
         for layer, grid in grids.items():
             own = grid[tuple(place_of(cells, shape).T)]
-            own = smooth(cells, own, shape, method["smoothing_cells"])
+            own = smooth(cells, own, shape, method["smoothing_patches"])
             rows[layer] = own.astype(np.float16).astype(np.float64)
         parts.append((shape, cells, rows))
     return parts
@@ -405,15 +405,17 @@ def between_centres(grid, places):
 def joined_scores(views):
     """Mean of the views where all have a cell, on a grid of at least two cells per patch."""
     shapes = np.array([shape for shape, _, _ in views])
-    shape = tuple(np.maximum(shapes.max(0), 2 * shapes.min()))
+    shape = tuple(np.clip(shapes.max(0), 2 * shapes.min(), 4 * shapes.min()))
     places = (place_of(np.arange(np.prod(shape)), shape) + 0.5) / shape
-    inside, total, matched = True, 0, False
+    inside, total, n_matched = True, 0, 0
     for own_shape, cells, scores in views:
         cell = np.ravel_multi_index(tuple((places * own_shape).astype(int).T), own_shape, order="F")
         inside = inside & np.isin(cell, cells)
-        matched = matched | np.isin(cell, cells[~np.isnan(scores)])
-        total = total + between_centres(dense(own_shape, cells, scores), places)
-    scores = np.where(matched, total / len(views), np.nan)
+        matched = np.isin(cell, cells[~np.isnan(scores)])
+        n_matched = n_matched + matched
+        values = between_centres(dense(own_shape, cells, scores), places)
+        total = total + np.where(matched, values, 0)
+    scores = np.where(n_matched > 0, total / np.maximum(n_matched, 1), np.nan)
     return shape, np.flatnonzero(inside), scores[inside]
 
 
@@ -452,7 +454,7 @@ def score_window(scans, method, keep_column=lambda *_: None):
                 for other in range(len(scans)):
                     if other != own:
                         column = distances(
-                            parts[part], scans[other][part], layer, method["reach_cells"]
+                            parts[part], scans[other][part], layer, method["reach_patches"]
                         )
                         keep_column(layer, part, own, other, column)
                         columns.append(column)

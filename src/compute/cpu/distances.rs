@@ -36,7 +36,7 @@ impl PairDistances for CpuDistances {
         assert_eq!(first.shape(), second.shape(), "tokens of one method");
         Ok(match reach {
             SearchReach::WholeVolume => whole_volume(&Tokens::of(first), &Tokens::of(second)),
-            SearchReach::Cells(cells) => {
+            SearchReach::Patches(cells) => {
                 within(&Tokens::of(first), &Tokens::of(second), cells.get())
             }
         })
@@ -273,7 +273,7 @@ mod tests {
         let b = tokens(2, 6, 37, |c| c % 5 == 1);
         for (reach, cells) in [(6, 0), (1, 1), (2, 2)] {
             let search =
-                NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Cells);
+                NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Patches);
             let found = CpuDistances::new().nearest(&a, &b, search).unwrap();
             assert_close(&found.first_to_second, &brute_force(&a, &b, [reach; 3]));
             assert_close(&found.second_to_first, &brute_force(&b, &a, [reach; 3]));
@@ -285,7 +285,7 @@ mod tests {
         let shape = Shape3([4, 8, 4]);
         let a = tokens_of(7, shape, 24, |c| c % 3 != 0);
         let b = tokens_of(8, shape, 24, |c| c % 5 < 2);
-        let reach = SearchReach::Cells(NonZeroUsize::MIN);
+        let reach = SearchReach::Patches(NonZeroUsize::MIN);
         let found = CpuDistances::new().nearest(&a, &b, reach).unwrap();
         assert_close(&found.first_to_second, &brute_force(&a, &b, [1, 2, 1]));
         assert_close(&found.second_to_first, &brute_force(&b, &a, [1, 2, 1]));
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn a_copied_scan_gets_distance_zero_and_mirrored_pairs_are_equal() {
         let (a, b) = (tokens(3, 6, 48, |c| c != 7), tokens(4, 6, 48, |c| c > 100));
-        for reach in [SearchReach::WholeVolume, SearchReach::Cells(NonZeroUsize::MIN)] {
+        for reach in [SearchReach::WholeVolume, SearchReach::Patches(NonZeroUsize::MIN)] {
             let own = CpuDistances::new().nearest(&a, &a, reach).unwrap();
             assert!(own.first_to_second.iter().all(|&d| d == 0.0));
             let there = CpuDistances::new().nearest(&a, &b, reach).unwrap();
@@ -308,7 +308,7 @@ mod tests {
     fn a_token_out_of_reach_of_all_others_is_infinitely_far() {
         let (a, b) = (tokens(5, 4, 8, |c| c == 0), tokens(6, 4, 8, |c| c == 63));
         let found =
-            CpuDistances::new().nearest(&a, &b, SearchReach::Cells(NonZeroUsize::MIN)).unwrap();
+            CpuDistances::new().nearest(&a, &b, SearchReach::Patches(NonZeroUsize::MIN)).unwrap();
         assert_eq!(found.first_to_second, [f32::INFINITY]);
     }
 }
