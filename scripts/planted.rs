@@ -34,12 +34,12 @@ use oddscan::{
         mask::{GridPlacement, score_map},
         preprocess::cube_affine,
         projection::Normal,
-        scoring::{Fraction, MapProfile, PairColumns, label_free_threshold},
+        scoring::{Fraction, MapProfile, PairColumns, SearchReach, label_free_threshold},
         slice::image_batch,
         token::{Foreground, TokenBuilder, TokenGrid, TokenSettings, smooth},
         volume::Volume,
     },
-    pipeline::steps::{self, Member, Source},
+    pipeline::steps::{self, Member, Source, WindowScores},
 };
 use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,9 @@ struct Arguments {
     /// Where `planted.md` is written.
     #[arg(long)]
     out: PathBuf,
+    /// Plant into the first so many of them only.
+    #[arg(long, value_name = "N", default_value_t = usize::MAX)]
+    into: usize,
     /// Healthy scans; all together are the window.
     #[arg(required = true)]
     scans: Vec<PathBuf>,
@@ -101,35 +104,60 @@ struct Bench {
     config: Config,
     scoring: Scoring,
     method: oddscan::engine::Method,
+    scans: Vec<Scan>,
+    window: Window,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     fs::create_dir_all(&arguments.cache)?;
-    let mut bench = Bench::new()?;
-    let scans: Vec<Scan> =
-        arguments.scans.iter().map(|path| bench.scan(path)).collect::<Result<_>>()?;
-    let mut window = Window::new(&bench, &scans)?;
-    let healthy = bench.healthy(&scans, &mut window)?;
-    let mut found = Vec::new();
-    for (index, path) in arguments.scans.iter().enumerate() {
-        for diameter_mm in DIAMETERS_MM {
+    let mut bench = None;
+    let healthy = kept(&arguments.cache.join("healthy.json"), || {
+        with_window(&mut bench, &arguments.scans)?.healthy()
+    })?;
+    let mut found: Vec<Found> = Vec::new();
+    let n_ill = arguments.into.min(arguments.scans.len());
+    for (index, path) in arguments.scans[..n_ill].iter().enumerate() {
+        for diameter in DIAMETERS_MM {
             for contrast in CONTRASTS {
-                let name = format!("{}-{diameter_mm}-{contrast}.json", steps::stem_of(path));
-                let kept = arguments.cache.join(name);
-                if !kept.exists() {
-                    let one = bench.plant(&scans, &mut window, index, diameter_mm, contrast)?;
-                    println!("{} {one:?}", steps::stem_of(path));
-                    fs::write(&kept, serde_json::to_vec(&one)?)?;
-                }
-                found.push(serde_json::from_slice(&fs::read(&kept)?)?);
+                let name = format!("{}-{diameter}-{contrast}.json", steps::stem_of(path));
+                found.push(kept(&arguments.cache.join(name), || {
+                    with_window(&mut bench, &arguments.scans)?.plant(index, diameter, contrast)
+                })?);
             }
         }
     }
     fs::create_dir_all(&arguments.out)?;
-    fs::write(arguments.out.join("planted.md"), report(&found, &healthy, scans.len()))?;
+    fs::write(arguments.out.join("planted.md"), report(&found, &healthy, n_ill))?;
     plot_limit(&arguments.out.join("planted.svg"), &found)?;
     plot_calibration(&arguments.out.join("calibration.svg"), &healthy)
+}
+
+/// The figure in a file, made and written there where there is none yet.
+fn kept<T>(path: &Path, make: impl FnOnce() -> Result<T>) -> Result<T>
+where
+    T: Serialize + for<'de> Deserialize<'de>,
+{
+    if !path.exists() {
+        let made = make()?;
+        println!("{}: {}", path.display(), serde_json::to_string(&made)?);
+        fs::write(path, serde_json::to_vec(&made)?)?;
+    }
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+/// The scans, encoded when they are first needed.
+fn with_window<'b>(bench: &'b mut Option<Bench>, scans: &[PathBuf]) -> Result<&'b mut Bench> {
+    if bench.is_none() {
+        let mut new = Bench::new()?;
+        for path in scans {
+            let scan = new.scan(path)?;
+            new.window.scans.push(new.smoothed(&scan.grids)?);
+            new.scans.push(scan);
+        }
+        *bench = Some(new);
+    }
+    Ok(bench.as_mut().expect("it was just made"))
 }
 
 impl Bench {
@@ -148,6 +176,12 @@ impl Bench {
             settings: TokenSettings { smoothing_patches: 0.0, ..config.tokens.clone() },
             scoring: config.scoring,
             method: Engine::start(&config)?.method,
+            scans: Vec::new(),
+            window: Window {
+                reach: config.scoring.reach,
+                scans: Vec::new(),
+                columns: BTreeMap::new(),
+            },
             config,
         })
     }
@@ -163,8 +197,9 @@ impl Bench {
 
     /// The tokens of a volume before smoothing; those of slices that did not change are taken from the
     /// original.
-    fn encode(&mut self, volume: &Volume, original: Option<&Scan>) -> Result<Vec<TokenGrid>> {
-        let Self { encoder, patch, channels, settings, .. } = self;
+    fn encode(&mut self, volume: &Volume, original: Option<usize>) -> Result<Vec<TokenGrid>> {
+        let Self { encoder, patch, channels, settings, scans, .. } = self;
+        let original = original.map(|index| &scans[index]);
         let mut builder = TokenBuilder::new(volume, *patch, *channels, 1, None, settings);
         for group in builder.due_groups() {
             let slices = builder.slices(group);
@@ -196,11 +231,10 @@ impl Bench {
     }
 
     /// Share of the voxels of each scan above the threshold, at each of [`SHARES`].
-    fn healthy(&self, scans: &[Scan], window: &mut Window) -> Result<Vec<Vec<f64>>> {
-        let members = window.members();
-        let scores = steps::score_members(&members, &self.method.layers, &self.scoring, window)?;
+    fn healthy(&mut self) -> Result<Vec<Vec<f64>>> {
+        let scores = self.score()?;
         let mut measured = Vec::new();
-        for (index, scan) in scans.iter().enumerate() {
+        for (index, scan) in self.scans.iter().enumerate() {
             let own = &scores.scans[index];
             let placement = GridPlacement {
                 cube_side: self.method.cube.side,
@@ -224,24 +258,21 @@ impl Bench {
         Ok(measured)
     }
 
-    fn plant(
-        &mut self,
-        scans: &[Scan],
-        window: &mut Window,
-        index: usize,
-        diameter_mm: f64,
-        contrast: f64,
-    ) -> Result<Found> {
-        let original = &scans[index];
-        let centre = place(&original.source, index as u64);
-        let (source, lesion) = with_lesion(&original.source, centre, diameter_mm / 2.0, contrast);
+    fn score(&mut self) -> Result<WindowScores> {
+        let Self { window, method, scoring, .. } = self;
+        Ok(steps::score_members(&window.members(), &method.layers, scoring, window)?)
+    }
+
+    fn plant(&mut self, index: usize, diameter_mm: f64, contrast: f64) -> Result<Found> {
+        let original = &self.scans[index].source;
+        let centre = place(original, index as u64);
+        let (source, lesion) = with_lesion(original, centre, diameter_mm / 2.0, contrast);
         let volume = steps::canonical(&source, &self.method)?.volume;
-        let grids = self.encode(&volume, Some(original))?;
-        let healthy = window.replace(index, self.smoothed(&grids)?);
-        let members = window.members();
-        let scores = steps::score_members(&members, &self.method.layers, &self.scoring, window)?;
+        let grids = self.encode(&volume, Some(index))?;
+        let healthy = self.window.replace(index, self.smoothed(&grids)?);
+        let scores = self.score()?;
         let finding = steps::finding(&source, &scores, index, &self.method, &self.scoring)?;
-        window.restore(index, healthy);
+        self.window.restore(index, healthy);
         let brain = &source.brain.inside;
         let voxels = (0..brain.len()).filter(|&voxel| brain[voxel]);
         let curve = Ranking::new([voxels.map(|v| (finding.map[v], lesion[v]))]).curve();
@@ -339,7 +370,7 @@ fn with_lesion(
 
 /// The tokens of the window, and the distances between its scans.
 struct Window {
-    scoring: Scoring,
+    reach: SearchReach,
     scans: Vec<Vec<TokenGrid>>,
     columns: BTreeMap<(ScanId, ScanId, usize), Vec<f32>>,
 }
@@ -351,11 +382,6 @@ fn id(index: usize) -> ScanId {
 }
 
 impl Window {
-    fn new(bench: &Bench, scans: &[Scan]) -> Result<Self> {
-        let scans = scans.iter().map(|scan| bench.smoothed(&scan.grids)).collect::<Result<_>>()?;
-        Ok(Self { scoring: bench.scoring, scans, columns: BTreeMap::new() })
-    }
-
     fn members(&self) -> Vec<Member> {
         let member = |(index, grids): (usize, &Vec<TokenGrid>)| Member {
             id: id(index),
@@ -392,7 +418,7 @@ impl steps::Distances for Window {
         }
         let tokens = |id: ScanId| &self.scans[usize::from(id.0[0])][grid];
         let PairColumns { first_to_second, second_to_first } =
-            CpuDistances::new().nearest(tokens(of), tokens(other), self.scoring.reach)?;
+            CpuDistances::new().nearest(tokens(of), tokens(other), self.reach)?;
         self.columns.insert((other, of, grid), second_to_first);
         self.columns.insert((of, other, grid), first_to_second.clone());
         Ok(first_to_second)

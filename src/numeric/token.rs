@@ -214,7 +214,10 @@ impl<'a> TokenBuilder<'a> {
     ) -> Self {
         assert_eq!(volume.side() % patch, 0, "cube side is no multiple of the patch");
         let depth = settings.depth(patch);
-        assert!(patch % depth == 0 && (depth == patch || !settings.join_views), "whole groups");
+        assert!(
+            patch.is_multiple_of(depth) && (depth == patch || !settings.join_views),
+            "whole groups"
+        );
         let width = projection.map_or(channels, Projection::n_outputs);
         let foreground = |cell| foreground_cells(volume, cell, settings.min_brain_fraction);
         let of_view = |axis: &Axis| {
@@ -369,7 +372,7 @@ pub fn smooth(foreground: &Foreground, rows: &[f32], sigma: f64) -> Vec<f32> {
 /// # Panics
 /// If the side of the volume is no multiple of each edge of a cell.
 pub fn foreground_cells(volume: &Volume, cell: [usize; 3], min_fraction: f64) -> Foreground {
-    assert!(cell.iter().all(|edge| volume.side() % edge == 0), "whole cells");
+    assert!(cell.iter().all(|&edge| volume.side().is_multiple_of(edge)), "whole cells");
     let (voxels, shape) = (volume.shape(), Shape3(cell.map(|edge| volume.side() / edge)));
     let mut counts = vec![0_usize; shape.n_voxels()];
     for (offset, _) in volume.brain().iter().enumerate().filter(|(_, inside)| **inside) {
