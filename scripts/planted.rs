@@ -503,14 +503,15 @@ fn of(found: &[Found], diameter_mm: f64, contrast: f64) -> Vec<&Found> {
     found.iter().filter(is_wanted).collect()
 }
 
-fn report(found: &[Found], healthy: &[Vec<f64>], n_scans: usize) -> String {
+fn report(found: &[Found], healthy: &[Vec<f64>], n_ill: usize) -> String {
+    let n_window = healthy.len();
     let mut text = format!(
         "# Planted lesions, and healthy scans\n
-See [../quality.md](../quality.md). {n_scans} healthy scans of one scanner as one window, default \
-settings. Into each, one at a time, balls of other intensity are planted at a place in its white \
-matter.\n
-Lesions that the mask touches, of {n_scans} (those with any voxel above the threshold, before small \
-regions are dropped); mean AUROC of the lesion's voxels against the rest of the brain:\n
+See [../quality.md](../quality.md). {n_window} healthy scans of one scanner as one window, default
+settings. Into {n_ill} of them, one at a time, balls of other intensity are planted at a place in their
+white matter.\n
+Lesions that the mask touches, of {n_ill} (those with any voxel above the threshold, before small regions
+are dropped); mean AUROC of the lesion's voxels against the rest of the brain:\n
 | diameter | volume |"
     );
     for contrast in CONTRASTS {

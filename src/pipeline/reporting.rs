@@ -170,7 +170,7 @@ fn summary(finding: &Finding, n_scans: usize) -> String {
     )
 }
 
-/// Above this [`scoring::heterogeneity`] a window mixes sources: measured 1.04 for one scanner.
+/// Above this [`scoring::heterogeneity`] a window mixes sources: measured 1.05 for one scanner.
 pub const MIXED: f64 = 1.15;
 
 /// Above this [`scoring::shift`] a scan differs as a whole.
