@@ -62,8 +62,6 @@ struct Arguments {
     scans: Vec<PathBuf>,
 }
 
-const LIMITS: Limits = Limits { max_file_bytes: u64::MAX, max_voxels: u64::MAX };
-
 const DIAMETERS_MM: [f64; 4] = [4.0, 6.0, 8.0, 12.0];
 
 /// Change of intensity inside a lesion, as a share of what is there: darker, as lesions are in T1.
@@ -189,7 +187,7 @@ impl Bench {
     fn scan(&mut self, path: &Path) -> Result<Scan> {
         println!("encoding {}", path.display());
         let mask = steps::companion_mask(path);
-        let source = steps::read_source(path, mask.as_deref(), &LIMITS)?;
+        let source = steps::read_source(path, mask.as_deref(), &Limits::NONE)?;
         let volume = steps::canonical(&source, &self.method)?.volume;
         let grids = self.encode(&volume, None)?;
         Ok(Scan { source, volume, grids })
@@ -244,13 +242,12 @@ impl Bench {
             let n_brain = scan.source.brain.inside.iter().filter(|inside| **inside).count();
             let above = |share: &f64| {
                 let share = Fraction::new(*share).expect("shares are shares");
-                let mut profiles: Vec<MapProfile> = scores
+                let profiles: Vec<MapProfile> = scores
                     .scans
                     .iter()
                     .map(|scan| MapProfile::new(scan.cells.clone(), share))
                     .collect();
-                let own = profiles.remove(index);
-                let threshold = label_free_threshold(&own, &profiles, self.scoring.clean_scans);
+                let threshold = label_free_threshold(&profiles, index, self.scoring.clean_scans);
                 map.iter().filter(|&&value| value > threshold).count() as f64 / n_brain as f64
             };
             measured.push(SHARES.iter().map(above).collect());

@@ -32,7 +32,7 @@ use oddscan::{
         preprocess::cube_affine,
         projection::Projection,
         scoring::{Fraction, MapProfile, ScanScores, SearchReach, label_free_threshold},
-        token::{Foreground, TokenGrid, smooth},
+        token::{Foreground, TokenGrid, brain_per_cell, smooth},
         volume::Volume,
     },
     pipeline::steps::{self, Member},
@@ -58,8 +58,6 @@ struct Arguments {
     #[arg(required = true)]
     scans: Vec<PathBuf>,
 }
-
-const LIMITS: Limits = Limits { max_file_bytes: u64::MAX, max_voxels: u64::MAX };
 
 /// What all encodings share, so that every variant can be made from their tokens.
 const RAW: &str = "tokens.projection = 0\ntokens.min_brain_fraction = 0.0\n\
@@ -374,7 +372,7 @@ fn encode(arguments: &Arguments, folder: &Path, encoding: &Encoding) -> Result<(
         };
         println!("encoding {} ({})", path.display(), encoding.name);
         let mask = steps::companion_mask(&path);
-        let source = steps::read_source(&path, mask.as_deref(), &LIMITS)?;
+        let source = steps::read_source(&path, mask.as_deref(), &Limits::NONE)?;
         let volume = steps::canonical(&source, &engine.method)?.volume;
         let grids = engine.tokeniser.tokens(&volume, |_| ControlFlow::Continue(()))?;
         save(&target, encoding, &grids, &volume)?;
@@ -384,13 +382,8 @@ fn encode(arguments: &Arguments, folder: &Path, encoding: &Encoding) -> Result<(
 
 /// Share of brain in each cell.
 fn fractions(volume: &Volume, Foreground { shape, cells }: &Foreground) -> Vec<f32> {
-    let edges = shape.0.map(|n| volume.side() / n);
-    let mut counts = vec![0_u32; shape.n_voxels()];
-    for (offset, _) in volume.brain().iter().enumerate().filter(|(_, inside)| **inside) {
-        let voxel = volume.shape().voxel(offset);
-        counts[shape.offset([0, 1, 2].map(|axis| voxel[axis] / edges[axis]))] += 1;
-    }
-    let n_voxels = edges.into_iter().product::<usize>() as f32;
+    let counts = brain_per_cell(volume, *shape);
+    let n_voxels = (volume.shape().n_voxels() / shape.n_voxels()) as f32;
     cells.iter().map(|&cell| counts[cell as usize] as f32 / n_voxels).collect()
 }
 
@@ -426,9 +419,9 @@ fn load(arguments: &Arguments, folder: &Path, encoding: &Encoding) -> Result<Vec
     let mut scans = Vec::new();
     for path in listed(folder)? {
         let mask = steps::companion_mask(&path);
-        let source = steps::read_source(&path, mask.as_deref(), &LIMITS)?;
+        let source = steps::read_source(&path, mask.as_deref(), &Limits::NONE)?;
         let truth = match steps::companion(&path, "lesion") {
-            Some(path) => nifti::read_mask(&path, &LIMITS)?.inside,
+            Some(path) => nifti::read_mask(&path, &Limits::NONE)?.inside,
             None => vec![false; source.brain.inside.len()],
         };
         let bytes = fs::read(tokens_path(arguments, encoding, &path))?;
@@ -597,11 +590,7 @@ fn thresholds(scores: &[ScanScores], share: f64, clean: Fraction) -> Vec<f32> {
     let share = Fraction::new(share).expect("shares are shares");
     let profiles: Vec<MapProfile> =
         scores.iter().map(|scan| MapProfile::new(scan.cells.clone(), share)).collect();
-    let threshold = |own: usize| {
-        let mut others = profiles.clone();
-        label_free_threshold(&others.remove(own), &others, clean)
-    };
-    (0..scores.len()).map(threshold).collect()
+    (0..scores.len()).map(|own| label_free_threshold(&profiles, own, clean)).collect()
 }
 
 fn figures(

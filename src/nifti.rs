@@ -38,6 +38,11 @@ pub struct Limits {
     pub max_voxels: u64,
 }
 
+impl Limits {
+    /// For files that are trusted.
+    pub const NONE: Self = Self { max_file_bytes: u64::MAX, max_voxels: u64::MAX };
+}
+
 /// The header of a scan: everything that a result on the same grid must copy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grid {

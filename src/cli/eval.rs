@@ -45,9 +45,6 @@ const SIZES: [(&str, f64, f64); 3] = [
     ("above", 1000.0, f64::INFINITY),
 ];
 
-/// Files are our own and bounded by what they hold.
-const LIMITS: Limits = Limits { max_file_bytes: u64::MAX, max_voxels: u64::MAX };
-
 /// The figures of one scan.
 #[derive(Debug, Serialize)]
 struct Scan {
@@ -196,7 +193,7 @@ type Scored = Vec<(f32, bool)>;
 fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String> {
     let text = |error: crate::domain::error::ScanError| error.to_string();
     let result = |ending: &str| arguments.maps.join(format!("{stem}_anomaly{ending}"));
-    let map = nifti::read_map(&result("-map.nii.gz"), &LIMITS).map_err(text)?;
+    let map = nifti::read_map(&result("-map.nii.gz"), &Limits::NONE).map_err(text)?;
     let mask = on_grid(&map, &result("-mask.nii.gz"))?;
     let brains = arguments.brain.as_ref().unwrap_or(&arguments.truth);
     let companion = |folder: &Path, what| steps::companion(&folder.join(stem), what);
@@ -250,7 +247,7 @@ fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String>
 fn on_grid(map: &RawVolume, path: &Path) -> Result<Vec<bool>, String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let RawMask { shape, inside, affine } =
-        nifti::read_mask(path, &LIMITS).map_err(|error| format!("{name}: {error}"))?;
+        nifti::read_mask(path, &Limits::NONE).map_err(|error| format!("{name}: {error}"))?;
     if shape != map.shape {
         return Err(format!(
             "{name}: found a grid of {:?}, needed that of the map, {:?}; resample it",

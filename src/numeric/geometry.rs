@@ -59,6 +59,17 @@ impl Shape3 {
         x + self.0[0] * (y + self.0[1] * z)
     }
 
+    /// The voxels at most `reach` away from one along each axis, itself among them, x fastest.
+    pub fn around(self, voxel: [usize; 3], reach: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
+        let range = |axis: usize| {
+            let (at, reach) = (voxel[axis], reach[axis]);
+            at.saturating_sub(reach)..(at + reach + 1).min(self.0[axis])
+        };
+        let (x, y) = (range(0), range(1));
+        let rows = range(2).flat_map(move |z| y.clone().map(move |y| (y, z)));
+        rows.flat_map(move |(y, z)| x.clone().map(move |x| [x, y, z]))
+    }
+
     /// Voxel `[x, y, z]` at a position in memory: the inverse of [`Shape3::offset`].
     #[inline]
     pub fn voxel(self, offset: usize) -> [usize; 3] {

@@ -66,12 +66,8 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     fn new(of: &'a ScoreGrid) -> Self {
-        let Foreground { shape, cells } = &of.foreground;
-        let mut token_of_cell = vec![None; shape.n_voxels()];
-        for (token, &cell) in cells.iter().enumerate() {
-            token_of_cell[cell as usize] = Some(token as u32);
-        }
         let scores: Vec<f32> = of.scores.iter().map(|score| score.unwrap_or(0.0)).collect();
+        let token_of_cell = of.foreground.token_of_cell();
         Self { of, grid: dense(&of.foreground, &scores), token_of_cell }
     }
 

@@ -269,9 +269,12 @@ impl MapProfile {
 /// of the brain would have to be ill to move them much. How far the tail of healthy tissue reaches is
 /// taken from the other scans: from that tail which a share `clean` of them stays below, so that no
 /// more than that share need be free of lesions larger than the stated share of a brain. Measured in
-/// docs/quality.md. Without other scans the own tail counts.
-pub fn label_free_threshold(own: &MapProfile, others: &[MapProfile], clean: Fraction) -> f32 {
-    let mut tails: Vec<f32> = others.iter().map(|other| other.tail as f32).collect();
+/// docs/quality.md. Without other scans the own tail counts. `profiles` are those of a window, `own` is
+/// the position of the scan among them.
+pub fn label_free_threshold(profiles: &[MapProfile], own: usize, clean: Fraction) -> f32 {
+    let others = profiles.iter().enumerate().filter(|(index, _)| *index != own);
+    let mut tails: Vec<f32> = others.map(|(_, other)| other.tail as f32).collect();
+    let own = &profiles[own];
     let tail = if tails.is_empty() { own.tail } else { quantile(&mut tails, clean.0) };
     if own.spread > 0.0 { (own.median + tail * own.spread) as f32 } else { f32::INFINITY }
 }
@@ -391,9 +394,7 @@ mod tests {
         let profiles: Vec<MapProfile> =
             window.iter().map(|values| MapProfile::new(values.clone(), stated)).collect();
         for (index, values) in healthy.iter().enumerate() {
-            let mut others = profiles.clone();
-            others.remove(index);
-            let threshold = label_free_threshold(&profiles[index], &others, fraction(0.25));
+            let threshold = label_free_threshold(&profiles, index, fraction(0.25));
             let above = values.iter().filter(|&&v| v > threshold).count() as f64 / 100_000.0;
             // Standard deviation of a share of 0.01 in 100,000: 0.0003, of a tail the like; with
             // lesions in 4 % of the values level and spread rise.
@@ -408,13 +409,13 @@ mod tests {
         let empty = MapProfile::new(Vec::new(), fraction(0.01));
         let normal = MapProfile::new(skewed(1, 1.0, 1.0, 1000), fraction(0.01));
         for odd in [flat, empty] {
-            let threshold = label_free_threshold(&odd, &[normal, normal], fraction(0.25));
+            let threshold = label_free_threshold(&[odd, normal, normal], 0, fraction(0.25));
             assert_eq!(threshold, f32::INFINITY);
             // Nor is anything where all others are like that; never a NaN.
-            let threshold = label_free_threshold(&normal, &[odd, odd, odd], fraction(0.25));
+            let threshold = label_free_threshold(&[normal, odd, odd, odd], 0, fraction(0.25));
             assert_eq!(threshold, f32::INFINITY);
         }
-        let alone = label_free_threshold(&normal, &[], fraction(0.25));
+        let alone = label_free_threshold(&[normal], 0, fraction(0.25));
         assert_eq!(alone, (normal.median + normal.tail * normal.spread) as f32);
     }
 

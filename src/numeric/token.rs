@@ -20,6 +20,17 @@ pub struct Foreground {
     pub cells: Vec<u32>,
 }
 
+impl Foreground {
+    /// For every cell of the grid the position of its token, or `None` in the background.
+    pub fn token_of_cell(&self) -> Vec<Option<u32>> {
+        let mut tokens = vec![None; self.shape.n_voxels()];
+        for (token, &cell) in self.cells.iter().enumerate() {
+            tokens[cell as usize] = Some(token as u32);
+        }
+        tokens
+    }
+}
+
 /// The tokens of one scan at one encoder layer, of one view or of all joined: one row of features per
 /// foreground cell of a grid over the canonical cube.
 ///
@@ -188,10 +199,7 @@ struct Part {
 
 impl Part {
     fn new(foreground: Foreground, n_layers: usize, channels: usize) -> Self {
-        let mut token_of_cell = vec![None; foreground.shape.n_voxels()];
-        for (token, &cell) in foreground.cells.iter().enumerate() {
-            token_of_cell[cell as usize] = Some(token as u32);
-        }
+        let token_of_cell = foreground.token_of_cell();
         let rows = vec![vec![0.0; foreground.cells.len() * channels]; n_layers];
         Self { foreground, token_of_cell, rows, channels }
     }
@@ -333,31 +341,20 @@ pub fn cells_per_patch(shape: Shape3) -> [usize; 3] {
 pub fn smooth(foreground: &Foreground, rows: &[f32], sigma: f64) -> Vec<f32> {
     let Foreground { shape, cells } = foreground;
     let channels = rows.len() / cells.len().max(1);
-    let mut token_of_cell = vec![None; shape.n_voxels()];
-    for (token, &cell) in cells.iter().enumerate() {
-        token_of_cell[cell as usize] = Some(token);
-    }
+    let token_of_cell = foreground.token_of_cell();
     let sigmas = cells_per_patch(*shape).map(|n| n as f64 * sigma);
-    let range = |centre: [usize; 3], axis: usize| {
-        let reach = (3.0 * sigmas[axis]).ceil() as usize;
-        centre[axis].saturating_sub(reach)..(centre[axis] + reach + 1).min(shape.0[axis])
-    };
+    let reach = sigmas.map(|sigma| (3.0 * sigma).ceil() as usize);
     let average = |token: usize, out: &mut [f32]| {
         let centre = shape.voxel(cells[token] as usize);
         let mut total = 0.0;
-        for z in range(centre, 2) {
-            for y in range(centre, 1) {
-                for x in range(centre, 0) {
-                    let place = [x, y, z];
-                    let Some(other) = token_of_cell[shape.offset(place)] else { continue };
-                    let apart = |axis: usize| place[axis].abs_diff(centre[axis]) as f64;
-                    let squared: f64 = (0..3).map(|a| (apart(a) / sigmas[a]).powi(2)).sum();
-                    let weight = (-0.5 * squared).exp() as f32;
-                    total += weight;
-                    let row = &rows[other * channels..(other + 1) * channels];
-                    out.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
-                }
-            }
+        for place in shape.around(centre, reach) {
+            let Some(other) = token_of_cell[shape.offset(place)] else { continue };
+            let apart = |axis: usize| place[axis].abs_diff(centre[axis]) as f64;
+            let squared: f64 = (0..3).map(|a| (apart(a) / sigmas[a]).powi(2)).sum();
+            let weight = (-0.5 * squared).exp() as f32;
+            total += weight;
+            let row = &rows[other as usize * channels..(other as usize + 1) * channels];
+            out.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
         }
         out.iter_mut().for_each(|sum| *sum /= total);
     };
@@ -373,15 +370,22 @@ pub fn smooth(foreground: &Foreground, rows: &[f32], sigma: f64) -> Vec<f32> {
 /// If the side of the volume is no multiple of each edge of a cell.
 pub fn foreground_cells(volume: &Volume, cell: [usize; 3], min_fraction: f64) -> Foreground {
     assert!(cell.iter().all(|&edge| volume.side().is_multiple_of(edge)), "whole cells");
-    let (voxels, shape) = (volume.shape(), Shape3(cell.map(|edge| volume.side() / edge)));
-    let mut counts = vec![0_usize; shape.n_voxels()];
-    for (offset, _) in volume.brain().iter().enumerate().filter(|(_, inside)| **inside) {
-        let voxel = voxels.voxel(offset);
-        counts[shape.offset([voxel[0] / cell[0], voxel[1] / cell[1], voxel[2] / cell[2]])] += 1;
-    }
+    let shape = Shape3(cell.map(|edge| volume.side() / edge));
+    let counts = brain_per_cell(volume, shape);
     let needed = (min_fraction * cell.iter().product::<usize>() as f64).max(1.0);
     let inside = counts.iter().enumerate().filter(|(_, count)| **count as f64 >= needed);
     Foreground { shape, cells: inside.map(|(cell, _)| cell as u32).collect() }
+}
+
+/// Voxels of the brain in each cell of a grid over the volume.
+pub fn brain_per_cell(volume: &Volume, shape: Shape3) -> Vec<usize> {
+    let edges = shape.0.map(|n| volume.side() / n);
+    let mut counts = vec![0; shape.n_voxels()];
+    for (offset, _) in volume.brain().iter().enumerate().filter(|(_, inside)| **inside) {
+        let voxel = volume.shape().voxel(offset);
+        counts[shape.offset([0, 1, 2].map(|axis| voxel[axis] / edges[axis]))] += 1;
+    }
+    counts
 }
 
 /// Shorter features than this are not stretched to unit length.

@@ -324,16 +324,15 @@ pub fn finding(
     settings: &Scoring,
 ) -> Result<Finding, ScanError> {
     let own = &scores.scans[index];
-    let others: Vec<&ScanScores> = others_of(&scores.scans, index).collect();
+    let others: Vec<&ScanScores> =
+        scores.scans[..index].iter().chain(&scores.scans[index + 1..]).collect();
     let other_tops: Vec<f32> = others.iter().map(|other| other.top1_mean).collect();
     let shift = scoring::shift(own, &others);
     let cube = preprocess::cube_affine(&source.brain, &method.cube)
         .map_err(|error| refusal(error.into()))?;
     let placement = GridPlacement { cube_side: method.cube.side, cube };
     let map = score_map(&own.foreground, &own.cells, &placement, &source.brain);
-    let profiles: Vec<MapProfile> = others_of(&scores.profiles, index).copied().collect();
-    let threshold =
-        scoring::label_free_threshold(&scores.profiles[index], &profiles, settings.clean_scans);
+    let threshold = scoring::label_free_threshold(&scores.profiles, index, settings.clean_scans);
     let voxel_mm3 = source.raw.affine.voxel_volume_mm3();
     let min_voxels = (settings.min_cluster_mm3 / voxel_mm3).ceil() as usize;
     let regions = regions_above(&map, source.raw.shape, threshold, min_voxels.max(1));
@@ -353,11 +352,6 @@ pub fn finding(
         map,
         mask,
     })
-}
-
-/// All but one.
-fn others_of<T>(all: &[T], index: usize) -> impl Iterator<Item = &T> {
-    all[..index].iter().chain(&all[index + 1..])
 }
 
 fn cluster(region: &Region, map: &[f32], raw: &RawVolume) -> Cluster {

@@ -252,17 +252,15 @@ impl Store {
         let n_bytes = found.n_tokens * 4;
         let mut bytes = Vec::with_capacity(n_bytes);
         let prefix = grid_key(&[*id], grid);
-        for index in 0_u32.. {
+        let mut index = 0_u32;
+        while bytes.len() < n_bytes {
             let key = [prefix.as_slice(), &index.to_be_bytes()].concat();
-            let Some(value) = self.chunks.get(key)?.filter(|_| bytes.len() < n_bytes) else {
-                break;
-            };
+            let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
+            let value = self.chunks.get(key)?.ok_or_else(lost)?;
             bytes.extend_from_slice(open_chunk(&value, "tokens", &prefix)?.1);
+            index += 1;
         }
-        let cells = bytes.get(..n_bytes);
-        let cells =
-            cells.ok_or_else(|| StoreError::Damaged { what: "tokens", scan: id.short() })?;
-        let cells = cells.chunks_exact(4).map(word).collect();
+        let cells = bytes[..n_bytes].chunks_exact(4).map(word).collect();
         Ok(Some(Foreground { shape: Shape3(found.shape), cells }))
     }
 

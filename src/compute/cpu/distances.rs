@@ -36,8 +36,8 @@ impl PairDistances for CpuDistances {
         assert_eq!(first.shape(), second.shape(), "tokens of one method");
         Ok(match reach {
             SearchReach::WholeVolume => whole_volume(&Tokens::of(first), &Tokens::of(second)),
-            SearchReach::Patches(cells) => {
-                within(&Tokens::of(first), &Tokens::of(second), cells.get())
+            SearchReach::Patches(reach) => {
+                within(&Tokens::of(first), &Tokens::of(second), reach.get())
             }
         })
     }
@@ -67,23 +67,12 @@ impl<'a> Tokens<'a> {
 fn within(first: &Tokens<'_>, second: &Tokens<'_>, reach: usize) -> PairColumns {
     let shape = first.grid.shape();
     let reach = cells_per_patch(shape).map(|n| n * reach);
-    let mut token_at = vec![u32::MAX; shape.n_voxels()];
-    for (token, &cell) in second.grid.cells().iter().enumerate() {
-        token_at[cell as usize] = token as u32;
-    }
+    let token_of_cell = second.grid.foreground().token_of_cell();
     let candidates_of = |token: usize, candidates: &mut Vec<u32>| {
         let cell = shape.voxel(first.grid.cells()[token] as usize);
-        let range = |axis: usize| {
-            let (at, reach) = (cell[axis], reach[axis]);
-            at.saturating_sub(reach)..(at + reach + 1).min(shape.0[axis])
-        };
         candidates.clear();
-        for z in range(2) {
-            for y in range(1) {
-                let row = range(0).map(|x| token_at[shape.offset([x, y, z])]);
-                candidates.extend(row.filter(|&token| token != u32::MAX));
-            }
-        }
+        let around = shape.around(cell, reach);
+        candidates.extend(around.filter_map(|cell| token_of_cell[shape.offset(cell)]));
     };
     let (n_first, n_second) = (first.grid.n_tokens(), second.grid.n_tokens());
     let mut to_second = vec![f32::INFINITY; n_first];
