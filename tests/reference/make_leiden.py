@@ -46,10 +46,11 @@ def cpm(weights, labels, resolution):
     return float((weights[same] - resolution).sum())
 
 
-def best_quality(weights, resolution):
+def best_partition(weights, resolution):
+    """Labels of the best of many runs, its quality, and that of the worst run."""
     graph = igraph.Graph(len(weights), list(zip(*map(list, np.nonzero(weights)))))
     graph.es["weight"] = weights[np.nonzero(weights)].tolist()
-    qualities = []
+    runs = []
     for seed in range(N_RUNS):
         found = leidenalg.find_partition(
             graph,
@@ -59,8 +60,10 @@ def best_quality(weights, resolution):
             n_iterations=-1,
             seed=seed,
         )
-        qualities.append(cpm(weights, np.array(found.membership), resolution))
-    return max(qualities), min(qualities)
+        labels = np.array(found.membership)
+        runs.append((cpm(weights, labels, resolution), labels))
+    qualities = [quality for quality, _ in runs]
+    return runs[np.argmax(qualities)][1], max(qualities), min(qualities)
 
 
 def cases():
@@ -81,7 +84,7 @@ def cases():
 def main():
     graphs = []
     for name, labels, weights, resolution in cases():
-        best, worst = best_quality(weights, resolution)
+        _, best, worst = best_partition(weights, resolution)
         print(f"{name}: best {best:.3f}, worst {worst:.3f} of {N_RUNS}")
         graph = {
             "name": name,

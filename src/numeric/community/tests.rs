@@ -448,3 +448,60 @@ fn half_of_the_window_is_no_anomaly() {
     let settings = CommunitySettings { max_scan_share: Fraction::new(0.6).unwrap(), ..settings };
     assert_eq!(find_communities(&window, keep(), &settings).suspects[0].members, carriers);
 }
+
+/// Windows and what the reference in Python finds in them (`tests/reference/make_community.py`).
+mod reference {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Fixture {
+        windows: Vec<Case>,
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        name: String,
+        /// `[scan][token][width]`
+        tokens: Vec<Vec<Vec<f64>>>,
+        n_links: usize,
+        suspects: Vec<Expected>,
+        /// `[scan][token]`, with what is shared left out of the candidates.
+        scores: Vec<Vec<f32>>,
+    }
+
+    #[derive(Deserialize)]
+    struct Expected {
+        members: Vec<usize>,
+        mean_inner_weight: f64,
+        over_share: f64,
+        excluded: Vec<Vec<usize>>,
+    }
+
+    #[test]
+    fn finds_what_the_reference_finds() {
+        let text = include_str!("../../../tests/fixtures/community.json");
+        let Fixture { windows } = serde_json::from_str(text).unwrap();
+        assert_eq!(windows.iter().filter(|case| case.suspects.is_empty()).count(), 2);
+        for Case { name, tokens, n_links, suspects, scores } in windows {
+            let n_scans = tokens.len();
+            let lab = Lab { random: Normal::new(0), scans: tokens, lesion: BTreeSet::new() };
+            let found = find(&lab.window());
+            assert_eq!(found.n_links, n_links, "{name}");
+            assert_eq!(found.suspects.len(), suspects.len(), "{name}");
+            for (suspect, expected) in found.suspects.iter().zip(&suspects) {
+                assert_eq!(suspect.members, expected.members, "{name}");
+                assert_eq!(suspect.excluded, expected.excluded, "{name}");
+                assert!((suspect.mean_inner_weight - expected.mean_inner_weight).abs() < 1e-9);
+                assert!((suspect.over_share - expected.over_share).abs() < 1e-9, "{name}");
+            }
+            let window = lab.window_without(&found.excluded_tokens(n_scans));
+            for (nearest, expected) in window.iter().zip(&scores) {
+                for (score, expected) in mutual_scores(nearest, keep()).iter().zip(expected) {
+                    assert!((score.unwrap() - expected).abs() < 2e-3, "{name}");
+                }
+            }
+        }
+    }
+}
