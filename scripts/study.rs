@@ -131,6 +131,12 @@ struct Variant {
     place_share: f64,
     /// Whether shared anomalies are filtered.
     filter: bool,
+    /// Seven layers are pooled into one token: per channel the mean of this many largest values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pooled_top: Option<usize>,
+    /// Whether scores are z-scores against those of the same cell in the other scans.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    z_score: bool,
 }
 
 /// Stated false-positive shares at which masks are measured.
@@ -174,6 +180,47 @@ struct Part {
     /// By encoder block.
     layers: BTreeMap<usize, Vec<f16>>,
 }
+
+impl Part {
+    /// Seven layers of a view at a time as one: per channel the mean of the `top` largest values.
+    fn pooled(&self, top: usize) -> Self {
+        let Foreground { shape, cells } = &self.foreground;
+        let axis = (0..3).max_by_key(|&axis| shape.0[axis]).expect("three axes");
+        let mut coarse = *shape;
+        coarse.0[axis] /= LAYERS_POOLED;
+        let mut members: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (token, &cell) in cells.iter().enumerate() {
+            let mut place = shape.voxel(cell as usize);
+            place[axis] /= LAYERS_POOLED;
+            members.entry(coarse.offset(place) as u32).or_default().push(token);
+        }
+        let pool = |features: &Vec<f16>| -> Vec<f16> {
+            let channels = features.len() / cells.len();
+            let of = |tokens: &Vec<usize>| {
+                let value = |channel: usize| {
+                    let mut values: Vec<f32> =
+                        tokens.iter().map(|t| features[t * channels + channel].to_f32()).collect();
+                    values.sort_unstable_by(|a, b| b.total_cmp(a));
+                    values.truncate(top);
+                    f16::from_f32(values.iter().sum::<f32>() / values.len() as f32)
+                };
+                (0..channels).map(value).collect::<Vec<f16>>()
+            };
+            members.values().flat_map(of).collect()
+        };
+        let fraction = |tokens: &Vec<usize>| {
+            tokens.iter().map(|&token| self.fractions[token]).sum::<f32>() / LAYERS_POOLED as f32
+        };
+        Self {
+            foreground: Foreground { shape: coarse, cells: members.keys().copied().collect() },
+            fractions: members.values().map(fraction).collect(),
+            layers: self.layers.iter().map(|(layer, features)| (*layer, pool(features))).collect(),
+        }
+    }
+}
+
+/// Pairs of slices in a patch.
+const LAYERS_POOLED: usize = 7;
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -274,6 +321,8 @@ fn variants() -> Vec<Variant> {
         keep: 0.4,
         place_share: 0.3,
         filter: false,
+        pooled_top: None,
+        z_score: false,
     };
     let joined = Variant { encoding: "joined".into(), ..base.clone() };
     let plain = Variant {
@@ -316,6 +365,16 @@ fn variants() -> Vec<Variant> {
     }
     add(&base, "projection 128".into(), &|v| v.projection = 128);
     add(&base, "filter".into(), &|v| v.filter = true);
+    add(&base, "z-score against the other scans".into(), &|v| {
+        v.place_share = 0.0;
+        v.z_score = true;
+    });
+    for (top, name) in [(7, "mean"), (3, "mean of the top 3"), (1, "maximum")] {
+        add(&base, format!("14 slices, {name} of 7 pairs of slices"), &|v| {
+            v.encoding = "2 slices".into();
+            v.pooled_top = Some(top);
+        });
+    }
     for encoding in ENCODINGS.iter().filter(|e| e.layers == [9] && e.name != "views") {
         add(&base, encoding.name.into(), &|v| v.encoding = encoding.name.into());
     }
@@ -565,7 +624,9 @@ fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
         for &layer in &variant.layers {
             for part in chosen_parts(scan, variant) {
                 let is_joined = scan.parts.len() == 1;
-                grids.push(tokens(&scan.parts[part], layer, is_joined, variant)?);
+                let pooled = variant.pooled_top.map(|top| scan.parts[part].pooled(top));
+                let part = pooled.as_ref().unwrap_or(&scan.parts[part]);
+                grids.push(tokens(part, layer, is_joined, variant)?);
             }
         }
         Ok(grids)
@@ -577,12 +638,37 @@ fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
     };
     let members: Vec<Member> = grids.iter().enumerate().map(member).collect();
     let mut grids = Grids { scans: grids, reach: settings.reach, columns: BTreeMap::new() };
-    let found = steps::score_members(&members, &variant.layers, &settings, &mut grids)?;
+    let mut found = steps::score_members(&members, &variant.layers, &settings, &mut grids)?;
+    if variant.z_score {
+        z_scores(&mut found.scans);
+    }
     for shared in &found.shared {
         let stems = shared.members.iter().map(|id| scans[usize::from(id.0[0])].stem.as_str());
         println!("shared: {:?}, {} tokens", stems.collect::<Vec<_>>(), shared.n_excluded);
     }
     figures(scans, &found.scans, settings.clean_scans, variant, window)
+}
+
+/// Scores as z-scores against those of the same cell in the other scans, moved above 0.
+fn z_scores(scans: &mut [ScanScores]) {
+    let mut places: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+    for scan in scans.iter() {
+        for (&cell, &score) in scan.foreground.cells.iter().zip(&scan.cells) {
+            places.entry(cell).or_default().push(f64::from(score));
+        }
+    }
+    for scan in scans {
+        for (cell, score) in scan.foreground.cells.iter().zip(&mut scan.cells) {
+            let mut others = places[cell].clone();
+            let own = others.iter().position(|other| *other == f64::from(*score));
+            others.swap_remove(own.expect("it was put there"));
+            let level = mean(others.iter().copied()).unwrap_or(0.0);
+            let spread = mean(others.iter().map(|other| (other - level).powi(2))).unwrap_or(0.0);
+            let z =
+                if others.len() < 3 { 0.0 } else { (f64::from(*score) - level) / spread.sqrt() };
+            *score = (z.clamp(-9.0, 90.0) + 9.0) as f32;
+        }
+    }
 }
 
 /// Thresholds of every scan at one stated share.

@@ -70,7 +70,7 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
             n_unmatched_cells: finding.n_unmatched_cells,
         }),
         threshold: Some(ThresholdFacts {
-            value: finding.threshold,
+            value: finding.threshold.is_finite().then_some(finding.threshold),
             false_positive_fraction: config.scoring.false_positives.get(),
             min_cluster_mm3: config.scoring.min_cluster_mm3,
             chosen_by: "median and quartiles of this map, reach of the tail in the other scans"
@@ -82,7 +82,7 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
     };
     sidecar.window.heterogeneity = scoring::heterogeneity(scores);
     sidecar.window.shared_anomalies.clone_from(shared);
-    sidecar.warnings.extend(shared_warning(record, shared));
+    sidecar.warnings.extend(shared_warning(record.id, shared));
     let results = ResultSet {
         map_nii_gz: nifti::encode_map(&source.grid, &finding.map),
         mask_nii_gz: nifti::encode_mask(&source.grid, &finding.mask),
@@ -206,13 +206,20 @@ fn warnings(record: &ScanRecord, finding: &Finding, scores: &[ScanScores]) -> Ve
     warnings
 }
 
-/// Names the scans that share an anomaly with this one.
-fn shared_warning(record: &ScanRecord, shared: &[SharedAnomaly]) -> Option<String> {
-    let own = shared.iter().find(|anomaly| anomaly.members.contains(&record.id))?;
-    let others = own.members.iter().filter(|&&member| member != record.id);
-    let others: Vec<String> = others.map(ScanId::short).collect();
-    let kept = if own.n_excluded > 0 { "which no longer hide it" } else { "as whole scans" };
-    Some(format!("the scan shares something unusual with {}, {kept}", others.join(", ")))
+/// Names the scans that share an anomaly with this one, at whatever layer and view.
+fn shared_warning(own_id: ScanId, shared: &[SharedAnomaly]) -> Option<String> {
+    let own: Vec<&SharedAnomaly> =
+        shared.iter().filter(|anomaly| anomaly.members.contains(&own_id)).collect();
+    let mut others: Vec<ScanId> =
+        own.iter().flat_map(|anomaly| &anomaly.members).copied().collect();
+    others.retain(|&member| member != own_id);
+    others.sort_unstable();
+    others.dedup();
+    let is_filtered = own.iter().any(|anomaly| anomaly.n_excluded > 0);
+    let kept = if is_filtered { "which no longer hide it" } else { "as whole scans" };
+    let others: Vec<String> = others.iter().map(ScanId::short).collect();
+    (!others.is_empty())
+        .then(|| format!("the scan shares something unusual with {}, {kept}", others.join(", ")))
 }
 
 fn scan_warnings(record: &ScanRecord, encoded: &EncodedFacts) -> Vec<String> {
@@ -230,4 +237,27 @@ fn scan_warnings(record: &ScanRecord, encoded: &EncodedFacts) -> Vec<String> {
         );
     }
     warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everyone_who_shares_something_at_any_view_is_named_once() {
+        let id = |n: u8| ScanId([n; 32]);
+        let anomaly = |members: &[u8], n_excluded| SharedAnomaly {
+            layer: 9,
+            members: members.iter().map(|&n| id(n)).collect(),
+            n_excluded,
+        };
+        let shared = [anomaly(&[1, 3, 4], 0), anomaly(&[2, 1, 4], 5), anomaly(&[7, 8, 9], 5)];
+        let text = shared_warning(id(1), &shared).unwrap();
+        let names = [2, 3, 4].map(|n| id(n).short()).join(", ");
+        assert_eq!(
+            text,
+            format!("the scan shares something unusual with {names}, which no longer hide it")
+        );
+        assert_eq!(shared_warning(id(5), &shared), None);
+    }
 }

@@ -51,8 +51,9 @@ pub struct Scores {
 /// Where the mask begins, and why there.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ThresholdFacts {
-    /// Map value above which a voxel belongs to the mask.
-    pub value: f32,
+    /// Map value above which a voxel belongs to the mask; null where the map is flat, which marks
+    /// nothing.
+    pub value: Option<f32>,
     /// Stated share of healthy voxels above it.
     pub false_positive_fraction: f64,
     /// Smallest region kept, mm^3.

@@ -56,7 +56,7 @@ fn from_scratch(site: &Site, n: u64) -> Vec<Vec<u8>> {
 
 #[test]
 fn scans_that_arrive_one_by_one_get_the_results_of_a_scoring_from_scratch() {
-    let mut site = Site::new(3, &["community.enabled = true"]);
+    let mut site = Site::new(3, &["community.enabled = true", "encoder.layers = [1, 2]"]);
     site.start();
     drop_scans(&site, [1, 2]);
     site.wait("waiting", |site| {
