@@ -187,7 +187,7 @@ impl Bench {
     fn scan(&mut self, path: &Path) -> Result<Scan> {
         println!("encoding {}", path.display());
         let mask = steps::companion_mask(path);
-        let source = steps::read_source(path, mask.as_deref(), &Limits::NONE)?;
+        let source = steps::read_source(path, mask.as_deref(), None, &Limits::NONE)?;
         let volume = steps::canonical(&source, &self.method)?.volume;
         let grids = self.encode(&volume, None)?;
         Ok(Scan { source, volume, grids })
@@ -362,7 +362,8 @@ fn with_lesion(
         raw.voxels[offset] *= (1.0 + share * contrast) as f32;
         lesion[offset] = share >= 0.5;
     }
-    (Source { raw, grid: source.grid.clone(), brain: source.brain.clone() }, lesion)
+    let planted = Source { raw, grid: source.grid.clone(), brain: source.brain.clone(), ..*source };
+    (planted, lesion)
 }
 
 /// The tokens of the window, and the distances between its scans.

@@ -431,7 +431,7 @@ fn encode(arguments: &Arguments, folder: &Path, encoding: &Encoding) -> Result<(
         };
         println!("encoding {} ({})", path.display(), encoding.name);
         let mask = steps::companion_mask(&path);
-        let source = steps::read_source(&path, mask.as_deref(), &Limits::NONE)?;
+        let source = steps::read_source(&path, mask.as_deref(), None, &Limits::NONE)?;
         let volume = steps::canonical(&source, &engine.method)?.volume;
         let grids = engine.tokeniser.tokens(&volume, |_| ControlFlow::Continue(()))?;
         save(&target, encoding, &grids, &volume)?;
@@ -478,7 +478,7 @@ fn load(arguments: &Arguments, folder: &Path, encoding: &Encoding) -> Result<Vec
     let mut scans = Vec::new();
     for path in listed(folder)? {
         let mask = steps::companion_mask(&path);
-        let source = steps::read_source(&path, mask.as_deref(), &Limits::NONE)?;
+        let source = steps::read_source(&path, mask.as_deref(), None, &Limits::NONE)?;
         let truth = match steps::companion(&path, "lesion") {
             Some(path) => nifti::read_mask(&path, &Limits::NONE)?.inside,
             None => vec![false; source.brain.inside.len()],

@@ -33,9 +33,10 @@ const PAPER_TOML: &str = "preset = \"paper\"\n[scoring]\nreach_patches = 0\n\
     slices_per_token = 0\nprojection = 128\nsmoothing_patches = 0.0\n";
 
 /// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders rest on them.
-const NEEDS_RESTART: [&str; 7] = [
+const NEEDS_RESTART: [&str; 8] = [
     "preset",
     "directories",
+    "alignment",
     "volume",
     "encoder",
     "tokens",
@@ -63,6 +64,27 @@ pub enum DeviceChoice {
     Cuda,
     /// The native CPU engine.
     Cpu,
+}
+
+/// Which scans are aligned to the template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AlignmentChoice {
+    /// Those that still have a head around the brain; its brain is extracted then.
+    Heads,
+    /// All.
+    Always,
+    /// None: heads are refused.
+    Never,
+}
+
+/// Alignment to a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AlignmentSettings {
+    /// Which scans.
+    pub mode: AlignmentChoice,
+    /// The template; the fetched one if not named.
+    pub template: Option<PathBuf>,
 }
 
 /// The folders.
@@ -175,6 +197,8 @@ pub struct Config {
     pub intake: Intake,
     /// Canonical cube.
     pub volume: CubeSettings,
+    /// Alignment.
+    pub alignment: AlignmentSettings,
     /// Encoder.
     pub encoder: Encoder,
     /// Tokens.
@@ -376,6 +400,7 @@ struct Raw {
     preset: String,
     directories: RawDirectories,
     intake: RawIntake,
+    alignment: RawAlignment,
     volume: RawVolume,
     encoder: RawEncoder,
     tokens: RawTokens,
@@ -392,6 +417,13 @@ struct RawDirectories {
     results: PathBuf,
     quarantine: PathBuf,
     state: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAlignment {
+    mode: String,
+    template: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -491,6 +523,7 @@ impl Raw {
             directories: check.directories(self.directories),
             intake: check.intake(self.intake),
             volume: check.volume(&self.volume),
+            alignment: check.alignment(self.alignment),
             encoder: check.encoder(self.encoder),
             projection: ProjectionSettings {
                 channels: NonZeroUsize::new(check.whole(
@@ -634,6 +667,18 @@ impl Checker {
                 * 1_048_576,
             max_voxels: self.whole("intake.max_megavoxels", raw.max_megavoxels, 1, 2_000) as u64
                 * 1_000_000,
+        }
+    }
+
+    fn alignment(&mut self, raw: RawAlignment) -> AlignmentSettings {
+        AlignmentSettings {
+            mode: self.word(
+                "alignment.mode",
+                &raw.mode,
+                "\"heads\", \"always\" or \"never\"",
+                AlignmentChoice::Heads,
+            ),
+            template: (!raw.template.as_os_str().is_empty()).then_some(raw.template),
         }
     }
 

@@ -1,11 +1,11 @@
 //! The method made ready: weights loaded, device chosen, and the fingerprint that says which
 //! results may be compared.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     compute::{
@@ -13,12 +13,16 @@ use crate::{
         cpu::{CpuDistances, CpuEncoder},
         weights::{VitWeights, WeightsError},
     },
-    config::{Config, DeviceChoice},
+    config::{AlignmentChoice, AlignmentSettings, Config, DeviceChoice},
     domain::{
         PairDistances, SliceEncoder, cohort::CohortKey, error::DeviceError, tokenise::Tokeniser,
     },
-    model::find_weights,
-    numeric::{preprocess::CubeSettings, projection::Projection, token::TokenSettings},
+    model::{find_template, find_weights},
+    nifti::{self, Limits},
+    numeric::{
+        preprocess::CubeSettings, projection::Projection, registration::Template,
+        token::TokenSettings,
+    },
 };
 
 /// Grows whenever the code computes other tokens from the same settings and weights.
@@ -46,6 +50,10 @@ pub struct Method {
     pub patch: usize,
     /// Share of a cell's voxels that must lie in the brain.
     pub min_brain_fraction: f64,
+    /// Which scans are aligned to the template.
+    pub alignment: AlignmentChoice,
+    /// The template, if it was found.
+    pub template: Option<Arc<Template>>,
 }
 
 impl Method {
@@ -86,6 +94,9 @@ pub enum EngineError {
         /// What is wrong with it.
         source: WeightsError,
     },
+    /// There is no usable template though the settings need one.
+    #[error("{0}")]
+    Template(String),
     /// The settings do not fit the network.
     #[error("{0}")]
     Misfit(String),
@@ -108,6 +119,7 @@ impl Engine {
             final_norm: config.encoder.final_norm,
             position: config.encoder.position_resize,
         };
+        let template = load_template(config)?.map(Arc::new);
         let (encoder, distances) = choose_device(config.encoder.device, &weights, &options)?;
         let projection = config.projection.channels.map(|channels| {
             Projection::new(config.projection.seed, architecture.channels, channels.get())
@@ -122,6 +134,8 @@ impl Engine {
             n_parts: config.tokens.n_parts(),
             patch: architecture.patch,
             min_brain_fraction: config.tokens.min_brain_fraction,
+            alignment: config.alignment.mode,
+            template,
         };
         info!(
             model = method.model,
@@ -142,6 +156,33 @@ impl Engine {
         Ok(Self { tokeniser, distances, method, fell_back })
     }
 }
+
+/// The template for alignment. Where only heads need it, it may be missing: they are refused then, with the
+/// advice to get it.
+fn load_template(config: &Config) -> Result<Option<Template>, EngineError> {
+    let AlignmentSettings { mode, template } = &config.alignment;
+    if *mode == AlignmentChoice::Never {
+        return Ok(None);
+    }
+    let Some(path) = find_template(template.as_deref()) else {
+        if *mode == AlignmentChoice::Always || template.is_some() {
+            return Err(EngineError::Template(
+                "there is no template for the alignment; run `oddscan model fetch`, name one with \
+                 alignment.template, or set alignment.mode = \"never\""
+                    .to_owned(),
+            ));
+        }
+        warn!("no template: whole heads will be refused until `oddscan model fetch` has got one");
+        return Ok(None);
+    };
+    let scan = nifti::read_scan(&path, &TEMPLATE_LIMITS).map_err(|error| {
+        EngineError::Template(format!("the template {} cannot be used: {error}", path.display()))
+    })?;
+    Ok(Some(Template::new(scan.volume)))
+}
+
+/// Templates at 0.5 mm have 70 million voxels.
+const TEMPLATE_LIMITS: Limits = Limits { max_file_bytes: 1 << 29, max_voxels: 100_000_000 };
 
 /// Slices per batch. The CPU engine gains nothing from more than keep its threads busy, and the
 /// watchdog, a stop and the progress bar wait for a whole batch.
@@ -184,7 +225,7 @@ fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<
 
 /// Hash over everything that shapes stored tokens, in a fixed order (JSON maps are sorted).
 fn fingerprint(config: &Config, weights: &VitWeights, layers: &[usize]) -> String {
-    let shaping = json!({
+    let mut shaping = json!({
         "tokens_version": TOKENS_VERSION,
         "weights": weights.fingerprint,
         "layers": layers,
@@ -193,6 +234,11 @@ fn fingerprint(config: &Config, weights: &VitWeights, layers: &[usize]) -> Strin
         "volume": config.tree.get("volume"),
         "tokens": config.tree.get("tokens"),
     });
+    // Only where it can change the tokens of scans that have a brain mask: the usual template is one file,
+    // and may be fetched later.
+    if config.alignment.mode == AlignmentChoice::Always || config.alignment.template.is_some() {
+        shaping["alignment"] = json!(config.tree.get("alignment"));
+    }
     hex::encode(&Sha256::digest(shaping.to_string())[..8])
 }
 

@@ -96,7 +96,10 @@ impl From<ServiceError> for Failure {
 /// A missing or unfit model is a matter of settings: no restart mends it.
 pub(crate) fn engine_code(error: &EngineError) -> u8 {
     match error {
-        EngineError::NoWeights(_) | EngineError::Weights { .. } | EngineError::Misfit(_) => CONFIG,
+        EngineError::NoWeights(_)
+        | EngineError::Weights { .. }
+        | EngineError::Template(_)
+        | EngineError::Misfit(_) => CONFIG,
         EngineError::Device(_) => INTERNAL,
     }
 }

@@ -1,6 +1,6 @@
 //! `oddscan model`: the encoder's weights.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -97,6 +97,7 @@ fn fetch(model: Model, from: Origin, dir: Option<PathBuf>, json: bool) -> Result
     let folder = dir.or_else(|| model_folders().into_iter().next());
     let folder = folder.ok_or_else(|| Failure::new(CONFIG, "no folder for weights; give --dir"))?;
     let path = folder.join(model.file_name());
+    fetch_template(&folder);
     if VitWeights::load(&path).is_ok() {
         eprintln!("already there and whole: {}", path.display());
         return info(Some(path), json);
@@ -113,6 +114,17 @@ fn fetch(model: Model, from: Origin, dir: Option<PathBuf>, json: bool) -> Result
     bar.finish_and_clear();
     show_fetched(&fetched, json);
     Ok(())
+}
+
+/// The template for whole heads, beside the weights. Without it all else works.
+fn fetch_template(folder: &Path) {
+    if folder.join(model::TEMPLATE_FILE).is_file() {
+        return;
+    }
+    match model::fetch_template(folder) {
+        Ok(path) => eprintln!("template for whole heads written to {}", path.display()),
+        Err(error) => eprintln!("no template, whole heads will be refused; try again: {error}"),
+    }
 }
 
 fn show_fetched(fetched: &Fetched, json: bool) {

@@ -172,7 +172,9 @@ impl Run {
         bar: &ProgressBar,
     ) -> Result<Member, ScanError> {
         let mask = steps::companion_mask(path);
-        let source = steps::read_source(path, mask.as_deref(), &self.limits())?;
+        let limits = self.limits();
+        let source = steps::prepare_source(path, mask.as_deref(), &limits, &self.engine.method)?;
+        let alignment = steps::alignment_facts(&source);
         let canonical = steps::canonical(&source, &self.engine.method)?;
         let id = ScanId::of(&source.raw);
         drop(source);
@@ -199,11 +201,11 @@ impl Run {
             sequence,
             first_seen_secs: 0,
             attempts: 0,
+            alignment,
             encoded: Some(EncodedFacts {
                 brain_ml: canonical.brain_ml,
                 cut_fraction: canonical.cut_fraction,
                 n_tokens: steps::tokens_per_layer(&tokens, self.engine.method.n_parts),
-                has_mask: mask.is_some(),
                 timings_secs: [("encode".to_owned(), started.elapsed().as_secs_f64())].into(),
             }),
             reported: None,
@@ -248,8 +250,10 @@ impl Run {
         let mut scored = Vec::new();
         for (index, member) in members.into_iter().enumerate() {
             let mask = steps::companion_mask(&member.path);
-            let source = steps::read_source(&member.path, mask.as_deref(), &self.limits())
-                .map_err(internal)?;
+            let limits = self.limits();
+            let source =
+                steps::prepare_source(&member.path, mask.as_deref(), &limits, &self.engine.method)
+                    .map_err(internal)?;
             let (results, finding) = build_results(&ReportInput {
                 record: &member.record,
                 source: &source,

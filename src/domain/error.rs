@@ -25,6 +25,8 @@ pub enum QuarantineReason {
     NonFinite,
     /// No brain can be found: constant, empty, or hardly any foreground.
     NoBrain,
+    /// It cannot be aligned to the template: no brain, or one that lies unlike any.
+    RegistrationFailed,
     /// The daemon crashed again and again while it held the scan.
     Poison,
     /// The file exists and cannot be read.
@@ -33,7 +35,7 @@ pub enum QuarantineReason {
 
 impl QuarantineReason {
     /// Every reason, for metrics that must exist from the start.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Truncated,
         Self::Corrupt,
         Self::BadHeader,
@@ -42,6 +44,7 @@ impl QuarantineReason {
         Self::Bomb,
         Self::NonFinite,
         Self::NoBrain,
+        Self::RegistrationFailed,
         Self::Poison,
         Self::Io,
     ];
@@ -57,6 +60,7 @@ impl QuarantineReason {
             Self::Bomb => "bomb",
             Self::NonFinite => "non_finite",
             Self::NoBrain => "no_brain",
+            Self::RegistrationFailed => "registration_failed",
             Self::Poison => "poison",
             Self::Io => "io",
         }

@@ -100,6 +100,19 @@ pub struct Reported {
     pub key: String,
 }
 
+/// How a scan was aligned to the template, found once when it was taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AlignmentFacts {
+    /// Template world -> scan world, mm: the upper three rows of the matrix.
+    pub template_to_scan: [[f64; 4]; 3],
+    /// Share of the scan's contrast that the template explains, in [0, 1].
+    pub explained: f64,
+    /// Share of the template's brain within the scan, in [0, 1].
+    pub coverage: f64,
+    /// Whether the brain was extracted here.
+    pub brain_extracted: bool,
+}
+
 /// What was learnt while a scan was encoded: kept, because results are written again and again.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EncodedFacts {
@@ -109,8 +122,6 @@ pub struct EncodedFacts {
     pub cut_fraction: f64,
     /// Tokens per layer, of all views.
     pub n_tokens: usize,
-    /// Whether a brain mask came with the scan.
-    pub has_mask: bool,
     /// Wall time of each step, seconds.
     pub timings_secs: BTreeMap<String, f64>,
 }
@@ -147,6 +158,9 @@ pub struct ScanRecord {
     pub first_seen_secs: u64,
     /// Times that the encoder was started on it without an end.
     pub attempts: u32,
+    /// How it was aligned to the template, if it was.
+    #[serde(default)]
+    pub alignment: Option<AlignmentFacts>,
     /// What the encoding found, once it is done.
     pub encoded: Option<EncodedFacts>,
     /// Latest results, if any.

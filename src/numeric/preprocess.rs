@@ -1,9 +1,8 @@
 //! From a scan as scanned to the canonical cube that the encoder slices (method, section 1).
 //!
-//! For scans that are skull-stripped and roughly aligned. Registration, brain extraction and
-//! histogram standardisation are to come in between [`brain_mask`] and [`canonicalise`]; the
-//! formulas here are ours where the paper is silent: the cube is centred on the box around the
-//! brain, and intensities are divided by a high percentile inside the brain.
+//! Ours where the paper is silent: the cube is centred on the box around the brain, of the scan's or,
+//! where that was aligned, of the template's; intensities are divided by a high percentile inside the
+//! brain.
 
 use rayon::prelude::*;
 use thiserror::Error;
@@ -119,19 +118,21 @@ fn onto_grid_of(raw: &RawVolume, mask: &RawMask) -> RawMask {
     let to_mask = mask.affine.inverse().after(&raw.affine);
     let inside = (0..raw.shape.n_voxels())
         .into_par_iter()
-        .map(|offset| nearest(mask, to_mask.apply(raw.shape.voxel(offset).map(|v| v as f64))))
+        .map(|offset| mask.at(to_mask.apply(raw.shape.voxel(offset).map(|v| v as f64))))
         .collect();
     RawMask { shape: raw.shape, inside, affine: raw.affine }
 }
 
 /// Resamples scan and brain to the cube and scales the intensities to [0, 1].
 ///
-/// `brain` lies on the scan's grid. Intensities: trilinear, 0 beyond the grid; brain: nearest.
+/// `brain` lies on the scan's grid; `aligned` is the cube of an aligned scan
+/// ([`aligned_cube_affine`]), without it the cube lies around the brain ([`cube_affine`]). Intensities: trilinear, 0 beyond the grid; brain: nearest.
 /// Zero stays zero, the 99.8th percentile of the brain becomes 1, what lies above is clipped.
 pub fn canonicalise(
     raw: &RawVolume,
     brain: &RawMask,
     settings: &CubeSettings,
+    aligned: Option<&Affine>,
 ) -> Result<Canonical, PreprocessError> {
     let brain_ml =
         share(&brain.inside) * raw.shape.n_voxels() as f64 * raw.affine.voxel_volume_mm3() / 1000.0;
@@ -143,32 +144,19 @@ pub fn canonicalise(
         return Err(PreprocessError::TooLarge { found_ml: brain_ml });
     }
     let white = white_level(raw, brain)?;
-    let cut_fraction = cut_fraction(brain, settings.field_of_view_mm);
+    let cube = aligned.map_or_else(|| cube_affine(brain, settings), |cube| Ok(*cube))?;
+    let cut_fraction = cut_fraction(brain, &cube, settings.side);
     if 1.0 - cut_fraction < MIN_SHARE_IN_CUBE {
         let field_of_view_mm = settings.field_of_view_mm;
         return Err(PreprocessError::Scattered { inside: 1.0 - cut_fraction, field_of_view_mm });
     }
-    let affine = cube_affine(brain, settings)?;
-    let (voxels, inside) = resample(raw, brain, &affine, settings.side, white);
-    let volume = Volume { side: settings.side, voxels, brain: inside, affine };
+    let (voxels, inside) = resample(raw, brain, &cube, settings.side, white);
+    let volume = Volume { side: settings.side, voxels, brain: inside, affine: cube };
     Ok(Canonical { volume, brain_ml, cut_fraction })
 }
 
 fn share(inside: &[bool]) -> f64 {
     inside.iter().filter(|&&i| i).count() as f64 / inside.len().max(1) as f64
-}
-
-fn nearest(mask: &RawMask, place: [f64; 3]) -> bool {
-    let mut voxel = [0; 3];
-    for axis in 0..3 {
-        let index = (place[axis] + 0.5).floor();
-        // Said so that a place that is no number, as wild affines make, lies outside.
-        if !(0.0..mask.shape.0[axis] as f64).contains(&index) {
-            return false;
-        }
-        voxel[axis] = index as usize;
-    }
-    mask.inside[mask.shape.offset(voxel)]
 }
 
 /// The intensity that becomes 1: a percentile with linear interpolation between the two voxels
@@ -223,13 +211,24 @@ pub fn cube_affine(brain: &RawMask, settings: &CubeSettings) -> Result<Affine, A
     Affine::scaling(spacing, WorldPoint(centre.0.map(|c| c - half)))
 }
 
-fn cut_fraction(brain: &RawMask, field_of_view_mm: f64) -> f64 {
-    let centre = centre_of_brain_box(brain);
+/// Cube voxel -> world mm of an aligned scan: the cube around the template's brain, `to_scan` the
+/// template's world in the scan's.
+pub fn aligned_cube_affine(
+    template: &RawMask,
+    to_scan: &Affine,
+    settings: &CubeSettings,
+) -> Result<Affine, AffineError> {
+    Ok(to_scan.after(&cube_affine(template, settings)?))
+}
+
+fn cut_fraction(brain: &RawMask, cube: &Affine, side: usize) -> f64 {
+    let to_cube = cube.inverse();
     let (mut all, mut cut) = (0_u64, 0_u64);
     for_each_brain_point(brain, |point| {
         all += 1;
-        let outside = (0..3).any(|a| (point[a] - centre.0[a]).abs() > 0.5 * field_of_view_mm);
-        cut += u64::from(outside);
+        let place = to_cube.apply(point);
+        cut +=
+            u64::from(place.iter().any(|p| !(-0.5 - 1e-9..=side as f64 - 0.5 + 1e-9).contains(p)));
     });
     cut as f64 / all.max(1) as f64
 }
@@ -249,7 +248,7 @@ fn resample(
     planes.enumerate().for_each(|(z, (voxel_plane, inside_plane))| {
         for offset in 0..side * side {
             let place = to_raw.apply([(offset % side) as f64, (offset / side) as f64, z as f64]);
-            if nearest(brain, place) {
+            if brain.at(place) {
                 inside_plane[offset] = true;
                 voxel_plane[offset] = (trilinear(raw, place) / white).clamp(0.0, 1.0) as f32;
             }
@@ -308,7 +307,7 @@ mod tests {
     }
 
     fn canonical(raw: &RawVolume) -> Canonical {
-        canonicalise(raw, &brain_mask(raw, None).unwrap(), &SETTINGS).unwrap()
+        canonicalise(raw, &brain_mask(raw, None).unwrap(), &SETTINGS, None).unwrap()
     }
 
     #[test]
@@ -347,28 +346,19 @@ mod tests {
     fn voxels_at_the_ends_of_f32_make_no_voxel_of_the_cube_nan() {
         // The white level lies between the two values: their difference overflows f32.
         let (scan, brain) = two_valued(1512, 4, -3e38, 3e38);
-        let volume = canonicalise(&scan, &brain, &SETTINGS).unwrap().volume;
+        let volume = canonicalise(&scan, &brain, &SETTINGS, None).unwrap().volume;
         assert!(volume.voxels().iter().all(|v| (0.0..=1.0).contains(v)));
         assert!(volume.voxels().iter().any(|v| *v > 0.1), "the high voxels are to be seen");
         // It lies exactly on a voxel of the low value: no share of the difference, 0 x infinity.
         let (scan, brain) = two_valued(501, 1, -3e38, 3e38);
         assert_eq!(
-            canonicalise(&scan, &brain, &SETTINGS),
+            canonicalise(&scan, &brain, &SETTINGS, None),
             Err(PreprocessError::Constant { low: -3e38, high: 3e38 })
         );
         // The smallest white level there is.
         let (scan, brain) = two_valued(501, 2, f32::from_bits(1), f32::MAX);
-        let volume = canonicalise(&scan, &brain, &SETTINGS).unwrap().volume;
+        let volume = canonicalise(&scan, &brain, &SETTINGS, None).unwrap().volume;
         assert!(volume.voxels().iter().all(|v| (0.0..=1.0).contains(v)));
-    }
-
-    #[test]
-    fn a_place_that_is_no_number_lies_outside_of_every_mask() {
-        let (_, brain) = two_valued(5, 1, 0.0, 1.0);
-        assert!(nearest(&brain, [0.0; 3]));
-        for wild in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-            assert!(!nearest(&brain, [wild, 0.0, 0.0]));
-        }
     }
 
     #[test]
@@ -397,7 +387,7 @@ mod tests {
         let scan = box_scan(identity());
         let brain = brain_mask(&scan, None).unwrap();
         let small = CubeSettings { field_of_view_mm: 10.0, ..SETTINGS };
-        let cut = canonicalise(&scan, &brain, &small).unwrap().cut_fraction;
+        let cut = canonicalise(&scan, &brain, &small, None).unwrap().cut_fraction;
         assert!(cut > 0.2, "cut {cut}");
         assert_eq!(canonical(&scan).cut_fraction, 0.0);
     }
@@ -410,7 +400,7 @@ mod tests {
         let settings = CubeSettings { field_of_view_mm: 1e6, ..SETTINGS };
         // 12 x 14 x 9 voxels of a cubic metre.
         let error = PreprocessError::TooLarge { found_ml: 1512.0 * 1e6 };
-        assert_eq!(canonicalise(&scan, &brain, &settings), Err(error));
+        assert_eq!(canonicalise(&scan, &brain, &settings, None), Err(error));
     }
 
     #[test]
@@ -424,10 +414,10 @@ mod tests {
             scan.voxels[offset] = if brain.inside[offset] { 1.0 + offset as f32 } else { 0.0 };
         }
         let narrow = CubeSettings { field_of_view_mm: 12.0, ..SETTINGS };
-        let error = canonicalise(&scan, &brain, &narrow).unwrap_err();
+        let error = canonicalise(&scan, &brain, &narrow, None).unwrap_err();
         assert_eq!(error, PreprocessError::Scattered { inside: 0.0, field_of_view_mm: 12.0 });
         assert_eq!(error.to_string(), "0 % of the brain mask lies within 12 mm around its middle");
-        assert!(canonicalise(&scan, &brain, &SETTINGS).is_ok());
+        assert!(canonicalise(&scan, &brain, &SETTINGS, None).is_ok());
     }
 
     #[test]
@@ -436,19 +426,19 @@ mod tests {
         let brain = brain_mask(&scan, None).unwrap();
         let huge = CubeSettings { min_brain_ml: 100.0, ..SETTINGS };
         assert!(matches!(
-            canonicalise(&scan, &brain, &huge),
+            canonicalise(&scan, &brain, &huge, None),
             Err(PreprocessError::TooSmall { needed_ml: 100.0, .. })
         ));
         scan.voxels.fill(7.0);
         assert_eq!(brain_mask(&scan, None), Err(PreprocessError::NoBackground { nonzero: 1.0 }));
         assert_eq!(
-            canonicalise(&scan, &brain, &SETTINGS),
+            canonicalise(&scan, &brain, &SETTINGS, None),
             Err(PreprocessError::Constant { low: 7.0, high: 7.0 })
         );
         scan.voxels.fill(0.0);
         let empty = brain_mask(&scan, None).unwrap();
         assert!(matches!(
-            canonicalise(&scan, &empty, &SETTINGS),
+            canonicalise(&scan, &empty, &SETTINGS, None),
             Err(PreprocessError::TooSmall { .. })
         ));
     }

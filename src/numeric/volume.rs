@@ -24,6 +24,23 @@ pub struct RawMask {
     pub affine: Affine,
 }
 
+impl RawMask {
+    /// Whether the voxel nearest to a voxel place is inside; beyond the grid nothing is.
+    #[inline]
+    pub fn at(&self, place: [f64; 3]) -> bool {
+        let mut voxel = [0; 3];
+        for axis in 0..3 {
+            let index = (place[axis] + 0.5).floor();
+            // Said so that a place that is no number, as wild affines make, lies outside.
+            if !(0.0..self.shape.0[axis] as f64).contains(&index) {
+                return false;
+            }
+            voxel[axis] = index as usize;
+        }
+        self.inside[self.shape.offset(voxel)]
+    }
+}
+
 /// The canonical volume: a cube `[side, side, side]` along the world axes (RAS+), x fastest.
 ///
 /// Only [`preprocess::canonicalise`](super::preprocess::canonicalise) makes one, so that its
@@ -60,5 +77,23 @@ impl Volume {
     /// Cube voxel -> world mm.
     pub fn affine(&self) -> &Affine {
         &self.affine
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numeric::geometry::WorldPoint;
+
+    #[test]
+    fn a_place_that_is_no_number_lies_outside_of_every_mask() {
+        let shape = Shape3([2, 3, 4]);
+        let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
+        let brain = RawMask { shape, inside: vec![true; shape.n_voxels()], affine };
+        assert!(brain.at([0.0; 3]) && brain.at([1.4, 2.4, 3.4]) && brain.at([-0.5; 3]));
+        assert!(!brain.at([1.5, 0.0, 0.0]) && !brain.at([-0.6, 0.0, 0.0]));
+        for wild in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert!(!brain.at([wild, 0.0, 0.0]));
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
@@ -13,7 +13,7 @@ use crate::{
     ingest::{CopyError, copy_durably},
 };
 
-/// A folder of `<scan id>.scan` and, where a mask came with it, `<scan id>.brain`.
+/// A folder of `<scan id>.scan` and, where a mask came with it or the brain was extracted, `<scan id>.brain`.
 #[derive(Debug, Clone)]
 pub(super) struct Archive {
     folder: PathBuf,
@@ -72,6 +72,18 @@ impl Archive {
         let (scan, n_bytes) = copy(scan, "draft.scan", "reading a scan")?;
         let mask = mask.map(|mask| copy(mask, "draft.brain", "reading a scan's brain mask"));
         Ok(Draft { scan, mask: mask.transpose()?.map(|(path, _)| path), n_bytes })
+    }
+
+    /// Puts a brain mask beside a draft that came without one, durably.
+    pub(super) fn add_mask(&self, draft: &mut Draft, nii_gz: &[u8]) -> Result<(), ScanError> {
+        let path = self.folder.join("draft.brain");
+        let written = File::create(&path).and_then(|mut file| {
+            file.write_all(nii_gz)?;
+            file.sync_all()
+        });
+        written.map_err(failed)?;
+        draft.mask = Some(path);
+        Ok(())
     }
 
     /// Gives a draft its id, durably.

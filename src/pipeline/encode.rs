@@ -22,7 +22,7 @@ use super::{
 use crate::{
     domain::{
         error::{DeviceError, QuarantineReason, Refusal, ScanError},
-        scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
+        scan::{AlignmentFacts, EncodedFacts, ScanId, ScanRecord, ScanState},
         tokenise::{Progress, TokeniseError, Tokeniser},
     },
     ingest,
@@ -76,7 +76,7 @@ impl Encode {
         // Journalled before the start: after a crash the count tells which scan was in hand.
         record.attempts += 1;
         self.shared.store.put_record(&record)?;
-        let done = std::panic::catch_unwind(AssertUnwindSafe(|| self.encode(id)));
+        let done = std::panic::catch_unwind(AssertUnwindSafe(|| self.encode(id, record.alignment)));
         self.shared.board.update().in_hand = None;
         match done.unwrap_or_else(|panic| Err(crashed(&self.shared, panic.as_ref()))) {
             Ok(Some((tokens, facts))) => self.finish(record, &tokens, facts),
@@ -112,12 +112,18 @@ impl Encode {
     }
 
     /// Source to tokens; `None` when asked to stop in the middle.
-    fn encode(&mut self, id: ScanId) -> Result<Option<(Vec<TokenGrid>, EncodedFacts)>, ScanError> {
+    fn encode(
+        &mut self,
+        id: ScanId,
+        alignment: Option<AlignmentFacts>,
+    ) -> Result<Option<(Vec<TokenGrid>, EncodedFacts)>, ScanError> {
         let Self { shared, tokeniser, .. } = self;
         let mut timings = Timings::default();
         let mask = shared.archive.mask(id);
-        let source = steps::read_source(&shared.archive.scan(id), mask.as_deref(), &ARCHIVED)
-            .map_err(missing_source)?;
+        let alignment = steps::alignment(alignment)?;
+        let source =
+            steps::read_source(&shared.archive.scan(id), mask.as_deref(), alignment, &ARCHIVED)
+                .map_err(missing_source)?;
         timings.lap("read");
         let canonical = steps::canonical(&source, &shared.method)?;
         drop(source);
@@ -149,7 +155,6 @@ impl Encode {
             brain_ml: canonical.brain_ml,
             cut_fraction: canonical.cut_fraction,
             n_tokens: steps::tokens_per_layer(&tokens, self.shared.method.n_parts),
-            has_mask: mask.is_some(),
             timings_secs: timings.laps,
         };
         Ok(Some((tokens, facts)))

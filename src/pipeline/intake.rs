@@ -25,6 +25,7 @@ use crate::{
     },
     ingest::{self, Candidate, Patterns, Settled, Settling},
     metrics::{DirectoryKind, IngestResult, PauseReason, RescanTrigger, SeenBy, Stage},
+    nifti,
     store::{SeenFile, SeenOutcome},
     watcher::Change,
 };
@@ -291,15 +292,17 @@ impl Intake {
         let mask = whole.mask.as_ref().map(|(path, _)| path.as_path());
         let archive = &self.shared.archive;
         let beat = || self.shared.board.beat(StageName::Intake);
-        let draft = archive.draft(&candidate.path, mask, limits.max_file_bytes, beat)?;
+        let mut draft = archive.draft(&candidate.path, mask, limits.max_file_bytes, beat)?;
         if ingest::look_at(&candidate.path).ok() != Some(candidate.look)
             || mask_beside(&candidate.path) != whole.mask
         {
             return Ok(Taken::Changed);
         }
-        let source = steps::read_source(&draft.scan, draft.mask.as_deref(), &limits)?;
+        let method = &self.shared.method;
+        let source = steps::prepare_source(&draft.scan, draft.mask.as_deref(), &limits, method)?;
+        beat();
         // Made and dropped: what has no canonical volume is refused while the file is at hand.
-        steps::canonical(&source, &self.shared.method)?;
+        steps::canonical(&source, method)?;
         let id = ScanId::of(&source.raw);
         let known = self.shared.store.record(&id)?;
         // One that was refused has been put back by a person: what was wrong may be mended.
@@ -307,8 +310,14 @@ impl Intake {
         if known.as_ref().is_some_and(|known| !is_refused(known)) {
             return Ok(Taken::Duplicate(id));
         }
+        let mut record = self.new_record(candidate, id, whole.waited, known.as_ref())?;
+        record.alignment = steps::alignment_facts(&source);
+        if record.alignment.is_some_and(|found| found.brain_extracted) {
+            // Found once: results are written again and again.
+            archive
+                .add_mask(&mut draft, &nifti::encode_mask(&source.grid, &source.brain.inside))?;
+        }
         archive.keep(&draft, id)?;
-        let record = self.new_record(candidate, id, whole.waited, known.as_ref())?;
         self.shared.store.put_record(&record)?;
         self.shared.metrics.bytes_ingested(draft.n_bytes);
         Ok(Taken::Accepted(Box::new(record)))
@@ -337,6 +346,7 @@ impl Intake {
             sequence: self.shared.store.next_sequence()?,
             first_seen_secs: now_secs().saturating_sub(waited.as_secs()),
             attempts: 0,
+            alignment: None,
             encoded: None,
             reported: None,
         })

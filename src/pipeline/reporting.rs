@@ -116,6 +116,7 @@ pub(super) fn sidecar(
         threshold: None,
         clusters: Vec::new(),
         brain_ml: encoded.brain_ml,
+        alignment: record.alignment,
         window: WindowFacts {
             id: window.id.clone(),
             size: window.members.len(),

@@ -389,7 +389,9 @@ impl Score {
         let index = cohort.window.members().iter().position(|&member| member == id);
         let Some(index) = index else { return Ok(()) };
         let mask = shared.archive.mask(id);
-        let source = steps::read_source(&shared.archive.scan(id), mask.as_deref(), &ARCHIVED)?;
+        let alignment = steps::alignment(record.alignment)?;
+        let scan = shared.archive.scan(id);
+        let source = steps::read_source(&scan, mask.as_deref(), alignment, &ARCHIVED)?;
         let (results, finding) = build_results(&ReportInput {
             record,
             source: &source,

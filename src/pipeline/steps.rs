@@ -9,19 +9,22 @@ use std::{
 use rayon::prelude::*;
 
 use crate::{
-    config::Scoring,
+    config::{AlignmentChoice, Scoring},
     domain::{
         error::{QuarantineReason, Refusal, ScanError},
         finding::{Cluster, Finding, SharedAnomaly},
-        scan::ScanId,
+        scan::{AlignmentFacts, ScanId},
     },
     engine::Method,
     nifti::{self, Grid, Limits},
     numeric::{
-        community,
-        geometry::VoxelPoint,
+        brain, community,
+        geometry::{Affine, AffineError, VoxelPoint},
         mask::{GridPlacement, Region, ScoreGrid, joined_scores, regions_above, score_map},
         preprocess::{self, Canonical, MAX_BRAIN_ML, MIN_SHARE_IN_CUBE, PreprocessError},
+        registration::{
+            self, Alignment, MIN_COVERAGE, MIN_EXPLAINED, MIN_EXTENT_MM, RegistrationError,
+        },
         scoring::{self, MapProfile, NearestDistances, ScanScores},
         token::{Foreground, TokenGrid, foreground_cells},
         volume::{RawMask, RawVolume},
@@ -36,11 +39,138 @@ pub struct Source {
     pub grid: Grid,
     /// The brain on the scan's grid.
     pub brain: RawMask,
+    /// Where the template lies in the scan, if it was looked for.
+    pub alignment: Option<Alignment>,
+    /// Whether the brain was extracted from a head.
+    pub is_extracted: bool,
 }
 
-/// Reads a scan and, where there is one, its brain mask.
-pub fn read_source(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<Source, ScanError> {
+impl Source {
+    /// The scan's canonical cube: cube voxel -> scan world, mm.
+    pub fn cube(&self, method: &Method) -> Result<Affine, AffineError> {
+        match (&self.alignment, &method.template) {
+            (Some(Alignment { to_scan, .. }), Some(template)) => {
+                preprocess::aligned_cube_affine(template.brain(), to_scan, &method.cube)
+            }
+            _ => preprocess::cube_affine(&self.brain, &method.cube),
+        }
+    }
+}
+
+/// Reads a scan as it comes from a scanner: aligns it and finds its brain where the settings ask for it
+/// and nobody has done it before.
+pub fn prepare_source(
+    scan: &Path,
+    mask: Option<&Path>,
+    limits: &Limits,
+    method: &Method,
+) -> Result<Source, ScanError> {
     let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
+    let brain = read_brain(&raw, mask, limits)?;
+    let is_head = mask.is_none() && brain.as_ref().map_or(true, is_larger_than_a_brain);
+    let is_aligned = match method.alignment {
+        AlignmentChoice::Never => false,
+        AlignmentChoice::Heads => is_head && method.template.is_some(),
+        AlignmentChoice::Always => true,
+    };
+    let template = method.template.as_ref().filter(|_| is_aligned);
+    let Some(template) = template else {
+        return Ok(Source {
+            raw,
+            grid,
+            brain: brain.map_err(refusal)?,
+            alignment: None,
+            is_extracted: false,
+        });
+    };
+    let alignment = registration::register(&raw, template, is_head).map_err(misaligned)?;
+    let brain = if is_head {
+        brain::extract(&raw, template, &alignment).ok_or_else(no_brain_found)?
+    } else {
+        brain.map_err(refusal)?
+    };
+    Ok(Source { raw, grid, brain, alignment: Some(alignment), is_extracted: is_head })
+}
+
+/// What the journal keeps of an alignment.
+pub fn alignment_facts(source: &Source) -> Option<AlignmentFacts> {
+    source.alignment.map(|alignment| AlignmentFacts {
+        template_to_scan: alignment.to_scan.rows(),
+        explained: alignment.explained,
+        coverage: alignment.coverage,
+        brain_extracted: source.is_extracted,
+    })
+}
+
+/// The alignment that the journal keeps.
+pub fn alignment(facts: Option<AlignmentFacts>) -> Result<Option<Alignment>, ScanError> {
+    let alignment = |facts: AlignmentFacts| {
+        let to_scan = Affine::new(facts.template_to_scan).map_err(|error| refusal(error.into()))?;
+        Ok(Alignment { to_scan, explained: facts.explained, coverage: facts.coverage })
+    };
+    facts.map(alignment).transpose()
+}
+
+/// Whether what is above zero is more than any brain: a head before a background that was set to 0.
+fn is_larger_than_a_brain(brain: &RawMask) -> bool {
+    let n_inside = brain.inside.iter().filter(|&&inside| inside).count();
+    n_inside as f64 * brain.affine.voxel_volume_mm3() / 1000.0 > MAX_BRAIN_ML
+}
+
+fn misaligned(error: RegistrationError) -> Refusal {
+    let found = error.to_string();
+    let (needed, action) = match error {
+        RegistrationError::NoContrast => {
+            ("intensities that vary".to_owned(), "check the export: the image may be blank")
+        }
+        RegistrationError::TooSmall(_) => (
+            format!("at least {MIN_EXTENT_MM} mm along each axis"),
+            "localisers and slabs are no scans of a brain; export the whole series",
+        ),
+        RegistrationError::Cut { .. } => (
+            format!("at least {:.0} %", 100.0 * MIN_COVERAGE),
+            "the field of view cuts the brain; export the whole series",
+        ),
+        RegistrationError::Unlike { .. } => (
+            format!("at least {:.0} %", 100.0 * MIN_EXPLAINED),
+            "check that this is a brain and that the header's orientation is right; or strip the skull \
+             with another tool and put <subject>_brain.nii.gz beside the scan",
+        ),
+        RegistrationError::Geometry(_) => {
+            ("an affine that can be inverted".to_owned(), "check the header's sform and qform")
+        }
+    };
+    Refusal::new(QuarantineReason::RegistrationFailed, found, needed, action)
+}
+
+fn no_brain_found() -> Refusal {
+    Refusal::new(
+        QuarantineReason::NoBrain,
+        "nothing bright where the brain should be",
+        "tissue that is brighter than the skull around it",
+        "check the export; or strip the skull with another tool and put <subject>_brain.nii.gz beside \
+         the scan",
+    )
+}
+
+/// Reads a scan that has been prepared before, with the brain and the alignment that were found then.
+pub fn read_source(
+    scan: &Path,
+    mask: Option<&Path>,
+    alignment: Option<Alignment>,
+    limits: &Limits,
+) -> Result<Source, ScanError> {
+    let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
+    let brain = read_brain(&raw, mask, limits)?.map_err(refusal)?;
+    Ok(Source { raw, grid, brain, alignment, is_extracted: false })
+}
+
+/// The brain by a mask, or by what is above zero.
+fn read_brain(
+    raw: &RawVolume,
+    mask: Option<&Path>,
+    limits: &Limits,
+) -> Result<Result<RawMask, PreprocessError>, ScanError> {
     let mask = mask.map(|path| nifti::read_mask(path, limits)).transpose();
     let mask = mask.map_err(|error| match error {
         ScanError::Refused(refusal) => ScanError::Refused(Refusal {
@@ -49,8 +179,7 @@ pub fn read_source(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<
         }),
         other => other,
     })?;
-    let brain = preprocess::brain_mask(&raw, mask.as_ref()).map_err(refusal)?;
-    Ok(Source { raw, grid, brain })
+    Ok(preprocess::brain_mask(raw, mask.as_ref()))
 }
 
 /// One in so many patch-sized cells must be foreground; the finer cells of single views then are, too. A brain fills about every second one; the
@@ -60,8 +189,10 @@ const CELLS_PER_FOREGROUND: usize = 64;
 
 /// The canonical cube of a source, with enough foreground to be scored.
 pub fn canonical(source: &Source, method: &Method) -> Result<Canonical, ScanError> {
+    let aligned = source.alignment.and_then(|_| source.cube(method).ok());
+    let Source { raw, brain, .. } = source;
     let canonical =
-        preprocess::canonicalise(&source.raw, &source.brain, &method.cube).map_err(refusal)?;
+        preprocess::canonicalise(raw, brain, &method.cube, aligned.as_ref()).map_err(refusal)?;
     let n_cells = (method.cube.side / method.patch).pow(3);
     let needed = (n_cells / CELLS_PER_FOREGROUND).max(1);
     let found = foreground_cells(&canonical.volume, [method.patch; 3], method.min_brain_fraction);
@@ -86,7 +217,8 @@ fn refusal(error: PreprocessError) -> Refusal {
         PreprocessError::NoBackground { .. } => (
             QuarantineReason::NoBrain,
             "a skull-stripped scan with zero background, or a brain mask beside it".to_owned(),
-            "strip the skull first, or put <subject>_brain.nii.gz beside the scan",
+            "get the template for whole heads (oddscan model fetch) and restart, or strip the skull \
+             first, or put <subject>_brain.nii.gz beside the scan",
         ),
         PreprocessError::TooSmall { needed_ml, .. } => (
             QuarantineReason::NoBrain,
@@ -328,8 +460,7 @@ pub fn finding(
         scores.scans[..index].iter().chain(&scores.scans[index + 1..]).collect();
     let other_tops: Vec<f32> = others.iter().map(|other| other.top1_mean).collect();
     let shift = scoring::shift(own, &others);
-    let cube = preprocess::cube_affine(&source.brain, &method.cube)
-        .map_err(|error| refusal(error.into()))?;
+    let cube = source.cube(method).map_err(|error| refusal(error.into()))?;
     let placement = GridPlacement { cube_side: method.cube.side, cube };
     let map = score_map(&own.foreground, &own.cells, &placement, &source.brain);
     let threshold = scoring::label_free_threshold(&scores.profiles, index, settings.clean_scans);
@@ -388,7 +519,7 @@ mod tests {
         let path = folder.path().join("scan.nii.gz");
         std::fs::write(&path, nifti::encode_volume(&raw)).unwrap();
         let limits = Limits { max_file_bytes: 1 << 24, max_voxels: 1 << 24 };
-        read_source(&path, None, &limits).unwrap()
+        read_source(&path, None, None, &limits).unwrap()
     }
 
     /// 512 cells of 22 mm.
@@ -403,6 +534,8 @@ mod tests {
             n_parts: 1,
             patch: 14,
             min_brain_fraction: 0.3,
+            alignment: AlignmentChoice::Never,
+            template: None,
         }
     }
 

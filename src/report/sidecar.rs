@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     finding::{Cluster, SharedAnomaly},
-    scan::ScanId,
+    scan::{AlignmentFacts, ScanId},
 };
 
 /// Layout of the sidecar.
@@ -150,6 +150,8 @@ pub struct Sidecar {
     pub clusters: Vec<Cluster>,
     /// Volume of the brain mask, ml.
     pub brain_ml: f64,
+    /// How the scan was aligned to the template, if it was.
+    pub alignment: Option<AlignmentFacts>,
     /// The window.
     pub window: WindowFacts,
     /// The method.
@@ -189,6 +191,7 @@ pub(super) mod tests {
             threshold: None,
             clusters: Vec::new(),
             brain_ml: 1300.0,
+            alignment: None,
             window: WindowFacts {
                 id: "ab".into(),
                 size: 1,

@@ -38,6 +38,7 @@ fn sidecar(score: f32) -> Sidecar {
         threshold: None,
         clusters: Vec::new(),
         brain_ml: 0.0,
+        alignment: None,
         window: WindowFacts {
             id: String::new(),
             size: 0,

@@ -1,0 +1,40 @@
+//! The template that scans are aligned to.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    fetch::{FetchError, PackedFile, from_package, write_whole},
+    model_folders,
+};
+
+/// Name of the template beside the weights.
+pub const TEMPLATE_FILE: &str = "icbm152_2009a_sym_t1.nii.gz";
+
+/// ICBM 152 2009a symmetric T1, 1 mm, stripped (Fonov et al. 2011), as nilearn carries it: BSD-3 with the
+/// notice of the MNI, free to use and pass on.
+const PACKED: PackedFile = PackedFile {
+    package: "nilearn==0.14.1",
+    entry: "nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
+    sha256: "421a10e872fd6cadae7f61d358dffbcc1795a497d61ee76c5dda2503e1a1e9e6",
+    max_bytes: 16 << 20,
+};
+
+/// The named file, or the one that [`fetch_template`] puts beside the weights.
+pub fn find_template(configured: Option<&Path>) -> Option<PathBuf> {
+    let fetched = || model_folders().into_iter().map(|folder| folder.join(TEMPLATE_FILE)).collect();
+    let places: Vec<PathBuf> = configured.map_or_else(fetched, |path| vec![path.to_owned()]);
+    places.into_iter().find(|path| path.is_file())
+}
+
+/// Gets the template from PyPI into `folder`, checked against its SHA-256.
+///
+/// # Errors
+/// Nothing is left in the folder that is not whole.
+pub fn fetch_template(folder: &Path) -> Result<PathBuf, FetchError> {
+    std::fs::create_dir_all(folder)?;
+    let target = folder.join(TEMPLATE_FILE);
+    let unpacked = tempfile::NamedTempFile::new()?;
+    from_package(&PACKED, unpacked.path())?;
+    write_whole(&target, &std::fs::read(unpacked.path())?)?;
+    Ok(target)
+}

@@ -1,0 +1,260 @@
+//! Whole heads: aligned to a template, brain extracted, scored by the daemon.
+
+use std::{fs, path::PathBuf};
+
+use oddscan::{
+    nifti::{self, Limits},
+    numeric::{
+        brain,
+        evaluation::Overlap,
+        geometry::{Affine, Shape3, WorldPoint},
+        projection::Normal,
+        registration::{RegistrationError, Template, register},
+        volume::RawVolume,
+    },
+    report::Standing,
+};
+
+use crate::support::{Site, oddscan};
+
+/// What a made-up head holds at a place, mm from the middle of its brain.
+#[derive(Clone, Copy, PartialEq)]
+enum Tissue {
+    Air,
+    Scalp,
+    Skull,
+    Liquor,
+    Grey,
+    White,
+}
+
+fn tissue([x, y, z]: [f64; 3]) -> Tissue {
+    let ball = |centre: [f64; 3], radii: [f64; 3]| -> f64 {
+        let square = |d: f64, r: f64| (d / r).powi(2);
+        (square(x - centre[0], radii[0])
+            + square(y - centre[1], radii[1])
+            + square(z - centre[2], radii[2]))
+        .sqrt()
+    };
+    let folds = 0.05 * ((x / 7.0).sin() + (y / 8.0).cos() + (z / 6.0).sin());
+    let cerebrum = ball([0.0; 3], [66.0, 82.0, 58.0]);
+    let cerebellum = ball([0.0, -48.0, -46.0], [46.0, 30.0, 24.0]);
+    let ventricle =
+        ball([14.0, 4.0, 8.0], [7.0, 30.0, 12.0]).min(ball([-14.0, 4.0, 8.0], [7.0, 30.0, 12.0]));
+    let nucleus =
+        ball([22.0, 8.0, -6.0], [9.0, 16.0, 9.0]).min(ball([-22.0, 8.0, -6.0], [9.0, 16.0, 9.0]));
+    let brain = cerebrum.min(cerebellum);
+    if ventricle < 1.0 {
+        return Tissue::Liquor;
+    }
+    match brain {
+        _ if nucleus < 1.0 => Tissue::Grey,
+        r if r < 0.8 + folds => Tissue::White,
+        r if r < 1.0 => Tissue::Grey,
+        r if r < 1.03 => Tissue::Liquor,
+        r if r < 1.12 => Tissue::Skull,
+        r if r < 1.22 => Tissue::Scalp,
+        _ if z < -40.0 && (x.powi(2) + (y + 15.0).powi(2)).sqrt() < 55.0 => Tissue::Scalp,
+        _ => Tissue::Air,
+    }
+}
+
+/// Intensities of liquor, grey and white matter, scalp.
+type Contrast = [f64; 4];
+const T1: Contrast = [30.0, 110.0, 170.0, 230.0];
+/// Grey is brighter than white.
+const FLAIR: Contrast = [25.0, 190.0, 140.0, 210.0];
+
+/// A head whose brain's middle is carried from the origin to the scan by `to_scan`.
+fn head(seed: u64, to_scan: &Affine, contrast: Contrast, is_stripped: bool) -> RawVolume {
+    let mut random = Normal::new(seed);
+    let shape = Shape3([84, 92, 76]);
+    let affine = Affine::scaling(2.8, WorldPoint([-116.0, -127.0, -120.0])).unwrap();
+    let to_head = to_scan.inverse().after(&affine);
+    let voxel = |offset: usize| {
+        let tissue = tissue(to_head.apply(shape.voxel(offset).map(|v| v as f64)));
+        let [liquor, grey, white, scalp] = contrast;
+        let is_brain = matches!(tissue, Tissue::Liquor | Tissue::Grey | Tissue::White);
+        if is_stripped && !is_brain {
+            return 0.0;
+        }
+        let value = match tissue {
+            Tissue::Air => 1.0,
+            Tissue::Skull => 12.0,
+            Tissue::Scalp => scalp,
+            Tissue::Liquor => liquor,
+            Tissue::Grey => grey,
+            Tissue::White => white,
+        };
+        (value + 4.0 * random.next()).max(1.0) as f32
+    };
+    let voxels = (0..shape.n_voxels()).map(voxel).collect();
+    RawVolume { shape, voxels, affine }
+}
+
+/// A turn about x, another scale along each axis, a shift.
+fn placed(degrees: f64, scales: [f64; 3], shift: [f64; 3]) -> Affine {
+    let (sin, cos) = degrees.to_radians().sin_cos();
+    let [a, b, c] = scales;
+    Affine::new([
+        [a, 0.02, 0.0, shift[0]],
+        [0.0, b * cos, -c * sin, shift[1]],
+        [0.0, b * sin, c * cos, shift[2]],
+    ])
+    .unwrap()
+}
+
+fn unmoved() -> Affine {
+    placed(0.0, [1.0; 3], [0.0; 3])
+}
+
+fn template() -> Template {
+    Template::new(head(0, &unmoved(), T1, true))
+}
+
+/// Largest distance between where landmarks in the brain are carried and where they belong.
+fn landmark_error_mm(found: &Affine, truth: &Affine) -> f64 {
+    let landmarks = [
+        [0.0, 70.0, 0.0],
+        [0.0, -70.0, 0.0],
+        [55.0, 0.0, 0.0],
+        [-55.0, 0.0, 0.0],
+        [0.0, 0.0, 48.0],
+        [0.0, -45.0, -50.0],
+    ];
+    let apart = |landmark: [f64; 3]| {
+        let (a, b) = (found.apply(landmark), truth.apply(landmark));
+        (0..3).map(|axis| (a[axis] - b[axis]).powi(2)).sum::<f64>().sqrt()
+    };
+    landmarks.map(apart).into_iter().fold(0.0, f64::max)
+}
+
+#[test]
+fn heads_are_aligned_whatever_their_pose_and_contrast_and_their_brains_found() {
+    let template = template();
+    let poses = [
+        placed(16.0, [0.9, 0.95, 0.88], [12.0, -20.0, 14.0]),
+        placed(-14.0, [1.06, 1.0, 0.97], [-15.0, 9.0, -12.0]),
+    ];
+    for (seed, truth) in (1..).zip(poses) {
+        for contrast in [T1, FLAIR] {
+            let scan = head(seed, &truth, contrast, false);
+            let found = register(&scan, &template, true).unwrap();
+            let error = landmark_error_mm(&found.to_scan, &truth);
+            assert!(error < 2.5, "{error} mm, explained {}", found.explained);
+            assert_eq!(register(&scan, &template, true), Ok(found), "to the last bit");
+            let brain = brain::extract(&scan, &template, &found).unwrap();
+            let truly = head(seed, &truth, contrast, true);
+            let pairs = brain.inside.iter().zip(&truly.voxels).map(|(found, v)| (*found, *v > 0.0));
+            let dice = Overlap::of(pairs).dice().unwrap();
+            assert!(dice > 0.95, "{dice}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_whole_brain_is_not_aligned() {
+    let template = template();
+    let mut noise = head(1, &unmoved(), T1, false);
+    let mut random = Normal::new(5);
+    noise.voxels.fill_with(|| (100.0 + 20.0 * random.next()) as f32);
+    let error = register(&noise, &template, true).unwrap_err();
+    assert!(matches!(error, RegistrationError::Unlike { .. }), "{error}");
+    noise.voxels.fill(7.0);
+    assert_eq!(register(&noise, &template, true), Err(RegistrationError::NoContrast));
+
+    let whole = head(1, &unmoved(), T1, false);
+    let n_kept = |n_planes: usize| {
+        let shape = Shape3([84, 92, n_planes]);
+        let from = whole.shape.offset([0, 0, whole.shape.0[2] - n_planes]);
+        let voxels = whole.voxels[from..].to_vec();
+        RawVolume { shape, voxels, affine: whole.affine }
+    };
+    // The lower 56 mm alone; then a slab.
+    let slab = register(&n_kept(15), &template, true).unwrap_err();
+    assert!(matches!(slab, RegistrationError::TooSmall(_)), "{slab}");
+    let cut = register(&n_kept(22), &template, true);
+    assert!(cut.is_err(), "{cut:?}");
+}
+
+#[test]
+fn the_daemon_takes_whole_heads_and_refuses_what_it_cannot_align() {
+    let mut site = Site::new(3, &[]);
+    let path = site.path("template.nii.gz");
+    fs::write(&path, nifti::encode_volume(template_image())).unwrap();
+    site.configure(3, &[&format!("alignment.template = \"{}\"", path.display())]);
+    site.start();
+    let poses = [
+        placed(8.0, [0.92, 0.95, 0.9], [8.0, -10.0, 4.0]),
+        placed(-10.0, [1.0, 0.98, 0.95], [-5.0, 9.0, -8.0]),
+        placed(3.0, [0.95, 1.02, 0.93], [0.0, 4.0, 6.0]),
+    ];
+    for (seed, pose) in (1..).zip(poses) {
+        let bytes = nifti::encode_volume(&head(seed, &pose, T1, false));
+        site.drop_in(&format!("sub-{seed}_T1w.nii.gz"), &bytes);
+    }
+    let mut noise = head(9, &unmoved(), T1, false);
+    let mut random = Normal::new(5);
+    noise.voxels.fill_with(|| (100.0 + 20.0 * random.next()) as f32);
+    site.drop_in("sub-9_T1w.nii.gz", &nifti::encode_volume(&noise));
+    site.wait_scored(&["sub-1_T1w", "sub-2_T1w", "sub-3_T1w"]);
+    for (seed, pose) in (1..).zip(poses) {
+        let stem = format!("sub-{seed}_T1w");
+        let sidecar = site.sidecar(&stem).unwrap();
+        assert_eq!(sidecar.standing, Standing::Scored);
+        let found = sidecar.alignment.unwrap();
+        assert!(found.brain_extracted);
+        assert!(landmark_error_mm(&Affine::new(found.template_to_scan).unwrap(), &pose) < 2.5);
+        // The map lies on the head's own grid, inside its brain.
+        let map = site.path("results").join(format!("{stem}_anomaly-map.nii.gz"));
+        let map = nifti::read_map(&map, &Limits::NONE).unwrap();
+        let truly = head(seed, &pose, T1, true);
+        assert_eq!(map.shape, truly.shape);
+        let pairs = map.voxels.iter().zip(&truly.voxels).map(|(m, v)| (*m > 0.0, *v > 0.0));
+        assert!(Overlap::of(pairs).dice().unwrap() > 0.9);
+    }
+    let reason = site.path("quarantine/registration_failed/sub-9_T1w.nii.gz");
+    site.wait("refused", |_| reason.exists());
+    assert_eq!(site.stop(), Some(0));
+}
+
+fn template_image() -> &'static RawVolume {
+    static IMAGE: std::sync::OnceLock<RawVolume> = std::sync::OnceLock::new();
+    IMAGE.get_or_init(|| head(0, &unmoved(), T1, true))
+}
+
+#[test]
+fn a_template_that_is_asked_for_and_missing_is_said_at_the_start() {
+    let site = Site::new(3, &["alignment.template = \"/nowhere/template.nii.gz\""]);
+    let mut run = oddscan();
+    let output = run.arg("run").arg("--config").arg(site.path("config.toml")).output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("alignment.template"), "{said}");
+}
+
+#[test]
+fn the_labelled_tissue_of_real_heads_lies_in_the_brains_that_are_found() {
+    let shared =
+        std::env::var_os("ODDSCAN_SHARED").map_or_else(|| "../shared".into(), PathBuf::from);
+    if !shared.join("data/wholehead_t1_2mm").is_dir() {
+        eprintln!("skipped: no real heads in {}", shared.display());
+        return;
+    }
+    let template = shared.join("data/templates/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz");
+    let template = Template::new(nifti::read_scan(&template, &Limits::NONE).unwrap().volume);
+    let folder = shared.join("data/wholehead_t1_2mm");
+    for name in ["IXI013-HH-1212-T1_ds", "IXI039-HH-1261-T1_ds"] {
+        let at = |ending: &str| -> PathBuf { folder.join(format!("{name}{ending}.nii.gz")) };
+        let scan = nifti::read_scan(&at(""), &Limits::NONE).unwrap().volume;
+        let labels = nifti::read_mask(&at("_DLMUSE"), &Limits::NONE).unwrap().inside;
+        let found = register(&scan, &template, true).unwrap();
+        let brain = brain::extract(&scan, &template, &found).unwrap().inside;
+        let overlap = Overlap::of(brain.iter().zip(&labels).map(|(a, b)| (*a, *b)));
+        let n_labelled = (overlap.both + overlap.truth_only) as f64;
+        let share = overlap.both as f64 / n_labelled;
+        let surplus = overlap.mask_only as f64 / n_labelled;
+        // The labels leave out the liquor between the folds, a fifth of what they hold.
+        assert!(share > 0.97 && surplus < 0.35, "{name}: {share} {surplus}");
+    }
+}
