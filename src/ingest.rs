@@ -13,9 +13,8 @@ use std::{
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use rustix::fs::OFlags;
-use serde::{Deserialize, Serialize};
 
-use crate::domain::{error::Refusal, scan::FileLook};
+use crate::domain::scan::FileLook;
 
 /// Which file names are scans.
 #[derive(Debug, Clone)]
@@ -251,101 +250,9 @@ pub fn copy_durably(
     Ok(n_copied)
 }
 
-/// The content of `reason.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReasonFile {
-    /// Layout of this file.
-    pub schema: String,
-    /// Why, what was found, what was needed, what to do.
-    #[serde(flatten)]
-    pub refusal: Refusal,
-    /// Path within the incoming folder that the file came from.
-    pub came_from: String,
-    /// When, seconds since 1970.
-    pub quarantined_at_secs: u64,
-    /// Version of oddscan that refused it.
-    pub oddscan_version: String,
-    /// False when the file could not be moved and still lies in the incoming folder.
-    pub moved: bool,
-}
-
-/// Moves a refused file to `<quarantine>/<reason>/<name>/<name>` with a `reason.json` beside it;
-/// the name is that of `came_from`.
-///
-/// The reason is written first, so that no file lies there unexplained. A file that cannot be
-/// moved (read-only share) stays, and the reason says so. Returns the folder.
-pub fn quarantine(
-    quarantine: &Path,
-    file: &Path,
-    came_from: &Path,
-    refusal: &Refusal,
-    now_secs: u64,
-) -> io::Result<PathBuf> {
-    let name = came_from.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let folder = free_folder(&quarantine.join(refusal.reason.name()), name)?;
-    let mut reason = ReasonFile {
-        schema: "oddscan/quarantine/1".to_owned(),
-        refusal: refusal.clone(),
-        came_from: came_from.to_string_lossy().into_owned(),
-        quarantined_at_secs: now_secs,
-        oddscan_version: env!("CARGO_PKG_VERSION").to_owned(),
-        moved: true,
-    };
-    write_reason(&folder, &reason)?;
-    if move_file(file, &folder.join(name)).is_err() {
-        reason.moved = false;
-        write_reason(&folder, &reason)?;
-    }
-    File::open(&folder)?.sync_all()?;
-    Ok(folder)
-}
-
-/// Makes `<parent>/<name>`, or `<name>.2`, `.3`, ... where that is taken.
-fn free_folder(parent: &Path, name: &std::ffi::OsStr) -> io::Result<PathBuf> {
-    fs::create_dir_all(parent)?;
-    for count in 1_u32.. {
-        let mut unique = name.to_owned();
-        if count > 1 {
-            unique.push(format!(".{count}"));
-        }
-        match fs::create_dir(parent.join(&unique)) {
-            Ok(()) => return Ok(parent.join(unique)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(io::ErrorKind::AlreadyExists.into())
-}
-
-fn write_reason(folder: &Path, reason: &ReasonFile) -> io::Result<()> {
-    let text = serde_json::to_string_pretty(reason).map_err(io::Error::other)?;
-    let partial = folder.join(".reason.json.tmp");
-    fs::write(&partial, text + "\n")?;
-    File::open(&partial)?.sync_all()?;
-    fs::rename(partial, folder.join("reason.json"))
-}
-
-/// Renames, or copies and removes where source and target lie on different file systems.
-fn move_file(source: &Path, target: &Path) -> io::Result<()> {
-    match fs::rename(source, target) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            copy_durably(source, target, u64::MAX, || {})?;
-            fs::remove_file(source)
-        }
-        done => done,
-    }
-}
-
-/// Files in quarantine, without their reasons.
-pub fn count_quarantined(quarantine: &Path) -> usize {
-    let children = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten();
-    children(quarantine.to_owned()).map(|reason| children(reason.path()).count()).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::error::QuarantineReason;
 
     fn patterns() -> Patterns {
         let own = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -422,25 +329,5 @@ mod tests {
             looks.push(look_at(&path).unwrap());
         }
         assert!(looks[0] != looks[1] && looks[1] != looks[2], "{looks:?}");
-    }
-
-    #[test]
-    fn quarantine_keeps_every_file_apart_and_explains_each() {
-        let folder = tempfile::tempdir().unwrap();
-        let refusal = Refusal::new(QuarantineReason::Truncated, "9 bytes", "352", "export again");
-        let mut places = Vec::new();
-        for _ in 0..2 {
-            let file = folder.path().join("a.nii");
-            fs::write(&file, "x").unwrap();
-            let into = folder.path().join("q");
-            places.push(quarantine(&into, &file, Path::new("sub/a.nii"), &refusal, 7).unwrap());
-            assert!(!file.exists());
-        }
-        assert_ne!(places[0], places[1]);
-        assert!(places[1].join("a.nii").is_file());
-        let text = fs::read_to_string(places[1].join("reason.json")).unwrap();
-        let reason: ReasonFile = serde_json::from_str(&text).unwrap();
-        assert_eq!((reason.refusal, reason.moved), (refusal, true));
-        assert_eq!(count_quarantined(&folder.path().join("q")), 2);
     }
 }

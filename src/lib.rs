@@ -10,7 +10,7 @@
 //! 1. [`numeric`]: values in, values out. No file, clock, thread pool, log, device or setting.
 //! 2. [`domain`]: what a scan, a window and a finding are and may become. No I/O.
 //! 3. Adapters, each hiding one outside thing: [`nifti`] (files), [`compute`] (the encoder on a
-//!    GPU or the CPU), [`store`] (sled), [`watcher`] and [`ingest`] (the incoming folder),
+//!    GPU or the CPU), [`store`] (sled), [`watcher`] and [`ingest`] (the incoming folder), [`quarantine`],
 //!    [`report`] (results), [`metrics`] (Prometheus).
 //! 4. The daemon: [`config`], [`engine`] (the method made ready on a device), [`pipeline`] (the
 //!    stages), [`telemetry`], [`service`] and the commands in [`cli`].
@@ -24,6 +24,7 @@ pub mod ingest;
 pub mod metrics;
 pub mod model;
 pub mod nifti;
+pub mod quarantine;
 pub mod report;
 pub mod store;
 pub mod watcher;

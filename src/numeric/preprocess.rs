@@ -126,7 +126,8 @@ fn onto_grid_of(raw: &RawVolume, mask: &RawMask) -> RawMask {
 /// Resamples scan and brain to the cube and scales the intensities to [0, 1].
 ///
 /// `brain` lies on the scan's grid; `aligned` is the cube of an aligned scan
-/// ([`aligned_cube_affine`]), without it the cube lies around the brain ([`cube_affine`]). Intensities: trilinear, 0 beyond the grid; brain: nearest.
+/// ([`aligned_cube_affine`]), without it the cube lies around the brain ([`cube_affine`]). Intensities:
+/// trilinear, 0 beyond the grid; brain: nearest.
 /// Zero stays zero, the 99.8th percentile of the brain becomes 1, what lies above is clipped.
 pub fn canonicalise(
     raw: &RawVolume,

@@ -35,11 +35,6 @@ impl Template {
     pub fn brain(&self) -> &RawMask {
         &self.brain
     }
-
-    /// Intensities, 0 outside the brain.
-    pub fn image(&self) -> &RawVolume {
-        &self.image
-    }
 }
 
 /// Where a template lies in a scan.

@@ -25,9 +25,9 @@ use crate::{
         scan::{AlignmentFacts, EncodedFacts, ScanId, ScanRecord, ScanState},
         tokenise::{Progress, TokeniseError, Tokeniser},
     },
-    ingest,
     metrics::{Fallback, Stage},
     numeric::token::TokenGrid,
+    quarantine,
 };
 
 pub(super) struct Encode {
@@ -201,7 +201,7 @@ impl Encode {
         let folder = &config.directories.quarantine;
         let source = self.shared.archive.scan(record.id);
         let name = record.source_name.as_ref();
-        if let Err(error) = ingest::quarantine(folder, &source, name, refusal, now_secs()) {
+        if let Err(error) = quarantine::quarantine(folder, &source, name, refusal, now_secs()) {
             warn!(scan = %record.id, error = %error.kind(), "quarantine is not available; the scan is left for the next start");
             return Ok(());
         }
@@ -210,7 +210,7 @@ impl Encode {
         self.shared.store.put_record(&record)?;
         self.shared.archive.remove(record.id)?;
         self.shared.metrics.quarantined(refusal.reason);
-        self.shared.metrics.quarantine_files(ingest::count_quarantined(folder));
+        self.shared.metrics.quarantine_files(quarantine::count_quarantined(folder));
         self.shared.board.update().n_quarantined += 1;
         Ok(())
     }

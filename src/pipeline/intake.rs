@@ -25,7 +25,7 @@ use crate::{
     },
     ingest::{self, Candidate, Patterns, Settled, Settling},
     metrics::{DirectoryKind, IngestResult, PauseReason, RescanTrigger, SeenBy, Stage},
-    nifti,
+    nifti, quarantine,
     store::{SeenFile, SeenOutcome},
     watcher::Change,
 };
@@ -109,7 +109,7 @@ impl Intake {
 
     pub(super) fn run(mut self) -> Result<(), ScanError> {
         let quarantine = self.shared.config().directories.quarantine.clone();
-        self.shared.metrics.quarantine_files(ingest::count_quarantined(&quarantine));
+        self.shared.metrics.quarantine_files(quarantine::count_quarantined(&quarantine));
         let (mut trigger, mut by) = (Some(RescanTrigger::Start), SeenBy::Scan);
         while !self.shared.stopping() {
             self.look(trigger, by)?;
@@ -449,7 +449,7 @@ impl Intake {
         let folder = &config.directories.quarantine;
         let came_from = candidate.path.strip_prefix(incoming).unwrap_or(&candidate.path);
         debug!(path = %candidate.path.display(), "to quarantine");
-        let moved = ingest::quarantine(folder, &candidate.path, came_from, refusal, now_secs());
+        let moved = quarantine::quarantine(folder, &candidate.path, came_from, refusal, now_secs());
         if let Err(error) = moved {
             warn!(error = %error.kind(), "quarantine is not available; a refused file waits");
             self.try_later(candidate);
@@ -461,7 +461,7 @@ impl Intake {
         self.forget(candidate);
         self.shared.metrics.volume_ingested(IngestResult::Quarantined);
         self.shared.metrics.quarantined(refusal.reason);
-        self.shared.metrics.quarantine_files(ingest::count_quarantined(folder));
+        self.shared.metrics.quarantine_files(quarantine::count_quarantined(folder));
         self.shared.board.update().n_quarantined += 1;
         Ok(())
     }

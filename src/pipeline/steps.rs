@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    io,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
@@ -19,7 +20,7 @@ use crate::{
     nifti::{self, Grid, Limits},
     numeric::{
         brain, community,
-        geometry::{Affine, AffineError, VoxelPoint},
+        geometry::{Affine, VoxelPoint},
         mask::{GridPlacement, Region, ScoreGrid, joined_scores, regions_above, score_map},
         preprocess::{self, Canonical, MAX_BRAIN_ML, MIN_SHARE_IN_CUBE, PreprocessError},
         registration::{
@@ -47,13 +48,26 @@ pub struct Source {
 
 impl Source {
     /// The scan's canonical cube: cube voxel -> scan world, mm.
-    pub fn cube(&self, method: &Method) -> Result<Affine, AffineError> {
-        match (&self.alignment, &method.template) {
-            (Some(Alignment { to_scan, .. }), Some(template)) => {
+    ///
+    /// # Errors
+    /// If the brain is empty, or the scan was aligned to a template that is no longer there.
+    pub fn cube(&self, method: &Method) -> Result<Affine, ScanError> {
+        let cube = match &self.alignment {
+            None => preprocess::cube_affine(&self.brain, &method.cube),
+            Some(Alignment { to_scan, .. }) => {
+                let template = method.template.as_ref().ok_or_else(template_gone)?;
                 preprocess::aligned_cube_affine(template.brain(), to_scan, &method.cube)
             }
-            _ => preprocess::cube_affine(&self.brain, &method.cube),
-        }
+        };
+        Ok(cube.map_err(|error| refusal(error.into()))?)
+    }
+}
+
+fn template_gone() -> ScanError {
+    let action = "the template is gone; run `oddscan model fetch` and restart";
+    ScanError::Own {
+        doing: "placing a scan that was aligned",
+        source: io::Error::new(io::ErrorKind::NotFound, action),
     }
 }
 
@@ -83,13 +97,21 @@ pub fn prepare_source(
             is_extracted: false,
         });
     };
-    let alignment = registration::register(&raw, template, is_head).map_err(misaligned)?;
-    let brain = if is_head {
-        brain::extract(&raw, template, &alignment).ok_or_else(no_brain_found)?
+    let (brain, alignment) = if is_head {
+        let alignment = registration::register(&raw, template, true).map_err(misaligned)?;
+        (brain::extract(&raw, template, &alignment).ok_or_else(no_brain_found)?, alignment)
     } else {
-        brain.map_err(refusal)?
+        let brain = brain.map_err(refusal)?;
+        let stripped = stripped(&raw, &brain);
+        (brain, registration::register(&stripped, template, false).map_err(misaligned)?)
     };
     Ok(Source { raw, grid, brain, alignment: Some(alignment), is_extracted: is_head })
+}
+
+/// The scan with 0 outside the brain: a mask may lie beside a whole head.
+fn stripped(raw: &RawVolume, brain: &RawMask) -> RawVolume {
+    let voxel = |(&voxel, &inside): (&f32, &bool)| if inside { voxel } else { 0.0 };
+    RawVolume { voxels: raw.voxels.iter().zip(&brain.inside).map(voxel).collect(), ..*raw }
 }
 
 /// What the journal keeps of an alignment.
@@ -189,7 +211,7 @@ const CELLS_PER_FOREGROUND: usize = 64;
 
 /// The canonical cube of a source, with enough foreground to be scored.
 pub fn canonical(source: &Source, method: &Method) -> Result<Canonical, ScanError> {
-    let aligned = source.alignment.and_then(|_| source.cube(method).ok());
+    let aligned = source.alignment.map(|_| source.cube(method)).transpose()?;
     let Source { raw, brain, .. } = source;
     let canonical =
         preprocess::canonicalise(raw, brain, &method.cube, aligned.as_ref()).map_err(refusal)?;
@@ -460,7 +482,7 @@ pub fn finding(
         scores.scans[..index].iter().chain(&scores.scans[index + 1..]).collect();
     let other_tops: Vec<f32> = others.iter().map(|other| other.top1_mean).collect();
     let shift = scoring::shift(own, &others);
-    let cube = source.cube(method).map_err(|error| refusal(error.into()))?;
+    let cube = source.cube(method)?;
     let placement = GridPlacement { cube_side: method.cube.side, cube };
     let map = score_map(&own.foreground, &own.cells, &placement, &source.brain);
     let threshold = scoring::label_free_threshold(&scores.profiles, index, settings.clean_scans);

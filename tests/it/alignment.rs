@@ -224,6 +224,36 @@ fn template_image() -> &'static RawVolume {
 }
 
 #[test]
+fn stripped_scans_and_heads_with_a_mask_are_aligned_where_all_are() {
+    let site = Site::new(2, &[]);
+    let path = site.path("template.nii.gz");
+    fs::write(&path, nifti::encode_volume(template_image())).unwrap();
+    let template = format!("alignment.template = \"{}\"", path.display());
+    site.configure(2, &["alignment.mode = \"always\"", &template]);
+    let poses = [
+        placed(9.0, [0.93, 0.96, 0.9], [8.0, -10.0, 4.0]),
+        placed(-8.0, [1.0, 0.98, 0.95], [-5.0, 9.0, -8.0]),
+    ];
+    let write = |name: &str, volume: &RawVolume| {
+        fs::write(site.path("incoming").join(name), nifti::encode_volume(volume)).unwrap();
+    };
+    write("sub-1_T1w.nii.gz", &head(1, &poses[0], T1, true));
+    write("sub-2_T1w.nii.gz", &head(2, &poses[1], T1, false));
+    write("sub-2_brain.nii.gz", &head(2, &poses[1], T1, true));
+    let mut score = oddscan();
+    score.args(["score", "--config"]).arg(site.path("config.toml"));
+    let out = site.path("results");
+    let output = score.arg("--out").arg(&out).arg(site.path("incoming")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for (stem, pose) in ["sub-1_T1w", "sub-2_T1w"].into_iter().zip(poses) {
+        let found = site.sidecar(stem).unwrap().alignment.unwrap();
+        assert!(!found.brain_extracted);
+        let error = landmark_error_mm(&Affine::new(found.template_to_scan).unwrap(), &pose);
+        assert!(error < 3.0, "{stem}: {error} mm");
+    }
+}
+
+#[test]
 fn a_template_that_is_asked_for_and_missing_is_said_at_the_start() {
     let site = Site::new(3, &["alignment.template = \"/nowhere/template.nii.gz\""]);
     let mut run = oddscan();

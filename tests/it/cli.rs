@@ -128,3 +128,43 @@ fn the_demo_feeds_the_real_daemon_and_says_whether_known_lesions_were_hit() {
     );
     assert_eq!(names(&site.path("demo/results")).len(), 2 * 4);
 }
+
+#[test]
+fn refused_files_are_listed_put_back_and_dropped() {
+    let site = Site::new(3, &[]);
+    let refuse = |name: &str| {
+        let folder = site.path("quarantine/truncated").join(name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(name), "x").unwrap();
+        let reason = serde_json::json!({
+            "schema": "oddscan/quarantine/1", "reason": "truncated", "found": "9 bytes",
+            "needed": "352", "action": "export again", "came_from": format!("day-1/{name}"),
+            "quarantined_at_secs": 7, "oddscan_version": "0", "moved": true,
+        });
+        fs::write(folder.join("reason.json"), reason.to_string()).unwrap();
+    };
+    ["a.nii", "b.nii", "c.nii"].into_iter().for_each(refuse);
+    let quarantine = |arguments: &[&str]| {
+        let mut command = oddscan();
+        command.args(["quarantine", arguments[0], "--config"]).arg(site.path("config.toml"));
+        let output = command.args(&arguments[1..]).output().unwrap();
+        let (out, err, code) = said(&output);
+        (code.unwrap(), format!("{out}{err}"))
+    };
+    let (code, text) = quarantine(&["list"]);
+    assert_eq!(code, 0);
+    assert!(
+        text.contains("truncated/b.nii\n  found 9 bytes\n  needed 352\n  export again"),
+        "{text}"
+    );
+    let (code, text) = quarantine(&["requeue", "truncated/a.nii", "truncated/none.nii"]);
+    assert_eq!(code, 74);
+    assert!(text.contains("truncated/none.nii: no such entry"), "{text}");
+    assert!(site.path("incoming/day-1/a.nii").is_file(), "one that fails does not keep the others");
+    assert_eq!(quarantine(&["drop", "truncated/b.nii"]).0, 0);
+    assert_eq!(quarantine(&["requeue"]).0, 64, "nothing is meant by nothing");
+    assert_eq!(quarantine(&["requeue", "--reason", "truncated"]).0, 0);
+    assert!(site.path("incoming/day-1/c.nii").is_file());
+    let (_, text) = quarantine(&["list", "--json"]);
+    assert_eq!(text.trim(), "[]");
+}

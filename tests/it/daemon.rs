@@ -4,8 +4,9 @@ use std::{fs, io::Write, thread, time::Duration};
 
 use oddscan::{
     domain::scan::ScanRecord,
-    ingest::{ReasonFile, look_at},
+    ingest::look_at,
     numeric::geometry::{Affine, WorldPoint},
+    quarantine::ReasonFile,
     report::{Standing, read_sidecar},
     store::{SeenFile, SeenOutcome, Store},
 };

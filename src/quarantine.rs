@@ -1,0 +1,297 @@
+//! The quarantine: where refused files lie, each with its reason, until a person takes them out.
+//!
+//! Nothing here is ever deleted but by [`drop_entry`].
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    io,
+    path::{Component, Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{domain::error::Refusal, ingest::copy_durably};
+
+/// The content of `reason.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasonFile {
+    /// Layout of this file.
+    pub schema: String,
+    /// Why, what was found, what was needed, what to do.
+    #[serde(flatten)]
+    pub refusal: Refusal,
+    /// Path within the incoming folder that the file came from.
+    pub came_from: String,
+    /// When, seconds since 1970.
+    pub quarantined_at_secs: u64,
+    /// Version of oddscan that refused it.
+    pub oddscan_version: String,
+    /// False when the file could not be moved and still lies in the incoming folder.
+    pub moved: bool,
+}
+
+/// Moves a refused file to `<quarantine>/<reason>/<name>/<name>` with a `reason.json` beside it;
+/// the name is that of `came_from`.
+///
+/// The reason is written first, so that no file lies there unexplained. A file that cannot be
+/// moved (read-only share) stays, and the reason says so. Returns the folder.
+pub fn quarantine(
+    quarantine: &Path,
+    file: &Path,
+    came_from: &Path,
+    refusal: &Refusal,
+    now_secs: u64,
+) -> io::Result<PathBuf> {
+    let name = came_from.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let folder = free_folder(&quarantine.join(refusal.reason.name()), name)?;
+    let mut reason = ReasonFile {
+        schema: "oddscan/quarantine/1".to_owned(),
+        refusal: refusal.clone(),
+        came_from: came_from.to_string_lossy().into_owned(),
+        quarantined_at_secs: now_secs,
+        oddscan_version: env!("CARGO_PKG_VERSION").to_owned(),
+        moved: true,
+    };
+    write_reason(&folder, &reason)?;
+    if move_file(file, &folder.join(name)).is_err() {
+        reason.moved = false;
+        write_reason(&folder, &reason)?;
+    }
+    File::open(&folder)?.sync_all()?;
+    Ok(folder)
+}
+
+/// Makes `<parent>/<name>`, or `<name>.2`, `.3`, ... where that is taken.
+fn free_folder(parent: &Path, name: &OsStr) -> io::Result<PathBuf> {
+    fs::create_dir_all(parent)?;
+    for count in 1_u32.. {
+        let mut unique = name.to_owned();
+        if count > 1 {
+            unique.push(format!(".{count}"));
+        }
+        match fs::create_dir(parent.join(&unique)) {
+            Ok(()) => return Ok(parent.join(unique)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+fn write_reason(folder: &Path, reason: &ReasonFile) -> io::Result<()> {
+    let text = serde_json::to_string_pretty(reason).map_err(io::Error::other)?;
+    let partial = folder.join(".reason.json.tmp");
+    fs::write(&partial, text + "\n")?;
+    File::open(&partial)?.sync_all()?;
+    fs::rename(partial, folder.join("reason.json"))
+}
+
+/// Renames, or copies and removes where source and target lie on different file systems.
+fn move_file(source: &Path, target: &Path) -> io::Result<()> {
+    match fs::rename(source, target) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            copy_durably(source, target, u64::MAX, || {})?;
+            fs::remove_file(source)
+        }
+        done => done,
+    }
+}
+
+/// Files in quarantine, without their reasons.
+pub fn count_quarantined(quarantine: &Path) -> usize {
+    let children = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten();
+    children(quarantine.to_owned()).map(|reason| children(reason.path()).count()).sum()
+}
+
+/// A refused file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// `<reason>/<name>`: what it is called here.
+    pub name: PathBuf,
+    /// Why it was refused; `None` if the reason cannot be read.
+    #[serde(flatten)]
+    pub reason: Option<ReasonFile>,
+}
+
+/// Everything in quarantine, by reason and name.
+///
+/// # Errors
+/// If the quarantine cannot be read.
+pub fn entries(quarantine: &Path) -> io::Result<Vec<Entry>> {
+    let mut found = Vec::new();
+    for reason in fs::read_dir(quarantine)? {
+        let reason = reason?;
+        if !reason.file_type()?.is_dir() {
+            continue;
+        }
+        for entry in fs::read_dir(reason.path())? {
+            let entry = entry?;
+            let name = Path::new(&reason.file_name()).join(entry.file_name());
+            found.push(Entry { name, reason: read_reason(&entry.path()) });
+        }
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+fn read_reason(folder: &Path) -> Option<ReasonFile> {
+    serde_json::from_str(&fs::read_to_string(folder.join("reason.json")).ok()?).ok()
+}
+
+/// Folder of an entry by its name, which must be `<reason>/<name>` and nothing else.
+fn folder_of(quarantine: &Path, name: &Path) -> io::Result<PathBuf> {
+    let parts: Vec<Component<'_>> = name.components().collect();
+    let is_plain = matches!(parts[..], [Component::Normal(_), Component::Normal(_)]);
+    let folder = quarantine.join(name);
+    // A link could lead out of the quarantine.
+    if is_plain && folder.symlink_metadata().is_ok_and(|about| about.is_dir()) {
+        return Ok(folder);
+    }
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        "no such entry; `oddscan quarantine list` names them",
+    ))
+}
+
+/// Puts a refused file back where it came from, to be read again, and forgets the reason. Gives its path.
+///
+/// # Errors
+/// If there is no such entry, its file was never moved, or another file has taken its place; then nothing
+/// has changed.
+pub fn requeue(quarantine: &Path, name: &Path, incoming: &Path) -> io::Result<PathBuf> {
+    let folder = folder_of(quarantine, name)?;
+    let file = refused_file(&folder)?;
+    let parent = read_reason(&folder).map(|reason| PathBuf::from(reason.came_from));
+    let parent = parent.and_then(|path| Some(path.parent()?.to_owned())).unwrap_or_default();
+    // Written by us, but it may have been edited.
+    let is_within = parent.components().all(|part| matches!(part, Component::Normal(_)));
+    let target = incoming.join(if is_within { parent } else { PathBuf::new() });
+    fs::create_dir_all(&target)?;
+    let place = target.join(&file);
+    if place.symlink_metadata().is_ok() {
+        let text = format!("{} is there already; move it away first", place.display());
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+    }
+    // Hidden names are not read, so that a copy across file systems is seen only when it is whole.
+    let mut hidden = OsString::from(".");
+    hidden.push(&file);
+    hidden.push(".partial");
+    let hidden = target.join(hidden);
+    move_file(&folder.join(&file), &hidden)?;
+    fs::rename(hidden, &place)?;
+    fs::remove_dir_all(folder)?;
+    Ok(place)
+}
+
+/// The one file beside the reason.
+fn refused_file(folder: &Path) -> io::Result<OsString> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let is_reason =
+            entry.file_name() == "reason.json" || entry.file_name() == ".reason.json.tmp";
+        if !is_reason {
+            return Ok(entry.file_name());
+        }
+    }
+    let text = "its file could not be moved here and still lies in the incoming folder: change or replace \
+                it there and it is read again";
+    Err(io::Error::new(io::ErrorKind::NotFound, text))
+}
+
+/// Deletes a refused file and its reason for good.
+///
+/// # Errors
+/// If there is no such entry, or it cannot be deleted.
+pub fn drop_entry(quarantine: &Path, name: &Path) -> io::Result<()> {
+    fs::remove_dir_all(folder_of(quarantine, name)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::error::QuarantineReason;
+
+    #[test]
+    fn quarantine_keeps_every_file_apart_and_explains_each() {
+        let folder = tempfile::tempdir().unwrap();
+        let refusal = Refusal::new(QuarantineReason::Truncated, "9 bytes", "352", "export again");
+        let mut places = Vec::new();
+        for _ in 0..2 {
+            let file = folder.path().join("a.nii");
+            fs::write(&file, "x").unwrap();
+            let into = folder.path().join("q");
+            places.push(quarantine(&into, &file, Path::new("sub/a.nii"), &refusal, 7).unwrap());
+            assert!(!file.exists());
+        }
+        assert_ne!(places[0], places[1]);
+        assert!(places[1].join("a.nii").is_file());
+        let text = fs::read_to_string(places[1].join("reason.json")).unwrap();
+        let reason: ReasonFile = serde_json::from_str(&text).unwrap();
+        assert_eq!((reason.refusal, reason.moved), (refusal, true));
+        assert_eq!(count_quarantined(&folder.path().join("q")), 2);
+    }
+
+    fn refused(folder: &Path, came_from: &str) -> PathBuf {
+        let file = folder.join("some file");
+        fs::write(&file, "content").unwrap();
+        let refusal = Refusal::new(QuarantineReason::Truncated, "9 bytes", "352", "export again");
+        let into = folder.join("q");
+        quarantine(&into, &file, Path::new(came_from), &refusal, 7).unwrap();
+        into
+    }
+
+    #[test]
+    fn an_entry_goes_back_to_where_it_came_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let (q, incoming) = (refused(folder.path(), "sub-1/a.nii"), folder.path().join("in"));
+        let listed = entries(&q).unwrap();
+        assert_eq!(listed[0].name, Path::new("truncated/a.nii"));
+        assert_eq!(listed[0].reason.as_ref().unwrap().refusal.found, "9 bytes");
+        let place = requeue(&q, &listed[0].name, &incoming).unwrap();
+        assert_eq!(place, incoming.join("sub-1/a.nii"));
+        assert_eq!(fs::read_to_string(&place).unwrap(), "content");
+        assert_eq!(entries(&q).unwrap(), []);
+        // Another of the same name stays where it is while the first one is there.
+        refused(folder.path(), "sub-1/a.nii");
+        let error = requeue(&q, &listed[0].name, &incoming).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(entries(&q).unwrap().len(), 1);
+        drop_entry(&q, &listed[0].name).unwrap();
+        assert_eq!((entries(&q).unwrap().len(), place.is_file()), (0, true));
+    }
+
+    #[test]
+    fn no_name_and_no_reason_leads_out_of_the_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let (q, incoming) = (refused(folder.path(), "a.nii"), folder.path().join("in"));
+        fs::create_dir_all(folder.path().join("other/thing")).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("other/thing"), q.join("truncated/link"))
+            .unwrap();
+        let outside = folder.path().join("other/thing");
+        for name in
+            ["../other/thing", "truncated", "truncated/link", "truncated/..", "", "/etc/ssl"]
+                .map(PathBuf::from)
+                .into_iter()
+                .chain([outside.clone()])
+        {
+            assert!(drop_entry(&q, &name).is_err(), "{}", name.display());
+            assert!(requeue(&q, &name, &incoming).is_err(), "{}", name.display());
+        }
+        assert!(outside.is_dir());
+        let reason = q.join("truncated/a.nii/reason.json");
+        let text = fs::read_to_string(&reason).unwrap().replace("\"a.nii\"", "\"../../x/a.nii\"");
+        fs::write(&reason, text).unwrap();
+        let place = requeue(&q, Path::new("truncated/a.nii"), &incoming).unwrap();
+        assert_eq!(place, incoming.join("a.nii"));
+    }
+
+    #[test]
+    fn a_file_that_was_never_moved_is_said_to_lie_where_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let q = refused(folder.path(), "a.nii");
+        fs::remove_file(q.join("truncated/a.nii/a.nii")).unwrap();
+        let error = requeue(&q, Path::new("truncated/a.nii"), folder.path()).unwrap_err();
+        assert!(error.to_string().contains("still lies in the incoming folder"), "{error}");
+    }
+}
