@@ -6,6 +6,7 @@ pub mod geometry;
 pub mod volume;
 
 pub mod brain;
+pub mod morphology;
 pub mod preprocess;
 pub mod registration;
 pub mod slice;

@@ -116,10 +116,7 @@ fn onto_grid_of(raw: &RawVolume, mask: &RawMask) -> RawMask {
         return mask.clone();
     }
     let to_mask = mask.affine.inverse().after(&raw.affine);
-    let inside = (0..raw.shape.n_voxels())
-        .into_par_iter()
-        .map(|offset| mask.at(to_mask.apply(raw.shape.voxel(offset).map(|v| v as f64))))
-        .collect();
+    let inside = mask.onto(raw.shape, &to_mask);
     RawMask { shape: raw.shape, inside, affine: raw.affine }
 }
 
@@ -259,7 +256,7 @@ fn resample(
 }
 
 /// The intensity between voxel centres; what lies beyond the grid counts as 0.
-fn trilinear(raw: &RawVolume, place: [f64; 3]) -> f64 {
+pub(super) fn trilinear(raw: &RawVolume, place: [f64; 3]) -> f64 {
     let floor = place.map(f64::floor);
     let mut sum = 0.0;
     for corner in 0..8_usize {

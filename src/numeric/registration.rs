@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use thiserror::Error;
 
 use super::{
-    brain::Grid,
     geometry::{Affine, AffineError, Shape3},
+    morphology::Grid,
     volume::{RawMask, RawVolume},
 };
 
@@ -27,7 +27,7 @@ impl Template {
     pub fn new(image: RawVolume) -> Self {
         let inside: Vec<bool> = image.voxels.iter().map(|&v| v > 0.0).collect();
         let brain = RawMask { shape: image.shape, inside, affine: image.affine };
-        let centre = centre_of_mass(&image, |offset| f64::from(u8::from(brain.inside[offset])));
+        let centre = centre(&brain);
         Self { image, brain, centre }
     }
 
@@ -202,9 +202,9 @@ impl GreyScale {
     fn of(scan: &RawVolume) -> Option<Self> {
         let step = (scan.voxels.len() / 1_000_000).max(1);
         let mut some: Vec<f32> = scan.voxels.iter().copied().step_by(step).collect();
-        let low = *percentile(&mut some, 0.01)?;
+        let low = percentile(&mut some, 0.01)?;
         some.retain(|&v| v > low);
-        let high = *percentile(&mut some, 0.995)?;
+        let high = percentile(&mut some, 0.995)?;
         let background = low + BACKGROUND_SHARE * (high - low);
         some.retain(|&v| v > background);
         some.sort_unstable_by(f32::total_cmp);
@@ -233,10 +233,11 @@ impl GreyScale {
 /// What lies below this share of the 99.5th percentile is background.
 const BACKGROUND_SHARE: f32 = 0.05;
 
-fn percentile(values: &mut [f32], share: f64) -> Option<&f32> {
+/// The value that this share of the others lies below; reorders the values.
+pub(super) fn percentile(values: &mut [f32], share: f64) -> Option<f32> {
     let last = values.len().checked_sub(1)?;
     let (_, at, _) = values.select_nth_unstable_by((last as f64 * share) as usize, f32::total_cmp);
-    Some(at)
+    Some(*at)
 }
 
 /// Bins of each intensity in the joint histogram.
@@ -246,10 +247,8 @@ const BINS: usize = 32;
 struct Level {
     /// World places of the template that are compared.
     points: Vec<[f64; 3]>,
-    /// The template's intensity there, in bins.
+    /// The template's intensity there, in bins; 0 in the rim around its brain.
     values: Vec<u8>,
-    /// Whether they lie in the brain, not the rim.
-    is_brain: Vec<bool>,
     /// Scan in bins, `[nx, ny, nz]`.
     scan: Vec<f32>,
     shape: Shape3,
@@ -275,7 +274,6 @@ impl Level {
         Self {
             points: chosen.iter().map(place).collect(),
             values: chosen.iter().map(bin).collect(),
-            is_brain: chosen.iter().map(|&offset| brain[offset]).collect(),
             scan: coarse.voxels.iter().map(|&v| grey.in_bins(v)).collect(),
             shape: coarse.shape,
             to_voxel: coarse.affine.inverse(),
@@ -319,7 +317,7 @@ impl Level {
             n += 1.0;
             heights.push(place[2] as f32);
         }
-        let top = percentile(&mut heights, 0.995).copied().unwrap_or(0.0);
+        let top = percentile(&mut heights, 0.995).unwrap_or(0.0);
         (sum.map(|sum| sum / f64::max(n, 1.0)), f64::from(top))
     }
 
@@ -399,9 +397,10 @@ impl Level {
         let (mut n_brain, mut n_covered) = (0_u32, 0_u32);
         for index in 0..self.points.len() {
             let value = self.sample(to_voxel.apply(self.points[index]));
-            n_brain += u32::from(self.is_brain[index]);
+            let is_brain = u32::from(self.values[index] > 0);
+            n_brain += is_brain;
             let Some(value) = value.map(f64::from) else { continue };
-            n_covered += u32::from(self.is_brain[index]);
+            n_covered += is_brain;
             let group = &mut groups[usize::from(self.values[index])];
             *group = (group.0 + 1.0, group.1 + value, group.2 + value * value);
         }
@@ -471,16 +470,13 @@ pub(super) fn shrink(raw: &RawVolume, mm: f64) -> RawVolume {
     RawVolume { shape, voxels, affine }
 }
 
-/// Mean world place of the voxels, weighed.
-fn centre_of_mass(raw: &RawVolume, weight: impl Fn(usize) -> f64) -> [f64; 3] {
-    let (mut sum, mut total) = ([0.0; 3], 0.0);
-    for offset in 0..raw.voxels.len() {
-        let weight = weight(offset);
-        if weight > 0.0 {
-            let voxel = raw.shape.voxel(offset);
-            (0..3).for_each(|axis| sum[axis] += weight * voxel[axis] as f64);
-            total += weight;
-        }
+/// Mean world place of the voxels of a mask.
+fn centre(mask: &RawMask) -> [f64; 3] {
+    let (mut sum, mut n) = ([0.0; 3], 0.0);
+    for offset in (0..mask.inside.len()).filter(|&offset| mask.inside[offset]) {
+        let voxel = mask.shape.voxel(offset);
+        (0..3).for_each(|axis| sum[axis] += voxel[axis] as f64);
+        n += 1.0;
     }
-    raw.affine.apply(sum.map(|sum| sum / f64::max(total, 1.0)))
+    mask.affine.apply(sum.map(|sum| sum / f64::max(n, 1.0)))
 }

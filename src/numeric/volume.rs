@@ -1,5 +1,7 @@
 //! A scan as scanned ([`RawVolume`], [`RawMask`]) and as the method sees it ([`Volume`]).
 
+use rayon::prelude::*;
+
 use super::geometry::{Affine, Shape3};
 
 /// A scan on its own grid: voxels `[nx, ny, nz]`, x fastest, in the scanner's units, all finite.
@@ -25,6 +27,13 @@ pub struct RawMask {
 }
 
 impl RawMask {
+    /// The mask on another grid, by the nearest voxel; `to_mask` maps that grid's voxels to this one's.
+    pub fn onto(&self, shape: Shape3, to_mask: &Affine) -> Vec<bool> {
+        let is_inside =
+            |offset: usize| self.at(to_mask.apply(shape.voxel(offset).map(|v| v as f64)));
+        (0..shape.n_voxels()).into_par_iter().map(is_inside).collect()
+    }
+
     /// Whether the voxel nearest to a voxel place is inside; beyond the grid nothing is.
     #[inline]
     pub fn at(&self, place: [f64; 3]) -> bool {

@@ -203,10 +203,11 @@ impl Drop for Site {
 pub fn oddscan() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oddscan"));
     command.stdin(Stdio::null());
-    for name in ["ODDSCAN_WEIGHTS", "ODDSCAN_MODELS", "RUST_LOG", "JOURNAL_STREAM", "NOTIFY_SOCKET"]
-    {
+    for name in ["ODDSCAN_WEIGHTS", "RUST_LOG", "JOURNAL_STREAM", "NOTIFY_SOCKET"] {
         command.env_remove(name);
     }
+    // Else weights and template would come from where a person has fetched them to.
+    command.env("ODDSCAN_MODELS", "/nonexistent");
     command
 }
 

@@ -1,0 +1,142 @@
+//! Binary morphology in millimetres, on grids with voxels of any shape.
+
+use super::{geometry::Shape3, mask::regions};
+
+/// What is outside of a mask.
+pub(super) fn not(mask: &[bool]) -> Vec<bool> {
+    mask.iter().map(|inside| !inside).collect()
+}
+
+/// Morphology in millimetres; what lies beyond the grid is neither inside nor outside.
+pub(super) struct Grid {
+    pub(super) shape: Shape3,
+    pub(super) spacing: [f64; 3],
+}
+
+impl Grid {
+    /// All within `mm` of the mask.
+    pub(super) fn dilated(&self, mask: &[bool], mm: f64) -> Vec<bool> {
+        self.distance_to(mask).into_iter().map(|distance| distance <= mm).collect()
+    }
+
+    /// All of the mask that lies more than `mm` from what is outside.
+    pub(super) fn eroded(&self, mask: &[bool], mm: f64) -> Vec<bool> {
+        self.distance_to(&not(mask)).into_iter().map(|distance| distance > mm).collect()
+    }
+
+    /// The largest connected part.
+    pub(super) fn largest(&self, mask: &[bool]) -> Option<Vec<bool>> {
+        let largest = regions(mask.to_vec(), self.shape, 1).into_iter().next()?;
+        Some(self.only(&largest))
+    }
+
+    /// The mask with what it encloses.
+    pub(super) fn filled(&self, mask: &[bool]) -> Vec<bool> {
+        let outside = regions(not(mask), self.shape, 1).into_iter().next().unwrap_or_default();
+        not(&self.only(&outside))
+    }
+
+    fn only(&self, voxels: &[usize]) -> Vec<bool> {
+        let mut mask = vec![false; self.shape.n_voxels()];
+        voxels.iter().for_each(|&voxel| mask[voxel] = true);
+        mask
+    }
+
+    /// Distance of each voxel centre to the nearest one in the mask, mm (Felzenszwalb and Huttenlocher
+    /// 2012); infinite if the mask is empty.
+    pub(super) fn distance_to(&self, mask: &[bool]) -> Vec<f64> {
+        let start = |&inside: &bool| if inside { 0.0 } else { f64::INFINITY };
+        let mut squares: Vec<f64> = mask.iter().map(start).collect();
+        let [nx, ny, nz] = self.shape.0;
+        let strides = [1, nx, nx * ny];
+        let mut line = Line::default();
+        for axis in 0..3 {
+            let [a, b] = [(axis + 1) % 3, (axis + 2) % 3];
+            for i in 0..[nx, ny, nz][a] {
+                for j in 0..[nx, ny, nz][b] {
+                    let start = i * strides[a] + j * strides[b];
+                    let n = self.shape.0[axis];
+                    line.transform(&mut squares, start, strides[axis], n, self.spacing[axis]);
+                }
+            }
+        }
+        squares.into_iter().map(f64::sqrt).collect()
+    }
+}
+
+/// Buffers for one row of a distance transform.
+#[derive(Default)]
+struct Line {
+    values: Vec<f64>,
+    /// Vertices of the lower envelope of parabolas, and where each begins.
+    vertices: Vec<usize>,
+    starts: Vec<f64>,
+}
+
+impl Line {
+    /// Replaces a row by its lower envelope of parabolas.
+    fn transform(&mut self, all: &mut [f64], start: usize, stride: usize, n: usize, spacing: f64) {
+        let Self { values, vertices, starts } = self;
+        values.clear();
+        values.extend((0..n).map(|i| all[start + i * stride]));
+        vertices.clear();
+        starts.clear();
+        let square = spacing * spacing;
+        for (at, &value) in values.iter().enumerate().filter(|(_, value)| value.is_finite()) {
+            let mut begin = f64::NEG_INFINITY;
+            while let (Some(&last), Some(&last_begin)) = (vertices.last(), starts.last()) {
+                let (p, q) = (last as f64, at as f64);
+                let rise = (value - values[last]) / square;
+                begin = (rise + q * q - p * p) / (2.0 * (q - p));
+                if begin > last_begin {
+                    break;
+                }
+                vertices.pop();
+                starts.pop();
+                begin = f64::NEG_INFINITY;
+            }
+            vertices.push(at);
+            starts.push(begin);
+        }
+        let mut current = 0;
+        for i in 0..if vertices.is_empty() { 0 } else { n } {
+            while current + 1 < vertices.len() && starts[current + 1] <= i as f64 {
+                current += 1;
+            }
+            let vertex = vertices[current];
+            let apart = i as f64 - vertex as f64;
+            all[start + i * stride] = values[vertex] + square * apart * apart;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_are_those_of_a_search_through_all_pairs() {
+        let shape = Shape3([7, 5, 6]);
+        let grid = Grid { shape, spacing: [0.7, 2.0, 1.1] };
+        // Sparse, dense, a single voxel, none.
+        for every in [13, 2, 1000, 0] {
+            let mask: Vec<bool> = (0..shape.n_voxels())
+                .map(|o| every > 0 && (o * 7 + 3) % every.min(211) == 0)
+                .collect();
+            for (offset, &found) in grid.distance_to(&mask).iter().enumerate() {
+                let apart = |other: usize| {
+                    let (a, b) = (shape.voxel(offset), shape.voxel(other));
+                    let square = |i: usize| ((a[i] as f64 - b[i] as f64) * grid.spacing[i]).powi(2);
+                    (square(0) + square(1) + square(2)).sqrt()
+                };
+                let nearest =
+                    (0..mask.len()).filter(|&o| mask[o]).map(apart).fold(f64::INFINITY, f64::min);
+                assert!(
+                    found == nearest || (found - nearest).abs() < 1e-9,
+                    "{every}: {} {nearest}",
+                    found
+                );
+            }
+        }
+    }
+}
