@@ -1,35 +1,58 @@
 #!/usr/bin/env bash
-# Shows on a machine with a CUDA GPU that the burn engine computes what the CPU engine does, how
-# fast, and in how much memory of the GPU. Nobody has run this on a GPU yet.
+# Shows on a machine with an NVIDIA GPU that oddscan computes what the CPU engine does, how fast beside
+# PyTorch, and in how much memory of the GPU.
 #
-#   cargo test --features burn-cpu,cuda --test burn --no-run    # prints the path of TESTS
-#   scripts/gpu_check.sh TESTS [SHARED]
+#   cargo build --release --features cuda          # on any machine; no GPU or CUDA toolkit is needed
+#   scripts/gpu_check.sh ODDSCAN OUT [WEIGHTS [SCANS]]
 #
-# TESTS can be built on another machine (a GPU or a CUDA toolkit is not needed for that) and copied
-# here. SHARED (default ../shared) holds weights/dinov2_vits14.fp16.safetensors and
-# weights/golden_astronaut_224.safetensors. Needed here: the NVIDIA driver, libnvrtc, and the CUDA
-# headers under CUDA_PATH, /usr/local/cuda, /opt/cuda, or /usr with nvcc.
+# ODDSCAN is the binary, OUT a folder for the figures. WEIGHTS (safetensors) are checked against the CPU in
+# each precision; SCANS, a folder, are scored on both devices. Needed here: the NVIDIA driver, libnvrtc,
+# libcublasLt, the CUDA headers, and Python with PyTorch for the comparison.
 # Exit status: 0 when all is equal within tolerance, 1 when not, 2 when it could not be checked.
-set -euo pipefail
+set -uo pipefail
 
-tests=${1:?"usage: $0 TESTS [SHARED]"}
-export ODDSCAN_SHARED=${2:-$(dirname "$0")/../../shared}
-out=$(mktemp -d)
-sampler=
-trap '[ -z "$sampler" ] || kill "$sampler" 2>/dev/null || true; rm -rf "$out"' EXIT
+oddscan=$(realpath "${1:?"usage: $0 ODDSCAN OUT [WEIGHTS [SCANS]]"}")
+out=${2:?"usage: $0 ODDSCAN OUT [WEIGHTS [SCANS]]"}
+weights=${3:-} scans=${4:-}
+here=$(dirname "$(realpath "$0")")
+mkdir -p "$out"
 
 command -v nvidia-smi >/dev/null || { echo "no nvidia-smi: is the NVIDIA driver installed?" >&2; exit 2; }
-nvidia-smi --query-gpu=index,name,driver_version,memory.total --format=csv
-nvidia-smi --id=0 --query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=100 \
-    >"$out/memory" &
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/gpu.txt"
+nvidia-smi --id=0 --query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=200 >"$out/memory" &
 sampler=$!
-
+trap 'kill "$sampler" 2>/dev/null' EXIT
 status=0
-"$tests" --nocapture --test-threads=1 gpu:: 2>&1 | tee "$out/log" || status=1
-if grep -q 'skipped[,:]' "$out/log"; then
-    echo "not checked: see the lines with 'skipped'" >&2
-    exit 2
+
+# Smallest cosine between a patch's features here and from the CPU in f32.
+check() {
+    local precision=$1 floor=$2; shift 2
+    local json
+    json=$("$oddscan" bench encode --device cuda --precision "$precision" --json "$@") || { status=1; return; }
+    echo "$json" | python3 -c '
+import json, sys
+found = json.load(sys.stdin)
+print(found["settings"], "on", found["device"] + ":", round(found["rate"]), "slices/s, cosine", found["cosine"])
+sys.exit(found["cosine"] < float(sys.argv[1]))' "$floor" || { echo "below $floor" >&2; status=1; }
+}
+network=(--network dinov2_vits14)
+[ -z "$weights" ] || network=(--weights "$weights")
+start=$(date +%s%N)
+check f16 0.9999 "${network[@]}" --slices 56 --repeats 1
+echo "first start: $((($(date +%s%N) - start) / 1000000)) ms"
+check f16 0.9999 "${network[@]}"
+check bf16 0.999 "${network[@]}"
+
+if [ -n "$scans" ] && [ -n "$weights" ]; then
+    for device in cuda cpu; do
+        printf '[encoder]\ndevice = "%s"\n[tokens]\nslice_stride = 7\n' "$device" >"$out/$device.toml"
+        start=$(date +%s%N)
+        ODDSCAN_WEIGHTS=$weights "$oddscan" score --config "$out/$device.toml" --out "$out/$device" --json "$scans" \
+            >"$out/$device.json" || status=1
+        echo "scored on $device: $((($(date +%s%N) - start) / 1000000)) ms"
+    done
+    python3 "$here/compare_results.py" "$out/cuda" "$out/cpu" || status=1
 fi
-echo "GPU memory in use: $(head -n1 "$out/memory") MiB before," \
-    "at most $(sort -n "$out/memory" | tail -n1) MiB"
+
+echo "GPU memory: $(head -n1 "$out/memory") MiB before, at most $(sort -n "$out/memory" | tail -n1) MiB"
 exit "$status"

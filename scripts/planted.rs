@@ -20,7 +20,7 @@ use clap::Parser;
 use half::f16;
 use oddscan::{
     compute::{
-        EncoderOptions,
+        EncoderOptions, Precision,
         cpu::{CpuDistances, CpuEncoder},
         weights::VitWeights,
     },
@@ -161,11 +161,12 @@ fn with_window<'b>(bench: &'b mut Option<Bench>, scans: &[PathBuf]) -> Result<&'
 impl Bench {
     fn new() -> Result<Self> {
         let config = Config::parse("")?;
-        let weights = VitWeights::load(&find_weights(None)?)?;
+        let weights = VitWeights::load(&find_weights(None)?)?.into_grey();
         let options = EncoderOptions {
             layers: config.layers(weights.architecture.depth),
             final_norm: config.encoder.final_norm,
             position: config.encoder.position_resize,
+            precision: Precision::F32,
         };
         Ok(Self {
             encoder: CpuEncoder::new(&weights, &options),
@@ -208,7 +209,7 @@ impl Bench {
                 pixels.into_iter().all(|(a, b)| (a - b).abs() < UNCHANGED)
             });
             if !is_unchanged {
-                builder.add(group, 0, &encoder.encode(&images)?[0].values);
+                builder.add(group, 0, &encoder.encode_pooled(&images, slices.len())?[0].values);
             }
         }
         let grids = builder.finish()?;

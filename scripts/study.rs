@@ -109,7 +109,9 @@ impl Encoding {
 
     fn config(&self) -> Result<Config> {
         let Self { layers, settings, .. } = self;
-        Ok(Config::parse(&format!("{RAW}encoder.layers = {layers:?}\n{settings}"))?)
+        let every_slice = "tokens.slice_stride = 1\n";
+        let stride = if settings.contains("slice_stride") { "" } else { every_slice };
+        Ok(Config::parse(&format!("{RAW}encoder.layers = {layers:?}\n{stride}{settings}"))?)
     }
 }
 

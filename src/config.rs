@@ -14,7 +14,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::{
-    compute::position::PositionResize,
+    compute::{Precision, position::PositionResize},
     numeric::{
         community::CommunitySettings,
         geometry::Axis,
@@ -27,10 +27,16 @@ use crate::{
 /// The defaults with their documentation.
 pub const DEFAULT_TOML: &str = include_str!("../config/default.toml");
 
-/// What the preset `paper` changes; `layers` stays empty and means all four quarters there.
-const PAPER_TOML: &str = "preset = \"paper\"\n[scoring]\nreach_patches = 0\n\
-    keep_fraction = 0.3\nplace_share = 0.0\n[tokens]\njoin_views = true\n\
-    slices_per_token = 0\nprojection = 128\nsmoothing_patches = 0.0\n";
+/// What the other presets change. With `paper`, `layers` stays empty and means all four quarters.
+const PRESETS: [(&str, &str); 2] = [
+    ("fast", "[tokens]\nviews = [\"axial\", \"sagittal\"]\nslice_stride = 7\n"),
+    (
+        "paper",
+        "[scoring]\nreach_patches = 0\nkeep_fraction = 0.3\nplace_share = 0.0\n[tokens]\n\
+         join_views = true\nslices_per_token = 0\nslice_stride = 1\nprojection = 128\n\
+         smoothing_patches = 0.0\n",
+    ),
+];
 
 /// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders rest on them.
 const NEEDS_RESTART: [&str; 8] = [
@@ -48,8 +54,10 @@ const NEEDS_RESTART: [&str; 8] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Preset {
+    /// As [`Preset::Balanced`], from a tenth of the slices that the paper encodes.
+    Fast,
     /// One layer at three quarters of the depth, matches sought one patch around.
-    Default,
+    Balanced,
     /// Le-Gia and Ahn 2026: four quarter layers, whole-volume search.
     Paper,
 }
@@ -130,6 +138,8 @@ pub struct Encoder {
     pub final_norm: bool,
     /// Position embedding.
     pub position_resize: PositionResize,
+    /// Number format on a GPU.
+    pub precision: Precision,
     /// Slices per forward pass.
     pub batch_slices: usize,
 }
@@ -281,9 +291,10 @@ impl Config {
         let site: Table = site.parse().map_err(Box::new)?;
         let mut tree: Table = DEFAULT_TOML.parse().expect("a test parses the defaults");
         let mut faults = Vec::new();
-        if site.get("preset").and_then(Value::as_str) == Some("paper") {
-            let paper: Table = PAPER_TOML.parse().expect("a test parses the preset");
-            merge(&mut tree, paper, "", &mut faults);
+        let named = site.get("preset").and_then(Value::as_str);
+        if let Some((_, changes)) = PRESETS.iter().find(|(name, _)| Some(*name) == named) {
+            let changes = changes.parse().expect("a test parses every preset");
+            merge(&mut tree, changes, "", &mut faults);
         }
         merge(&mut tree, site, "", &mut faults);
         let raw: Raw = Value::Table(tree.clone()).try_into().map_err(Box::new)?;
@@ -349,7 +360,7 @@ impl Config {
     pub fn layers(&self, depth: usize) -> Vec<usize> {
         let quarter = |q: usize| (q * depth).div_ceil(4);
         match (&self.encoder.layers[..], self.preset) {
-            ([], Preset::Default) => vec![quarter(3)],
+            ([], Preset::Fast | Preset::Balanced) => vec![quarter(3)],
             ([], Preset::Paper) => (1..=4).map(quarter).collect(),
             (layers, _) => layers.to_vec(),
         }
@@ -453,6 +464,7 @@ struct RawEncoder {
     layers: Vec<i64>,
     final_norm: bool,
     position_resize: String,
+    precision: String,
     batch_slices: i64,
 }
 
@@ -519,7 +531,12 @@ impl Raw {
     fn check(self, tree: Table) -> Result<Config, ConfigError> {
         let mut check = Checker::default();
         let config = Config {
-            preset: check.word("preset", &self.preset, "\"default\" or \"paper\"", Preset::Default),
+            preset: check.word(
+                "preset",
+                &self.preset,
+                "\"fast\", \"balanced\" or \"paper\"",
+                Preset::Balanced,
+            ),
             directories: check.directories(self.directories),
             intake: check.intake(self.intake),
             volume: check.volume(&self.volume),
@@ -716,6 +733,12 @@ impl Checker {
                 "\"offset\" or \"size\"",
                 PositionResize::Offset,
             ),
+            precision: self.word(
+                "encoder.precision",
+                &raw.precision,
+                "\"f32\", \"bf16\" or \"f16\"",
+                Precision::F16,
+            ),
             batch_slices: self.whole("encoder.batch_slices", raw.batch_slices, 1, 4096),
         }
     }
@@ -838,7 +861,11 @@ mod tests {
         let config = Config::parse("").unwrap();
         assert_eq!(config.layers(12), [9]);
         assert_eq!(config.scoring.reach, SearchReach::Patches(NonZeroUsize::MIN));
+        let fast = Config::parse("preset = \"fast\"").unwrap();
+        assert_eq!((fast.layers(12), fast.tokens.views.len()), (vec![9], 2));
+        assert_eq!((fast.tokens.slice_stride, config.tokens.slice_stride), (7, 2));
         let paper = Config::parse("preset = \"paper\"").unwrap();
+        assert_eq!((paper.preset, paper.tokens.slice_stride), (Preset::Paper, 1));
         assert_eq!(paper.layers(12), [3, 6, 9, 12]);
         assert_eq!(paper.layers(24), [6, 12, 18, 24]);
         assert_eq!(paper.scoring.reach, SearchReach::WholeVolume);

@@ -110,7 +110,8 @@ impl Engine {
     pub fn start(config: &Config) -> Result<Self, EngineError> {
         let path = find_weights(config.encoder.weights.as_deref())?;
         let weights = VitWeights::load(&path)
-            .map_err(|source| EngineError::Weights { path: path.clone(), source })?;
+            .map_err(|source| EngineError::Weights { path: path.clone(), source })?
+            .into_grey();
         let architecture = weights.architecture;
         let layers = config.layers(architecture.depth);
         check_fit(config, &weights, &layers)?;
@@ -118,6 +119,7 @@ impl Engine {
             layers: layers.clone(),
             final_norm: config.encoder.final_norm,
             position: config.encoder.position_resize,
+            precision: config.encoder.precision,
         };
         let template = load_template(config)?.map(Arc::new);
         let (encoder, distances) = choose_device(config.encoder.device, &weights, &options)?;
@@ -148,7 +150,7 @@ impl Engine {
             projection,
             config.tokens.clone(),
             method.layers.len(),
-            batch_slices(config, &method.device),
+            batch_slices(config, &method.device, method.patch),
         );
         let fell_back = cfg!(feature = "cuda")
             && config.encoder.device == DeviceChoice::Auto
@@ -185,10 +187,12 @@ fn load_template(config: &Config) -> Result<Option<Template>, EngineError> {
 const TEMPLATE_LIMITS: Limits = Limits { max_file_bytes: 1 << 29, max_voxels: 100_000_000 };
 
 /// Slices per batch. The CPU engine gains nothing from more than keep its threads busy, and the
-/// watchdog, a stop and the progress bar wait for a whole batch.
-fn batch_slices(config: &Config, device: &str) -> usize {
+/// watchdog, a stop and the progress bar wait for a whole batch: one token's slices for each thread, so
+/// that all threads have the same to do.
+fn batch_slices(config: &Config, device: &str, patch: usize) -> usize {
     let most = config.encoder.batch_slices;
-    if device == "cpu" { most.min(2 * rayon::current_num_threads()) } else { most }
+    let per_token = config.tokens.depth(patch).div_ceil(config.tokens.slice_stride);
+    if device == "cpu" { most.min(per_token * rayon::current_num_threads()) } else { most }
 }
 
 fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<(), EngineError> {
@@ -242,9 +246,11 @@ fn fingerprint(config: &Config, weights: &VitWeights, layers: &[usize]) -> Strin
     hex::encode(&Sha256::digest(shaping.to_string())[..8])
 }
 
-type Devices = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
+/// Encoder and distances on one device.
+pub(crate) type Devices = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
 
-fn choose_device(
+/// The device that the settings ask for.
+pub(crate) fn choose_device(
     choice: DeviceChoice,
     weights: &VitWeights,
     options: &EncoderOptions,

@@ -3,6 +3,7 @@
 //! Exit codes follow sysexits.h, so that systemd can tell what a restart would not mend: 64 wrong
 //! arguments, 65 a refused scan, 69 no daemon, 70 a failure inside, 74 input or output, 78 settings.
 
+mod bench;
 mod check_config;
 mod demo;
 mod eval;
@@ -46,6 +47,9 @@ enum Command {
     Score(score::Arguments),
     /// Measure how well maps and masks find lesions that are known.
     Eval(eval::Arguments),
+    /// Measure how fast this machine encodes and compares.
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Check a settings file; lists all faults at once.
     CheckConfig {
         /// The file.
@@ -137,6 +141,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Run { config } => Ok(service::run(config)?),
         Command::Score(arguments) => score::run(arguments),
         Command::Eval(arguments) => eval::run(&arguments),
+        Command::Bench(command) => bench::run(&command),
         Command::CheckConfig { file } => check_config::run(&file),
         Command::Status(arguments) => status::run(&arguments),
         Command::Quarantine(command) => quarantine::run(&command),

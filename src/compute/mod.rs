@@ -1,12 +1,18 @@
-//! The encoder and the distances on a device: [`cpu`] natively, [`gpu`] through burn.
+//! The encoder and the distances on a device: [`cpu`] natively, [`gpu`] through burn, [`cuda`] with
+//! cuBLASLt where an NVIDIA GPU has it.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(feature = "burn")]
 pub mod gpu;
 pub mod position;
 pub mod weights;
 
+use std::fmt;
+
 use position::PositionResize;
+use serde::{Deserialize, Serialize};
 
 /// What the encoder returns: which layers, and in which form. Shared by both engines.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,4 +24,31 @@ pub struct EncoderOptions {
     pub final_norm: bool,
     /// How the position embedding is resized.
     pub position: PositionResize,
+    /// Number format of the products, on a GPU.
+    pub precision: Precision,
+}
+
+/// The number format of the matrix products and of what lies between them. Sums, norms and the
+/// stream of tokens that the blocks add to are f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 24 significant bits in memory. On CUDA the tensor cores round the factors of each product
+    /// to the 11 bits of TF32.
+    #[default]
+    F32,
+    /// 8 significant bits, the exponents of f32.
+    Bf16,
+    /// 11 significant bits, values up to 65,504.
+    F16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
 }

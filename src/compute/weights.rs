@@ -12,6 +12,11 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 
+use crate::numeric::{
+    projection::Normal,
+    slice::{IMAGENET_MEAN, IMAGENET_STD},
+};
+
 /// The shape of a vision transformer of the DINOv2 family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Architecture {
@@ -29,6 +34,34 @@ pub struct Architecture {
     pub registers: usize,
     /// Patches along the edge of the grid that the position embedding was trained on (37).
     pub position_side: usize,
+}
+
+impl Architecture {
+    /// DINOv2 ViT-S, -B or -L with patches of 14 pixels and without registers, by its name as
+    /// [`fmt::Display`] writes it.
+    pub fn named(name: &str) -> Option<Self> {
+        let of = |channels: usize, depth| Self {
+            channels,
+            depth,
+            heads: channels / 64,
+            hidden: 4 * channels,
+            patch: 14,
+            registers: 0,
+            position_side: 37,
+        };
+        [of(384, 12), of(768, 12), of(1024, 24)].into_iter().find(|a| a.to_string() == name)
+    }
+
+    /// Additions and multiplications that an image with `n_patches` patches needs up to block
+    /// `depth`: those of the matrix products.
+    pub fn operations(&self, n_patches: usize, depth: usize) -> f64 {
+        let Self { channels, hidden, patch, registers, .. } = *self;
+        let n_tokens = (1 + registers + n_patches) as f64;
+        let linear = (4 * channels * channels + 2 * channels * hidden) as f64 * n_tokens;
+        let attention = 2.0 * n_tokens * n_tokens * channels as f64;
+        let embedding = (n_patches * 3 * patch * patch * channels) as f64;
+        2.0 * (embedding + depth as f64 * (linear + attention))
+    }
 }
 
 impl fmt::Display for Architecture {
@@ -152,6 +185,77 @@ impl VitWeights {
         let weights = tensors.network(hex::encode(Sha256::digest(bytes)));
         tensors.finish()?;
         weights.ok_or_else(|| WeightsError::Tensors(vec!["no patch embedding".into()]))
+    }
+
+    /// A network of random weights, for measuring speed: tokens keep the scale that they have in
+    /// a trained one.
+    pub fn random(architecture: Architecture, seed: u64) -> Self {
+        let Architecture { channels, depth, hidden, patch, registers, position_side, .. } =
+            architecture;
+        let mut normal = Normal::new(seed);
+        let mut around = |mean: f64, deviation: f64, n: usize| -> Vec<f32> {
+            (0..n).map(|_| (mean + deviation * normal.next()) as f32).collect()
+        };
+        let mut linear = |outputs: usize, inputs: usize| LinearWeights {
+            weight: around(0.0, (inputs as f64).powf(-0.5), outputs * inputs),
+            bias: around(0.0, 0.1, outputs),
+        };
+        let norm = || NormWeights { weight: vec![1.0; channels], bias: vec![0.0; channels] };
+        let mut block = || BlockWeights {
+            norm1: norm(),
+            qkv: linear(3 * channels, channels),
+            projection: linear(channels, channels),
+            scale1: vec![0.1; channels],
+            norm2: norm(),
+            fc1: linear(hidden, channels),
+            fc2: linear(channels, hidden),
+            scale2: vec![0.1; channels],
+        };
+        let blocks = (0..depth).map(|_| block()).collect();
+        Self {
+            architecture,
+            patch_embedding: linear(channels, 3 * patch * patch),
+            class_token: around(0.0, 1.0, channels),
+            register_tokens: around(0.0, 1.0, registers * channels),
+            position_embedding: around(0.0, 0.1, (1 + position_side.pow(2)) * channels),
+            blocks,
+            norm: norm(),
+            fingerprint: format!("random, seed {seed}"),
+        }
+    }
+
+    /// Colours of the images: 3, or 1 after [`VitWeights::into_grey`].
+    pub fn colours(&self) -> usize {
+        let Architecture { channels, patch, .. } = self.architecture;
+        self.patch_embedding.weight.len() / (channels * patch * patch)
+    }
+
+    /// The same network for grey images in [0, 1], of which the original wants three copies, each
+    /// normalised in its own way: that is linear, and becomes part of the patch embedding. A third of
+    /// the pixels then travels to the device.
+    pub fn into_grey(mut self) -> Self {
+        if self.colours() == 1 {
+            return self;
+        }
+        let LinearWeights { weight, bias } = &mut self.patch_embedding;
+        let n_pixels = self.architecture.patch.pow(2);
+        let mut grey = Vec::with_capacity(weight.len() / 3);
+        for (row, bias) in weight.chunks_exact(3 * n_pixels).zip(bias) {
+            let mut shift = f64::from(*bias);
+            let mut sums = vec![0.0_f64; n_pixels];
+            for (colour, part) in row.chunks_exact(n_pixels).enumerate() {
+                let (mean, scale) =
+                    (f64::from(IMAGENET_MEAN[colour]), f64::from(IMAGENET_STD[colour]));
+                for (sum, &weight) in sums.iter_mut().zip(part) {
+                    *sum += f64::from(weight) / scale;
+                    shift -= f64::from(weight) * mean / scale;
+                }
+            }
+            *bias = shift as f32;
+            grey.extend(sums.into_iter().map(|sum| sum as f32));
+        }
+        *weight = grey;
+        self
     }
 
     /// Number of weights.
@@ -447,6 +551,38 @@ mod tests {
         bytes.extend(header.as_bytes());
         bytes.resize(bytes.len() + n_bytes as usize, 0);
         bytes
+    }
+
+    #[test]
+    fn a_grey_network_embeds_as_the_original_does_with_three_normalised_copies() {
+        let architecture = Architecture {
+            channels: 64,
+            depth: 1,
+            heads: 1,
+            hidden: 8,
+            patch: 2,
+            registers: 0,
+            position_side: 1,
+        };
+        let colour = VitWeights::random(architecture, 5);
+        let grey = colour.clone().into_grey();
+        assert_eq!((colour.colours(), grey.colours()), (3, 1));
+        let pixels = [0.1, 0.4, 0.9, 0.3_f64];
+        for channel in 0..64 {
+            let embed = |network: &VitWeights, inputs: &[f64]| {
+                let LinearWeights { weight, bias } = &network.patch_embedding;
+                let row = &weight[channel * inputs.len()..(channel + 1) * inputs.len()];
+                let products = row.iter().zip(inputs).map(|(w, x)| f64::from(*w) * x);
+                products.sum::<f64>() + f64::from(bias[channel])
+            };
+            let normalised = |c: usize| {
+                let (mean, scale) = (f64::from(IMAGENET_MEAN[c]), f64::from(IMAGENET_STD[c]));
+                pixels.map(|pixel| (pixel - mean) / scale)
+            };
+            let copies = [normalised(0), normalised(1), normalised(2)].concat();
+            assert!((embed(&colour, &copies) - embed(&grey, &pixels)).abs() < 1e-5);
+        }
+        assert_eq!(grey.clone().into_grey().patch_embedding.weight, grey.patch_embedding.weight);
     }
 
     #[test]

@@ -25,6 +25,16 @@ pub trait SliceEncoder: Send {
     /// The features of an image do not depend on the other images of its batch.
     fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError>;
 
+    /// The same, averaged over each `group` consecutive images: `n_images / group` of them are
+    /// returned. A device that averages by itself has less to send.
+    fn encode_pooled(
+        &mut self,
+        images: &ImageBatch,
+        group: usize,
+    ) -> Result<Vec<PatchFeatures>, DeviceError> {
+        Ok(self.encode(images)?.iter().map(|features| features.pooled(group)).collect())
+    }
+
     /// Pixels along the edge of a patch.
     fn patch(&self) -> usize;
 

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use rayon::prelude::*;
 use thiserror::Error;
 
 use super::{SliceEncoder, error::DeviceError};
@@ -91,70 +92,72 @@ impl Tokeniser {
                 _ => Ok(()),
             }
         };
-        // Whole groups at a time: a group is pooled as soon as it is encoded. A batch that is
-        // smaller than a group is split further down.
-        for batch in groups.chunks((*max_batch / slices.max(1)).max(1)) {
-            add_groups(encoder.as_mut(), &mut builder, volume, batch, max_batch, &mut encoded)?;
+        // Whole groups at a time: their features are pooled before they leave the device.
+        let mut start = 0;
+        while start < groups.len() {
+            let n_groups = (*max_batch / slices).clamp(1, groups.len() - start);
+            let batch = &groups[start..start + n_groups];
+            let images = images_of(volume, &builder, batch);
+            let layers = match encoder.encode_pooled(&images, slices) {
+                Err(DeviceError::OutOfMemory { .. }) if n_groups > 1 => {
+                    *max_batch = images.n_images / 2;
+                    continue;
+                }
+                Err(DeviceError::OutOfMemory { .. }) if slices > 1 => {
+                    *max_batch = slices / 2;
+                    encode_in_parts(encoder.as_mut(), &images, max_batch)?
+                }
+                done => done?,
+            };
+            for (layer, features) in layers.iter().enumerate() {
+                let features = features.values.chunks_exact(features.n_patches * channels);
+                for (&group, features) in batch.iter().zip(features) {
+                    builder.add(group, layer, features);
+                }
+            }
+            start += n_groups;
+            encoded(images.n_images)?;
         }
         Ok(builder.finish()?)
     }
 }
 
-/// Encodes groups of one or several axes and hands each group's features to the builder.
-fn add_groups(
-    encoder: &mut dyn SliceEncoder,
-    builder: &mut TokenBuilder<'_>,
-    volume: &Volume,
-    groups: &[SliceGroup],
-    max_batch: &mut usize,
-    encoded: &mut dyn FnMut(usize) -> Result<(), TokeniseError>,
-) -> Result<(), TokeniseError> {
-    let mut images = ImageBatch { n_images: 0, side: volume.side(), pixels: Vec::new() };
-    let mut sizes = Vec::new();
-    for &group in groups {
-        let part = image_batch(volume, group.axis(), &builder.slices(group));
-        images.n_images += part.n_images;
-        images.pixels.extend(part.pixels);
-        sizes.push(part.n_images);
+/// The slices of some groups, of one or several axes.
+fn images_of(volume: &Volume, builder: &TokenBuilder<'_>, groups: &[SliceGroup]) -> ImageBatch {
+    let parts: Vec<ImageBatch> = groups
+        .par_iter()
+        .map(|&group| image_batch(volume, group.axis(), &builder.slices(group)))
+        .collect();
+    ImageBatch {
+        n_images: parts.iter().map(|part| part.n_images).sum(),
+        side: volume.side(),
+        pixels: parts.into_iter().flat_map(|part| part.pixels).collect(),
     }
-    let layers = encode_in_parts(encoder, images, max_batch, encoded)?;
-    for (layer, features) in layers.into_iter().enumerate() {
-        let mut rest = features.values.as_slice();
-        for (&group, n_images) in groups.iter().zip(&sizes) {
-            let (own, next) = rest.split_at(n_images * features.n_patches * features.channels);
-            builder.add(group, layer, own);
-            rest = next;
-        }
-    }
-    Ok(())
 }
 
-/// Encodes images, at most `max_batch` at a time; after an out-of-memory error half as many, which
-/// stays the largest batch. `encoded` is told of every batch that is done.
+/// One group that the device has too little memory for: encoded `max_batch` images at a time, fewer after
+/// each out-of-memory error, and pooled here.
 fn encode_in_parts(
     encoder: &mut dyn SliceEncoder,
-    images: ImageBatch,
+    images: &ImageBatch,
     max_batch: &mut usize,
-    encoded: &mut dyn FnMut(usize) -> Result<(), TokeniseError>,
 ) -> Result<Vec<PatchFeatures>, TokeniseError> {
-    let image = 3 * images.side * images.side;
+    let image = images.side * images.side;
     let mut joined: Vec<PatchFeatures> = Vec::new();
     let mut start = 0;
     while start < images.n_images {
         let n_images = (*max_batch).clamp(1, images.n_images - start);
         let pixels = images.pixels[start * image..(start + n_images) * image].to_vec();
-        let part = ImageBatch { n_images, side: images.side, pixels };
-        match encoder.encode(&part) {
+        match encoder.encode(&ImageBatch { n_images, side: images.side, pixels }) {
             Ok(features) => {
                 join(&mut joined, features);
                 start += n_images;
-                encoded(n_images)?;
             }
             Err(DeviceError::OutOfMemory { .. }) if n_images > 1 => *max_batch = n_images / 2,
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(joined)
+    Ok(joined.iter().map(|features| features.pooled(images.n_images)).collect())
 }
 
 fn join(joined: &mut Vec<PatchFeatures>, part: Vec<PatchFeatures>) {
@@ -189,7 +192,7 @@ mod tests {
             }
             let side = images.side / 4;
             let mut values = Vec::new();
-            for image in images.pixels.chunks_exact(3 * images.side * images.side) {
+            for image in images.pixels.chunks_exact(images.side * images.side) {
                 for patch in 0..side * side {
                     let pixel = (patch / side) * 4 * images.side + (patch % side) * 4;
                     values.extend([image[pixel], 1.0]);

@@ -270,28 +270,24 @@ impl<'a> TokenBuilder<'a> {
         (first..(group.depth + 1) * depth).step_by(stride).collect()
     }
 
-    /// Takes in the features of all slices of a group at one layer: mean over the slices, l2 norm
-    /// (eq. 1), projection (eq. 2), and the place of this view in the joined token (eq. 3).
+    /// Takes in the features of a group at one layer, which are the mean over its slices
+    /// (`[n_patches, channels]`): l2 norm (eq. 1), projection (eq. 2), and the place of this view in the
+    /// joined token (eq. 3).
     pub fn add(&mut self, group: SliceGroup, layer: usize, features: &[f32]) {
         let n_patches = self.side * self.side;
         let channels = self.projection.map_or(self.width, Projection::n_inputs);
-        let n_slices = features.len() / (n_patches * channels);
-        assert_eq!(features.len(), n_slices * n_patches * channels, "features of whole slices");
+        assert_eq!(features.len(), n_patches * channels, "features of one group");
         let (part, first_channel) = self.place(group.view);
         let part = &mut self.parts[part];
-        let mut pooled = vec![0.0_f32; channels];
-        for patch_index in 0..n_patches {
+        for (patch_index, feature) in features.chunks_exact(channels).enumerate() {
             let cell = cell_of(group, patch_index, self.side, part.foreground.shape);
             let Some(token) = part.token_of_cell[cell] else { continue };
-            let slices = features.chunks_exact(n_patches * channels);
-            let patches =
-                slices.map(|slice| &slice[patch_index * channels..(patch_index + 1) * channels]);
-            mean_of_unit_length(patches, n_slices, &mut pooled);
+            let feature = of_unit_length(feature);
             let start = token as usize * part.channels + first_channel;
             let out = &mut part.rows[layer][start..start + self.width];
             match self.projection {
-                Some(projection) => projection.apply(&pooled, out),
-                None => out.copy_from_slice(&pooled),
+                Some(projection) => projection.apply(&feature, out),
+                None => out.copy_from_slice(&feature),
             }
         }
     }
@@ -391,22 +387,10 @@ pub fn brain_per_cell(volume: &Volume, shape: Shape3) -> Vec<usize> {
 /// Shorter features than this are not stretched to unit length.
 const MIN_NORM: f64 = 1e-6;
 
-fn mean_of_unit_length<'f>(
-    patches: impl Iterator<Item = &'f [f32]>,
-    n_slices: usize,
-    pooled: &mut [f32],
-) {
-    pooled.fill(0.0);
-    for patch in patches {
-        for (sum, feature) in pooled.iter_mut().zip(patch) {
-            *sum += feature;
-        }
-    }
-    let norm = pooled.iter().map(|&f| f64::from(f).powi(2)).sum::<f64>().sqrt() / n_slices as f64;
-    let scale = (1.0 / (norm.max(MIN_NORM) * n_slices as f64)) as f32;
-    for feature in pooled {
-        *feature *= scale;
-    }
+fn of_unit_length(feature: &[f32]) -> Vec<f32> {
+    let norm = feature.iter().map(|&f| f64::from(f).powi(2)).sum::<f64>().sqrt();
+    let scale = (1.0 / norm.max(MIN_NORM)) as f32;
+    feature.iter().map(|f| f * scale).collect()
 }
 
 #[cfg(test)]
@@ -456,16 +440,14 @@ mod tests {
         let shape = Shape3::cube(3);
         for group in builder.due_groups() {
             let mut features = Vec::new();
-            for _ in builder.slices(group) {
-                for patch in 0..9 {
-                    let (row, column) = in_plane(group.axis());
-                    let mut cell = [0; 3];
-                    cell[group.axis().index()] = group.depth;
-                    cell[row] = patch / 3;
-                    cell[column] = patch % 3;
-                    let angle = shape.offset(cell) as f32 / 27.0;
-                    features.extend([angle.cos(), angle.sin()]);
-                }
+            for patch in 0..9 {
+                let (row, column) = in_plane(group.axis());
+                let mut cell = [0; 3];
+                cell[group.axis().index()] = group.depth;
+                cell[row] = patch / 3;
+                cell[column] = patch % 3;
+                let angle = shape.offset(cell) as f32 / 27.0;
+                features.extend([angle.cos(), angle.sin()]);
             }
             builder.add(group, 0, &features);
         }
@@ -495,10 +477,9 @@ mod tests {
         assert_eq!(groups.iter().filter(|group| group.axis() == Axis::Axial).count(), 2);
         assert_eq!(groups.len(), 6);
         for group in groups {
-            let angles: Vec<f32> =
-                builder.slices(group).iter().map(|&slice| slice as f32 / 8.0).collect();
-            let features = |angle: &f32| [angle.cos(), angle.sin()].repeat(4);
-            builder.add(group, 0, &angles.iter().flat_map(features).collect::<Vec<f32>>());
+            let slices = builder.slices(group);
+            let angle = slices.iter().sum::<usize>() as f32 / slices.len() as f32 / 8.0;
+            builder.add(group, 0, &[angle.cos(), angle.sin()].repeat(4));
         }
         let grids = builder.finish().unwrap();
         assert_eq!(grids.len(), 2);
@@ -516,13 +497,12 @@ mod tests {
     }
 
     #[test]
-    fn slices_are_averaged_before_the_norm() {
+    fn features_get_unit_length() {
         let volume = volume(2, |_| true);
         let settings = settings(&[Axis::Axial]);
         let mut builder = TokenBuilder::new(&volume, 2, 2, 1, None, &settings);
         let group = builder.due_groups()[0];
-        builder.add(group, 0, &[6.0, 0.0, 0.0, 2.0]);
-        // Mean (3, 1), length sqrt(10).
+        builder.add(group, 0, &[3.0, 1.0]);
         let expected = [3.0 / 10.0_f32.sqrt(), 1.0 / 10.0_f32.sqrt()].map(f16::from_f32);
         assert_eq!(builder.finish().unwrap()[0].features(), expected);
     }

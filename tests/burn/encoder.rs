@@ -3,10 +3,7 @@
 use burn::backend::Flex;
 use oddscan::{
     compute::{
-        EncoderOptions,
-        cpu::CpuEncoder,
-        gpu::{BurnEncoder, Precision},
-        position::PositionResize,
+        EncoderOptions, Precision, cpu::CpuEncoder, gpu::BurnEncoder, position::PositionResize,
         weights::VitWeights,
     },
     domain::SliceEncoder,
@@ -19,11 +16,12 @@ use crate::{
 };
 
 pub fn options(layers: &[usize], final_norm: bool, position: PositionResize) -> EncoderOptions {
-    EncoderOptions { layers: layers.to_vec(), final_norm, position }
+    EncoderOptions { layers: layers.to_vec(), final_norm, position, precision: Precision::F32 }
 }
 
 fn burn(weights: &VitWeights, options: &EncoderOptions, precision: Precision) -> BurnEncoder<Flex> {
-    BurnEncoder::new(weights, options, precision, Default::default(), "burn-cpu").unwrap()
+    let options = EncoderOptions { precision, ..options.clone() };
+    BurnEncoder::new(weights, &options, Default::default(), "burn-cpu").unwrap()
 }
 
 #[test]

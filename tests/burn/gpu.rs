@@ -13,11 +13,9 @@ mod with_cuda {
 
     use oddscan::{
         compute::{
+            EncoderOptions, Precision,
             cpu::{CpuDistances, CpuEncoder},
-            gpu::{
-                Precision,
-                device::{CudaEngine, cuda_availability, cuda_encoder, cuda_encoder_with},
-            },
+            gpu::device::{CudaEngine, cuda_availability, cuda_encoder},
             position::PositionResize,
             weights::VitWeights,
         },
@@ -73,7 +71,9 @@ mod with_cuda {
         let options = options(&[2, 4], true, PositionResize::Offset);
         let expected = CpuEncoder::new(&weights, &options).encode(&images).unwrap();
         for (precision, floor) in PRECISIONS {
-            let (mut encoder, _) = cuda_encoder_with(&weights, &options, 0, precision).unwrap();
+            let (mut encoder, _) =
+                cuda_encoder(&weights, &EncoderOptions { precision, ..options.clone() }, 0)
+                    .unwrap();
             for (found, expected) in encoder.encode(&images).unwrap().iter().zip(&expected) {
                 assert_like(found, &expected.values, floor, &format!("{precision:?}"));
             }
@@ -116,7 +116,8 @@ mod with_cuda {
         let image = ImageBatch { n_images: 1, side: 224, pixels: golden.values("input_224") };
         let options = options(&[3, 6, 9, 12], false, PositionResize::Size);
         for (precision, floor) in PRECISIONS {
-            let engine = cuda_encoder_with(&weights, &options, 0, precision);
+            let engine =
+                cuda_encoder(&weights, &EncoderOptions { precision, ..options.clone() }, 0);
             let (mut encoder, _): CudaEngine = engine.unwrap();
             let names = ["hidden_3", "hidden_6", "hidden_9", "hidden_12"];
             for (found, name) in encoder.encode(&image).unwrap().iter().zip(names) {

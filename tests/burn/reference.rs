@@ -3,7 +3,7 @@
 use burn::backend::Flex;
 use oddscan::{
     compute::{
-        gpu::{BurnDistances, BurnEncoder, Precision},
+        gpu::{BurnDistances, BurnEncoder},
         position::PositionResize,
     },
     domain::{PairDistances, SliceEncoder},
@@ -23,8 +23,7 @@ fn every_block_is_that_of_the_reference() {
         for (final_norm, kind) in [(false, "plain"), (true, "normed")] {
             let options = options(&[1, 2, 3, 4], final_norm, position);
             let device = Default::default();
-            let encoder =
-                BurnEncoder::<Flex>::new(&weights(), &options, Precision::F32, device, "burn-cpu");
+            let encoder = BurnEncoder::<Flex>::new(&weights(), &options, device, "burn-cpu");
             let found = encoder.unwrap().encode(&images).unwrap();
             for (layer, features) in (1..).zip(found) {
                 let name = format!("features.{mode}.{kind}.{layer}");

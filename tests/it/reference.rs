@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use oddscan::{
     compute::{
-        EncoderOptions,
+        EncoderOptions, Precision,
         cpu::{CpuDistances, CpuEncoder},
         position::{PositionResize, resize_position_embedding},
         weights::VitWeights,
@@ -102,7 +102,12 @@ fn every_block_is_that_of_the_reference() {
     let images = ImageBatch { n_images: 3, side: CUBE_SIDE, pixels: goldens.values("images") };
     for (position, mode) in MODES {
         for (final_norm, kind) in [(false, "plain"), (true, "normed")] {
-            let options = EncoderOptions { layers: vec![1, 2, 3, 4], final_norm, position };
+            let options = EncoderOptions {
+                layers: vec![1, 2, 3, 4],
+                final_norm,
+                position,
+                precision: Precision::F32,
+            };
             let found = CpuEncoder::new(&weights(), &options).encode(&images).unwrap();
             for (layer, features) in (1..).zip(found) {
                 let name = format!("features.{mode}.{kind}.{layer}");
@@ -126,8 +131,9 @@ fn tokens(goldens: &Goldens, case: &Case, scan: usize) -> Vec<TokenGrid> {
         layers: LAYERS.to_vec(),
         final_norm: true,
         position: PositionResize::Offset,
+        precision: Precision::F32,
     };
-    let encoder = Box::new(CpuEncoder::new(&weights(), &options));
+    let encoder = Box::new(CpuEncoder::new(&weights().into_grey(), &options));
     let projection = case.projected.then(|| Projection::new(SEED, 32, 8));
     let settings = case.tokens.clone();
     let mut tokeniser = Tokeniser::new(encoder, projection, settings, LAYERS.len(), 14);
@@ -286,7 +292,12 @@ fn the_real_network_reaches_its_golden_features() {
             ImageBatch { n_images: 1, side, pixels: goldens.values(&format!("input_{side}")) };
         let encode = |layers: &[usize], final_norm| {
             let position = PositionResize::Size;
-            let options = EncoderOptions { layers: layers.to_vec(), final_norm, position };
+            let options = EncoderOptions {
+                layers: layers.to_vec(),
+                final_norm,
+                position,
+                precision: Precision::F32,
+            };
             CpuEncoder::new(&weights, &options).encode(&images).unwrap()
         };
         let mut found = encode(&layers, false);

@@ -49,6 +49,8 @@ impl SliceEncoder for CpuEncoder {
     fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError> {
         let Architecture { patch, channels, .. } = self.weights.architecture;
         assert_eq!(images.side % patch, 0, "image side is no multiple of the patch");
+        let n_pixels = images.n_images * self.weights.colours() * images.side.pow(2);
+        assert_eq!(images.pixels.len(), n_pixels, "images of the network's colours");
         self.resize_position(images.side);
         let n_patches = (images.side / patch).pow(2);
         let (n_images, per_image) = (images.n_images, n_patches * channels);
@@ -68,7 +70,7 @@ impl SliceEncoder for CpuEncoder {
                 output.push(values);
             }
         }
-        let pixels = images.pixels.chunks_exact(3 * images.side * images.side);
+        let pixels = images.pixels.chunks_exact(images.pixels.len() / n_images.max(1));
         let jobs = Mutex::new(pixels.zip(outputs));
         let network = Network {
             weights: &self.weights,
@@ -113,9 +115,8 @@ struct Workspace {
 }
 
 impl Workspace {
-    fn fit(&mut self, n_tokens: usize, side: usize, architecture: &Architecture) {
+    fn fit(&mut self, n_tokens: usize, architecture: &Architecture) {
         let Architecture { channels, hidden, .. } = *architecture;
-        self.patches.resize(3 * side * side, 0.0);
         for (buffer, size) in [
             (&mut self.tokens, channels),
             (&mut self.normed, channels),
@@ -139,12 +140,13 @@ struct Network<'a> {
 }
 
 impl Network<'_> {
-    /// One image, `[3, side, side]`, to its patch features at each layer.
+    /// One image, `[colours, side, side]`, to its patch features at each layer.
     fn forward(&self, pixels: &[f32], workspace: &mut Workspace, outputs: &mut [&mut [f32]]) {
         let architecture = &self.weights.architecture;
         let n_patches = (self.side / architecture.patch).pow(2);
         let n_first = 1 + architecture.registers;
-        workspace.fit(n_first + n_patches, self.side, architecture);
+        workspace.patches.resize(pixels.len(), 0.0);
+        workspace.fit(n_first + n_patches, architecture);
         self.embed(pixels, n_first, workspace);
         let mut outputs = self.options.layers.iter().zip(outputs).peekable();
         for (index, block) in self.weights.blocks.iter().enumerate() {
@@ -167,7 +169,7 @@ impl Network<'_> {
     fn embed(&self, pixels: &[f32], n_first: usize, workspace: &mut Workspace) {
         let Architecture { channels, patch, .. } = self.weights.architecture;
         let grid = self.side / patch;
-        let inputs = 3 * patch * patch;
+        let inputs = self.weights.colours() * patch * patch;
         for (index, row) in workspace.patches.chunks_exact_mut(inputs).enumerate() {
             let (top, left) = (index / grid * patch, index % grid * patch);
             for (line, out) in row.chunks_exact_mut(patch).enumerate() {

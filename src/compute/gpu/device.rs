@@ -8,9 +8,11 @@ use std::{
 use burn_cuda::{Cuda, CudaDevice};
 use cudarc::driver::{result as driver, result::DriverError};
 
-use super::{BurnDistances, BurnEncoder, Precision, failure::guarded};
+use half::{bf16, f16};
+
+use super::{BurnDistances, BurnEncoder, failure::guarded};
 use crate::{
-    compute::{EncoderOptions, weights::VitWeights},
+    compute::{EncoderOptions, Precision, cuda::CudaEncoder, weights::VitWeights},
     domain::{PairDistances, SliceEncoder, error::DeviceError},
     numeric::slice::ImageBatch,
 };
@@ -18,7 +20,7 @@ use crate::{
 /// Encoder and distances on one device.
 pub type CudaEngine = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
 
-/// The engine on the CUDA GPU number `index`, in f32.
+/// The engine on the CUDA GPU number `index`.
 ///
 /// # Errors
 /// If there is no such GPU, or the driver, the run-time compiler or the CUDA headers are missing,
@@ -27,16 +29,6 @@ pub fn cuda_encoder(
     weights: &VitWeights,
     options: &EncoderOptions,
     index: usize,
-) -> Result<CudaEngine, DeviceError> {
-    cuda_encoder_with(weights, options, index, Precision::F32)
-}
-
-/// As [`cuda_encoder`], with the linear layers in another precision.
-pub fn cuda_encoder_with(
-    weights: &VitWeights,
-    options: &EncoderOptions,
-    index: usize,
-    precision: Precision,
 ) -> Result<CudaEngine, DeviceError> {
     let name = format!("cuda:{index}");
     let failed = |message| DeviceError::Failed { device: name.clone(), message };
@@ -49,16 +41,22 @@ pub fn cuda_encoder_with(
         )));
     }
     let device = CudaDevice::new(index);
-    let mut encoder = BurnEncoder::<Cuda>::new(weights, options, precision, device.clone(), &name)?;
-    try_out(&mut encoder)?;
-    Ok((Box::new(encoder), Box::new(BurnDistances::<Cuda>::new(device, &name))))
+    let mut encoder: Box<dyn SliceEncoder> = match options.precision {
+        Precision::F32 => {
+            Box::new(BurnEncoder::<Cuda>::new(weights, options, device.clone(), &name)?)
+        }
+        Precision::F16 => Box::new(CudaEncoder::<f16>::new(weights, options, index, &name)?),
+        Precision::Bf16 => Box::new(CudaEncoder::<bf16>::new(weights, options, index, &name)?),
+    };
+    try_out(&mut *encoder, weights.colours())?;
+    Ok((encoder, Box::new(BurnDistances::<Cuda>::new(device, &name))))
 }
 
 /// Encodes a blank image: compiles the kernels, and shows now rather than at the first scan
 /// whether they run.
-fn try_out(encoder: &mut BurnEncoder<Cuda>) -> Result<(), DeviceError> {
+fn try_out(encoder: &mut dyn SliceEncoder, colours: usize) -> Result<(), DeviceError> {
     let side = 16 * encoder.patch();
-    let blank = ImageBatch { n_images: 1, side, pixels: vec![0.0; 3 * side * side] };
+    let blank = ImageBatch { n_images: 1, side, pixels: vec![0.0; colours * side * side] };
     let features = encoder.encode(&blank)?;
     if features.iter().flat_map(|layer| &layer.values).all(|value| value.is_finite()) {
         return Ok(());
@@ -79,6 +77,8 @@ pub struct CudaProbe {
     pub driver: bool,
     /// Whether the run-time compiler, `libnvrtc`, can be loaded.
     pub compiler: bool,
+    /// Whether the matrix products, `libcublasLt`, can be loaded.
+    pub products: bool,
     /// The folder that holds the CUDA headers `cuda_runtime.h` and `cuda_fp16.h`.
     pub headers: Option<PathBuf>,
     /// Name and memory of each GPU.
@@ -90,17 +90,21 @@ pub struct CudaProbe {
 impl CudaProbe {
     /// Looks at this machine. Loads the libraries, allocates nothing on a GPU.
     pub fn look() -> Self {
-        // SAFETY: loading a library runs its initialisers. Those of libcuda and libnvrtc are meant
-        // to be run by any process, and burn would load the same two.
-        let (driver, compiler) = unsafe {
-            (cudarc::driver::sys::is_culib_present(), cudarc::nvrtc::sys::is_culib_present())
+        // SAFETY: loading a library runs its initialisers. Those of NVIDIA's libraries are meant to be
+        // run by any process.
+        let (driver, compiler, products) = unsafe {
+            (
+                cudarc::driver::sys::is_culib_present(),
+                cudarc::nvrtc::sys::is_culib_present(),
+                cudarc::cublaslt::sys::is_culib_present(),
+            )
         };
         let gpus = if driver { guarded("cuda", 0, gpus) } else { Ok(Vec::new()) };
         let (gpus, driver_error) = match gpus {
             Ok(gpus) => (gpus, None),
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
-        Self { driver, compiler, headers: headers(), gpus, driver_error }
+        Self { driver, compiler, products, headers: headers(), gpus, driver_error }
     }
 
     /// Everything that is missing, with what was found and what to do; `None` if a GPU can be
@@ -118,6 +122,12 @@ impl CudaProbe {
                     .to_owned(),
             );
         }
+        if !self.products {
+            needs.push(
+                "libcublasLt.so: install the CUDA toolkit, or put its folder into LD_LIBRARY_PATH"
+                    .to_owned(),
+            );
+        }
         if self.headers.is_none() {
             needs.push("include/cuda_fp16.h: install the CUDA toolkit, or set CUDA_PATH to the folder above include".to_owned());
         }
@@ -129,6 +139,7 @@ impl fmt::Display for CudaProbe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let found = |there: bool| if there { "found" } else { "not found" };
         write!(f, "libcuda {}, libnvrtc {}, ", found(self.driver), found(self.compiler))?;
+        write!(f, "libcublasLt {}, ", found(self.products))?;
         match &self.headers {
             Some(folder) => write!(f, "CUDA headers in {}, ", folder.display())?,
             None => write!(f, "CUDA headers not found, ")?,
@@ -184,6 +195,7 @@ mod tests {
         CudaProbe {
             driver: false,
             compiler: false,
+            products: false,
             headers: None,
             gpus: Vec::new(),
             driver_error: None,
@@ -193,7 +205,9 @@ mod tests {
     #[test]
     fn a_machine_without_cuda_is_told_everything_that_is_missing_at_once() {
         let missing = nothing().missing().unwrap();
-        for part in ["libcuda not found", "NVIDIA driver", "libnvrtc.so", "CUDA_PATH"] {
+        for part in
+            ["libcuda not found", "NVIDIA driver", "libnvrtc.so", "libcublasLt.so", "CUDA_PATH"]
+        {
             assert!(missing.contains(part), "{part}: {missing}");
         }
     }
@@ -203,6 +217,7 @@ mod tests {
         let found = CudaProbe {
             driver: true,
             compiler: true,
+            products: true,
             headers: Some("/usr/local/cuda/include".into()),
             gpus: vec!["0: A GPU with 16.0 GiB".into()],
             driver_error: None,

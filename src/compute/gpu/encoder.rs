@@ -6,7 +6,6 @@ use burn::{
 };
 
 use super::{
-    Precision,
     failure::guarded,
     vit::{Positions, Vit},
 };
@@ -40,13 +39,12 @@ impl<B: Backend> BurnEncoder<B> {
     pub fn new(
         weights: &VitWeights,
         options: &EncoderOptions,
-        precision: Precision,
         device: B::Device,
         name: &str,
     ) -> Result<Self, DeviceError> {
         let n_blocks = options.layers.last().copied().unwrap_or(0);
         let vit = guarded(name, 0, || {
-            Ok::<_, ExecutionError>(Vit::new(weights, n_blocks, precision, &device))
+            Ok::<_, ExecutionError>(Vit::new(weights, n_blocks, options.precision, &device))
         })?;
         Ok(Self {
             vit,
@@ -73,7 +71,8 @@ impl<B: Backend> BurnEncoder<B> {
         let &ImageBatch { n_images, side, ref pixels } = images;
         self.fit_positions(side);
         let (_, positions) = self.positions.as_ref().expect("was just made to fit");
-        let data = TensorData::new(pixels.clone(), [n_images, 3, side, side]);
+        let colours = pixels.len() / (n_images * side * side).max(1);
+        let data = TensorData::new(pixels.clone(), [n_images, colours, side, side]);
         let images = Tensor::from_data(data, (&self.device, DType::F32));
         let features =
             self.vit.forward(images, positions, &self.options.layers, self.options.final_norm);

@@ -9,8 +9,11 @@ use burn::{
     },
 };
 
-use super::Precision;
-use crate::compute::weights::{Architecture, BlockWeights, LinearWeights, NormWeights, VitWeights};
+use super::dtype;
+use crate::compute::{
+    Precision,
+    weights::{Architecture, BlockWeights, LinearWeights, NormWeights, VitWeights},
+};
 
 const NORM_EPSILON: f64 = 1e-6;
 
@@ -39,7 +42,7 @@ impl<B: Backend> Vit<B> {
         precision: Precision,
         device: &B::Device,
     ) -> Self {
-        let dtype = precision.dtype();
+        let dtype = dtype(precision);
         let Architecture { channels, registers, .. } = weights.architecture;
         let blocks = weights.blocks.iter().take(n_blocks);
         Self {
@@ -69,7 +72,7 @@ impl<B: Backend> Vit<B> {
     }
 
     /// The patch features `[n_images, n_patches, channels]` after each of the blocks `layers`
-    /// (counted from 1, ascending) of images `[n_images, 3, side, side]`; later blocks are not
+    /// (counted from 1, ascending) of images `[n_images, colours, side, side]`; later blocks are not
     /// computed.
     ///
     /// # Panics
@@ -112,9 +115,9 @@ impl<B: Backend> Vit<B> {
             .reshape([n_images, colours, grid, patch, grid, patch])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([n_images * grid * grid, colours * patch * patch]);
-        let patches =
-            self.patch_embedding.forward(pixels).reshape([n_images, grid * grid, channels])
-                + positions.patches.clone().unsqueeze();
+        let patches = self.patch_embedding.forward(pixels).cast(FloatDType::F32);
+        let patches = patches.reshape([n_images, grid * grid, channels])
+            + positions.patches.clone().unsqueeze();
         let class = self.class_token.clone() + positions.class.clone();
         let first = match &self.registers {
             Some(registers) => Tensor::cat(vec![class, registers.clone()], 0),
@@ -152,12 +155,16 @@ impl<B: Backend> Block<B> {
         }
     }
 
+    /// The sum over the blocks, `tokens`, stays f32; the branches are in the precision of the
+    /// products.
     fn forward(&self, tokens: Tensor<B, 2>, n_images: usize, heads: usize) -> Tensor<B, 2> {
+        let single = FloatDType::F32;
         let normed = self.norm1.forward(tokens.clone());
         let joined = attend(self.qkv.forward(normed), n_images, heads);
-        let tokens = tokens + self.projection.forward(joined) * self.scale1.clone();
+        let branch = self.projection.forward(joined).cast(single);
+        let tokens = tokens + branch * self.scale1.clone();
         let wide = gelu(self.fc1.forward(self.norm2.forward(tokens.clone())));
-        tokens + self.fc2.forward(wide) * self.scale2.clone()
+        tokens + self.fc2.forward(wide).cast(single) * self.scale2.clone()
     }
 }
 
@@ -180,7 +187,7 @@ fn attend<B: Backend>(qkv: Tensor<B, 2>, n_images: usize, heads: usize) -> Tenso
 struct Linear<B: Backend> {
     /// `[in, out]`, in the precision of the products: a view of PyTorch's `[out, in]`.
     weight: Tensor<B, 2>,
-    /// `[1, out]`
+    /// `[1, out]`, in the precision of the products.
     bias: Tensor<B, 2>,
 }
 
@@ -190,14 +197,13 @@ impl<B: Backend> Linear<B> {
         let shape = [outputs, weights.weight.len() / outputs];
         Self {
             weight: matrix(&weights.weight, shape, device).cast(dtype).transpose(),
-            bias: matrix(&weights.bias, [1, outputs], device),
+            bias: matrix(&weights.bias, [1, outputs], device).cast(dtype),
         }
     }
 
-    /// `[n, in]` to `[n, out]`, both f32.
+    /// `[n, in]` to `[n, out]`, which has the precision of the products.
     fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
-        let products = input.cast(self.weight.dtype()).matmul(self.weight.clone());
-        products.cast(FloatDType::F32) + self.bias.clone()
+        input.cast(self.weight.dtype()).matmul(self.weight.clone()) + self.bias.clone()
     }
 }
 

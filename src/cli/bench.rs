@@ -1,0 +1,376 @@
+//! `oddscan bench`: how fast this machine does what costs most, encoding and comparing.
+
+use std::{path::PathBuf, time::Instant};
+
+use half::f16;
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, IntoDeserializer},
+};
+
+use super::{CONFIG, Failure, INTERNAL, USAGE, engine_code};
+use crate::{
+    compute::{
+        EncoderOptions, Precision,
+        cpu::CpuEncoder,
+        position::PositionResize,
+        weights::{Architecture, VitWeights},
+    },
+    config::DeviceChoice,
+    domain::SliceEncoder,
+    engine::{Devices, EngineError, choose_device},
+    numeric::{
+        geometry::Shape3, projection::Normal, scoring::SearchReach, slice::ImageBatch,
+        token::TokenGrid,
+    },
+};
+
+#[derive(clap::Subcommand)]
+pub(super) enum Command {
+    /// Slices per second through the network.
+    Encode(Encode),
+    /// Seconds that one new scan takes against its window.
+    Score(Score),
+}
+
+#[derive(clap::Args)]
+pub(super) struct Encode {
+    /// Network of random weights: dinov2_vits14, dinov2_vitb14 or dinov2_vitl14.
+    #[arg(long, default_value = "dinov2_vits14", conflicts_with = "weights")]
+    network: String,
+    /// A weights file instead.
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+    /// Number format of the products on a GPU: f16, bf16 or f32.
+    #[arg(long, value_parser = word::<Precision>, default_value = "f16")]
+    precision: Precision,
+    /// Slices per forward pass.
+    #[arg(long, default_value_t = 56)]
+    batch: usize,
+    /// Slices per repetition.
+    #[arg(long, default_value_t = 672)]
+    slices: usize,
+    /// Slices whose features are averaged on the device, as many as a token pools; --batch and --slices
+    /// are rounded up to whole groups.
+    #[arg(long, default_value_t = 7)]
+    group: usize,
+    /// Pixels along the edge of a slice.
+    #[arg(long, default_value_t = 224)]
+    side: usize,
+    /// Last block that is computed, and whose features are returned; all when left out.
+    #[arg(long)]
+    layer: Option<usize>,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(clap::Args)]
+pub(super) struct Score {
+    /// Tokens per scan, about.
+    #[arg(long, default_value_t = 2300)]
+    tokens: usize,
+    /// Features per token.
+    #[arg(long, default_value_t = 384)]
+    channels: usize,
+    /// Scans in the window, the new one not counted.
+    #[arg(long, default_value_t = 200)]
+    window: usize,
+    /// Grids of tokens per scan: one for each layer and view.
+    #[arg(long, default_value_t = 1)]
+    grids: usize,
+    /// Patches around a token that are searched; 0 searches the whole volume.
+    #[arg(long, default_value_t = 1)]
+    reach: usize,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(clap::Args)]
+struct How {
+    /// Device: auto, cuda or cpu.
+    #[arg(long, value_parser = word::<DeviceChoice>, default_value = "auto")]
+    device: DeviceChoice,
+    /// Repetitions; the median counts. One more comes before them and does not.
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One of the words that the settings file knows.
+fn word<T: DeserializeOwned>(text: &str) -> std::result::Result<T, serde::de::value::Error> {
+    T::deserialize(text.into_deserializer())
+}
+
+/// What was measured.
+#[derive(Serialize)]
+struct Result {
+    what: &'static str,
+    device: String,
+    settings: String,
+    /// Median seconds of one repetition.
+    seconds: f64,
+    /// Fastest and slowest repetition.
+    range: [f64; 2],
+    /// Work per second.
+    rate: f64,
+    /// Unit of `rate`.
+    unit: &'static str,
+    /// Additions and multiplications of the matrix products per second, 10^9.
+    gflops: f64,
+    /// Smallest cosine between the features of a patch here and from the CPU engine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cosine: Option<f64>,
+}
+
+pub(super) fn run(command: &Command) -> std::result::Result<(), Failure> {
+    match command {
+        Command::Encode(arguments) => encode(arguments),
+        Command::Score(arguments) => score(arguments),
+    }
+}
+
+fn encode(arguments: &Encode) -> std::result::Result<(), Failure> {
+    let weights = match &arguments.weights {
+        Some(path) => VitWeights::load(path).map_err(|error| Failure::new(CONFIG, error))?,
+        None => VitWeights::random(
+            Architecture::named(&arguments.network)
+                .ok_or_else(|| Failure::new(USAGE, "no such network; see --help"))?,
+            0,
+        ),
+    };
+    let weights = weights.into_grey();
+    let architecture = weights.architecture;
+    let (side, layer) = (arguments.side, arguments.layer.unwrap_or(architecture.depth));
+    if side == 0 || !side.is_multiple_of(architecture.patch) {
+        let patch = architecture.patch;
+        return Err(Failure::new(USAGE, format!("--side {side} is no multiple of {patch}")));
+    }
+    if layer == 0 || layer > architecture.depth || arguments.batch == 0 || arguments.group == 0 {
+        return Err(Failure::new(USAGE, "--layer, --batch and --group count from 1"));
+    }
+    let precision = arguments.precision;
+    let (mut encoder, _) = devices(&weights, layer, precision, arguments.how.device)?;
+    let mut normal = Normal::new(1);
+    let image = side * side;
+    let group = arguments.group;
+    let (batch, slices) =
+        (arguments.batch.next_multiple_of(group), arguments.slices.next_multiple_of(group));
+    let mut batch_of = |n_images: usize| {
+        let pixels = (0..n_images * image).map(|_| normal.uniform() as f32).collect();
+        ImageBatch { n_images, side, pixels }
+    };
+    let (whole, rest) = (batch_of(batch), batch_of(slices % batch));
+    let once = || {
+        for _ in 0..slices / batch {
+            encoder.encode_pooled(&whole, group)?;
+        }
+        if rest.n_images > 0 {
+            encoder.encode_pooled(&rest, group)?;
+        }
+        Ok(())
+    };
+    let times = repeat(arguments.how.repeats, once)?;
+    let cosine = (encoder.device() != "cpu")
+        .then(|| cosine_to_cpu(&mut *encoder, &weights, layer, side))
+        .transpose()?;
+    let n_patches = (side / architecture.patch).pow(2);
+    let work = slices as f64;
+    let device = encoder.device().to_owned();
+    let precision = if device == "cpu" { Precision::F32 } else { precision };
+    report(
+        &times,
+        work,
+        work * architecture.operations(n_patches, layer),
+        Result {
+            what: "encode",
+            settings: format!(
+                "{architecture} to block {layer}, {precision}, {slices} slices of {side} px, batches of \
+                 {batch}, averaged by {group}"
+            ),
+            device,
+            cosine,
+            unit: "slices/s",
+            ..Result::blank()
+        },
+        arguments.how.json,
+    )
+}
+
+/// The smallest cosine between the features of a patch from `encoder` and from the CPU engine, over two
+/// images of soft shapes, which are nearer to scans than noise is.
+fn cosine_to_cpu(
+    encoder: &mut dyn SliceEncoder,
+    weights: &VitWeights,
+    layer: usize,
+    side: usize,
+) -> std::result::Result<f64, Failure> {
+    let pixel = |at: usize| {
+        let (x, y) = (at % side, at / side % side);
+        let (x, y, image) = (x as f32, y as f32, (at / (side * side)) as f32);
+        0.5 + 0.25 * ((0.05 * x + image).sin() + (0.03 * x * (0.02 * y).cos()).cos())
+    };
+    let pixels = (0..2 * side * side).map(pixel).collect();
+    let images = ImageBatch { n_images: 2, side, pixels };
+    let mut reference = CpuEncoder::new(weights, &options(layer, Precision::F32));
+    let [found, expected] = [encoder.encode(&images), reference.encode(&images)];
+    let unwrapped = found.and_then(|found| Ok((found, expected?)));
+    let (found, expected) = unwrapped.map_err(|error| Failure::new(INTERNAL, error))?;
+    let (found, expected) = (&found[0], &expected[0]);
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let rows = found.values.chunks_exact(found.channels);
+    let cosines = rows.zip(expected.values.chunks_exact(expected.channels));
+    Ok(cosines.map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()).fold(1.0, f64::min))
+}
+
+fn score(arguments: &Score) -> std::result::Result<(), Failure> {
+    let Score { tokens, channels, window, grids, reach, .. } = *arguments;
+    if tokens == 0 || channels == 0 || window == 0 {
+        return Err(Failure::new(USAGE, "--tokens, --channels and --window count from 1"));
+    }
+    let tiny =
+        VitWeights::random(Architecture::named("dinov2_vits14").expect("is one of the names"), 0);
+    let (encoder, mut distances) = devices(&tiny, 1, Precision::F32, arguments.how.device)?;
+    let device = encoder.device().to_owned();
+    drop(encoder);
+    // As many members as differ for the caches: the rest of the window are those again.
+    let n_distinct = window.min(16);
+    let new = random_tokens(0, tokens, channels);
+    let members: Vec<TokenGrid> =
+        (1..=n_distinct as u64).map(|seed| random_tokens(seed, tokens, channels)).collect();
+    let search =
+        std::num::NonZeroUsize::new(reach).map_or(SearchReach::WholeVolume, SearchReach::Patches);
+    let once = || {
+        for other in 0..window * grids {
+            distances.nearest(&new, &members[other % n_distinct], search)?;
+        }
+        Ok(())
+    };
+    let times = repeat(arguments.how.repeats, once)?;
+    let n_pairs = (window * grids) as f64;
+    let n_tokens = new.n_tokens();
+    let per_pair = match search {
+        SearchReach::WholeVolume => 2.0 * (n_tokens * n_tokens * channels) as f64,
+        SearchReach::Patches(_) => 0.0,
+    };
+    let range = if reach == 0 { "the whole volume".into() } else { format!("{reach} patches") };
+    report(
+        &times,
+        n_pairs,
+        n_pairs * per_pair,
+        Result {
+            what: "score",
+            device,
+            settings: format!(
+                "one scan against {window}, {grids} grids of {n_tokens} tokens of {channels} \
+                 channels, within {range}"
+            ),
+            unit: "pairs/s",
+            ..Result::blank()
+        },
+        arguments.how.json,
+    )
+}
+
+/// About `n_tokens` random tokens in a ball that fills half of a grid, as a brain does.
+fn random_tokens(seed: u64, n_tokens: usize, channels: usize) -> TokenGrid {
+    let side = (2.0 * n_tokens as f64).cbrt().round().max(1.0) as usize;
+    let (shape, centre) = (Shape3::cube(side), (side as f64 - 1.0) / 2.0);
+    let apart = |cell: u32| -> f64 {
+        shape.voxel(cell as usize).iter().map(|&at| (at as f64 - centre).powi(2)).sum()
+    };
+    let mut cells: Vec<u32> = (0..shape.n_voxels() as u32).collect();
+    cells.sort_by(|&a, &b| apart(a).total_cmp(&apart(b)));
+    cells.truncate(n_tokens);
+    cells.sort_unstable();
+    let mut normal = Normal::new(seed);
+    let scale = (channels as f64).powf(-0.5);
+    let features =
+        (0..cells.len() * channels).map(|_| f16::from_f64(scale * normal.next())).collect();
+    TokenGrid::new(shape, channels, cells, features).expect("cells are sorted, features finite")
+}
+
+fn devices(
+    weights: &VitWeights,
+    layer: usize,
+    precision: Precision,
+    device: DeviceChoice,
+) -> std::result::Result<Devices, Failure> {
+    choose_device(device, weights, &options(layer, precision))
+        .map_err(|error: EngineError| Failure::new(engine_code(&error), error))
+}
+
+fn options(layer: usize, precision: Precision) -> EncoderOptions {
+    EncoderOptions {
+        layers: vec![layer],
+        final_norm: true,
+        position: PositionResize::Offset,
+        precision,
+    }
+}
+
+/// Seconds of each repetition, ascending.
+fn repeat(
+    n: usize,
+    mut once: impl FnMut() -> std::result::Result<(), crate::domain::error::DeviceError>,
+) -> std::result::Result<Vec<f64>, Failure> {
+    let mut times = Vec::new();
+    for _ in 0..=n.max(1) {
+        let started = Instant::now();
+        once().map_err(|error| Failure::new(INTERNAL, error))?;
+        times.push(started.elapsed().as_secs_f64());
+    }
+    times.remove(0);
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+impl Result {
+    fn blank() -> Self {
+        Self {
+            what: "",
+            device: String::new(),
+            settings: String::new(),
+            seconds: 0.0,
+            range: [0.0; 2],
+            rate: 0.0,
+            unit: "",
+            gflops: 0.0,
+            cosine: None,
+        }
+    }
+}
+
+fn report(
+    times: &[f64],
+    work: f64,
+    operations: f64,
+    named: Result,
+    json: bool,
+) -> std::result::Result<(), Failure> {
+    let seconds = times[times.len() / 2];
+    let result = Result {
+        seconds,
+        range: [times[0], times[times.len() - 1]],
+        rate: work / seconds,
+        gflops: operations / seconds / 1e9,
+        ..named
+    };
+    if json {
+        println!("{}", serde_json::to_string(&result).map_err(|e| Failure::new(INTERNAL, e))?);
+        return Ok(());
+    }
+    let Result { what, device, settings, range, rate, unit, gflops, cosine, .. } = result;
+    println!("{what} on {device}: {settings}");
+    println!("  {rate:.1} {unit}; {seconds:.3} s ({:.3} to {:.3})", range[0], range[1]);
+    if gflops > 0.0 {
+        println!("  {gflops:.0} GFLOP/s in matrix products");
+    }
+    if let Some(cosine) = cosine {
+        println!("  cosine to the CPU's features at least {cosine:.6}");
+    }
+    Ok(())
+}

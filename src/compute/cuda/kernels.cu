@@ -1,0 +1,303 @@
+// The kernels between the matrix products, compiled by NVRTC when the engine starts.
+//
+// No header is needed. The half-precision format is f16, or bf16 where BF16 is defined; sums, norms,
+// softmax and the stream of tokens are f32. Everything is row-major. Launch shapes stand at each kernel.
+
+typedef unsigned short half_t;
+typedef unsigned int half2_t; // low half first
+
+__device__ __forceinline__ half2_t pack(float low, float high) {
+    half2_t packed;
+#ifdef BF16
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#endif
+    return packed;
+}
+
+__device__ __forceinline__ float widen(half_t value) {
+#ifdef BF16
+    return __uint_as_float((unsigned int)value << 16);
+#else
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value));
+    return wide;
+#endif
+}
+
+__device__ __forceinline__ half_t narrow(float value) { return (half_t)pack(value, 0.0f); }
+
+// Sum over the threads of a block of whole warps, at most 32 of them; every thread gets it.
+__device__ __forceinline__ float block_sum(float value) {
+    __shared__ float parts[32];
+    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+    __syncthreads(); // the last call's parts have been read
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+    __syncthreads();
+    float sum = 0.0f;
+    for (int warp = 0; warp < blockDim.x / 32; ++warp) sum += parts[warp];
+    return sum;
+}
+
+// Pixels [n_images, colours, side, side] to patches [n_images * grid^2, width], each colour by colour, row
+// by row; width may be larger than colours * patch^2, the rest is 0. One thread per entry.
+extern "C" __global__ void patches(const half_t *pixels, half_t *out, long n_entries, int side, int patch, int width,
+                                   int colours) {
+    long entry = (long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (entry >= n_entries) return;
+    int grid = side / patch, column = entry % width;
+    long row = entry / width;
+    int across = row % grid, down = row / grid % grid;
+    long image = row / (grid * grid);
+    int x = column % patch, y = column / patch % patch, colour = column / (patch * patch);
+    half_t value = 0;
+    if (colour < colours) value = pixels[((image * colours + colour) * side + down * patch + y) * side + across * patch + x];
+    out[entry] = value;
+}
+
+// First tokens (class, registers) and embedded patches with their positions: [n_images, n_tokens, channels].
+// One thread per entry.
+extern "C" __global__ void tokens(const half_t *embedded, const float *first, const float *positions, float *out,
+                                  long n_entries, int n_tokens, int n_first, int channels) {
+    long entry = (long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (entry >= n_entries) return;
+    int channel = entry % channels, token = entry / channels % n_tokens;
+    long image = entry / channels / n_tokens;
+    if (token < n_first) {
+        out[entry] = first[token * channels + channel];
+    } else {
+        long patch = token - n_first;
+        out[entry] = positions[patch * channels + channel] +
+                     widen(embedded[(image * (n_tokens - n_first) + patch) * channels + channel]);
+    }
+}
+
+// A block of NORM_THREADS holds one token, each thread four neighbouring channels at a time.
+#define NORM_THREADS 128
+#define NORM_MOST 4 // channels up to 2,048
+#define FOR_OWN(i, channel)                                                                       \
+    _Pragma("unroll") for (int i = 0; i < NORM_MOST; ++i)                                          \
+        if (int channel = (i * NORM_THREADS + threadIdx.x) * 4; channel < channels)
+
+// Layer norm of the token that the threads of a block hold.
+__device__ __forceinline__ void normalise(float4 *own, int channels, const float *weight, const float *bias) {
+    float sum = 0.0f, squares = 0.0f;
+    FOR_OWN(i, channel) sum += own[i].x + own[i].y + (own[i].z + own[i].w);
+    float mean = block_sum(sum) / channels;
+    FOR_OWN(i, channel) {
+        float4 &v = own[i];
+        v.x -= mean, v.y -= mean, v.z -= mean, v.w -= mean;
+        squares += v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
+    }
+    float scale = 1.0f / sqrtf(block_sum(squares) / channels + 1e-6f);
+    FOR_OWN(i, channel) {
+        float4 &v = own[i], w = *(const float4 *)(weight + channel), b = *(const float4 *)(bias + channel);
+        v.x = v.x * scale * w.x + b.x, v.y = v.y * scale * w.y + b.y;
+        v.z = v.z * scale * w.z + b.z, v.w = v.w * scale * w.w + b.w;
+    }
+}
+
+// tokens += scale * branch (where there is a branch), then normed = layer norm of tokens.
+// One block of NORM_THREADS per token.
+extern "C" __global__ void __launch_bounds__(NORM_THREADS) add_norm(
+    float *tokens, const half_t *branch, const float *scale, const float *weight, const float *bias,
+    half_t *normed, int channels, int has_branch) {
+    long start = (long)blockIdx.x * channels;
+    float4 own[NORM_MOST];
+    FOR_OWN(i, channel) {
+        float4 v = *(const float4 *)(tokens + start + channel);
+        if (has_branch) {
+            float4 s = *(const float4 *)(scale + channel);
+            uint2 b = *(const uint2 *)(branch + start + channel);
+            v.x += s.x * widen((half_t)b.x), v.y += s.y * widen((half_t)(b.x >> 16));
+            v.z += s.z * widen((half_t)b.y), v.w += s.w * widen((half_t)(b.y >> 16));
+            *(float4 *)(tokens + start + channel) = v;
+        }
+        own[i] = v;
+    }
+    normalise(own, channels, weight, bias);
+    FOR_OWN(i, channel)
+        *(uint2 *)(normed + start + channel) = make_uint2(pack(own[i].x, own[i].y), pack(own[i].z, own[i].w));
+}
+
+// The patch tokens, with the final norm or as they are, averaged over each `group` consecutive images:
+// [n_images / group, n_patches, channels]. Blocks of NORM_THREADS: (n_patches, n_images / group).
+extern "C" __global__ void __launch_bounds__(NORM_THREADS) features(
+    const float *tokens, const float *weight, const float *bias, float *out, int n_tokens, int n_first,
+    int channels, int with_norm, int group) {
+    long patch = blockIdx.x, n_patches = n_tokens - n_first;
+    float4 mean[NORM_MOST] = {};
+    for (int image = blockIdx.y * group; image < (blockIdx.y + 1) * group; ++image) {
+        const float *token = tokens + ((long)image * n_tokens + n_first + patch) * channels;
+        float4 own[NORM_MOST];
+        FOR_OWN(i, channel) own[i] = *(const float4 *)(token + channel);
+        if (with_norm) normalise(own, channels, weight, bias);
+        FOR_OWN(i, channel) {
+            mean[i].x += own[i].x, mean[i].y += own[i].y;
+            mean[i].z += own[i].z, mean[i].w += own[i].w;
+        }
+    }
+    FOR_OWN(i, channel) {
+        float4 m = mean[i];
+        *(float4 *)(out + (blockIdx.y * n_patches + patch) * channels + channel) =
+            make_float4(m.x / group, m.y / group, m.z / group, m.w / group);
+    }
+}
+
+// The exact GELU in place, x / 2 (1 + erf(x / sqrt 2)). One thread per eight entries.
+extern "C" __global__ void gelu(uint4 *values, long n_eights) {
+    long index = (long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= n_eights) return;
+    uint4 eight = values[index];
+    half2_t *pairs = (half2_t *)&eight;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        float a = widen((half_t)pairs[i]), b = widen((half_t)(pairs[i] >> 16));
+        a = 0.5f * a * (1.0f + erff(a * 0.70710678f));
+        b = 0.5f * b * (1.0f + erff(b * 0.70710678f));
+        pairs[i] = pack(a, b);
+    }
+    values[index] = eight;
+}
+
+// acc += a * b for one 16 x 8 tile and 16 inner channels; which thread holds what is in NVIDIA's PTX
+// manual under mma.m16n8k16.
+__device__ __forceinline__ void multiply(float *acc, const half2_t *a, half2_t b0, half2_t b1) {
+#ifdef BF16
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#endif
+        : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#ifndef WIDTH
+#define WIDTH 64 // channels per head, a multiple of 16
+#endif
+// Nine tiles of 16 queries: two blocks hold the 257 to 261 tokens of a slice of 224 pixels.
+#define ATTEND_WARPS 9
+#define ATTEND_KEYS 64
+// Halves per row of keys or values in shared memory: padded by 16 bytes, so that the eight rows that a
+// warp reads at once lie in different banks.
+#define ROW (WIDTH + 8)
+
+// softmax(Q K^T / sqrt(WIDTH)) V for one head of one image and 16 * ATTEND_WARPS of its queries, without
+// the whole matrix in memory (Dao et al. 2022). qkv is [n_images, n_tokens, 3, heads, WIDTH], out
+// [n_images, n_tokens, heads, WIDTH]. Blocks of 32 * ATTEND_WARPS: (query tiles, heads, n_images).
+extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS, 2) attention(
+    const half_t *qkv, half_t *out, int n_tokens, int heads, float scale_log2) {
+    __shared__ __align__(16) half_t keys[ATTEND_KEYS * ROW];
+    __shared__ __align__(16) half_t values[ATTEND_KEYS * ROW];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int group = lane / 4, quad = lane % 4; // row and column pair within a tile
+    long stride = 3l * heads * WIDTH;
+    const half_t *own = qkv + (long)blockIdx.z * n_tokens * stride + blockIdx.y * WIDTH;
+    int first = (blockIdx.x * ATTEND_WARPS + warp) * 16;
+    int rows[2] = {first + group, first + group + 8};
+    bool is_busy = first < n_tokens;
+
+    // Queries beyond the last are zero, and never written.
+    half2_t query[WIDTH / 16][4];
+#pragma unroll
+    for (int k = 0; k < WIDTH / 16; ++k)
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+            int row = rows[part % 2], channel = k * 16 + quad * 2 + part / 2 * 8;
+            query[k][part] = row < n_tokens ? *(const half2_t *)(own + row * stride + channel) : 0;
+        }
+    float sums[WIDTH / 8][4] = {}, most[2] = {-1e30f, -1e30f}, total[2] = {};
+
+    for (int start = 0; start < n_tokens; start += ATTEND_KEYS) {
+        __syncthreads();
+        for (int at = threadIdx.x; at < ATTEND_KEYS * WIDTH / 8; at += 32 * ATTEND_WARPS) {
+            int key = at / (WIDTH / 8), channel = at % (WIDTH / 8) * 8;
+            uint4 zero = {0, 0, 0, 0}, k = zero, v = zero;
+            if (start + key < n_tokens) {
+                const half_t *from = own + (start + key) * stride + heads * WIDTH + channel;
+                k = *(const uint4 *)from;
+                v = *(const uint4 *)(from + heads * WIDTH);
+            }
+            *(uint4 *)(keys + key * ROW + channel) = k;
+            *(uint4 *)(values + key * ROW + channel) = v;
+        }
+        __syncthreads();
+        if (!is_busy) continue;
+
+        // Tiles that hold no key at all are left out: of 257 tokens the last chunk has one.
+        float scores[ATTEND_KEYS / 8][4] = {};
+#pragma unroll
+        for (int tile = 0; tile < ATTEND_KEYS / 8; ++tile)
+            if (start + tile * 8 < n_tokens)
+#pragma unroll
+            for (int k = 0; k < WIDTH / 16; ++k) {
+                const half_t *key = keys + (tile * 8 + group) * ROW + k * 16 + quad * 2;
+                multiply(scores[tile], query[k], *(const half2_t *)key, *(const half2_t *)(key + 8));
+            }
+
+        float high[2] = {most[0], most[1]};
+#pragma unroll
+        for (int tile = 0; tile < ATTEND_KEYS / 8; ++tile)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                bool is_key = start + tile * 8 + quad * 2 + i % 2 < n_tokens;
+                scores[tile][i] = is_key ? scores[tile][i] * scale_log2 : -1e30f;
+                high[i / 2] = fmaxf(high[i / 2], scores[tile][i]);
+            }
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            high[row] = fmaxf(high[row], __shfl_xor_sync(~0u, high[row], 1));
+            high[row] = fmaxf(high[row], __shfl_xor_sync(~0u, high[row], 2));
+            float shrink = exp2f(most[row] - high[row]);
+            most[row] = high[row];
+            total[row] *= shrink;
+#pragma unroll
+            for (int tile = 0; tile < WIDTH / 8; ++tile) {
+                sums[tile][2 * row] *= shrink;
+                sums[tile][2 * row + 1] *= shrink;
+            }
+        }
+#pragma unroll
+        for (int tile = 0; tile < ATTEND_KEYS / 8; ++tile)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                scores[tile][i] = exp2f(scores[tile][i] - most[i / 2]);
+                total[i / 2] += scores[tile][i];
+            }
+
+#pragma unroll
+        for (int k = 0; k < ATTEND_KEYS / 16; ++k) {
+            if (start + k * 16 >= n_tokens) break;
+            half2_t weights[4] = {pack(scores[2 * k][0], scores[2 * k][1]),
+                                  pack(scores[2 * k][2], scores[2 * k][3]),
+                                  pack(scores[2 * k + 1][0], scores[2 * k + 1][1]),
+                                  pack(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+#pragma unroll
+            for (int tile = 0; tile < WIDTH / 8; tile += 2) {
+                // Four 8 x 8 tiles of values, transposed: keys 0 and 8 of this tile, then of the next.
+                const half_t *from = values + (k * 16 + lane % 16) * ROW + (tile + lane / 16) * 8;
+                unsigned int at = (unsigned int)__cvta_generic_to_shared(from);
+                half2_t v[4];
+                asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                             : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                             : "r"(at));
+                multiply(sums[tile], weights, v[0], v[1]);
+                multiply(sums[tile + 1], weights, v[2], v[3]);
+            }
+        }
+    }
+    if (!is_busy) return;
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+        total[row] += __shfl_xor_sync(~0u, total[row], 1);
+        total[row] += __shfl_xor_sync(~0u, total[row], 2);
+        if (rows[row] >= n_tokens) continue;
+        half_t *to = out + (((long)blockIdx.z * n_tokens + rows[row]) * heads + blockIdx.y) * WIDTH;
+        float scale = 1.0f / total[row];
+#pragma unroll
+        for (int tile = 0; tile < WIDTH / 8; ++tile)
+            *(half2_t *)(to + tile * 8 + quad * 2) =
+                pack(sums[tile][2 * row] * scale, sums[tile][2 * row + 1] * scale);
+    }
+}
