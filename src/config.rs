@@ -2,6 +2,8 @@
 //!
 //! Defaults stand once, in `config/default.toml`, which is compiled in and documents every key.
 
+mod cohort;
+
 use std::{
     fmt,
     net::SocketAddr,
@@ -15,6 +17,7 @@ use toml::{Table, Value};
 
 use crate::{
     compute::position::PositionResize,
+    domain::cohort::CohortRule,
     numeric::{
         community::CommunitySettings,
         geometry::Axis,
@@ -205,6 +208,8 @@ pub struct Config {
     pub tokens: TokenSettings,
     /// Projection.
     pub projection: ProjectionSettings,
+    /// Rules that put scans into cohorts, first one first.
+    pub cohorts: Vec<CohortRule>,
     /// Window.
     pub window: WindowSettings,
     /// Scoring.
@@ -334,6 +339,7 @@ impl Config {
         }
         Config {
             intake: newer.intake,
+            cohorts: newer.cohorts,
             window: WindowSettings {
                 max_cohort_labels: self.window.max_cohort_labels,
                 ..newer.window
@@ -398,6 +404,7 @@ fn merge(base: &mut Table, over: Table, prefix: &str, faults: &mut Vec<Fault>) {
 #[serde(deny_unknown_fields)]
 struct Raw {
     preset: String,
+    cohort: Vec<Value>,
     directories: RawDirectories,
     intake: RawIntake,
     alignment: RawAlignment,
@@ -535,6 +542,7 @@ impl Raw {
                 seed: self.tokens.projection_seed as u64,
             },
             tokens: check.tokens(&self.tokens),
+            cohorts: check.cohorts(self.cohort),
             window: check.window(&self.window),
             scoring: check.scoring(&self.scoring, &self.community),
             service: check.service(self.service),

@@ -30,7 +30,11 @@ use crate::{
         scoring::{PairColumns, SearchReach},
         token::TokenGrid,
     },
-    pipeline::{ReportInput, build_results, steps},
+    pipeline::{
+        ReportInput,
+        acquisition::{acquisition, read_json},
+        build_results, steps,
+    },
     report, telemetry,
 };
 
@@ -45,8 +49,9 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
-    /// Scans (.nii, .nii.gz) of one modality per file name ending (`_FLAIR`, `_T1w`), or folders
-    /// of them. `<subject>_brain.nii.gz` beside a scan is its brain mask.
+    /// Scans (.nii, .nii.gz), or folders of them. Compared are those of one cohort: of one file name
+    /// ending (`_FLAIR`, `_T1w`), or of one [[cohort]] rule of the settings. `<subject>_brain.nii.gz`
+    /// beside a scan is its brain mask, `<stem>.json` says how it was acquired.
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -177,7 +182,10 @@ impl Run {
         let alignment = steps::alignment_facts(&source);
         let canonical = steps::canonical(&source, &self.engine.method)?;
         let id = ScanId::of(&source.raw);
+        let spacing_mm = source.raw.affine.spacing_mm();
         drop(source);
+        let json = steps::companion_json(path).map(|json| read_json(path, &json));
+        let placed = acquisition(path, json, spacing_mm, &self.config.cohorts, &self.engine.method);
         let started = Instant::now();
         let tokens = self.engine.tokeniser.tokens(&canonical.volume, |_| {
             bar.tick();
@@ -197,7 +205,9 @@ impl Run {
             state: ScanState::Encoded,
             source_name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             output_stem,
-            cohort: self.engine.method.cohort_of(&stem),
+            cohort: placed.cohort,
+            acquisition: placed.facts,
+            notes: placed.notes,
             sequence,
             first_seen_secs: 0,
             attempts: 0,

@@ -91,7 +91,7 @@ mod tests {
     }
 
     fn window(capacity: usize) -> Window {
-        let cohort = CohortKey { modality: "t1w".into(), method: "m".into() };
+        let cohort = CohortKey { name: "t1w".into(), method: "m".into() };
         Window::new(cohort, NonZeroUsize::new(capacity).unwrap())
     }
 

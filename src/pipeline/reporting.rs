@@ -7,6 +7,7 @@ use super::steps::{self, Source, WindowScores};
 use crate::{
     config::Config,
     domain::{
+        cohort::{UNKNOWN, modality_of},
         error::ScanError,
         finding::{Finding, SharedAnomaly, WindowIdentity},
         scan::{EncodedFacts, ScanId, ScanRecord},
@@ -110,7 +111,9 @@ pub(super) fn sidecar(
         },
         source_name: record.source_name.clone(),
         scan_id: record.id,
-        modality: record.cohort.modality.clone(),
+        modality: modality_of(&steps::stem_of(record.source_name.as_ref())),
+        cohort: record.cohort.name.clone(),
+        acquisition: record.acquisition.clone(),
         revision: record.reported.as_ref().map_or(0, |reported| reported.revision) + 1,
         scores: None,
         threshold: None,
@@ -231,9 +234,11 @@ fn scan_warnings(record: &ScanRecord, encoded: &EncodedFacts) -> Vec<String> {
             100.0 * encoded.cut_fraction
         ));
     }
-    if record.cohort.modality == "unknown" {
+    warnings.extend(record.notes.iter().cloned());
+    if record.cohort.name == UNKNOWN {
         warnings.push(
-            "the file name ends in no known BIDS suffix; the scan is compared with others like it"
+            "the file name ends in no known BIDS suffix and no [[cohort]] rule takes the scan; it is \
+             compared with others of which nothing is known either"
                 .to_owned(),
         );
     }

@@ -282,20 +282,36 @@ pub fn companion_mask(scan: &Path) -> Option<PathBuf> {
 /// A link is none: in the incoming folder it may lead to anything. Beside a scan that is a link
 /// itself, which only a person can have named, links are followed: whole data sets consist of them.
 pub fn companion(scan: &Path, what: &str) -> Option<PathBuf> {
-    let name = scan.file_name()?.as_bytes();
-    let stem = name.strip_suffix(b".gz").unwrap_or(name);
-    let stem = stem.strip_suffix(b".nii").unwrap_or(stem);
+    let stem = stem_bytes(scan)?;
     let subject = stem.iter().rposition(|&byte| byte == b'_').map(|end| &stem[..end]);
     let path = |name: &[u8], ending: &str| {
         let name = [name, b"_", what.as_bytes(), ending.as_bytes()].concat();
         scan.with_file_name(OsStr::from_bytes(&name))
     };
-    let are_links_meant = scan.is_symlink();
     [Some(stem), subject]
         .into_iter()
         .flatten()
         .flat_map(|name| [path(name, ".nii.gz"), path(name, ".nii")])
-        .find(|path| path.is_file() && (are_links_meant || !path.is_symlink()))
+        .find(|path| lies_beside(scan, path))
+}
+
+/// The JSON beside a scan that says how it was acquired: `<stem>.json`, by the same rule about links.
+/// What this program writes beside maps is none.
+pub fn companion_json(scan: &Path) -> Option<PathBuf> {
+    let name = [stem_bytes(scan)?, b".json"].concat();
+    let path = scan.with_file_name(OsStr::from_bytes(&name));
+    (!name.ends_with(b"_anomaly.json") && lies_beside(scan, &path)).then_some(path)
+}
+
+fn lies_beside(scan: &Path, path: &Path) -> bool {
+    path.is_file() && (scan.is_symlink() || !path.is_symlink())
+}
+
+/// The bytes of a file name without `.nii` or `.nii.gz`.
+fn stem_bytes(scan: &Path) -> Option<&[u8]> {
+    let name = scan.file_name()?.as_bytes();
+    let stem = name.strip_suffix(b".gz").unwrap_or(name);
+    Some(stem.strip_suffix(b".nii").unwrap_or(stem))
 }
 
 /// File name without folder and without `.nii` or `.nii.gz`.
@@ -620,6 +636,23 @@ mod tests {
         // A file is a mask whatever the scan is.
         std::fs::write(at("sub-1_FLAIR_brain.nii"), "").unwrap();
         assert_eq!(companion_mask(&at("sub-1_FLAIR.nii")), Some(at("sub-1_FLAIR_brain.nii")));
+    }
+
+    #[test]
+    fn a_json_is_found_by_stem_and_neither_a_link_nor_a_result_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["sub-1.json", "a_anomaly.json", "elsewhere"] {
+            std::fs::write(at(name), "{}").unwrap();
+        }
+        assert_eq!(companion_json(&at("a_anomaly.nii.gz")), None);
+        assert_eq!(companion_json(&at("sub-1_T1w.nii.gz")), None, "not of the whole subject");
+        std::os::unix::fs::symlink(at("elsewhere"), at("sub-1_T1w.json")).unwrap();
+        assert_eq!(companion_json(&at("sub-1_T1w.nii.gz")), None);
+        std::os::unix::fs::symlink(at("elsewhere"), at("sub-1_T1w.nii")).unwrap();
+        assert_eq!(companion_json(&at("sub-1_T1w.nii")), Some(at("sub-1_T1w.json")));
+        std::fs::write(at("sub-2_T1w.json"), "{}").unwrap();
+        assert_eq!(companion_json(&at("sub-2_T1w.nii.gz")), Some(at("sub-2_T1w.json")));
     }
 
     #[test]

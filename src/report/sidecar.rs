@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
+    acquisition::AcquisitionFacts,
     finding::{Cluster, SharedAnomaly},
     scan::{AlignmentFacts, ScanId},
 };
@@ -140,6 +141,12 @@ pub struct Sidecar {
     pub scan_id: ScanId,
     /// Modality that the scan was taken for, by its file name.
     pub modality: String,
+    /// Cohort that the scan is compared within: a rule of the settings, else the modality.
+    #[serde(default)]
+    pub cohort: String,
+    /// How it was acquired, as far as known.
+    #[serde(default)]
+    pub acquisition: AcquisitionFacts,
     /// Grows each time the result is replaced.
     pub revision: u64,
     /// Scores, once scored.
@@ -179,6 +186,8 @@ pub(super) mod tests {
             source_name: "sub-1_T1w.nii.gz".into(),
             scan_id: ScanId([7; 32]),
             modality: "t1w".into(),
+            cohort: "t1-3t".into(),
+            acquisition: AcquisitionFacts::of("sub-1_T1w", [1.0, 1.0, 1.2]),
             revision: 3,
             scores: Some(Scores {
                 max: 1.5,

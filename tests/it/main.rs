@@ -4,6 +4,7 @@
 
 mod alignment;
 mod cli;
+mod cohorts;
 mod community;
 mod daemon;
 mod evaluation;
