@@ -177,8 +177,8 @@ fn summary(finding: &Finding, n_scans: usize) -> String {
 /// Above this [`scoring::heterogeneity`] a window mixes sources: measured 1.05 for one scanner.
 pub const MIXED: f64 = 1.15;
 
-/// Above this [`scoring::shift`] a scan differs as a whole.
-const SHIFTED: f64 = 1.15;
+/// Above this [`scoring::shift`] a scan is unlike its cohort: docs/quality.md has the measurement.
+pub(super) const SHIFTED: f64 = 1.15;
 
 fn warnings(record: &ScanRecord, finding: &Finding, scores: &[ScanScores]) -> Vec<String> {
     let n_scans = scores.len();
@@ -192,8 +192,10 @@ fn warnings(record: &ScanRecord, finding: &Finding, scores: &[ScanScores]) -> Ve
     }
     if let Some(shift) = finding.shift.filter(|&shift| shift > SHIFTED) {
         warnings.push(format!(
-            "the scan as a whole lies {shift:.2} times as far from the others as they from each \
-             other: another scanner, protocol or preprocessing? Its map shows that too"
+            "the scan looks unlike its cohort {}: as a whole it lies {shift:.2} times as far from the \
+             others as they from each other ({SHIFTED} is the limit). Check sequence, scanner and \
+             preprocessing, or write a [[cohort]] rule; its map shows the difference too",
+            record.cohort.label()
         ));
     }
     if n_scans < FEW_SCANS {

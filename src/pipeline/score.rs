@@ -25,7 +25,7 @@ use super::{
     ARCHIVED, IDLE, Shared,
     board::{CohortStatus, StageName},
     now_secs, panic_text,
-    reporting::{ReportInput, build_results, result_key, sidecar},
+    reporting::{ReportInput, SHIFTED, build_results, result_key, sidecar},
     steps::{self, Member, WindowScores},
 };
 use crate::{
@@ -40,7 +40,7 @@ use crate::{
     },
     metrics::{EvictionReason, OutputKind, ScoreResult, Stage, Trigger},
     numeric::{
-        scoring::{self, SearchReach},
+        scoring::{self, ScanScores, SearchReach},
         token::TokenGrid,
     },
     report,
@@ -461,6 +461,7 @@ impl Score {
             min_scans: window.min_scans,
             max_scans: window.max_scans.get(),
             heterogeneity,
+            n_unlike: n_unlike(&cohort.scores.scans),
             n_outdated: cohort.debt.len(),
             last_scored_secs: cohort.last_scored_secs,
         };
@@ -492,6 +493,12 @@ fn new_cohort(key: &CohortKey, capacity: NonZeroUsize) -> Cohort {
 fn newest_shift(cohort: &Cohort) -> Option<f64> {
     let (newest, others) = cohort.scores.scans.split_last()?;
     scoring::shift(newest, &others.iter().collect::<Vec<_>>())
+}
+
+/// Members that lie far from their window as a whole.
+fn n_unlike(scans: &[ScanScores]) -> usize {
+    let is_unlike = |shift: &Option<f64>| shift.is_some_and(|shift| shift > SHIFTED);
+    scoring::shifts(scans).iter().filter(|shift| is_unlike(shift)).count()
 }
 
 /// Share of the members that share an anomaly with others.

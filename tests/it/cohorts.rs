@@ -7,7 +7,7 @@ use oddscan::report::{Sidecar, Standing, read_sidecar};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Site, oddscan, said, scan_bytes};
+use crate::support::{Site, brain, oddscan, said, scan_bytes};
 
 const BY_FIELD_STRENGTH: &str = "\
     [[cohort]]\nname = \"t1-1-5t\"\nmatch = { suffix = \"T1w\", field_strength_t = [1.2, 1.8] }\n\
@@ -158,4 +158,30 @@ fn the_one_shot_command_makes_the_same_cohorts() {
     let rule = "cohort rule 1, fine: max_spacing_mm 2, series like \"*MPRAGE*\"";
     assert!(stdout.contains(rule), "{stdout}");
     assert!(stdout.contains("scans that no rule takes: by the suffix"), "{stdout}");
+}
+
+#[test]
+fn a_scan_that_does_not_fit_its_cohort_has_a_warning_and_the_others_have_none() {
+    let mut site = Site::new(6, &[]);
+    site.start();
+    for seed in 1..=5 {
+        site.drop_in(&format!("sub-{seed}_T1w.nii.gz"), &scan_bytes(seed));
+    }
+    // Nothing like a head: blocks of black and white, and no noise.
+    let mut other = brain(6);
+    let shape = other.shape;
+    for (offset, voxel) in other.voxels.iter_mut().enumerate().filter(|(_, voxel)| **voxel > 0.0) {
+        let [x, y, z] = shape.voxel(offset);
+        *voxel = if (x / 4 + y / 4 + z / 4) % 2 == 0 { 5.0 } else { 250.0 };
+    }
+    site.drop_in("sub-6_T1w.nii.gz", &oddscan::nifti::encode_volume(&other));
+    site.wait_scored(
+        &[1, 2, 3, 4, 5, 6].map(|seed| format!("sub-{seed}_T1w")).each_ref().map(|s| &**s),
+    );
+    let unlike =
+        [1, 2, 3, 4, 5, 6].map(|seed| warns(&sidecar(&site, seed), "unlike its cohort t1w"));
+    let shift = [1, 6].map(|seed| sidecar(&site, seed).scores.unwrap().shift);
+    assert_eq!(unlike, [false, false, false, false, false, true], "{shift:?}");
+    assert_eq!(site.status().cohorts["t1w"].n_unlike, 1);
+    assert_eq!(site.stop(), Some(0));
 }
