@@ -27,6 +27,7 @@ use crate::{
     ingest::{self, Patterns},
     nifti::Limits,
     numeric::{
+        quality,
         scoring::{PairColumns, SearchReach},
         token::TokenGrid,
     },
@@ -89,12 +90,20 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let mut scored = Vec::new();
     for (key, members) in cohorts {
-        if members.len() < 2 {
-            let only = members.into_iter().map(|member| Refused {
-                path: member.path,
-                error: format!("alone in its cohort ({}): nothing to compare with", key.label()),
-            });
-            run.refused.extend(only);
+        let n_references = members.iter().filter(|m| run.config.quality.allow(&m.record)).count();
+        if n_references < 2 {
+            let label = key.label();
+            let error = if members.len() < 2 {
+                format!("alone in its cohort ({label}): nothing to compare with")
+            } else {
+                format!(
+                    "{n_references} of {} scans of its cohort ({label}) good enough to compare with \
+                     (quality); 2 are needed",
+                    members.len()
+                )
+            };
+            let all = members.into_iter().map(|member| (member.path, error.clone()));
+            run.refused.extend(all.map(|(path, error)| Refused { path, error }));
             continue;
         }
         scored.extend(run.score(&key, members, &arguments.out)?);
@@ -183,6 +192,7 @@ impl Run {
         let canonical = steps::canonical(&source, &self.engine.method)?;
         let id = ScanId::of(&source.raw);
         let spacing_mm = source.raw.affine.spacing_mm();
+        let noise = quality::noise(&source.raw, &source.brain);
         drop(source);
         let json = steps::companion_json(path).map(|json| read_json(path, &json));
         let placed = acquisition(path, json, spacing_mm, &self.config.cohorts, &self.engine.method);
@@ -215,6 +225,7 @@ impl Run {
             encoded: Some(EncodedFacts {
                 brain_ml: canonical.brain_ml,
                 cut_fraction: canonical.cut_fraction,
+                noise,
                 n_tokens: steps::tokens_per_layer(&tokens, self.engine.method.n_parts),
                 timings_secs: [("encode".to_owned(), started.elapsed().as_secs_f64())].into(),
             }),
@@ -235,7 +246,11 @@ impl Run {
         let n_parts = self.engine.method.n_parts;
         let scored_members: Vec<steps::Member> = members
             .iter()
-            .map(|m| steps::Member { id: m.record.id, parts: steps::parts_of(&m.tokens, n_parts) })
+            .map(|m| steps::Member {
+                id: m.record.id,
+                parts: steps::parts_of(&m.tokens, n_parts),
+                is_reference: self.config.quality.allow(&m.record),
+            })
             .collect();
         let mut computed = Computed {
             columns: &columns,
@@ -256,7 +271,9 @@ impl Run {
         for member in &members {
             window.admit(member.record.id);
         }
-        let identity = window.identity();
+        let references = scored_members.iter().filter(|m| m.is_reference).map(|m| m.id);
+        let references: BTreeSet<ScanId> = references.collect();
+        let identity = window.identity(|id| references.contains(&id));
         let mut scored = Vec::new();
         for (index, member) in members.into_iter().enumerate() {
             let mask = steps::companion_mask(&member.path);

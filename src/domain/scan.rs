@@ -120,6 +120,9 @@ pub struct EncodedFacts {
     pub brain_ml: f64,
     /// Share of the brain outside the field of view, in [0, 1].
     pub cut_fraction: f64,
+    /// Noise in the brain as a share of its contrast; nothing of scans from before it was measured.
+    #[serde(default)]
+    pub noise: Option<f64>,
     /// Tokens per layer, of all views.
     pub n_tokens: usize,
     /// Wall time of each step, seconds.

@@ -63,6 +63,17 @@ pub struct ThresholdFacts {
     pub chosen_by: String,
 }
 
+/// How good the scan is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QualityFacts {
+    /// Noise in the brain as a share of its contrast; null if it could not be measured.
+    pub noise: Option<f64>,
+    /// Share of the brain outside the field of view, in [0, 1].
+    pub cut_fraction: f64,
+    /// Whether other scans are compared with this one.
+    pub is_reference: bool,
+}
+
 /// The window that the scan was scored against.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WindowFacts {
@@ -73,6 +84,9 @@ pub struct WindowFacts {
     /// How much the scans differ as a whole: the 90th over the 10th percentile of their median
     /// scores, once scored.
     pub heterogeneity: Option<f64>,
+    /// Members that the others were not compared with, because they are not good enough.
+    #[serde(default)]
+    pub set_aside: Vec<ScanId>,
     /// Anomalies that several members share; looked for with `community.enabled`.
     pub shared_anomalies: Vec<SharedAnomaly>,
     /// Their ids, sorted.
@@ -157,6 +171,9 @@ pub struct Sidecar {
     pub clusters: Vec<Cluster>,
     /// Volume of the brain mask, ml.
     pub brain_ml: f64,
+    /// How good the scan is; nothing in sidecars from before that was asked.
+    #[serde(default)]
+    pub quality: Option<QualityFacts>,
     /// How the scan was aligned to the template, if it was.
     pub alignment: Option<AlignmentFacts>,
     /// The window.
@@ -200,11 +217,17 @@ pub(super) mod tests {
             threshold: None,
             clusters: Vec::new(),
             brain_ml: 1300.0,
+            quality: Some(QualityFacts {
+                noise: Some(0.02),
+                cut_fraction: 0.0,
+                is_reference: true,
+            }),
             alignment: None,
             window: WindowFacts {
                 id: "ab".into(),
                 size: 1,
                 heterogeneity: None,
+                set_aside: Vec::new(),
                 shared_anomalies: Vec::new(),
                 members: vec![ScanId([7; 32])],
             },

@@ -15,6 +15,7 @@ mod layers;
 mod model;
 mod nibabel;
 mod nifti;
+mod quality;
 mod reference;
 mod shipped;
 mod support;
