@@ -385,6 +385,7 @@ impl Window {
         let member = |(index, grids): (usize, &Vec<TokenGrid>)| Member {
             id: id(index),
             parts: steps::parts_of(grids, grids.len()),
+            is_reference: true,
         };
         self.scans.iter().enumerate().map(member).collect()
     }

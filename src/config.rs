@@ -2,6 +2,8 @@
 //!
 //! Defaults stand once, in `config/default.toml`, which is compiled in and documents every key.
 
+mod cohort;
+
 use std::{
     fmt,
     net::SocketAddr,
@@ -15,6 +17,7 @@ use toml::{Table, Value};
 
 use crate::{
     compute::{Precision, position::PositionResize},
+    domain::{cohort::CohortRule, quality::QualityLimits},
     numeric::{
         community::CommunitySettings,
         geometry::Axis,
@@ -215,6 +218,10 @@ pub struct Config {
     pub tokens: TokenSettings,
     /// Projection.
     pub projection: ProjectionSettings,
+    /// Rules that put scans into cohorts, first one first.
+    pub cohorts: Vec<CohortRule>,
+    /// Which scans are good enough to be compared with.
+    pub quality: QualityLimits,
     /// Window.
     pub window: WindowSettings,
     /// Scoring.
@@ -345,6 +352,8 @@ impl Config {
         }
         Config {
             intake: newer.intake,
+            cohorts: newer.cohorts,
+            quality: newer.quality,
             window: WindowSettings {
                 max_cohort_labels: self.window.max_cohort_labels,
                 ..newer.window
@@ -409,12 +418,14 @@ fn merge(base: &mut Table, over: Table, prefix: &str, faults: &mut Vec<Fault>) {
 #[serde(deny_unknown_fields)]
 struct Raw {
     preset: String,
+    cohort: Vec<Value>,
     directories: RawDirectories,
     intake: RawIntake,
     alignment: RawAlignment,
     volume: RawVolume,
     encoder: RawEncoder,
     tokens: RawTokens,
+    quality: RawQuality,
     window: RawWindow,
     scoring: RawScoring,
     community: RawCommunity,
@@ -479,6 +490,14 @@ struct RawTokens {
     projection_seed: i64,
     min_brain_fraction: f64,
     smoothing_patches: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawQuality {
+    max_noise: f64,
+    max_cut_fraction: f64,
+    min_explained: f64,
 }
 
 #[derive(Deserialize)]
@@ -552,6 +571,8 @@ impl Raw {
                 seed: self.tokens.projection_seed as u64,
             },
             tokens: check.tokens(&self.tokens),
+            cohorts: check.cohorts(self.cohort),
+            quality: check.quality(&self.quality),
             window: check.window(&self.window),
             scoring: check.scoring(&self.scoring, &self.community),
             service: check.service(self.service),
@@ -780,6 +801,16 @@ impl Checker {
         }
     }
 
+    fn quality(&mut self, raw: &RawQuality) -> QualityLimits {
+        let mut share =
+            |key: &str, value, high| self.number(&format!("quality.{key}"), value, 0.0, high);
+        QualityLimits {
+            max_noise: share("max_noise", raw.max_noise, 10.0),
+            max_cut_fraction: share("max_cut_fraction", raw.max_cut_fraction, 1.0),
+            min_explained: share("min_explained", raw.min_explained, 1.0),
+        }
+    }
+
     fn window(&mut self, raw: &RawWindow) -> WindowSettings {
         let max_scans = self.positive("window.max_scans", raw.max_scans, 100_000);
         let min_scans = self.whole("window.min_scans", raw.min_scans, 2, 100_000);
@@ -887,6 +918,18 @@ mod tests {
     fn the_example_of_a_site_is_valid() {
         let config = Config::parse(include_str!("../config/site.toml")).unwrap();
         assert_eq!(config.window.min_scans, 12);
+    }
+
+    #[test]
+    fn limits_of_quality_are_checked_and_taken_over_on_reload() {
+        let old = Config::parse("").unwrap();
+        assert_eq!((old.quality.max_noise, old.quality.max_cut_fraction), (0.2, 0.1));
+        let found = faults("[quality]\nmax_noise = -1.0\nmin_explained = 2");
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].starts_with("quality.max_noise = -1: a number from 0 to 10"), "{found:?}");
+        let new = Config::parse("quality.max_noise = 0.3").unwrap();
+        assert!(old.restart_needed_for(&new).is_empty());
+        assert_eq!(old.with_reloadable_of(new).quality.max_noise, 0.3);
     }
 
     #[test]

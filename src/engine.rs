@@ -14,9 +14,7 @@ use crate::{
         weights::{VitWeights, WeightsError},
     },
     config::{AlignmentChoice, AlignmentSettings, Config, DeviceChoice},
-    domain::{
-        PairDistances, SliceEncoder, cohort::CohortKey, error::DeviceError, tokenise::Tokeniser,
-    },
+    domain::{PairDistances, SliceEncoder, error::DeviceError, tokenise::Tokeniser},
     model::{find_template, find_weights},
     nifti::{self, Limits},
     numeric::{
@@ -60,11 +58,6 @@ impl Method {
     /// Grids of tokens per scan.
     pub fn n_grids(&self) -> usize {
         self.layers.len() * self.n_parts
-    }
-
-    /// The cohort of a file with this stem.
-    pub fn cohort_of(&self, stem: &str) -> CohortKey {
-        CohortKey::from_stem(stem, &self.fingerprint)
     }
 }
 

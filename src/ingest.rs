@@ -113,10 +113,15 @@ fn hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
+/// How a scan looks, and what lies beside it and is read with it: its brain mask and its JSON.
+pub type Beside = [Option<FileLook>; 2];
+
+type Looks = (FileLook, Beside);
+
 /// A file that is watched until it has been still for long enough.
 #[derive(Debug, Clone, Copy)]
 struct Watched {
-    looks: (FileLook, Option<FileLook>),
+    looks: Looks,
     first_seen: Instant,
     still_since: Instant,
     is_whole: bool,
@@ -138,16 +143,16 @@ pub enum Settled {
 }
 
 impl Settling {
-    /// Looks at a file, and at its brain mask where there is one. It is whole when neither has
+    /// Looks at a file, and at what lies beside it. It is whole when none of that has come, gone or
     /// changed for `settle`, and at least on two looks unless `settle` is zero.
     pub fn look(
         &mut self,
         candidate: &Candidate,
-        mask: Option<FileLook>,
+        beside: Beside,
         now: Instant,
         settle: Duration,
     ) -> Settled {
-        let looks = (candidate.look, mask);
+        let looks = (candidate.look, beside);
         let watched = self.watched.entry(candidate.path.clone()).or_insert(Watched {
             looks,
             first_seen: now,
@@ -223,6 +228,14 @@ fn open_regular(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// The content of a small file, at most one byte more than `max_bytes`, so that the reader sees that
+/// there is too much.
+pub fn read_small(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Copies a file to `target` and makes the copy durable, at most `max_bytes` of it. `alive` is
 /// called after every MiB.
 pub fn copy_durably(
@@ -279,27 +292,31 @@ mod tests {
     }
 
     #[test]
-    fn a_growing_file_is_whole_only_once_it_and_its_mask_are_still() {
+    fn a_growing_file_is_whole_only_once_it_and_what_lies_beside_it_are_still() {
         let mut settling = Settling::default();
         let start = Instant::now();
         let at = |secs| start + Duration::from_secs(secs);
         let look = |size| FileLook { size, modified_ns: 0, changed_ns: 0 };
         let file = |size| Candidate { path: "a.nii".into(), look: look(size) };
         let settle = Duration::from_secs(10);
-        assert_eq!(settling.look(&file(1), None, at(0), settle), Settled::Waiting);
-        assert_eq!(settling.look(&file(2), None, at(9), settle), Settled::Waiting);
-        assert_eq!(settling.look(&file(2), None, at(18), settle), Settled::Waiting);
-        assert_eq!(settling.look(&file(2), Some(look(5)), at(20), settle), Settled::Waiting);
-        let whole = settling.look(&file(2), Some(look(5)), at(30), settle);
-        assert_eq!(whole, Settled::Whole(Duration::from_secs(30)));
-        assert_eq!(settling.waiting(true, at(31)), (1, Some(Duration::from_secs(31))));
-        assert_eq!(settling.waiting(false, at(31)), (0, None));
+        const NONE: Beside = [None; 2];
+        assert_eq!(settling.look(&file(1), NONE, at(0), settle), Settled::Waiting);
+        assert_eq!(settling.look(&file(2), NONE, at(9), settle), Settled::Waiting);
+        assert_eq!(settling.look(&file(2), NONE, at(18), settle), Settled::Waiting);
+        let mask = [Some(look(5)), None];
+        assert_eq!(settling.look(&file(2), mask, at(20), settle), Settled::Waiting);
+        let both = [Some(look(5)), Some(look(6))];
+        assert_eq!(settling.look(&file(2), both, at(29), settle), Settled::Waiting);
+        let whole = settling.look(&file(2), both, at(39), settle);
+        assert_eq!(whole, Settled::Whole(Duration::from_secs(39)));
+        assert_eq!(settling.waiting(true, at(40)), (1, Some(Duration::from_secs(40))));
+        assert_eq!(settling.waiting(false, at(40)), (0, None));
         settling.keep_only(|_| false);
         assert_eq!(settling.n_waiting(), 0);
     }
 
     #[test]
-    fn links_pipes_and_folders_are_not_copied() {
+    fn links_pipes_and_folders_are_neither_copied_nor_read() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::write(at("file"), "x").unwrap();
@@ -312,7 +329,9 @@ mod tests {
             let copied = copy_durably(&at(name), &at("copy"), 10, || {});
             assert!(matches!(copied, Err(CopyError::Source(_))), "{name}: {copied:?}");
             assert!(!at("copy").exists(), "{name}");
+            assert!(read_small(&at(name), 10).is_err(), "{name}");
         }
+        assert_eq!(read_small(&at("file"), 0).unwrap(), b"x", "one byte too many shows");
         assert_eq!(copy_durably(&at("file"), &at("copy"), 10, || {}).unwrap(), 1);
     }
 

@@ -13,5 +13,10 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
         config.preset,
         config.directories.incoming.display()
     );
+    for (index, rule) in config.cohorts.iter().enumerate() {
+        println!("cohort rule {}, {rule}", index + 1);
+    }
+    let others = if config.cohorts.is_empty() { "all scans" } else { "scans that no rule takes" };
+    println!("{others}: by the suffix of the file name");
     Ok(())
 }

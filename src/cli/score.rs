@@ -27,10 +27,15 @@ use crate::{
     ingest::{self, Patterns},
     nifti::Limits,
     numeric::{
+        quality,
         scoring::{PairColumns, SearchReach},
         token::TokenGrid,
     },
-    pipeline::{ReportInput, build_results, steps},
+    pipeline::{
+        ReportInput,
+        acquisition::{acquisition, read_json},
+        build_results, steps,
+    },
     report, telemetry,
 };
 
@@ -45,8 +50,9 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
-    /// Scans (.nii, .nii.gz) of one modality per file name ending (`_FLAIR`, `_T1w`), or folders
-    /// of them. `<subject>_brain.nii.gz` beside a scan is its brain mask.
+    /// Scans (.nii, .nii.gz), or folders of them. Compared are those of one cohort: of one file name
+    /// ending (`_FLAIR`, `_T1w`), or of one [[cohort]] rule of the settings. `<subject>_brain.nii.gz`
+    /// beside a scan is its brain mask, `<stem>.json` says how it was acquired.
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -84,12 +90,20 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let mut scored = Vec::new();
     for (key, members) in cohorts {
-        if members.len() < 2 {
-            let only = members.into_iter().map(|member| Refused {
-                path: member.path,
-                error: format!("alone in its cohort ({}): nothing to compare with", key.label()),
-            });
-            run.refused.extend(only);
+        let n_references = members.iter().filter(|m| run.config.quality.allow(&m.record)).count();
+        if n_references < 2 {
+            let label = key.label();
+            let error = if members.len() < 2 {
+                format!("alone in its cohort ({label}): nothing to compare with")
+            } else {
+                format!(
+                    "{n_references} of {} scans of its cohort ({label}) good enough to compare with \
+                     (quality); 2 are needed",
+                    members.len()
+                )
+            };
+            let all = members.into_iter().map(|member| (member.path, error.clone()));
+            run.refused.extend(all.map(|(path, error)| Refused { path, error }));
             continue;
         }
         scored.extend(run.score(&key, members, &arguments.out)?);
@@ -177,7 +191,11 @@ impl Run {
         let alignment = steps::alignment_facts(&source);
         let canonical = steps::canonical(&source, &self.engine.method)?;
         let id = ScanId::of(&source.raw);
+        let spacing_mm = source.raw.affine.spacing_mm();
+        let noise = quality::noise(&source.raw, &source.brain);
         drop(source);
+        let json = steps::companion_json(path).map(|json| read_json(path, &json));
+        let placed = acquisition(path, json, spacing_mm, &self.config.cohorts, &self.engine.method);
         let started = Instant::now();
         let tokens = self.engine.tokeniser.tokens(&canonical.volume, |_| {
             bar.tick();
@@ -197,7 +215,9 @@ impl Run {
             state: ScanState::Encoded,
             source_name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             output_stem,
-            cohort: self.engine.method.cohort_of(&stem),
+            cohort: placed.cohort,
+            acquisition: placed.facts,
+            notes: placed.notes,
             sequence,
             first_seen_secs: 0,
             attempts: 0,
@@ -205,6 +225,7 @@ impl Run {
             encoded: Some(EncodedFacts {
                 brain_ml: canonical.brain_ml,
                 cut_fraction: canonical.cut_fraction,
+                noise,
                 n_tokens: steps::tokens_per_layer(&tokens, self.engine.method.n_parts),
                 timings_secs: [("encode".to_owned(), started.elapsed().as_secs_f64())].into(),
             }),
@@ -225,7 +246,11 @@ impl Run {
         let n_parts = self.engine.method.n_parts;
         let scored_members: Vec<steps::Member> = members
             .iter()
-            .map(|m| steps::Member { id: m.record.id, parts: steps::parts_of(&m.tokens, n_parts) })
+            .map(|m| steps::Member {
+                id: m.record.id,
+                parts: steps::parts_of(&m.tokens, n_parts),
+                is_reference: self.config.quality.allow(&m.record),
+            })
             .collect();
         let mut computed = Computed {
             columns: &columns,
@@ -246,7 +271,9 @@ impl Run {
         for member in &members {
             window.admit(member.record.id);
         }
-        let identity = window.identity();
+        let references = scored_members.iter().filter(|m| m.is_reference).map(|m| m.id);
+        let references: BTreeSet<ScanId> = references.collect();
+        let identity = window.identity(|id| references.contains(&id));
         let mut scored = Vec::new();
         for (index, member) in members.into_iter().enumerate() {
             let mask = steps::companion_mask(&member.path);

@@ -88,6 +88,18 @@ fn table(status: &Status) -> String {
             text +=
                 &format!("  warning: its scans differ as a whole ({ratio:.2}): several sources?\n");
         }
+        if cohort.n_set_aside > 0 {
+            text += &format!(
+                "  {} of its scans are not good enough for others to be compared with (quality)\n",
+                cohort.n_set_aside
+            );
+        }
+        if cohort.n_unlike > 0 {
+            text += &format!(
+                "  warning: {} of its scans look unlike the others: their sidecars say how far\n",
+                cohort.n_unlike
+            );
+        }
     }
     text
 }

@@ -1,54 +1,296 @@
 //! Which scans may be compared with which.
+//!
+//! Without rules the BIDS suffix of the file name decides. Rules of the settings come first, in their
+//! order; a scan that none takes stays with those of its suffix, apart from every named cohort.
 
-use std::fmt;
+use std::{fmt, ops::RangeInclusive};
 
+use globset::{GlobBuilder, GlobMatcher};
 use serde::{Deserialize, Serialize};
 
-/// Scans are compared only within a cohort: one modality, processed in one way.
+use super::acquisition::{AcquisitionFacts, suffix_of};
+
+/// Name of the cohort of scans that no rule takes and whose suffix is not known.
+pub const UNKNOWN: &str = "unknown";
+
+/// Scans are compared only within a cohort: one kind of image, processed in one way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CohortKey {
-    /// Lower-case BIDS suffix of the file name (`flair`, `t1w`), or `unknown`.
-    pub modality: String,
+    /// Name of the rule that took the scan, or the lower-case BIDS suffix of the file name (`flair`,
+    /// `t1w`), or [`UNKNOWN`]. The journal has it under the name of the time before there were rules.
+    #[serde(rename = "modality")]
+    pub name: String,
     /// First 16 hex digits of the hash over everything that shapes the tokens: weights, layers,
     /// preprocessing, pooling, projection.
     pub method: String,
 }
 
-/// BIDS suffixes of the structural images that a cohort can be made of.
-const MODALITIES: [&str; 12] = [
-    "T1w",
-    "T2w",
-    "FLAIR",
-    "PDw",
-    "T2star",
-    "T1map",
-    "T2map",
-    "inplaneT1",
-    "inplaneT2",
-    "angio",
-    "swi",
-    "T1ce",
-];
-
 impl CohortKey {
-    /// The cohort of a file by the BIDS suffix of its stem: the part after the last underscore.
-    /// What is not a known suffix is its own cohort, never silently mixed with a known one.
-    pub fn from_stem(stem: &str, method: &str) -> Self {
-        let suffix = stem.rsplit_once('_').map_or(stem, |(_, suffix)| suffix);
-        let known = MODALITIES.iter().find(|m| m.eq_ignore_ascii_case(suffix));
-        let modality = known.map_or("unknown".to_owned(), |m| m.to_lowercase());
-        Self { modality, method: method.to_owned() }
+    /// The cohort of a scan by the first rule that takes it, else by its suffix; and why an earlier rule
+    /// could not be decided. What is no known suffix is a cohort of its own.
+    pub fn choose(
+        rules: &[CohortRule],
+        facts: &AcquisitionFacts,
+        file_name: &str,
+        method: &str,
+    ) -> (Self, Option<Undecided>) {
+        let mut undecided = None;
+        for rule in rules {
+            match rule.verdict(facts, file_name) {
+                Verdict::Takes => return (Self::named(&rule.name, method), undecided),
+                Verdict::Lacks(missing) => {
+                    let rule = rule.name.clone();
+                    undecided = undecided.or(Some(Undecided { rule, missing }));
+                }
+                Verdict::Refuses => {}
+            }
+        }
+        let suffix = facts.suffix.as_deref().map_or(UNKNOWN.to_owned(), str::to_lowercase);
+        (Self::named(&suffix, method), undecided)
     }
 
-    /// Metric label: the modality, one of a dozen words.
-    pub fn label(&self) -> &str {
-        &self.modality
+    fn named(name: &str, method: &str) -> Self {
+        Self { name: name.to_owned(), method: method.to_owned() }
     }
+
+    /// Metric label: the name, one of a dozen suffixes or of the rules of the settings.
+    pub fn label(&self) -> &str {
+        &self.name
+    }
+}
+
+/// What a file of this stem is taken for without rules: its suffix in lower case, or [`UNKNOWN`].
+pub fn modality_of(stem: &str) -> String {
+    suffix_of(stem).map_or(UNKNOWN.to_owned(), str::to_lowercase)
 }
 
 impl fmt::Display for CohortKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.modality, self.method)
+        write!(f, "{}/{}", self.name, self.method)
+    }
+}
+
+/// A rule that might have taken a scan if more were known of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undecided {
+    /// Name of the rule.
+    pub rule: String,
+    /// Keys of the facts that it asks for.
+    pub missing: Vec<&'static str>,
+}
+
+/// A shell pattern, whatever the case.
+#[derive(Debug, Clone)]
+pub struct Pattern(GlobMatcher);
+
+impl Pattern {
+    /// Compiles a pattern.
+    ///
+    /// # Errors
+    /// If it is none: the reason in words.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let glob = GlobBuilder::new(text).case_insensitive(true).build();
+        glob.map(|glob| Self(glob.compile_matcher())).map_err(|error| error.kind().to_string())
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0.glob().glob())
+    }
+}
+
+/// One of the facts that are texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextFact {
+    /// Name of the file, with its ending.
+    File,
+    /// Who built the scanner.
+    Manufacturer,
+    /// Its model.
+    Model,
+    /// Description of the series, or name of the protocol: sites write into either.
+    Series,
+    /// `2D` or `3D`.
+    Dimensions,
+}
+
+impl TextFact {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::File, Self::Manufacturer, Self::Model, Self::Series, Self::Dimensions];
+
+    /// Key in the settings.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Manufacturer => "manufacturer",
+            Self::Model => "model",
+            Self::Series => "series",
+            Self::Dimensions => "dimensions",
+        }
+    }
+
+    /// What is known; any of the texts may match.
+    fn texts<'a>(self, facts: &'a AcquisitionFacts, file_name: &'a str) -> [Option<&'a str>; 2] {
+        match self {
+            Self::File => [Some(file_name), None],
+            Self::Manufacturer => [facts.manufacturer.as_deref(), None],
+            Self::Model => [facts.model.as_deref(), None],
+            Self::Series => [facts.series.as_deref(), facts.protocol.as_deref()],
+            Self::Dimensions => [facts.dimensions.as_deref(), None],
+        }
+    }
+}
+
+/// One of the facts that are numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NumberFact {
+    /// Field strength, tesla.
+    FieldStrength,
+    /// Echo time, ms.
+    EchoTime,
+    /// Repetition time, ms.
+    RepetitionTime,
+    /// Inversion time, ms.
+    InversionTime,
+    /// Slice thickness, mm.
+    SliceThickness,
+}
+
+impl NumberFact {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::FieldStrength,
+        Self::EchoTime,
+        Self::RepetitionTime,
+        Self::InversionTime,
+        Self::SliceThickness,
+    ];
+
+    /// Key in the settings.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::FieldStrength => "field_strength_t",
+            Self::EchoTime => "echo_time_ms",
+            Self::RepetitionTime => "repetition_time_ms",
+            Self::InversionTime => "inversion_time_ms",
+            Self::SliceThickness => "slice_thickness_mm",
+        }
+    }
+
+    fn value(self, facts: &AcquisitionFacts) -> Option<f64> {
+        match self {
+            Self::FieldStrength => facts.field_strength_t,
+            Self::EchoTime => facts.echo_time_ms,
+            Self::RepetitionTime => facts.repetition_time_ms,
+            Self::InversionTime => facts.inversion_time_ms,
+            Self::SliceThickness => facts.slice_thickness_mm,
+        }
+    }
+}
+
+/// Key of the condition on the largest voxel edge.
+pub const MAX_SPACING: &str = "max_spacing_mm";
+
+/// What a rule asks of a scan.
+#[derive(Debug, Clone)]
+pub enum Condition {
+    /// The file name has this suffix, as BIDS spells it.
+    Suffix(&'static str),
+    /// A text is like this.
+    Like(TextFact, Pattern),
+    /// A number lies in this range, its ends included.
+    Within(NumberFact, RangeInclusive<f64>),
+    /// No edge of a voxel is longer, mm.
+    MaxSpacing(f64),
+}
+
+impl Condition {
+    /// Key in the settings.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Suffix(_) => "suffix",
+            Self::Like(fact, _) => fact.key(),
+            Self::Within(fact, _) => fact.key(),
+            Self::MaxSpacing(_) => MAX_SPACING,
+        }
+    }
+
+    /// Whether it says what kind of image a scan is, which scanner and field strength do not.
+    pub fn tells_images_apart(&self) -> bool {
+        use TextFact::{File, Series};
+        matches!(self, Self::Suffix(_) | Self::Like(File | Series, _))
+    }
+
+    /// Whether it holds; `None` if what it asks for is not known.
+    fn holds(&self, facts: &AcquisitionFacts, file_name: &str) -> Option<bool> {
+        match self {
+            // A name without a known suffix has none: that is known.
+            Self::Suffix(wanted) => Some(facts.suffix.as_deref() == Some(*wanted)),
+            Self::Like(fact, pattern) => {
+                let texts = fact.texts(facts, file_name).into_iter().flatten();
+                texts.map(|text| pattern.0.is_match(text)).reduce(|one, other| one || other)
+            }
+            Self::Within(fact, range) => fact.value(facts).map(|value| range.contains(&value)),
+            Self::MaxSpacing(most) => {
+                // A header's f32 of 1.2 mm is 1.2000000477.
+                facts.spacing_mm.map(|edges| edges.iter().all(|edge| *edge <= most + 1e-4))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = self.key();
+        match self {
+            Self::Suffix(suffix) => write!(f, "{key} {suffix}"),
+            Self::Like(_, pattern) => write!(f, "{key} like {pattern}"),
+            Self::Within(_, range) => write!(f, "{key} {} to {}", range.start(), range.end()),
+            Self::MaxSpacing(most) => write!(f, "{key} {most}"),
+        }
+    }
+}
+
+/// Takes the scans for which all its conditions hold into a cohort of its name.
+#[derive(Debug, Clone)]
+pub struct CohortRule {
+    /// Name of the cohort.
+    pub name: String,
+    /// At least one.
+    pub conditions: Vec<Condition>,
+}
+
+/// What a rule says of a scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verdict {
+    Takes,
+    Refuses,
+    /// All that is known fits, and these facts are not known.
+    Lacks(Vec<&'static str>),
+}
+
+impl CohortRule {
+    /// A scan that lacks a fact that the rule asks for is not taken: to compare it with scans that
+    /// may be of another kind is worse than to let it wait.
+    fn verdict(&self, facts: &AcquisitionFacts, file_name: &str) -> Verdict {
+        let mut missing = Vec::new();
+        for condition in &self.conditions {
+            match condition.holds(facts, file_name) {
+                Some(true) => {}
+                Some(false) => return Verdict::Refuses,
+                None => missing.push(condition.key()),
+            }
+        }
+        if missing.is_empty() { Verdict::Takes } else { Verdict::Lacks(missing) }
+    }
+}
+
+impl fmt::Display for CohortRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let conditions: Vec<String> = self.conditions.iter().map(ToString::to_string).collect();
+        write!(f, "{}: {}", self.name, conditions.join(", "))
     }
 }
 
@@ -56,13 +298,100 @@ impl fmt::Display for CohortKey {
 mod tests {
     use super::*;
 
+    fn facts(
+        suffix: &str,
+        field_strength_t: Option<f64>,
+        series: Option<&str>,
+    ) -> AcquisitionFacts {
+        AcquisitionFacts {
+            field_strength_t,
+            series: series.map(str::to_owned),
+            ..AcquisitionFacts::of(suffix, [1.0, 1.0, 1.2])
+        }
+    }
+
+    fn rule(name: &str, conditions: Vec<Condition>) -> CohortRule {
+        CohortRule { name: name.to_owned(), conditions }
+    }
+
+    fn like(fact: TextFact, pattern: &str) -> Condition {
+        Condition::Like(fact, Pattern::new(pattern).unwrap())
+    }
+
+    fn tesla(low: f64, high: f64) -> Condition {
+        Condition::Within(NumberFact::FieldStrength, low..=high)
+    }
+
+    fn name(rules: &[CohortRule], facts: &AcquisitionFacts) -> String {
+        CohortKey::choose(rules, facts, "sub-1_T1w.nii.gz", "m").0.name
+    }
+
     #[test]
-    fn the_modality_is_the_bids_suffix_and_anything_else_is_unknown() {
-        let modality = |stem| CohortKey::from_stem(stem, "m").modality;
-        assert_eq!(modality("sub-01_ses-2_FLAIR"), "flair");
-        assert_eq!(modality("brats13-0001_t1W"), "t1w");
-        assert_eq!(modality("T2w"), "t2w");
-        assert_eq!(modality("scan"), "unknown");
-        assert_eq!(modality("DOE^JOHN_1980"), "unknown");
+    fn without_rules_the_suffix_decides_and_anything_else_is_unknown() {
+        let choose = |stem: &str| name(&[], &AcquisitionFacts::of(stem, [1.0; 3]));
+        assert_eq!(choose("sub-01_ses-2_FLAIR"), "flair");
+        assert_eq!(choose("brats13-0001_t1W"), "t1w");
+        assert_eq!(choose("DOE^JOHN_1980"), "unknown");
+        for stem in ["sub-01_FLAIR", "scan"] {
+            assert_eq!(modality_of(stem), choose(stem));
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_takes_a_scan_wins() {
+        let narrow = rule("narrow", vec![Condition::Suffix("T1w"), tesla(2.5, 3.5)]);
+        let wide = rule("wide", vec![Condition::Suffix("T1w"), tesla(1.0, 7.0)]);
+        let rules = [narrow.clone(), wide.clone()];
+        assert_eq!(name(&rules, &facts("a_T1w", Some(3.0), None)), "narrow");
+        assert_eq!(name(&rules, &facts("a_T1w", Some(1.5), None)), "wide");
+        assert_eq!(name(&[wide, narrow], &facts("a_T1w", Some(3.0), None)), "wide");
+        assert_eq!(name(&rules, &facts("a_T1w", Some(0.2), None)), "t1w");
+        assert_eq!(name(&rules, &facts("a_FLAIR", Some(3.0), None)), "flair");
+        assert_eq!(name(&rules, &facts("scan", Some(3.0), None)), "unknown");
+    }
+
+    #[test]
+    fn a_scan_that_lacks_a_fact_is_not_taken_and_the_rule_is_named() {
+        let rules = [
+            rule("t2", vec![Condition::Suffix("T2w"), tesla(2.5, 3.5)]),
+            rule("t1", vec![like(TextFact::Series, "*mprage*"), tesla(2.5, 3.5)]),
+            rule("any", vec![like(TextFact::File, "SUB-*")]),
+        ];
+        let choose = |facts| CohortKey::choose(&rules, &facts, "sub-1_T1w.nii.gz", "m");
+        // The first rule refuses by what is known: that it also lacks a fact does not matter.
+        let (key, undecided) = choose(facts("a_T1w", None, Some("t1 MPRAGE sag")));
+        assert_eq!(key.name, "any");
+        let missing = vec!["field_strength_t"];
+        assert_eq!(undecided, Some(Undecided { rule: "t1".into(), missing }));
+        let (key, undecided) = choose(facts("a_T1w", Some(3.0), Some("t1 MPRAGE sag")));
+        assert_eq!((key.name.as_str(), undecided), ("t1", None));
+    }
+
+    #[test]
+    fn series_or_protocol_may_match_and_the_ends_of_a_range_belong_to_it() {
+        let rules = [rule("x", vec![like(TextFact::Series, "*[Mm]prage*"), tesla(1.5, 3.0)])];
+        let by_protocol = AcquisitionFacts {
+            protocol: Some("T1_MPRAGE".into()),
+            ..facts("a_T1w", Some(3.0), Some("sag 1mm"))
+        };
+        assert_eq!(name(&rules, &by_protocol), "x");
+        assert_eq!(name(&rules, &AcquisitionFacts { protocol: None, ..by_protocol }), "t1w");
+    }
+
+    #[test]
+    fn the_largest_voxel_edge_decides_about_the_spacing() {
+        let at_most = |most| [rule("x", vec![Condition::MaxSpacing(most)])];
+        let scan = facts("a_T1w", None, None);
+        assert_eq!(name(&at_most(1.2), &scan), "x");
+        assert_eq!(name(&at_most(1.1), &scan), "t1w");
+        let float = AcquisitionFacts { spacing_mm: Some([f64::from(1.2_f32); 3]), ..scan };
+        assert_eq!(name(&at_most(1.2), &float), "x");
+    }
+
+    #[test]
+    fn the_journal_keeps_the_name_of_the_field_from_before_there_were_rules() {
+        let old = r#"{"modality":"t1w","method":"m"}"#;
+        let key: CohortKey = serde_json::from_str(old).unwrap();
+        assert_eq!((key.label(), serde_json::to_string(&key).unwrap().as_str()), ("t1w", old));
     }
 }

@@ -80,4 +80,7 @@ pub struct WindowIdentity {
     pub cohort: CohortKey,
     /// Members, sorted; the scan itself is one of them.
     pub members: Vec<ScanId>,
+    /// Those that the others are not compared with, sorted: not good enough.
+    #[serde(default)]
+    pub set_aside: Vec<ScanId>,
 }

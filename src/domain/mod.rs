@@ -3,9 +3,11 @@
 //! The two traits here are the only seams between the method and a device; each has two real
 //! implementations, burn (CUDA) and the native CPU engine.
 
+pub mod acquisition;
 pub mod cohort;
 pub mod error;
 pub mod finding;
+pub mod quality;
 pub mod scan;
 pub mod tokenise;
 pub mod window;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{cohort::CohortKey, error::Refusal};
+use super::{acquisition::AcquisitionFacts, cohort::CohortKey, error::Refusal};
 use crate::numeric::volume::RawVolume;
 
 /// Identity of a scan: SHA-256 of its decoded voxels and affine.
@@ -120,6 +120,9 @@ pub struct EncodedFacts {
     pub brain_ml: f64,
     /// Share of the brain outside the field of view, in [0, 1].
     pub cut_fraction: f64,
+    /// Noise in the brain as a share of its contrast; nothing of scans from before it was measured.
+    #[serde(default)]
+    pub noise: Option<f64>,
     /// Tokens per layer, of all views.
     pub n_tokens: usize,
     /// Wall time of each step, seconds.
@@ -150,8 +153,14 @@ pub struct ScanRecord {
     pub source_name: String,
     /// Stem of the result files, unique among all scans.
     pub output_stem: String,
-    /// Window that it belongs to.
+    /// Window that it belongs to. Decided once, when the scan was taken in.
     pub cohort: CohortKey,
+    /// How it was acquired, as far as known; nothing of scans from before that was asked.
+    #[serde(default)]
+    pub acquisition: AcquisitionFacts,
+    /// What was noticed when it was taken in and a reader of its results should know.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// Order of arrival; eviction takes the lowest.
     pub sequence: u64,
     /// When its file was first seen, seconds since 1970.
@@ -171,5 +180,25 @@ impl ScanRecord {
     /// Whether the scan takes part in scoring.
     pub fn is_member(&self) -> bool {
         self.state == ScanState::Encoded
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_from_before_acquisitions_were_asked_for_is_read() {
+        let old = format!(
+            r#"{{"id": "{}", "state": "encoded", "source_name": "sub-1_T1w.nii.gz",
+            "output_stem": "sub-1_T1w", "cohort": {{"modality": "t1w", "method": "0123"}},
+            "sequence": 3, "first_seen_secs": 7, "attempts": 0,
+            "encoded": {{"brain_ml": 1300.0, "cut_fraction": 0.0, "n_tokens": 9,
+            "timings_secs": {{}}}}, "reported": {{"revision": 2, "key": "ab"}}}}"#,
+            "07".repeat(32)
+        );
+        let record: ScanRecord = serde_json::from_str(&old).unwrap();
+        assert!(record.is_member() && record.notes.is_empty());
+        assert_eq!((record.cohort.label(), record.acquisition), ("t1w", Default::default()));
     }
 }

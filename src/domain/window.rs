@@ -63,8 +63,9 @@ impl Window {
     }
 
     /// What a result of this window carries, so that it can be told from those of other windows.
-    /// The order of arrival makes no difference.
-    pub fn identity(&self) -> WindowIdentity {
+    /// The order of arrival makes no difference. Others are not compared with
+    /// members that are no reference.
+    pub fn identity(&self, is_reference: impl Fn(ScanId) -> bool) -> WindowIdentity {
         let mut members = self.members.clone();
         members.sort();
         let mut hash = Sha256::new();
@@ -72,7 +73,8 @@ impl Window {
             hash.update(member.0);
         }
         let id = hex::encode(&hash.finalize()[..8]);
-        WindowIdentity { id, cohort: self.cohort.clone(), members }
+        let set_aside = members.iter().copied().filter(|&member| !is_reference(member)).collect();
+        WindowIdentity { id, cohort: self.cohort.clone(), members, set_aside }
     }
 }
 
@@ -91,7 +93,7 @@ mod tests {
     }
 
     fn window(capacity: usize) -> Window {
-        let cohort = CohortKey { modality: "t1w".into(), method: "m".into() };
+        let cohort = CohortKey { name: "t1w".into(), method: "m".into() };
         Window::new(cohort, NonZeroUsize::new(capacity).unwrap())
     }
 
@@ -123,9 +125,11 @@ mod tests {
             one.admit(scan(n));
             other.admit(scan(4 - n));
         }
-        assert_eq!(one.identity(), other.identity());
+        let but_two = |id| id != scan(2);
+        assert_eq!(one.identity(but_two), other.identity(but_two));
+        assert_eq!(one.identity(but_two).set_aside, [scan(2)]);
         one.set_capacity(NonZeroUsize::MIN);
-        assert_ne!(one.identity().id, other.identity().id);
+        assert_ne!(one.identity(but_two).id, other.identity(but_two).id);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub mod token;
 pub mod mask;
 pub mod scoring;
 
+pub mod quality;
+
 pub mod community;
 pub mod leiden;
 

@@ -216,7 +216,7 @@ pub fn shift(own: &ScanScores, others: &[&ScanScores]) -> Option<f64> {
 
 /// How much the scans of a window differ as a whole: the 90th over the 10th percentile of their
 /// median scores. Near 1 in the window of one scanner; `None` below two scans (ours).
-pub fn heterogeneity(scores: &[ScanScores]) -> Option<f64> {
+pub fn heterogeneity(scores: &[&ScanScores]) -> Option<f64> {
     let mut medians: Vec<f32> = scores.iter().map(|scan| scan.median).collect();
     if medians.len() < 2 {
         return None;
@@ -280,7 +280,7 @@ pub fn label_free_threshold(profiles: &[MapProfile], own: usize, clean: Fraction
 }
 
 /// Quantile with linear interpolation between the two values around it; reorders the values.
-fn quantile(values: &mut [f32], share: f64) -> f64 {
+pub(super) fn quantile(values: &mut [f32], share: f64) -> f64 {
     let position = (values.len() - 1) as f64 * share;
     let (_, at, above) = values.select_nth_unstable_by(position.floor() as usize, f32::total_cmp);
     let next = above.iter().copied().min_by(f32::total_cmp).unwrap_or(*at);
@@ -432,9 +432,9 @@ mod tests {
         assert!((shift(&ill, &[&one, &two]).unwrap() - 1.0).abs() < 0.06);
         assert!(shift(&foreign, &[&one, &two]).unwrap() > 1.8);
         assert_eq!(shift(&one, &[]), None);
-        let same = [one.clone(), two.clone(), ill.clone(), two.clone()];
+        let same = [&one, &two, &ill, &two];
         assert!(heterogeneity(&same).unwrap() < 1.15);
-        assert!(heterogeneity(&[one, two, ill, foreign.clone(), foreign]).unwrap() > 1.7);
+        assert!(heterogeneity(&[&one, &two, &ill, &foreign, &foreign]).unwrap() > 1.7);
         assert_eq!(heterogeneity(&same[..1]), None);
     }
 

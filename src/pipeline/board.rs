@@ -58,6 +58,12 @@ pub struct CohortStatus {
     pub max_scans: usize,
     /// How much its scans differ as a whole; near 1 for one scanner, warned of above 1.15.
     pub heterogeneity: Option<f64>,
+    /// Members that lie far from the others as a whole: another sequence or scanner?
+    #[serde(default)]
+    pub n_unlike: usize,
+    /// Members that the others are not compared with, because they are not good enough.
+    #[serde(default)]
+    pub n_set_aside: usize,
     /// Results that are older than the window and wait to be written again.
     pub n_outdated: usize,
     /// Last completed scoring, seconds since 1970.

@@ -26,7 +26,7 @@ use crate::{
         tokenise::{Progress, TokeniseError, Tokeniser},
     },
     metrics::{Fallback, Stage},
-    numeric::token::TokenGrid,
+    numeric::{quality, token::TokenGrid},
     quarantine,
 };
 
@@ -126,6 +126,7 @@ impl Encode {
                 .map_err(missing_source)?;
         timings.lap("read");
         let canonical = steps::canonical(&source, &shared.method)?;
+        let noise = quality::noise(&source.raw, &source.brain);
         drop(source);
         shared.metrics.stage_finished(Stage::Preprocess, timings.lap("preprocess"));
         let batch_before = tokeniser.max_batch();
@@ -154,6 +155,7 @@ impl Encode {
         let facts = EncodedFacts {
             brain_ml: canonical.brain_ml,
             cut_fraction: canonical.cut_fraction,
+            noise,
             n_tokens: steps::tokens_per_layer(&tokens, self.shared.method.n_parts),
             timings_secs: timings.laps,
         };

@@ -17,7 +17,12 @@ use std::{
 
 use tracing::{debug, info, warn};
 
-use super::{FULL, IDLE, MAX_CRASHES, Shared, board::StageName, now_secs, panic_text, steps};
+use super::{
+    FULL, IDLE, MAX_CRASHES, Shared,
+    acquisition::{Acquisition, acquisition, read_json},
+    board::StageName,
+    now_secs, panic_text, steps,
+};
 use crate::{
     domain::{
         error::{QuarantineReason, Refusal, ScanError},
@@ -51,12 +56,9 @@ enum Taken {
     Changed,
 }
 
-/// A brain mask beside a scan and what it looked like.
-type Mask = Option<(PathBuf, FileLook)>;
-
 /// A file that has been still for long enough.
 struct Whole {
-    mask: Mask,
+    companions: Companions,
     /// Since it was first seen.
     waited: Duration,
     /// Times that the process died while it read this file.
@@ -215,19 +217,18 @@ impl Intake {
             Some(SeenOutcome::Reading { attempts }) => attempts,
             Some(_) => return Ok(()),
         };
-        let mask = mask_beside(&candidate.path);
+        let companions = Companions::of(&candidate.path);
         if !self.settling.knows(&candidate.path) {
             self.shared.metrics.file_seen(by);
         }
         let (now, settle) = (Instant::now(), self.shared.config().intake.settle);
-        let mask_look = mask.as_ref().map(|(_, look)| *look);
-        let settled = self.settling.look(candidate, mask_look, now, settle);
+        let settled = self.settling.look(candidate, companions.looks(), now, settle);
         let Settled::Whole(waited) = settled else { return Ok(()) };
         let may_try = self.troubles.get(&candidate.path).is_none_or(|t| t.not_before <= now);
         if is_paused || !self.pending.is_empty() || !may_try {
             return Ok(());
         }
-        self.settle(candidate, &key, incoming, Whole { mask, waited, n_crashes })
+        self.settle(candidate, &key, incoming, Whole { companions, waited, n_crashes })
     }
 
     /// Deals with a whole file, whatever it contains.
@@ -289,12 +290,14 @@ impl Intake {
             .into());
         }
         let limits = self.shared.limits();
-        let mask = whole.mask.as_ref().map(|(path, _)| path.as_path());
+        let Companions { mask, json } = &whole.companions;
+        let mask = mask.as_ref().map(|(path, _)| path.as_path());
         let archive = &self.shared.archive;
         let beat = || self.shared.board.beat(StageName::Intake);
         let mut draft = archive.draft(&candidate.path, mask, limits.max_file_bytes, beat)?;
+        let json = json.as_ref().map(|(path, _)| read_json(&candidate.path, path));
         if ingest::look_at(&candidate.path).ok() != Some(candidate.look)
-            || mask_beside(&candidate.path) != whole.mask
+            || Companions::of(&candidate.path) != whole.companions
         {
             return Ok(Taken::Changed);
         }
@@ -310,7 +313,10 @@ impl Intake {
         if known.as_ref().is_some_and(|known| !is_refused(known)) {
             return Ok(Taken::Duplicate(id));
         }
-        let mut record = self.new_record(candidate, id, whole.waited, known.as_ref())?;
+        let rules = &self.shared.config().cohorts;
+        let spacing_mm = source.raw.affine.spacing_mm();
+        let placed = acquisition(&candidate.path, json, spacing_mm, rules, method);
+        let mut record = self.new_record(candidate, id, whole.waited, known.as_ref(), placed)?;
         record.alignment = steps::alignment_facts(&source);
         if record.alignment.is_some_and(|found| found.brain_extracted) {
             // Found once: results are written again and again.
@@ -329,6 +335,7 @@ impl Intake {
         id: ScanId,
         waited: Duration,
         known: Option<&ScanRecord>,
+        placed: Acquisition,
     ) -> Result<ScanRecord, ScanError> {
         let stem = steps::stem_of(&candidate.path);
         let wanted = steps::output_stem(&stem);
@@ -342,7 +349,9 @@ impl Intake {
             state: ScanState::Ingested,
             source_name: name.to_string_lossy().into_owned(),
             output_stem,
-            cohort: self.shared.method.cohort_of(&stem),
+            cohort: placed.cohort,
+            acquisition: placed.facts,
+            notes: placed.notes,
             sequence: self.shared.store.next_sequence()?,
             first_seen_secs: now_secs().saturating_sub(waited.as_secs()),
             attempts: 0,
@@ -525,9 +534,28 @@ fn seen_key(incoming: &Path, path: &Path) -> Vec<u8> {
     path.strip_prefix(incoming).unwrap_or(path).as_os_str().as_bytes().to_vec()
 }
 
-/// The brain mask beside a scan, as it looks now.
-fn mask_beside(scan: &Path) -> Mask {
-    let path = steps::companion_mask(scan)?;
-    let look = ingest::look_at(&path).ok()?;
-    Some((path, look))
+/// A file beside a scan and what it looked like.
+type Companion = Option<(PathBuf, FileLook)>;
+
+/// What lies beside a scan and is read with it.
+#[derive(PartialEq, Eq)]
+struct Companions {
+    mask: Companion,
+    json: Companion,
+}
+
+impl Companions {
+    /// As they look now.
+    fn of(scan: &Path) -> Self {
+        let look = |path: Option<PathBuf>| {
+            let path = path?;
+            let look = ingest::look_at(&path).ok()?;
+            Some((path, look))
+        };
+        Self { mask: look(steps::companion_mask(scan)), json: look(steps::companion_json(scan)) }
+    }
+
+    fn looks(&self) -> ingest::Beside {
+        [&self.mask, &self.json].map(|companion| companion.as_ref().map(|(_, look)| *look))
+    }
 }

@@ -4,6 +4,7 @@
 //! incoming folder grows visibly. What must survive stands in the journal before the id moves on,
 //! so that a kill at any line leaves a state from which the same steps give the same results.
 
+pub mod acquisition;
 mod archive;
 pub mod board;
 mod encode;

@@ -7,16 +7,17 @@ use super::steps::{self, Source, WindowScores};
 use crate::{
     config::Config,
     domain::{
+        cohort::{UNKNOWN, modality_of},
         error::ScanError,
         finding::{Finding, SharedAnomaly, WindowIdentity},
         scan::{EncodedFacts, ScanId, ScanRecord},
     },
     engine::Method,
     nifti,
-    numeric::scoring::{self, ScanScores},
+    numeric::scoring,
     report::{
-        EncoderFacts, MethodFacts, RESEARCH_USE_ONLY, ResultSet, SCHEMA, Scores, Sidecar, Standing,
-        ThresholdFacts, WindowFacts,
+        EncoderFacts, MethodFacts, QualityFacts, RESEARCH_USE_ONLY, ResultSet, SCHEMA, Scores,
+        Sidecar, Standing, ThresholdFacts, WindowFacts,
         picture::{self, PictureInput},
     },
 };
@@ -45,9 +46,11 @@ const FEW_SCANS: usize = 30;
 /// Map, mask, picture and sidecar, and the finding that they show.
 pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), ScanError> {
     let ReportInput { record, source, method, config, .. } = input;
-    let WindowScores { scans: scores, shared, .. } = input.scores;
+    let WindowScores { shared, .. } = input.scores;
+    let others = input.scores.others(input.index);
     let finding = steps::finding(source, input.scores, input.index, method, &config.scoring)?;
-    let top = scores.iter().map(|s| s.top1_mean).fold(0.0, f32::max);
+    let own = &input.scores.scans[input.index];
+    let top = others.iter().map(|s| s.top1_mean).fold(own.top1_mean, f32::max);
     let picture_png = picture::render(&PictureInput {
         scan: &source.raw,
         brain: &source.brain,
@@ -57,7 +60,7 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
         focus: finding.clusters.first().map(|largest| largest.peak_world_mm),
         top,
         title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
-        summary: &summary(&finding, scores.len()),
+        summary: &summary(&finding, others.len()),
     });
     let mut sidecar = Sidecar {
         standing: Standing::Scored,
@@ -77,10 +80,10 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
                 .to_owned(),
         }),
         clusters: finding.clusters.clone(),
-        warnings: warnings(record, &finding, scores),
+        warnings: warnings(input, &finding),
         ..sidecar(record, input.window, method, config)
     };
-    sidecar.window.heterogeneity = scoring::heterogeneity(scores);
+    sidecar.window.heterogeneity = scoring::heterogeneity(&input.scores.references());
     sidecar.window.shared_anomalies.clone_from(shared);
     sidecar.warnings.extend(shared_warning(record.id, shared));
     let results = ResultSet {
@@ -105,22 +108,30 @@ pub(super) fn sidecar(
         notice: RESEARCH_USE_ONLY.to_owned(),
         oddscan_version: env!("CARGO_PKG_VERSION").to_owned(),
         standing: Standing::WaitingForScans {
-            have: window.members.len(),
+            have: window.members.len() - window.set_aside.len(),
             need: config.window.min_scans,
         },
         source_name: record.source_name.clone(),
         scan_id: record.id,
-        modality: record.cohort.modality.clone(),
+        modality: modality_of(&steps::stem_of(record.source_name.as_ref())),
+        cohort: record.cohort.name.clone(),
+        acquisition: record.acquisition.clone(),
         revision: record.reported.as_ref().map_or(0, |reported| reported.revision) + 1,
         scores: None,
         threshold: None,
         clusters: Vec::new(),
         brain_ml: encoded.brain_ml,
+        quality: Some(QualityFacts {
+            noise: encoded.noise,
+            cut_fraction: encoded.cut_fraction,
+            is_reference: config.quality.allow(record),
+        }),
         alignment: record.alignment,
         window: WindowFacts {
             id: window.id.clone(),
             size: window.members.len(),
             heterogeneity: None,
+            set_aside: window.set_aside.clone(),
             shared_anomalies: Vec::new(),
             members: window.members.clone(),
         },
@@ -129,6 +140,7 @@ pub(super) fn sidecar(
             settings: json!({
                 "preset": config.tree.get("preset"),
                 "volume": config.tree.get("volume"),
+                "quality": config.tree.get("quality"),
                 "encoder": config.tree.get("encoder"),
                 "tokens": config.tree.get("tokens"),
                 "scoring": config.tree.get("scoring"),
@@ -141,30 +153,33 @@ pub(super) fn sidecar(
             layers: method.layers.clone(),
             device: method.device.clone(),
         },
-        warnings: scan_warnings(record, &encoded),
+        warnings: scan_warnings(record, &encoded, config),
         timings_secs: encoded.timings_secs,
         files: None,
     }
 }
 
-/// Results with the same key are the same: the window's members, the method of their tokens, and the
-/// settings of the scoring.
+/// Results with the same key are the same: the window's members and which of them are references, the method
+/// of their tokens, and the settings of the scoring.
 pub(super) fn result_key(window: &WindowIdentity, config: &Config) -> String {
-    let shaping = json!({
+    let mut shaping = json!({
         "window": window.id,
         "method": window.cohort.method,
         "scoring": config.tree.get("scoring"),
         "community": config.tree.get("community"),
     });
+    // Only where there are any, so that results from before there were stay as they are.
+    if !window.set_aside.is_empty() {
+        shaping["set_aside"] = json!(window.set_aside);
+    }
     hex::encode(&Sha256::digest(shaping.to_string())[..8])
 }
 
-fn summary(finding: &Finding, n_scans: usize) -> String {
-    let n_lower = (finding.percentile * (n_scans - 1) as f64).round();
+fn summary(finding: &Finding, n_others: usize) -> String {
+    let n_lower = (finding.percentile * n_others as f64).round();
     format!(
-        "score {:.3}, higher than {n_lower} of {} other scans; mask {:.1} ml in {} region{}",
+        "score {:.3}, higher than {n_lower} of {n_others} other scans; mask {:.1} ml in {} region{}",
         finding.score_top1_mean,
-        n_scans - 1,
         finding.mask_ml(),
         finding.clusters.len(),
         if finding.clusters.len() == 1 { "" } else { "s" },
@@ -174,13 +189,15 @@ fn summary(finding: &Finding, n_scans: usize) -> String {
 /// Above this [`scoring::heterogeneity`] a window mixes sources: measured 1.05 for one scanner.
 pub const MIXED: f64 = 1.15;
 
-/// Above this [`scoring::shift`] a scan differs as a whole.
-const SHIFTED: f64 = 1.15;
+/// Above this [`scoring::shift`] a scan is unlike its cohort: docs/quality.md has the measurement.
+pub(super) const SHIFTED: f64 = 1.15;
 
-fn warnings(record: &ScanRecord, finding: &Finding, scores: &[ScanScores]) -> Vec<String> {
-    let n_scans = scores.len();
-    let mut warnings = scan_warnings(record, &record.encoded.clone().unwrap_or_default());
-    if let Some(mixed) = scoring::heterogeneity(scores).filter(|&ratio| ratio > MIXED) {
+fn warnings(input: &ReportInput<'_>, finding: &Finding) -> Vec<String> {
+    let ReportInput { record, config, .. } = input;
+    let references = input.scores.references();
+    let n_scans = references.len();
+    let mut warnings = scan_warnings(record, &record.encoded.clone().unwrap_or_default(), config);
+    if let Some(mixed) = scoring::heterogeneity(&references).filter(|&ratio| ratio > MIXED) {
         warnings.push(format!(
             "the window mixes scans that differ as a whole ({mixed:.2} between the 90th and 10th \
              percentile of their median scores, {MIXED} is the limit): several scanners or \
@@ -189,8 +206,10 @@ fn warnings(record: &ScanRecord, finding: &Finding, scores: &[ScanScores]) -> Ve
     }
     if let Some(shift) = finding.shift.filter(|&shift| shift > SHIFTED) {
         warnings.push(format!(
-            "the scan as a whole lies {shift:.2} times as far from the others as they from each \
-             other: another scanner, protocol or preprocessing? Its map shows that too"
+            "the scan looks unlike its cohort {}: as a whole it lies {shift:.2} times as far from the \
+             others as they from each other ({SHIFTED} is the limit). Check sequence, scanner and \
+             preprocessing, or write a [[cohort]] rule; its map shows the difference too",
+            record.cohort.label()
         ));
     }
     if n_scans < FEW_SCANS {
@@ -223,17 +242,22 @@ fn shared_warning(own_id: ScanId, shared: &[SharedAnomaly]) -> Option<String> {
         .then(|| format!("the scan shares something unusual with {}, {kept}", others.join(", ")))
 }
 
-fn scan_warnings(record: &ScanRecord, encoded: &EncodedFacts) -> Vec<String> {
-    let mut warnings = Vec::new();
+fn scan_warnings(record: &ScanRecord, encoded: &EncodedFacts, config: &Config) -> Vec<String> {
+    let not_good_enough =
+        |fault| format!("{fault}: the scan is scored, but others are not compared with it");
+    let mut warnings: Vec<String> =
+        config.quality.faults(record).into_iter().map(not_good_enough).collect();
     if encoded.cut_fraction > 0.01 {
         warnings.push(format!(
             "{:.1} % of the brain lies outside the field of view (volume.field_of_view_mm)",
             100.0 * encoded.cut_fraction
         ));
     }
-    if record.cohort.modality == "unknown" {
+    warnings.extend(record.notes.iter().cloned());
+    if record.cohort.name == UNKNOWN {
         warnings.push(
-            "the file name ends in no known BIDS suffix; the scan is compared with others like it"
+            "the file name ends in no known BIDS suffix and no [[cohort]] rule takes the scan; it is \
+             compared with others of which nothing is known either"
                 .to_owned(),
         );
     }

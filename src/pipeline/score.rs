@@ -25,7 +25,7 @@ use super::{
     ARCHIVED, IDLE, Shared,
     board::{CohortStatus, StageName},
     now_secs, panic_text,
-    reporting::{ReportInput, build_results, result_key, sidecar},
+    reporting::{ReportInput, SHIFTED, build_results, result_key, sidecar},
     steps::{self, Member, WindowScores},
 };
 use crate::{
@@ -252,14 +252,16 @@ impl Score {
     fn rescore(&mut self, key: &CohortKey, trigger: Trigger) -> Result<(), ScanError> {
         let Self { shared, distances, settings, cohorts, .. } = self;
         let Some(cohort) = cohorts.get_mut(key) else { return Ok(()) };
-        cohort.identity = cohort.window.identity();
         cohort.scores = WindowScores::default();
         let mut records = Vec::new();
         for id in cohort.window.members() {
             records.extend(shared.store.record(id)?);
         }
+        let references: BTreeSet<ScanId> =
+            records.iter().filter(|r| settings.quality.allow(r)).map(|r| r.id).collect();
+        cohort.identity = cohort.window.identity(|id| references.contains(&id));
         let wanted = result_key(&cohort.identity, settings);
-        let is_scored = records.len() >= settings.window.min_scans;
+        let is_scored = references.len() >= settings.window.min_scans;
         let is_due = |record: &&ScanRecord| match &record.reported {
             // Waiting is said once; it is not worth a new file for each arrival.
             Some(done) => is_scored && done.key != wanted,
@@ -276,7 +278,7 @@ impl Score {
             let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
             let foreground = |part| shared.store.foreground(id, part)?.ok_or_else(lost);
             let parts = (0..n_parts).map(foreground).collect::<Result<_, _>>()?;
-            members.push(Member { id: *id, parts });
+            members.push(Member { id: *id, parts, is_reference: references.contains(id) });
         }
         let mut kept = KeptDistances {
             shared: shared.as_ref(),
@@ -444,15 +446,18 @@ impl Score {
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
         let window = &self.settings.window;
         let members = cohort.window.members();
+        let n_set_aside = cohort.identity.set_aside.len();
+        let n_active = cohort.identity.members.len() - n_set_aside;
         let oldest = members.first().map(|id| self.shared.store.record(id)).transpose()?.flatten();
         self.shared.metrics.window(
             key.label(),
-            members.len(),
+            n_active,
+            n_set_aside,
             window.min_scans,
             window.max_scans.get(),
             oldest.map(|record| record.first_seen_secs),
         );
-        let heterogeneity = scoring::heterogeneity(&cohort.scores.scans);
+        let heterogeneity = scoring::heterogeneity(&cohort.scores.references());
         let metrics = &self.shared.metrics;
         metrics.window_likeness(key.label(), heterogeneity, newest_shift(cohort));
         metrics.window_contamination(key.label(), contamination(cohort));
@@ -461,6 +466,8 @@ impl Score {
             min_scans: window.min_scans,
             max_scans: window.max_scans.get(),
             heterogeneity,
+            n_unlike: n_unlike(&cohort.scores),
+            n_set_aside,
             n_outdated: cohort.debt.len(),
             last_scored_secs: cohort.last_scored_secs,
         };
@@ -477,7 +484,7 @@ impl Score {
 
 fn new_cohort(key: &CohortKey, capacity: NonZeroUsize) -> Cohort {
     let window = Window::new(key.clone(), capacity);
-    let identity = window.identity();
+    let identity = window.identity(|_| true);
     Cohort {
         window,
         identity,
@@ -490,8 +497,13 @@ fn new_cohort(key: &CohortKey, capacity: NonZeroUsize) -> Cohort {
 
 /// How far the newest member as a whole lies from the others.
 fn newest_shift(cohort: &Cohort) -> Option<f64> {
-    let (newest, others) = cohort.scores.scans.split_last()?;
-    scoring::shift(newest, &others.iter().collect::<Vec<_>>())
+    cohort.scores.shift(cohort.scores.scans.len().checked_sub(1)?)
+}
+
+/// Members that lie far from their window as a whole.
+fn n_unlike(scores: &WindowScores) -> usize {
+    let is_unlike = |&index: &usize| scores.shift(index).is_some_and(|shift| shift > SHIFTED);
+    (0..scores.scans.len()).filter(is_unlike).count()
 }
 
 /// Share of the members that share an anomaly with others.

@@ -1,6 +1,7 @@
 //! The steps of one scan's journey that the daemon and the one-shot command share.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     io,
     os::unix::ffi::OsStrExt,
@@ -26,7 +27,7 @@ use crate::{
         registration::{
             self, Alignment, MIN_COVERAGE, MIN_EXPLAINED, MIN_EXTENT_MM, RegistrationError,
         },
-        scoring::{self, MapProfile, NearestDistances, ScanScores},
+        scoring::{self, Fraction, MapProfile, NearestDistances, ScanScores},
         token::{Foreground, TokenGrid, foreground_cells},
         volume::{RawMask, RawVolume},
     },
@@ -282,20 +283,36 @@ pub fn companion_mask(scan: &Path) -> Option<PathBuf> {
 /// A link is none: in the incoming folder it may lead to anything. Beside a scan that is a link
 /// itself, which only a person can have named, links are followed: whole data sets consist of them.
 pub fn companion(scan: &Path, what: &str) -> Option<PathBuf> {
-    let name = scan.file_name()?.as_bytes();
-    let stem = name.strip_suffix(b".gz").unwrap_or(name);
-    let stem = stem.strip_suffix(b".nii").unwrap_or(stem);
+    let stem = stem_bytes(scan)?;
     let subject = stem.iter().rposition(|&byte| byte == b'_').map(|end| &stem[..end]);
     let path = |name: &[u8], ending: &str| {
         let name = [name, b"_", what.as_bytes(), ending.as_bytes()].concat();
         scan.with_file_name(OsStr::from_bytes(&name))
     };
-    let are_links_meant = scan.is_symlink();
     [Some(stem), subject]
         .into_iter()
         .flatten()
         .flat_map(|name| [path(name, ".nii.gz"), path(name, ".nii")])
-        .find(|path| path.is_file() && (are_links_meant || !path.is_symlink()))
+        .find(|path| lies_beside(scan, path))
+}
+
+/// The JSON beside a scan that says how it was acquired: `<stem>.json`, by the same rule about links.
+/// What this program writes beside maps is none.
+pub fn companion_json(scan: &Path) -> Option<PathBuf> {
+    let name = [stem_bytes(scan)?, b".json"].concat();
+    let path = scan.with_file_name(OsStr::from_bytes(&name));
+    (!name.ends_with(b"_anomaly.json") && lies_beside(scan, &path)).then_some(path)
+}
+
+fn lies_beside(scan: &Path, path: &Path) -> bool {
+    path.is_file() && (scan.is_symlink() || !path.is_symlink())
+}
+
+/// The bytes of a file name without `.nii` or `.nii.gz`.
+fn stem_bytes(scan: &Path) -> Option<&[u8]> {
+    let name = scan.file_name()?.as_bytes();
+    let stem = name.strip_suffix(b".gz").unwrap_or(name);
+    Some(stem.strip_suffix(b".nii").unwrap_or(stem))
 }
 
 /// File name without folder and without `.nii` or `.nii.gz`.
@@ -336,6 +353,8 @@ pub struct Member {
     pub id: ScanId,
     /// The cells of its tokens, for each part of a layer: view by view, or of all views joined.
     pub parts: Vec<Foreground>,
+    /// Whether others are compared with it.
+    pub is_reference: bool,
 }
 
 /// The parts of a layer's tokens.
@@ -355,11 +374,46 @@ pub struct WindowScores {
     pub scans: Vec<ScanScores>,
     /// What their maps hold, in the same order.
     pub profiles: Vec<MapProfile>,
+    /// Whether others were compared with them, in the same order.
+    pub are_references: Vec<bool>,
     /// Anomalies that several members share.
     pub shared: Vec<SharedAnomaly>,
 }
 
+impl WindowScores {
+    /// The scans that others were compared with.
+    pub fn references(&self) -> Vec<&ScanScores> {
+        self.but(None).map(|index| &self.scans[index]).collect()
+    }
+
+    /// The scans that member `index` was compared with.
+    pub fn others(&self, index: usize) -> Vec<&ScanScores> {
+        self.but(Some(index)).map(|other| &self.scans[other]).collect()
+    }
+
+    /// How far member `index` lies from the scans that it was compared with: [`scoring::shift`].
+    pub fn shift(&self, index: usize) -> Option<f64> {
+        scoring::shift(&self.scans[index], &self.others(index))
+    }
+
+    /// Threshold of the map of member `index`: [`scoring::label_free_threshold`].
+    fn threshold(&self, index: usize, clean: Fraction) -> f32 {
+        let others = self.but(Some(index)).map(|other| self.profiles[other]);
+        let profiles: Vec<MapProfile> = [self.profiles[index]].into_iter().chain(others).collect();
+        scoring::label_free_threshold(&profiles, 0, clean)
+    }
+
+    /// Positions of the references, one left out.
+    fn but(&self, left_out: Option<usize>) -> impl Iterator<Item = usize> {
+        let references = self.are_references.iter().enumerate().filter(|(_, is)| **is);
+        references.map(|(index, _)| index).filter(move |&index| Some(index) != left_out)
+    }
+}
+
 /// The scores of every member of a window, in the order of `members`.
+///
+/// Members that are no references (guests) are compared with those that are, and change nothing for them: what
+/// references score, how their places are levelled, and what they share is the same without the others.
 pub fn score_members(
     members: &[Member],
     layers: &[usize],
@@ -367,30 +421,63 @@ pub fn score_members(
     distances: &mut dyn Distances,
 ) -> Result<WindowScores, ScanError> {
     let n_parts = members.first().map_or(0, |member| member.parts.len());
-    let mut views: Vec<Vec<ScoreGrid>> = vec![Vec::new(); members.len()];
+    let (references, guests): (Vec<&Member>, Vec<&Member>) =
+        members.iter().partition(|member| member.is_reference);
+    let mut views: BTreeMap<ScanId, Vec<ScoreGrid>> = BTreeMap::new();
     let mut shared = Vec::new();
     for part in 0..n_parts {
-        let mut by_scan: Vec<Vec<_>> = vec![Vec::new(); members.len()];
+        let mut scores = LayerScores {
+            references: vec![Vec::new(); references.len()],
+            guests: vec![Vec::new(); guests.len()],
+        };
         for (index, &layer) in layers.iter().enumerate() {
             let tokens = Tokens { grid: index * n_parts + part, part, layer };
-            let found = score_tokens(members, tokens, settings, distances, &mut by_scan)?;
+            let found =
+                score_tokens(&references, &guests, tokens, settings, distances, &mut scores)?;
             shared.extend(found);
         }
-        let grids = members.iter().zip(&by_scan).map(|(member, layers)| ScoreGrid {
+        let grid = |(member, layers): (&&Member, &Layers)| ScoreGrid {
             foreground: member.parts[part].clone(),
             scores: scoring::mean_over_layers(layers),
-        });
-        let mut grids: Vec<ScoreGrid> = grids.collect();
+        };
+        let mut grids: Vec<ScoreGrid> =
+            references.iter().zip(&scores.references).map(grid).collect();
+        let mut guest_grids: Vec<ScoreGrid> = guests.iter().zip(&scores.guests).map(grid).collect();
         if settings.place_share > 0.0 {
+            for guest in &mut guest_grids {
+                level_guest(guest, &grids, settings.place_share);
+            }
             scoring::level_places(&mut grids, settings.place_share);
         }
-        views.iter_mut().zip(grids).for_each(|(views, grid)| views.push(grid));
+        for (member, grid) in references.iter().zip(grids).chain(guests.iter().zip(guest_grids)) {
+            views.entry(member.id).or_default().push(grid);
+        }
     }
-    let scans: Vec<ScanScores> =
-        views.par_iter().map(|views| ScanScores::new(joined_scores(views))).collect();
+    let scans: Vec<ScanScores> = members
+        .par_iter()
+        .map(|member| ScanScores::new(joined_scores(&views[&member.id])))
+        .collect();
     let profile = |scan: &ScanScores| MapProfile::new(scan.cells.clone(), settings.false_positives);
     let profiles = scans.par_iter().map(profile).collect();
-    Ok(WindowScores { scans, profiles, shared })
+    let are_references = members.iter().map(|member| member.is_reference).collect();
+    Ok(WindowScores { scans, profiles, are_references, shared })
+}
+
+/// Levels the scores of a scan that is no reference by the places of those that are.
+fn level_guest(guest: &mut ScoreGrid, references: &[ScoreGrid], share: f64) {
+    let mut grids = references.to_vec();
+    grids.push(guest.clone());
+    scoring::level_places(&mut grids, share);
+    *guest = grids.pop().expect("it was put there");
+}
+
+/// The scores of one scan's tokens, layer by layer.
+type Layers = Vec<Vec<Option<f32>>>;
+
+/// The scores of one part of all members.
+struct LayerScores {
+    references: Vec<Layers>,
+    guests: Vec<Layers>,
 }
 
 /// Which tokens of the members are scored.
@@ -404,55 +491,72 @@ struct Tokens {
     layer: usize,
 }
 
-/// Scores one grid of tokens of every member; what members share is left out of the candidates.
+/// Scores one grid of tokens of every member; what references share is left out of the candidates.
 fn score_tokens(
-    members: &[Member],
+    references: &[&Member],
+    guests: &[&Member],
     tokens: Tokens,
     settings: &Scoring,
     distances: &mut dyn Distances,
-    by_scan: &mut [Vec<Vec<Option<f32>>>],
+    scores: &mut LayerScores,
 ) -> Result<Vec<SharedAnomaly>, ScanError> {
-    if !settings.filter_shared {
+    let mut found = Shared { anomalies: Vec::new(), excluded: vec![Vec::new(); references.len()] };
+    if settings.filter_shared {
+        let mut window: Vec<NearestDistances> = references
+            .iter()
+            .map(|member| nearest(member, references, &found.excluded, tokens, distances))
+            .collect::<Result<_, _>>()?;
+        found = leave_out_shared(&mut window, references, tokens, settings, distances)?;
+        for (scores, nearest) in scores.references.iter_mut().zip(&window) {
+            scores.push(scoring::mutual_scores(nearest, settings.keep));
+        }
+    } else {
         // One scan at a time: the columns of a large window need not be in memory together.
-        for (scores, member) in by_scan.iter_mut().zip(members) {
-            let nearest = nearest(member, members, tokens, distances)?;
+        for (scores, member) in scores.references.iter_mut().zip(references) {
+            let nearest = nearest(member, references, &found.excluded, tokens, distances)?;
             scores.push(scoring::mutual_scores(&nearest, settings.keep));
         }
-        return Ok(Vec::new());
     }
-    let mut window: Vec<NearestDistances> = members
-        .iter()
-        .map(|member| nearest(member, members, tokens, distances))
-        .collect::<Result<_, _>>()?;
-    let shared = leave_out_shared(&mut window, members, tokens, settings, distances)?;
-    for (scores, nearest) in by_scan.iter_mut().zip(&window) {
-        scores.push(scoring::mutual_scores(nearest, settings.keep));
+    for (scores, guest) in scores.guests.iter_mut().zip(guests) {
+        let nearest = nearest(guest, references, &found.excluded, tokens, distances)?;
+        scores.push(scoring::mutual_scores(&nearest, settings.keep));
     }
-    Ok(shared)
+    Ok(found.anomalies)
 }
 
+/// Distances of a member to all references but itself, as if these had no `excluded` tokens.
 fn nearest(
     member: &Member,
-    members: &[Member],
+    references: &[&Member],
+    excluded: &[Vec<usize>],
     tokens: Tokens,
     distances: &mut dyn Distances,
 ) -> Result<NearestDistances, ScanError> {
-    let others = members.iter().filter(|other| other.id != member.id);
-    let columns = others.map(|other| distances.column(member.id, other.id, tokens.grid));
+    let others = references.iter().zip(excluded).filter(|(other, _)| other.id != member.id);
+    let columns = others.map(|(other, excluded)| match &excluded[..] {
+        [] => distances.column(member.id, other.id, tokens.grid),
+        excluded => distances.column_without(member.id, other.id, tokens.grid, excluded),
+    });
     Ok(NearestDistances::new(
         member.parts[tokens.part].cells.len(),
         columns.collect::<Result<_, _>>()?,
     ))
 }
 
+/// What several references share, and the tokens of each that no longer count as candidates.
+struct Shared {
+    anomalies: Vec<SharedAnomaly>,
+    excluded: Vec<Vec<usize>>,
+}
+
 /// Looks for anomalies that several members share, and takes their tokens out of the candidates.
 fn leave_out_shared(
     window: &mut [NearestDistances],
-    members: &[Member],
+    members: &[&Member],
     tokens: Tokens,
     settings: &Scoring,
     distances: &mut dyn Distances,
-) -> Result<Vec<SharedAnomaly>, ScanError> {
+) -> Result<Shared, ScanError> {
     let found = community::find_communities(window, settings.keep, &settings.community);
     let excluded = found.excluded_tokens(members.len());
     for (scan, other) in community::due_columns(window, &excluded) {
@@ -461,12 +565,12 @@ fn leave_out_shared(
         // The scan itself has no column.
         window[scan].replace(other - usize::from(other > scan), column);
     }
-    let shared = found.suspects.into_iter().map(|suspect| SharedAnomaly {
+    let anomalies = found.suspects.into_iter().map(|suspect| SharedAnomaly {
         layer: tokens.layer,
         members: suspect.members.iter().map(|&member| members[member].id).collect(),
         n_excluded: suspect.excluded.iter().map(Vec::len).sum(),
     });
-    Ok(shared.collect())
+    Ok(Shared { anomalies: anomalies.collect(), excluded })
 }
 
 /// What is said about member `index` of a scored window.
@@ -478,14 +582,11 @@ pub fn finding(
     settings: &Scoring,
 ) -> Result<Finding, ScanError> {
     let own = &scores.scans[index];
-    let others: Vec<&ScanScores> =
-        scores.scans[..index].iter().chain(&scores.scans[index + 1..]).collect();
-    let other_tops: Vec<f32> = others.iter().map(|other| other.top1_mean).collect();
-    let shift = scoring::shift(own, &others);
+    let other_tops: Vec<f32> = scores.others(index).iter().map(|other| other.top1_mean).collect();
     let cube = source.cube(method)?;
     let placement = GridPlacement { cube_side: method.cube.side, cube };
     let map = score_map(&own.foreground, &own.cells, &placement, &source.brain);
-    let threshold = scoring::label_free_threshold(&scores.profiles, index, settings.clean_scans);
+    let threshold = scores.threshold(index, settings.clean_scans);
     let voxel_mm3 = source.raw.affine.voxel_volume_mm3();
     let min_voxels = (settings.min_cluster_mm3 / voxel_mm3).ceil() as usize;
     let regions = regions_above(&map, source.raw.shape, threshold, min_voxels.max(1));
@@ -497,7 +598,7 @@ pub fn finding(
         score_max: own.max,
         score_top1_mean: own.top1_mean,
         percentile: scoring::percentile(own.top1_mean, &other_tops),
-        shift,
+        shift: scores.shift(index),
         threshold,
         n_cells: own.cells.len(),
         n_unmatched_cells: own.n_unmatched,
@@ -561,6 +662,62 @@ mod tests {
         }
     }
 
+    /// Distances that any change of a scan, its tokens or its other scan changes.
+    struct MadeUp;
+
+    impl Distances for MadeUp {
+        fn column(&mut self, of: ScanId, other: ScanId, _: usize) -> Result<Vec<f32>, ScanError> {
+            let [a, b] = [of, other].map(|id| f64::from(id.0[0]));
+            let distance = |token: usize| 2.0 + (a + 1.7 * b + 0.3 * a * b + token as f64).sin();
+            Ok((0..50).map(|token| distance(token) as f32).collect())
+        }
+
+        fn column_without(
+            &mut self,
+            of: ScanId,
+            other: ScanId,
+            grid: usize,
+            _: &[usize],
+        ) -> Result<Vec<f32>, ScanError> {
+            self.column(of, other, grid)
+        }
+    }
+
+    #[test]
+    fn a_scan_that_is_no_reference_is_compared_with_those_that_are_and_changes_none() {
+        let settings = crate::config::Config::parse("").unwrap().scoring;
+        let not_levelled = Scoring { place_share: 0.0, ..settings };
+        let member = |n: u8, is_reference| Member {
+            id: ScanId([n; 32]),
+            parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
+            is_reference,
+        };
+        let score_by = |settings: &Scoring, members: &[Member]| {
+            score_members(members, &[9], settings, &mut MadeUp).unwrap()
+        };
+        let score = |members: &[Member]| score_by(&settings, members);
+        let references = [1, 3, 4, 5].map(|n| member(n, true));
+        let alone = score(&references);
+        let [one, rest @ ..] = references;
+        let with = |is_reference| [&[one.clone(), member(2, is_reference)], &rest[..]].concat();
+        let (aside, joined) = (score(&with(false)), score(&with(true)));
+        assert_eq!(aside.are_references, [true, false, true, true, true]);
+        assert_ne!(aside.scans[2], joined.scans[2]);
+        // Its own distances are the same whether it is a reference or not.
+        let [aside_alone, joined_alone] =
+            [false, true].map(|joins| score_by(&not_levelled, &with(joins)).scans[1].clone());
+        assert_eq!(aside_alone, joined_alone);
+        let unchanged = [0, 2, 3, 4].map(|index| aside.scans[index].clone());
+        assert_eq!(unchanged.to_vec(), alone.scans);
+        for (index, own) in [(0, 0), (2, 1), (4, 3)] {
+            assert_eq!(aside.shift(index), alone.shift(own));
+            let clean = settings.clean_scans;
+            assert_eq!(aside.threshold(index, clean), alone.threshold(own, clean));
+        }
+        assert_eq!(aside.others(1).len(), 4);
+        assert_eq!((aside.others(0).len(), aside.references().len()), (3, 4));
+    }
+
     #[test]
     fn speckle_of_the_volume_of_a_brain_is_no_brain() {
         // One voxel in eight, in no pattern that the cells share: 590 ml, all within the cube.
@@ -620,6 +777,23 @@ mod tests {
         // A file is a mask whatever the scan is.
         std::fs::write(at("sub-1_FLAIR_brain.nii"), "").unwrap();
         assert_eq!(companion_mask(&at("sub-1_FLAIR.nii")), Some(at("sub-1_FLAIR_brain.nii")));
+    }
+
+    #[test]
+    fn a_json_is_found_by_stem_and_neither_a_link_nor_a_result_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["sub-1.json", "a_anomaly.json", "elsewhere"] {
+            std::fs::write(at(name), "{}").unwrap();
+        }
+        assert_eq!(companion_json(&at("a_anomaly.nii.gz")), None);
+        assert_eq!(companion_json(&at("sub-1_T1w.nii.gz")), None, "not of the whole subject");
+        std::os::unix::fs::symlink(at("elsewhere"), at("sub-1_T1w.json")).unwrap();
+        assert_eq!(companion_json(&at("sub-1_T1w.nii.gz")), None);
+        std::os::unix::fs::symlink(at("elsewhere"), at("sub-1_T1w.nii")).unwrap();
+        assert_eq!(companion_json(&at("sub-1_T1w.nii")), Some(at("sub-1_T1w.json")));
+        std::fs::write(at("sub-2_T1w.json"), "{}").unwrap();
+        assert_eq!(companion_json(&at("sub-2_T1w.nii.gz")), Some(at("sub-2_T1w.json")));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
+    acquisition::AcquisitionFacts,
     finding::{Cluster, SharedAnomaly},
     scan::{AlignmentFacts, ScanId},
 };
@@ -62,6 +63,17 @@ pub struct ThresholdFacts {
     pub chosen_by: String,
 }
 
+/// How good the scan is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QualityFacts {
+    /// Noise in the brain as a share of its contrast; null if it could not be measured.
+    pub noise: Option<f64>,
+    /// Share of the brain outside the field of view, in [0, 1].
+    pub cut_fraction: f64,
+    /// Whether other scans are compared with this one.
+    pub is_reference: bool,
+}
+
 /// The window that the scan was scored against.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WindowFacts {
@@ -72,6 +84,9 @@ pub struct WindowFacts {
     /// How much the scans differ as a whole: the 90th over the 10th percentile of their median
     /// scores, once scored.
     pub heterogeneity: Option<f64>,
+    /// Members that the others were not compared with, because they are not good enough.
+    #[serde(default)]
+    pub set_aside: Vec<ScanId>,
     /// Anomalies that several members share; looked for with `community.enabled`.
     pub shared_anomalies: Vec<SharedAnomaly>,
     /// Their ids, sorted.
@@ -140,6 +155,12 @@ pub struct Sidecar {
     pub scan_id: ScanId,
     /// Modality that the scan was taken for, by its file name.
     pub modality: String,
+    /// Cohort that the scan is compared within: a rule of the settings, else the modality.
+    #[serde(default)]
+    pub cohort: String,
+    /// How it was acquired, as far as known.
+    #[serde(default)]
+    pub acquisition: AcquisitionFacts,
     /// Grows each time the result is replaced.
     pub revision: u64,
     /// Scores, once scored.
@@ -150,6 +171,9 @@ pub struct Sidecar {
     pub clusters: Vec<Cluster>,
     /// Volume of the brain mask, ml.
     pub brain_ml: f64,
+    /// How good the scan is; nothing in sidecars from before that was asked.
+    #[serde(default)]
+    pub quality: Option<QualityFacts>,
     /// How the scan was aligned to the template, if it was.
     pub alignment: Option<AlignmentFacts>,
     /// The window.
@@ -179,6 +203,8 @@ pub(super) mod tests {
             source_name: "sub-1_T1w.nii.gz".into(),
             scan_id: ScanId([7; 32]),
             modality: "t1w".into(),
+            cohort: "t1-3t".into(),
+            acquisition: AcquisitionFacts::of("sub-1_T1w", [1.0, 1.0, 1.2]),
             revision: 3,
             scores: Some(Scores {
                 max: 1.5,
@@ -191,11 +217,17 @@ pub(super) mod tests {
             threshold: None,
             clusters: Vec::new(),
             brain_ml: 1300.0,
+            quality: Some(QualityFacts {
+                noise: Some(0.02),
+                cut_fraction: 0.0,
+                is_reference: true,
+            }),
             alignment: None,
             window: WindowFacts {
                 id: "ab".into(),
                 size: 1,
                 heterogeneity: None,
+                set_aside: Vec::new(),
                 shared_anomalies: Vec::new(),
                 members: vec![ScanId([7; 32])],
             },

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::domain::{cohort::CohortKey, scan::EncodedFacts};
+use crate::domain::{acquisition::AcquisitionFacts, cohort::CohortKey, scan::EncodedFacts};
 
 fn id(n: u8) -> ScanId {
     ScanId([n; 32])
@@ -13,7 +13,9 @@ fn record(n: u8, state: ScanState) -> ScanRecord {
         state,
         source_name: format!("scan-{n}.nii.gz"),
         output_stem: format!("scan-{n}"),
-        cohort: CohortKey { modality: "t1w".into(), method: "m".into() },
+        cohort: CohortKey { name: "t1w".into(), method: "m".into() },
+        acquisition: AcquisitionFacts::of("scan_T1w", [1.0, 1.0, 1.2]),
+        notes: vec!["a note".to_owned()],
         sequence: u64::from(n),
         first_seen_secs: 7,
         attempts: 0,

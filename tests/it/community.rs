@@ -75,6 +75,7 @@ fn scores(grids: &mut Grids, enabled: bool) -> WindowScores {
     let member = |(scan, grid): (usize, &TokenGrid)| Member {
         id: id(scan),
         parts: vec![grid.foreground().clone()],
+        is_reference: true,
     };
     let members: Vec<Member> = grids.0.iter().enumerate().map(member).collect();
     steps::score_members(&members, &[9], &settings, grids).unwrap()

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, env, fs, process::Command};
 
 use oddscan::{
-    domain::scan::ScanId,
+    domain::{acquisition::AcquisitionFacts, scan::ScanId},
     report::{
         EncoderFacts, MethodFacts, SCHEMA, Scores, Sidecar, Standing, WindowFacts, write_sidecar,
     },
@@ -33,6 +33,9 @@ fn sidecar(score: f32) -> Sidecar {
         source_name: String::new(),
         scan_id: ScanId([0; 32]),
         modality: String::new(),
+        cohort: String::new(),
+        acquisition: AcquisitionFacts::default(),
+        quality: None,
         revision: 1,
         scores: Some(scores),
         threshold: None,
@@ -43,6 +46,7 @@ fn sidecar(score: f32) -> Sidecar {
             id: String::new(),
             size: 0,
             heterogeneity: None,
+            set_aside: Vec::new(),
             shared_anomalies: Vec::new(),
             members: Vec::new(),
         },

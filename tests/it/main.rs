@@ -4,6 +4,7 @@
 
 mod alignment;
 mod cli;
+mod cohorts;
 mod community;
 mod daemon;
 mod evaluation;
@@ -14,6 +15,7 @@ mod layers;
 mod model;
 mod nibabel;
 mod nifti;
+mod quality;
 mod reference;
 mod shipped;
 mod support;

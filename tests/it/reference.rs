@@ -220,7 +220,8 @@ fn scores(
     let settings = Config::parse(&settings).unwrap().scoring;
     let member = |scan| {
         let part = |part| goldens.tokens(case, scan, LAYERS[0], part).foreground().clone();
-        Member { id: id(scan), parts: (0..case.tokens.n_parts()).map(part).collect() }
+        let parts = (0..case.tokens.n_parts()).map(part).collect();
+        Member { id: id(scan), parts, is_reference: true }
     };
     let members: Vec<Member> = (0..N_SCANS).map(member).collect();
     steps::score_members(&members, &LAYERS, &settings, &mut Columns(columns)).unwrap()

@@ -1,0 +1,160 @@
+//! The JSON that dcm2niix or a BIDS data set puts beside a scan: how it was acquired.
+//!
+//! Only the keys named here are looked at; patient, operator, station and dates are never read. What
+//! senders write is not trusted: texts are shortened and lose control characters, numbers must be finite
+//! and above 0, and what does not fit is named and left out.
+
+use serde_json::{Map, Value};
+
+use crate::domain::acquisition::AcquisitionFacts;
+
+/// Largest JSON that is read, bytes. dcm2niix writes 2 to 50 KB.
+pub const MAX_BYTES: u64 = 1 << 20;
+
+/// Longest text that is kept, characters: a DICOM long string.
+const MAX_CHARS: usize = 64;
+
+/// Adds what a JSON says to the facts. Returns the keys whose values are of no use.
+///
+/// # Errors
+/// If it is no JSON object: why, without quoting it. The facts are as they were then.
+pub fn read_facts(bytes: &[u8], facts: &mut AcquisitionFacts) -> Result<Vec<&'static str>, String> {
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(format!("it is larger than {MAX_BYTES} bytes"));
+    }
+    // dcm2niix copies texts of DICOM headers as they are, whatever their encoding.
+    let text = String::from_utf8_lossy(bytes);
+    let text = text.trim_start_matches('\u{feff}');
+    let value: Value = serde_json::from_str(text).map_err(|error| {
+        format!("it is no valid JSON (line {}, column {})", error.line(), error.column())
+    })?;
+    let Value::Object(entries) = value else { return Err("it is no JSON object".to_owned()) };
+    let mut fields = Fields { entries, unusable: Vec::new() };
+    const MS_PER_SECOND: f64 = 1000.0;
+    *facts = AcquisitionFacts {
+        has_json: true,
+        field_strength_t: fields.number("MagneticFieldStrength", 1.0),
+        manufacturer: fields.text("Manufacturer"),
+        model: fields.text("ManufacturersModelName"),
+        series: fields.text("SeriesDescription"),
+        protocol: fields.text("ProtocolName"),
+        dimensions: fields.text("MRAcquisitionType"),
+        echo_time_ms: fields.number("EchoTime", MS_PER_SECOND),
+        repetition_time_ms: fields.number("RepetitionTime", MS_PER_SECOND),
+        inversion_time_ms: fields.number("InversionTime", MS_PER_SECOND),
+        slice_thickness_mm: fields.number("SliceThickness", 1.0),
+        ..std::mem::take(facts)
+    };
+    Ok(fields.unusable)
+}
+
+/// The entries of a JSON, and which of those asked for were of no use.
+struct Fields {
+    entries: Map<String, Value>,
+    unusable: Vec<&'static str>,
+}
+
+impl Fields {
+    fn number(&mut self, key: &'static str, factor: f64) -> Option<f64> {
+        self.read(key, |value| {
+            let number = value.as_f64()?;
+            // Rounded to a nanosecond: 0.00298 s times 1000 is 2.9800000000000004.
+            let scaled = (number * factor * 1e6).round() / 1e6;
+            (scaled.is_finite() && scaled > 0.0).then_some(scaled)
+        })
+    }
+
+    fn text(&mut self, key: &'static str) -> Option<String> {
+        self.read(key, |value| {
+            let is_harmless = |c: &char| !c.is_control();
+            let text: String = value.as_str()?.trim().chars().filter(is_harmless).collect();
+            let text: String = text.chars().take(MAX_CHARS).collect();
+            (!text.is_empty()).then_some(text)
+        })
+    }
+
+    fn read<T>(&mut self, key: &'static str, usable: impl Fn(&Value) -> Option<T>) -> Option<T> {
+        // Empty texts and nulls say nothing, and nothing wrong.
+        let says = |value: &&Value| !value.is_null() && value.as_str() != Some("");
+        let value = self.entries.get(key).filter(says)?;
+        let found = usable(value);
+        if found.is_none() {
+            self.unusable.push(key);
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> (AcquisitionFacts, Result<Vec<&'static str>, String>) {
+        let mut facts = AcquisitionFacts::of("a_T1w", [1.0; 3]);
+        let said = read_facts(text.as_bytes(), &mut facts);
+        (facts, said)
+    }
+
+    #[test]
+    fn what_dcm2niix_writes_is_read_in_our_units_and_the_patient_is_not() {
+        let (facts, said) = read(
+            r#"{"Modality": "MR", "MagneticFieldStrength": 3, "Manufacturer": "Siemens",
+            "ManufacturersModelName": "Prisma", "StationName": "MRC1", "PatientName": "Doe^John",
+            "SeriesDescription": "t1_mprage_sag", "ProtocolName": "t1_mprage_sag_p2",
+            "MRAcquisitionType": "3D", "SliceThickness": 0.9, "EchoTime": 0.00298,
+            "RepetitionTime": 2.3, "InversionTime": 0.9, "ImageType": ["ORIGINAL"]}"#,
+        );
+        assert_eq!(said, Ok(vec![]));
+        let expected = AcquisitionFacts {
+            has_json: true,
+            field_strength_t: Some(3.0),
+            manufacturer: Some("Siemens".into()),
+            model: Some("Prisma".into()),
+            series: Some("t1_mprage_sag".into()),
+            protocol: Some("t1_mprage_sag_p2".into()),
+            dimensions: Some("3D".into()),
+            echo_time_ms: Some(2.98),
+            repetition_time_ms: Some(2300.0),
+            inversion_time_ms: Some(900.0),
+            slice_thickness_mm: Some(0.9),
+            ..AcquisitionFacts::of("a_T1w", [1.0; 3])
+        };
+        assert_eq!(facts, expected);
+        let kept = serde_json::to_string(&facts).unwrap();
+        assert!(!kept.contains("Doe") && !kept.contains("MRC1"), "{kept}");
+    }
+
+    #[test]
+    fn a_value_of_no_use_is_named_and_the_others_are_kept() {
+        let (facts, said) = read(
+            r#"{"MagneticFieldStrength": "3T", "EchoTime": -1, "Manufacturer": ["GE"],
+            "RepetitionTime": 1e308, "ProtocolName": null, "SeriesDescription": "FLAIR"}"#,
+        );
+        let unusable =
+            ["MagneticFieldStrength", "Manufacturer", "EchoTime", "RepetitionTime"].to_vec();
+        assert_eq!(said, Ok(unusable));
+        assert_eq!((facts.series.as_deref(), facts.field_strength_t), (Some("FLAIR"), None));
+    }
+
+    #[test]
+    fn what_is_no_json_object_changes_nothing() {
+        let deep = "[".repeat(100_000);
+        let long = format!("{{\"a\": \"{}\"}}", "x".repeat(1 << 20));
+        for text in ["", "{", "[1]", "3", "{\"EchoTime\": NaN}", "{\"a\": 1e999}", &deep, &long] {
+            let (facts, said) = read(text);
+            assert!(said.is_err(), "{}", &text[..text.len().min(20)]);
+            assert_eq!(facts, AcquisitionFacts::of("a_T1w", [1.0; 3]));
+        }
+    }
+
+    #[test]
+    fn texts_are_shortened_and_lose_control_characters() {
+        let mut facts = AcquisitionFacts::default();
+        let latin_1 = b"{\"SeriesDescription\": \"M\xfcller\"}";
+        read_facts(latin_1, &mut facts).unwrap();
+        assert_eq!(facts.series.as_deref(), Some("M\u{fffd}ller"));
+        let (facts, _) = read(&format!("{{\"Manufacturer\": \" a\\u001b[2J{}\"}}", "ä".repeat(99)));
+        let text = facts.manufacturer.unwrap();
+        assert!(text.starts_with("a[2Jää") && text.chars().count() == MAX_CHARS, "{text}");
+    }
+}

@@ -1,0 +1,115 @@
+//! Which scans are good enough to be compared with.
+//!
+//! A bad scan is scored and reported like any other, with a warning. Others' scores do not use it: its
+//! tokens tell of noise, or of other places than those that they are compared at.
+
+use super::scan::ScanRecord;
+
+/// Limits beyond which a scan is no reference for others.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QualityLimits {
+    /// Most noise, as a share of the brain's contrast.
+    pub max_noise: f64,
+    /// Largest share of the brain outside the cube.
+    pub max_cut_fraction: f64,
+    /// Least share of the scan's contrast that the template must explain, of scans that were aligned.
+    pub min_explained: f64,
+}
+
+impl QualityLimits {
+    /// What is wrong with a scan, in words with value, limit and key; nothing if others may be compared
+    /// with it. What was not measured, as in scans from before there were limits, is not wrong.
+    pub fn faults(&self, record: &ScanRecord) -> Vec<String> {
+        let encoded = record.encoded.as_ref();
+        let noise = encoded.and_then(|found| found.noise).filter(|&noise| noise > self.max_noise);
+        let cut =
+            encoded.map(|found| found.cut_fraction).filter(|&cut| cut > self.max_cut_fraction);
+        let explained = record.alignment.map(|found| found.explained);
+        let explained = explained.filter(|&explained| explained < self.min_explained);
+        let (percent, limit) = (|share: f64| 100.0 * share, "is the limit");
+        let faults = [
+            noise.map(|noise| {
+                let most = percent(self.max_noise);
+                format!(
+                    "noise of {:.0} % of the brain's contrast, {most:.0} % {limit} \
+                         (quality.max_noise)",
+                    percent(noise)
+                )
+            }),
+            cut.map(|cut| {
+                let most = percent(self.max_cut_fraction);
+                format!(
+                    "{:.1} % of the brain outside the field of view, {most:.1} % {limit} \
+                         (quality.max_cut_fraction)",
+                    percent(cut)
+                )
+            }),
+            explained.map(|explained| {
+                let least = percent(self.min_explained);
+                format!(
+                    "{:.0} % of its contrast explained by the template, {least:.0} % {limit} \
+                         (quality.min_explained)",
+                    percent(explained)
+                )
+            }),
+        ];
+        faults.into_iter().flatten().collect()
+    }
+
+    /// Whether others may be compared with a scan.
+    pub fn allow(&self, record: &ScanRecord) -> bool {
+        self.faults(record).is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        cohort::CohortKey,
+        scan::{AlignmentFacts, EncodedFacts, ScanId, ScanState},
+    };
+
+    fn record(noise: Option<f64>, cut_fraction: f64, explained: Option<f64>) -> ScanRecord {
+        let alignment = |explained| AlignmentFacts {
+            template_to_scan: [[0.0; 4]; 3],
+            explained,
+            coverage: 1.0,
+            brain_extracted: true,
+        };
+        ScanRecord {
+            id: ScanId([1; 32]),
+            state: ScanState::Encoded,
+            source_name: String::new(),
+            output_stem: String::new(),
+            cohort: CohortKey { name: "t1w".into(), method: "m".into() },
+            acquisition: Default::default(),
+            notes: Vec::new(),
+            sequence: 0,
+            first_seen_secs: 0,
+            attempts: 0,
+            alignment: explained.map(alignment),
+            encoded: Some(EncodedFacts { noise, cut_fraction, ..EncodedFacts::default() }),
+            reported: None,
+        }
+    }
+
+    #[test]
+    fn every_limit_is_named_with_value_and_key_and_what_is_not_known_is_no_fault() {
+        let limits = QualityLimits { max_noise: 0.2, max_cut_fraction: 0.1, min_explained: 0.4 };
+        assert!(limits.allow(&record(Some(0.2), 0.1, Some(0.4))), "the limits themselves are in");
+        assert!(limits.allow(&record(None, 0.0, None)));
+        assert!(limits.allow(&ScanRecord { encoded: None, ..record(None, 0.0, None) }));
+        let faults = limits.faults(&record(Some(0.31), 0.125, Some(0.35)));
+        assert_eq!(
+            faults,
+            [
+                "noise of 31 % of the brain's contrast, 20 % is the limit (quality.max_noise)",
+                "12.5 % of the brain outside the field of view, 10.0 % is the limit \
+                 (quality.max_cut_fraction)",
+                "35 % of its contrast explained by the template, 40 % is the limit \
+                 (quality.min_explained)",
+            ]
+        );
+    }
+}
