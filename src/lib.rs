@@ -9,7 +9,7 @@
 //!
 //! 1. [`numeric`]: values in, values out. No file, clock, thread pool, log, device or setting.
 //! 2. [`domain`]: what a scan, a window and a finding are and may become. No I/O.
-//! 3. Adapters, each hiding one outside thing: [`nifti`] (files), [`compute`] (the encoder on a
+//! 3. Adapters, each hiding one outside thing: [`nifti`] and [`dicom`] (files), [`compute`] (the encoder on a
 //!    GPU or the CPU), [`store`] (sled), [`watcher`] and [`ingest`] (the incoming folder), [`quarantine`],
 //!    [`report`] (results), [`metrics`] (Prometheus).
 //! 4. The daemon: [`config`], [`engine`] (the method made ready on a device), [`pipeline`] (the
@@ -20,6 +20,7 @@ pub mod numeric;
 pub mod domain;
 
 pub mod compute;
+pub mod dicom;
 pub mod ingest;
 pub mod metrics;
 pub mod model;

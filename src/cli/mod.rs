@@ -5,6 +5,7 @@
 
 mod check_config;
 mod demo;
+mod dicom;
 mod eval;
 mod model;
 mod quarantine;
@@ -46,6 +47,10 @@ enum Command {
     Score(score::Arguments),
     /// Measure how well maps and masks find lesions that are known.
     Eval(eval::Arguments),
+    /// Convert DICOM series to NIfTI, as the daemon does with what it finds.
+    ///
+    /// Prints a line of JSON for each series: converted, refused or skipped, with its files.
+    Dicom(dicom::Arguments),
     /// Check a settings file; lists all faults at once.
     CheckConfig {
         /// The file.
@@ -136,6 +141,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run { config } => Ok(service::run(config)?),
         Command::Score(arguments) => score::run(arguments),
+        Command::Dicom(arguments) => dicom::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::CheckConfig { file } => check_config::run(&file),
         Command::Status(arguments) => status::run(&arguments),

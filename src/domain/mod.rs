@@ -7,6 +7,7 @@ pub mod cohort;
 pub mod error;
 pub mod finding;
 pub mod scan;
+pub mod sequence;
 pub mod tokenise;
 pub mod window;
 

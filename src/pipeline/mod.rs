@@ -6,6 +6,7 @@
 
 mod archive;
 pub mod board;
+pub mod convert;
 mod encode;
 mod intake;
 mod reporting;

@@ -1,0 +1,113 @@
+//! The DICOM files of a zip, laid into a folder under numbers: the names within are never used.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+};
+
+use zip::{ZipArchive, result::ZipError};
+
+use crate::domain::error::{
+    QuarantineReason::{self, Bomb, Corrupt, TooLarge, Unsupported},
+    Refusal,
+};
+
+/// What is unpacked at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ZipLimits {
+    /// Files.
+    pub max_members: usize,
+    /// Bytes of one file.
+    pub max_member_bytes: u64,
+    /// Bytes in all.
+    pub max_bytes: u64,
+}
+
+/// Content may be so many times larger than the zip, beyond [`FREE_BYTES`]: scans compress by 2 to 10,
+/// a zip bomb by a thousand.
+const MAX_RATIO: u64 = 100;
+const FREE_BYTES: u64 = 64 << 20;
+
+/// Unpacks every file that has the mark of a DICOM file into `folder`.
+///
+/// # Errors
+/// [`io::Error`] when the folder fails; a [`Refusal`] for every other fault.
+pub fn unzip(
+    zip: impl Read + Seek,
+    zip_bytes: u64,
+    folder: &Path,
+    limits: &ZipLimits,
+) -> io::Result<Result<Vec<PathBuf>, Refusal>> {
+    let mut archive = match ZipArchive::new(zip) {
+        Ok(archive) => archive,
+        Err(error) => return Ok(Err(damaged(error))),
+    };
+    if archive.len() > limits.max_members {
+        let found = format!("{} files in a zip", archive.len());
+        let needed = format!("at most {}", limits.max_members);
+        return Ok(Err(Refusal::new(TooLarge, found, needed, "export one study per zip")));
+    }
+    let by_ratio = zip_bytes.saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES);
+    let mut n_all = 0;
+    let mut files = Vec::new();
+    for index in 0..archive.len() {
+        let mut member = match archive.by_index(index) {
+            Ok(member) => member,
+            Err(error) => return Ok(Err(damaged(error))),
+        };
+        if !member.is_file() {
+            continue;
+        }
+        let mut start = [0; 132];
+        match member.read_exact(&mut start) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
+            Err(error) => return Ok(Err(damaged(error))),
+            Ok(()) if &start[128..] != b"DICM" => continue,
+            Ok(()) => {}
+        }
+        let path = folder.join(format!("{index:06}.dcm"));
+        let mut file = File::create(&path)?;
+        file.write_all(&start)?;
+        let mut buffer = vec![0; 1 << 16];
+        let mut n_bytes = start.len() as u64;
+        loop {
+            let n_read = match member.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n_read) => n_read,
+                Err(error) => return Ok(Err(damaged(error))),
+            };
+            n_bytes += n_read as u64;
+            if n_all + n_bytes > by_ratio {
+                return Ok(Err(too_much(Bomb, by_ratio)));
+            } else if n_all + n_bytes > limits.max_bytes || n_bytes > limits.max_member_bytes {
+                return Ok(Err(too_much(TooLarge, limits.max_member_bytes)));
+            }
+            file.write_all(&buffer[..n_read])?;
+        }
+        n_all += n_bytes;
+        files.push(path);
+    }
+    if files.is_empty() {
+        let found = "a zip without a DICOM file";
+        let action = "put NIfTI files into the incoming folder as they are";
+        return Ok(Err(Refusal::new(Unsupported, found, "DICOM files in it", action)));
+    }
+    Ok(Ok(files))
+}
+
+fn damaged(error: impl Into<ZipError>) -> Refusal {
+    let error = error.into();
+    let text: String = error.to_string().chars().filter(|c| !c.is_control()).take(200).collect();
+    let is_foreign = matches!(error, ZipError::UnsupportedArchive(_));
+    let found = format!("a zip that cannot be read ({text})");
+    let needed = "a zip with deflated or stored files, without a password";
+    let reason = if is_foreign { Unsupported } else { Corrupt };
+    Refusal::new(reason, found, needed, "pack or copy it again")
+}
+
+fn too_much(reason: QuarantineReason, most: u64) -> Refusal {
+    let found = format!("files in a zip that unpack to more than {most} bytes");
+    let needed = format!("at most {MAX_RATIO} times the size of the zip, and intake.max_file_mib");
+    Refusal::new(reason, found, needed, "pack the files as the scanner made them")
+}
