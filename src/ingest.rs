@@ -178,7 +178,8 @@ fn collect_bundles(
     Ok(())
 }
 
-fn has_ending(path: &Path, endings: &[&str]) -> bool {
+/// Whether a file's name has one of these endings, in capitals or not.
+pub fn has_ending(path: &Path, endings: &[&str]) -> bool {
     let ending = path.extension().unwrap_or_default();
     endings.iter().any(|wanted| ending.eq_ignore_ascii_case(wanted))
 }

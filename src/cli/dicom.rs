@@ -119,7 +119,7 @@ fn listed() -> Result<Vec<(Standing, PathBuf)>, Failure> {
 }
 
 /// DICOM files and zips as named, and those in folders.
-pub(super) fn expand(named: &[PathBuf]) -> Result<Vec<(Standing, PathBuf)>, Failure> {
+fn expand(named: &[PathBuf]) -> Result<Vec<(Standing, PathBuf)>, Failure> {
     let config = Config::parse("").map_err(|error| Failure::new(INTERNAL, error))?;
     let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
         .map_err(|error| Failure::new(INTERNAL, error))?;
@@ -152,7 +152,7 @@ impl Session<'_> {
     fn convert_all(&mut self, listed: &[(Standing, PathBuf)]) -> io::Result<()> {
         let mut inputs = Vec::new();
         for (number, (standing, path)) in listed.iter().enumerate() {
-            if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("zip")) {
+            if ingest::has_ending(path, &["zip"]) {
                 let files = self.unpack(number, path)?;
                 inputs.extend(files.into_iter().map(|path| Input {
                     path,
@@ -169,9 +169,13 @@ impl Session<'_> {
                 heads.push((index, head));
             }
         }
-        let mut series: BTreeMap<(&str, Option<&str>), Vec<(usize, &Head)>> = BTreeMap::new();
+        // Files that are nothing for us part from those that are, also within one series.
+        let mut series: BTreeMap<_, Vec<(usize, &Head)>> = BTreeMap::new();
         for (index, head) in &heads {
-            series.entry((&head.series_uid, head.unwanted)).or_default().push((*index, head));
+            series
+                .entry((head.series_uid.as_str(), head.unwanted))
+                .or_default()
+                .push((*index, head));
         }
         for ((_, unwanted), files) in series {
             self.convert_series(unwanted, &files, &inputs)?;
@@ -195,6 +199,11 @@ impl Session<'_> {
             Err(refusal) => Ok(Ok(Err(refusal))),
         };
         let refusal = match unpacked {
+            Ok(Ok(Ok(files))) if files.is_empty() => {
+                let (name, why) = (String::new(), "a zip without DICOM files".to_owned());
+                self.say(&Event::Skipped { name, why, inputs: vec![number] })?;
+                return Ok(files);
+            }
             Ok(Ok(Ok(files))) => return Ok(files),
             Ok(Ok(Err(refusal))) | Err(refusal) => refusal,
             Ok(Err(error)) => return Err(error),
@@ -238,9 +247,15 @@ impl Session<'_> {
         if !stands(Standing::New) {
             return Ok(());
         }
+        let name = || files[0].1.name("unknown");
         if let Some(why) = unwanted {
-            let name = files[0].1.series_number.map_or(String::new(), |number| number.to_string());
+            let name = name();
             return self.say(&Event::Skipped { name, why: why.to_owned(), inputs: all });
+        }
+        if let Some(refusal) = files.iter().find_map(|(_, head)| head.fault.clone()) {
+            self.n_refused += 1;
+            let name = name();
+            return self.say(&Event::Refused { name, refusal, may_grow: false, inputs: all });
         }
         self.say(&Event::InHand { inputs: all })?;
         for stack in dicom::stacks(files) {

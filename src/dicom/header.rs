@@ -2,17 +2,17 @@
 //!
 //! Read up to the pixels only: a flat dump has thousands of files, and most are never converted.
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use dicom_core::Tag;
-use dicom_dictionary_std::tags;
+use dicom_dictionary_std::{tags, uids};
 use dicom_object::{InMemDicomObject, OpenFileOptions, file::ReadPreamble};
 use serde_json::{Map, Value, json};
 
 use crate::{
     domain::{
         error::{
-            QuarantineReason::{BadHeader, Corrupt, TooLarge, Unsupported},
+            QuarantineReason::{BadHeader, Corrupt, Io, TooLarge, Truncated, Unsupported},
             Refusal,
         },
         sequence::Acquisition,
@@ -55,6 +55,8 @@ pub struct Head {
     pub series_number: Option<i64>,
     /// Why it is nothing for oddscan, although nothing is wrong with it.
     pub unwanted: Option<&'static str>,
+    /// Why no volume can be made of it, nor of its series without it.
+    pub fault: Option<Refusal>,
     /// Columns and rows.
     pub extents: [usize; 2],
     /// Its frames; one in most files.
@@ -71,12 +73,15 @@ const MAX_FRAMES: usize = 20_000;
 /// Reads the header of a file.
 ///
 /// # Errors
-/// If it is no DICOM file, or an image that says too little or contradicts itself.
+/// If it is no DICOM file, or does not say to which series it belongs. Other faults are noted in the head.
 pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
     let options = OpenFileOptions::new().read_preamble(ReadPreamble::Always);
     let file = options.read_until(tags::PIXEL_DATA).from_reader(reader).map_err(unreadable)?;
     let image = Dataset(&file);
-    let Some(series_uid) = image.text(tags::SERIES_INSTANCE_UID) else {
+    let is_directory = file.meta().media_storage_sop_class_uid().trim_end_matches('\0')
+        == uids::MEDIA_STORAGE_DIRECTORY_STORAGE;
+    let series_uid = image.text(tags::SERIES_INSTANCE_UID);
+    let Some(series_uid) = series_uid.or_else(|| is_directory.then(String::new)) else {
         return refuse("no SeriesInstanceUID", "one", EXPORT_AGAIN);
     };
     let image_type = image.texts(tags::IMAGE_TYPE);
@@ -85,6 +90,7 @@ pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
         instance_uid: image.text(tags::SOP_INSTANCE_UID).unwrap_or_default(),
         series_number: image.number(tags::SERIES_NUMBER).map(|number| number as i64),
         unwanted: None,
+        fault: None,
         extents: [tags::COLUMNS, tags::ROWS].map(|tag| image.whole(tag).unwrap_or(0)),
         frames: Vec::new(),
         acquisition: image.acquisition(),
@@ -93,27 +99,35 @@ pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
     if head.unwanted_by(&image, &image_type) {
         return Ok(head);
     }
-    image.check_pixels(head.extents)?;
-    if image_type.iter().any(|word| word == "MOSAIC") {
-        let action = "export the series as single slices, or convert it with dcm2niix";
-        let found = "a mosaic: many slices side by side in one image";
-        return Err(Refusal::new(Unsupported, found, "one slice per frame", action));
+    match image.frames(head.extents, &image_type) {
+        Ok(frames) => head.frames = frames,
+        Err(fault) => head.fault = Some(fault),
     }
-    head.frames = image.frames(&image_type)?;
     Ok(head)
 }
 
 pub(super) fn unreadable(error: impl std::error::Error) -> Refusal {
     let mut text = error.to_string();
     let mut cause = error.source();
+    let mut reason = Corrupt;
     while let Some(error) = cause {
         text = format!("{text}: {error}");
+        reason = match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(io::ErrorKind::UnexpectedEof) => Truncated,
+            // What codecs and parsers say of the content.
+            None
+            | Some(
+                io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::Other,
+            ) => reason,
+            // The share is at fault.
+            Some(_) => Io,
+        };
         cause = error.source();
     }
     // The text may quote the file.
     let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
     let found = format!("a file that cannot be read as DICOM ({text})");
-    Refusal::new(Corrupt, found, "a DICOM file (PS3.10) with its preamble", EXPORT_AGAIN)
+    Refusal::new(reason, found, "a DICOM file (PS3.10) with its preamble", EXPORT_AGAIN)
 }
 
 fn refuse<T>(
@@ -209,30 +223,44 @@ impl<'a> Dataset<'a> {
         let group = |sequence: Tag, tag: Tag| {
             Dataset(Dataset(groups?).items(sequence).first()?).number(tag)
         };
+        let loose = |tag: Tag| self.loose()?.number(tag);
         let timing = tags::MR_TIMING_AND_RELATED_PARAMETERS_SEQUENCE;
-        let repetition = || group(timing, tags::REPETITION_TIME);
-        let echo = || group(tags::MR_ECHO_SEQUENCE, tags::EFFECTIVE_ECHO_TIME);
-        let inversion = || group(tags::MR_MODIFIER_SEQUENCE, tags::INVERSION_TIMES);
+        let time = |tag: Tag, sequence: Tag, within: Tag| {
+            self.number(tag).or_else(|| group(sequence, within)).or_else(|| loose(tag))
+        };
+        let (echo, inversion) = (tags::MR_ECHO_SEQUENCE, tags::MR_MODIFIER_SEQUENCE);
         Acquisition {
             scanning_sequence: self.scanning_sequence(),
-            sequence_variant: self.texts(tags::SEQUENCE_VARIANT),
+            sequence_variant: self.words(tags::SEQUENCE_VARIANT),
             acquisition_type: self.text(tags::MR_ACQUISITION_TYPE),
             sequence_name: self
                 .text(tags::SEQUENCE_NAME)
                 .or_else(|| self.text(tags::PULSE_SEQUENCE_NAME)),
-            echo_time_ms: self.number(tags::ECHO_TIME).or_else(echo),
-            repetition_time_ms: self.number(tags::REPETITION_TIME).or_else(repetition),
-            inversion_time_ms: self.number(tags::INVERSION_TIME).or_else(inversion),
+            echo_time_ms: time(tags::ECHO_TIME, echo, tags::EFFECTIVE_ECHO_TIME),
+            repetition_time_ms: time(tags::REPETITION_TIME, timing, tags::REPETITION_TIME),
+            inversion_time_ms: time(tags::INVERSION_TIME, inversion, tags::INVERSION_TIMES),
             description: self.text(tags::SERIES_DESCRIPTION),
             protocol: self.text(tags::PROTOCOL_NAME),
-            has_agent: self.text(tags::CONTRAST_BOLUS_AGENT).is_some()
+            has_agent: self.text(tags::CONTRAST_BOLUS_AGENT).is_some_and(|agent| is_agent(&agent))
                 || !self.items(tags::CONTRAST_BOLUS_AGENT_SEQUENCE).is_empty(),
         }
     }
 
+    /// What a converter to enhanced images found no place for.
+    fn loose(&self) -> Option<Dataset<'a>> {
+        let groups = Dataset(self.items(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE).first()?);
+        groups.items(tags::UNASSIGNED_SHARED_CONVERTED_ATTRIBUTES_SEQUENCE).first().map(Dataset)
+    }
+
+    fn words(&self, tag: Tag) -> Vec<String> {
+        let words = self.texts(tag);
+        let loose = || self.loose().map(|loose| loose.texts(tag));
+        if words.is_empty() { loose().unwrap_or_default() } else { words }
+    }
+
     /// In the words of single-frame images; enhanced ones have others (PS3.3, C.8.13.4).
     fn scanning_sequence(&self) -> Vec<String> {
-        let words = self.texts(tags::SCANNING_SEQUENCE);
+        let words = self.words(tags::SCANNING_SEQUENCE);
         if !words.is_empty() {
             return words;
         }
@@ -311,7 +339,13 @@ impl<'a> Dataset<'a> {
         Ok(())
     }
 
-    fn frames(&self, image_type: &[String]) -> Result<Vec<Frame>, Refusal> {
+    fn frames(&self, extents: [usize; 2], image_type: &[String]) -> Result<Vec<Frame>, Refusal> {
+        self.check_pixels(extents)?;
+        if image_type.iter().any(|word| word == "MOSAIC") {
+            let action = "export the series as single slices, or convert it with dcm2niix";
+            let found = "a mosaic: many slices side by side in one image";
+            return Err(Refusal::new(Unsupported, found, "one slice per frame", action));
+        }
         let shared = self.items(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE).first();
         let each = self.items(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE);
         let n_frames = self.whole(tags::NUMBER_OF_FRAMES).unwrap_or(1).max(1);
@@ -407,6 +441,11 @@ fn component(groups: &[&InMemDicomObject], image_type: &[String]) -> Component {
             ["P", "PHASE", "R", "REAL", "I", "IMAGINARY", "PHASE MAP"].contains(&word.as_str())
         });
     if is_other { Component::Other } else { Component::Magnitude }
+}
+
+/// Some sites write that there was none.
+fn is_agent(name: &str) -> bool {
+    !["no", "none", "n/a", "na", "0", "-"].contains(&name.to_lowercase().as_str())
 }
 
 /// One spelling per vendor, as dcm2niix writes it.

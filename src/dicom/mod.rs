@@ -117,16 +117,23 @@ pub fn stacks<'a>(series: &[(usize, &'a Head)]) -> Vec<Stack<'a>> {
     found
 }
 
-impl Stack<'_> {
+impl Head {
     /// `<series number>_<description>_<BIDS suffix>`: letters, digits, `-` and `_` only.
-    pub fn name(&self) -> String {
-        let acquisition = &self.head.acquisition;
+    pub fn name(&self, suffix: &str) -> String {
+        let acquisition = &self.acquisition;
         let text = acquisition.description.as_deref().or(acquisition.protocol.as_deref());
         let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
         let text: String = text.unwrap_or("series").chars().take(40).map(safe).collect();
         let words: Vec<&str> = text.split('_').filter(|word| !word.is_empty()).collect();
-        let number = self.head.series_number.unwrap_or(0);
-        format!("{number}_{}_{}", words.join("_"), self.suffix())
+        let number = self.series_number.unwrap_or(0);
+        format!("{number}_{}_{suffix}", words.join("_"))
+    }
+}
+
+impl Stack<'_> {
+    /// The name of its head, with the BIDS suffix.
+    pub fn name(&self) -> String {
+        self.head.name(self.suffix())
     }
 
     /// The BIDS suffix by this stack's own echo time.
@@ -263,6 +270,7 @@ mod tests {
             instance_uid: instance.to_owned(),
             series_number: Some(7),
             unwanted: None,
+            fault: None,
             extents: [5, 7],
             frames: vec![Frame {
                 plane,

@@ -29,7 +29,7 @@ pub struct ZipLimits {
 const MAX_RATIO: u64 = 100;
 const FREE_BYTES: u64 = 64 << 20;
 
-/// Unpacks every file that has the mark of a DICOM file into `folder`.
+/// Unpacks every file that has the mark of a DICOM file into `folder`; there may be none.
 ///
 /// # Errors
 /// [`io::Error`] when the folder fails; a [`Refusal`] for every other fault.
@@ -87,11 +87,6 @@ pub fn unzip(
         }
         n_all += n_bytes;
         files.push(path);
-    }
-    if files.is_empty() {
-        let found = "a zip without a DICOM file";
-        let action = "put NIfTI files into the incoming folder as they are";
-        return Ok(Err(Refusal::new(Unsupported, found, "DICOM files in it", action)));
     }
     Ok(Ok(files))
 }

@@ -76,6 +76,9 @@ const PROTON: [&str; 3] = ["pd", "pdw", "proton"];
 const AFTER_CONTRAST: [&str; 10] =
     ["gd", "gad", "gado", "post", "contrast", "ce", "km", "postgd", "cont", "enhanced"];
 
+/// Words that turn the former round: "T1 without contrast", "pre gd".
+const BEFORE_CONTRAST: [&str; 5] = ["without", "wo", "pre", "non", "native"];
+
 /// What a name or a timing points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hint {
@@ -97,18 +100,20 @@ pub fn bids_suffix(acquisition: &Acquisition) -> &'static str {
         (Hint::Kind(kind), _) | (Hint::Open, Hint::Kind(kind)) => kind,
         (Hint::Open, Hint::Open) => UNKNOWN,
     };
-    let is_after_contrast = acquisition.has_agent || has_any(&words, &AFTER_CONTRAST);
+    let is_after_contrast = acquisition.has_agent
+        || (has_any(&words, &AFTER_CONTRAST) && !has_any(&words, &BEFORE_CONTRAST));
     match (kind, is_after_contrast) {
         ("T1w", true) => "T1ce",
         (kind, _) => kind,
     }
 }
 
-/// Lower-case words of the names; `+c` and `t2*` are the only ones with signs that mean something.
+/// Lower-case words of the names; `+c`, `w/o` and `t2*` are the only ones with signs that mean something.
 fn words(acquisition: &Acquisition) -> Vec<String> {
     let names = [&acquisition.description, &acquisition.protocol, &acquisition.sequence_name];
     let text: Vec<String> = names.into_iter().flatten().map(|name| name.to_lowercase()).collect();
     let text = text.join(" ").replace("+c", " contrast ").replace("t2*", "t2star");
+    let text = text.replace("w/o", " without ");
     let parts = text.split(|c: char| !c.is_ascii_alphanumeric());
     parts.filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
@@ -256,6 +261,11 @@ mod tests {
             ..Acquisition::default()
         };
         assert_eq!(bids_suffix(&plain), "T1w");
+        let named = |name: &str| {
+            bids_suffix(&Acquisition { description: Some(name.to_owned()), ..plain.clone() })
+        };
+        assert_eq!(named("AX T1 +C"), "T1ce");
+        assert_eq!(named("AX T1 W/O CONTRAST"), "T1w");
         assert_eq!(bids_suffix(&Acquisition { has_agent: true, ..plain }), "T1ce");
     }
 

@@ -6,6 +6,7 @@ mod alignment;
 mod cli;
 mod community;
 mod daemon;
+mod dicom;
 mod evaluation;
 #[path = "../reference/goldens.rs"]
 mod goldens;

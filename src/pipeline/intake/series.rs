@@ -39,6 +39,9 @@ use crate::{
 /// any order.
 const PATIENCE: u32 = 10;
 
+/// Files that cannot be read are tried so often: about three quarters of an hour.
+const MAX_FAILURES: u32 = 10;
+
 /// DICOM files that are watched until they are whole.
 #[derive(Default)]
 pub(super) struct Bundles {
@@ -206,11 +209,15 @@ impl Intake {
     /// each failure.
     fn rest(&mut self, bundle: &Bundle, has_failed: bool) {
         let settle = self.shared.config().intake.series_settle.max(Duration::from_millis(100));
-        let before = self.bundles.pauses.get(&bundle.path).map_or(0, |pause| pause.n_failures);
-        let n_failures = if has_failed { before + 1 } else { 0 };
+        let n_failures = if has_failed { self.n_failures(bundle) + 1 } else { 0 };
         let rest = settle.saturating_mul(1 << n_failures.min(16)).min(MAX_PAUSE.max(settle));
         let pause = Pause { until: Instant::now() + rest, n_failures };
         self.bundles.pauses.insert(bundle.path.clone(), pause);
+    }
+
+    /// How often in a row the bundle could not be dealt with.
+    fn n_failures(&self, bundle: &Bundle) -> u32 {
+        self.bundles.pauses.get(&bundle.path).map_or(0, |pause| pause.n_failures)
     }
 
     /// Deals with what became of the series; tells whether something must be tried again.
@@ -234,8 +241,16 @@ impl Intake {
                 }
             }
         }
+        let n_failures = self.n_failures(unit.bundle);
         for event in events {
             match event {
+                Event::Refused { refusal, inputs, .. }
+                    if refusal.reason == QuarantineReason::Io && n_failures < MAX_FAILURES =>
+                {
+                    warn!(%refusal, "DICOM files cannot be read; trying again");
+                    has_failed = true;
+                    kept.extend(inputs);
+                }
                 Event::Refused { name, refusal, may_grow, inputs } => {
                     if *may_grow && self.may_still_grow(unit, inputs) {
                         debug!(%refusal, "a series may still be growing");
