@@ -180,7 +180,11 @@ fn convert_series(
             Event::Skipped { why, inputs, .. } => {
                 eprintln!("left out: {} and its series: {why}", first(&inputs).display());
             }
-            Event::InHand { .. } | Event::Waiting { .. } => {}
+            Event::Waiting { inputs } => {
+                let error = "not reached: too many files before it kill the converter".to_owned();
+                refused.push(Refused { path: first(&inputs), error });
+            }
+            Event::InHand { .. } => {}
         }
     }
     Ok(refused)

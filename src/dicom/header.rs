@@ -143,7 +143,9 @@ impl Head {
     fn unwanted_by(&mut self, image: &Dataset<'_>, image_type: &[String]) -> bool {
         let is = |word: &str| image_type.iter().any(|have| have == word);
         let name = self.acquisition.description.as_deref().unwrap_or_default().to_lowercase();
-        let is_called = |words: &[&str]| words.iter().any(|word| name.contains(word));
+        let is_localiser =
+            ["localizer", "localiser", "scout", "survey"].iter().any(|word| name.contains(word))
+                || name.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == "loc");
         let class = image.text(tags::SOP_CLASS_UID).unwrap_or_default();
         let is_captured = class.starts_with("1.2.840.10008.5.1.4.1.1.7");
         let is_derived = image_type.first().is_some_and(|word| word == "DERIVED")
@@ -154,7 +156,7 @@ impl Head {
             Some("no image")
         } else if is_captured {
             Some("a screen capture")
-        } else if is("LOCALIZER") || is_called(&["localizer", "localiser", "scout", "survey"]) {
+        } else if is("LOCALIZER") || is_localiser {
             Some("a localiser")
         } else if is_derived {
             Some("derived from other images")

@@ -40,6 +40,8 @@ pub struct Stack<'a> {
     pub head: &'a Head,
     /// Input and frame, each once.
     frames: Vec<(usize, usize, &'a Frame)>,
+    /// Whether its series has slices of another direction, too.
+    is_one_of_several: bool,
     /// All inputs that it was made of, copies among them.
     pub inputs: BTreeSet<usize>,
 }
@@ -103,10 +105,14 @@ pub fn stacks<'a>(series: &[(usize, &'a Head)]) -> Vec<Stack<'a>> {
                 None => alike.push(Stack {
                     head,
                     frames: vec![(input, index, frame)],
+                    is_one_of_several: false,
                     inputs: [input].into(),
                 }),
             }
         }
+    }
+    for alike in found.values_mut().filter(|alike| alike.len() > 1) {
+        alike.iter_mut().for_each(|stack| stack.is_one_of_several = true);
     }
     let mut found: Vec<Stack<'a>> = found.into_values().flatten().collect();
     for (copy, first) in copies {
@@ -154,6 +160,9 @@ impl Stack<'_> {
     ) -> Result<Converted, NoVolume> {
         if self.frames[0].2.component == Component::Other {
             return Err(NoVolume::Unwanted("phase, real or imaginary part".to_owned()));
+        }
+        if self.is_one_of_several {
+            return Err(NoVolume::Unwanted("slices in several directions: a localiser".to_owned()));
         }
         let [n_columns, n_rows] = self.head.extents;
         let planes: Vec<Plane> = self.frames.iter().map(|(_, _, frame)| frame.plane).collect();
@@ -306,8 +315,10 @@ mod tests {
 
     #[test]
     fn a_name_holds_nothing_that_a_path_or_a_shell_could_take_amiss() {
-        let head = head("a", 0.0, 15.0);
-        let stacks = stacks(&[(0, &head)]);
-        assert_eq!(stacks[0].name(), "7_PD_T2_Dual_Echo_unknown");
+        let heads = [head("a", 0.0, 15.0), head("b", 0.0, 100.0)];
+        let series: Vec<(usize, &Head)> = heads.iter().enumerate().collect();
+        let names: Vec<String> = stacks(&series).iter().map(Stack::name).collect();
+        // Each echo has the suffix of its own timing.
+        assert_eq!(names, ["7_PD_T2_Dual_Echo_PDw", "7_PD_T2_Dual_Echo_T2w"]);
     }
 }

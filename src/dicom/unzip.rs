@@ -106,3 +106,64 @@ fn too_much(reason: QuarantineReason, most: u64) -> Refusal {
     let needed = format!("at most {MAX_RATIO} times the size of the zip, and intake.max_file_mib");
     Refusal::new(reason, found, needed, "pack the files as the scanner made them")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Cursor};
+
+    use zip::{ZipWriter, write::SimpleFileOptions};
+
+    use super::*;
+
+    const LIMITS: ZipLimits =
+        ZipLimits { max_members: 3, max_member_bytes: 1 << 20, max_bytes: 3 << 20 };
+
+    fn zip(members: &[(&str, Vec<u8>)]) -> Vec<u8> {
+        let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+        for (name, bytes) in members {
+            zip.start_file(*name, SimpleFileOptions::default()).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        zip.finish().unwrap().into_inner()
+    }
+
+    fn dicom(n_bytes: usize) -> Vec<u8> {
+        [&[0; 128][..], b"DICM", &vec![7; n_bytes]].concat()
+    }
+
+    fn unzipped(zip: Vec<u8>, limits: &ZipLimits) -> Result<Vec<Vec<u8>>, Refusal> {
+        let folder = tempfile::tempdir().unwrap();
+        let into = folder.path().join("into");
+        fs::create_dir(&into).unwrap();
+        let n_bytes = zip.len() as u64;
+        let files = unzip(Cursor::new(zip), n_bytes, &into, limits).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing leaves the folder");
+        files.map(|files| files.iter().map(|file| fs::read(file).unwrap()).collect())
+    }
+
+    #[test]
+    fn only_dicom_files_are_unpacked_and_no_name_is_used() {
+        let members = [
+            ("../../x.dcm", dicom(9)),
+            ("letter.txt", b"to a friend".to_vec()),
+            ("/etc/line\nbreak", dicom(5)),
+        ];
+        assert_eq!(unzipped(zip(&members), &LIMITS).unwrap(), [dicom(9), dicom(5)]);
+        assert_eq!(unzipped(zip(&members[1..2]), &LIMITS).unwrap(), [[0_u8; 0]; 0]);
+    }
+
+    #[test]
+    fn too_many_too_large_too_dense_and_damaged_are_told_apart() {
+        let reason = |zip: Vec<u8>, limits: &ZipLimits| unzipped(zip, limits).unwrap_err().reason;
+        let one = |size| zip(&[("x", dicom(size))]);
+        assert_eq!(reason(one(2 << 20), &LIMITS), TooLarge);
+        let names = ["a", "b", "c", "d"];
+        let four: Vec<_> = names.map(|name| (name, dicom(9))).to_vec();
+        assert_eq!(reason(zip(&four), &LIMITS), TooLarge);
+        let wide = ZipLimits { max_member_bytes: 1 << 30, max_bytes: 1 << 30, ..LIMITS };
+        assert_eq!(reason(one(80 << 20), &wide), Bomb);
+        let mut cut = zip(&four[..2]);
+        cut.truncate(cut.len() - 30);
+        assert_eq!(reason(cut, &LIMITS), Corrupt);
+    }
+}

@@ -100,7 +100,7 @@ fn encode_list(files: &[(Standing, PathBuf)]) -> Vec<u8> {
     files.iter().flat_map(entry).collect()
 }
 
-/// Reads what [`encode_list`] wrote.
+/// Reads a list of files as the daemon writes it: of each a letter, the path, a zero byte.
 pub fn decode_list(bytes: &[u8]) -> Option<Vec<(Standing, PathBuf)>> {
     let entries = bytes.strip_suffix(&[0]).unwrap_or(bytes).split(|&byte| byte == 0);
     let entry = |entry: &[u8]| {
@@ -116,7 +116,7 @@ pub fn decode_list(bytes: &[u8]) -> Option<Vec<(Standing, PathBuf)>> {
 const MAX_SILENCE: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(20);
 
-/// Deaths after which everything that is left is given up.
+/// After so many deaths what is left waits for the next conversion: each costs reading all headers again.
 const MAX_DEATHS: usize = 16;
 
 /// Memory of a process: its own, that of the largest file with what its codec needs, and that of the
@@ -154,10 +154,15 @@ pub fn convert(
     mut alive: impl FnMut() -> bool,
 ) -> Result<Option<Vec<Event>>, ScanError> {
     let mut deaths: Vec<Event> = Vec::new();
+    let mut killed: Vec<Vec<usize>> = Vec::new();
     loop {
         let blamed: Vec<usize> = deaths.iter().flat_map(Event::inputs).copied().collect();
         let left: Vec<usize> = (0..files.len()).filter(|input| !blamed.contains(input)).collect();
         if left.is_empty() {
+            return Ok(Some(deaths));
+        }
+        if deaths.len() >= MAX_DEATHS {
+            deaths.push(Event::Waiting { inputs: left });
             return Ok(Some(deaths));
         }
         let listed: Vec<_> = left.iter().map(|&input| files[input].clone()).collect();
@@ -167,20 +172,23 @@ pub fn convert(
         };
         let events: Vec<Event> =
             read_events(work).into_iter().map(|event| event.renumbered(&left)).collect();
-        match end.fault()? {
-            None => return Ok(Some(events.into_iter().chain(deaths).collect())),
-            Some(refusal) => {
-                let in_hand = events.iter().rev().find_map(|event| match event {
-                    Event::InHand { inputs } => Some(inputs.clone()),
-                    _ => None,
-                });
-                let is_hopeless = deaths.len() + 1 >= MAX_DEATHS;
-                let inputs = in_hand.filter(|_| !is_hopeless).unwrap_or(left);
-                warn!(%refusal, n_files = inputs.len(), "the conversion of DICOM files died");
-                let name = String::new();
-                deaths.push(Event::Refused { name, refusal, may_grow: false, inputs });
-            }
+        let Some(refusal) = end.fault()? else {
+            return Ok(Some(events.into_iter().chain(deaths).collect()));
+        };
+        let in_hand = events.iter().rev().find_map(|event| match event {
+            Event::InHand { inputs } => Some(inputs.clone()),
+            _ => None,
+        });
+        let Some(inputs) = in_hand else {
+            return Err(own(io::Error::other("the process died before it read a file")));
+        };
+        warn!(%refusal, n_files = inputs.len(), "the conversion of DICOM files died");
+        // A person, or a system short of memory, may have ended it: once is no proof.
+        if end.was_killed() && !killed.contains(&inputs) {
+            killed.push(inputs);
+            continue;
         }
+        deaths.push(Event::Refused { name: String::new(), refusal, may_grow: false, inputs });
     }
 }
 
@@ -215,6 +223,13 @@ struct End {
 }
 
 impl End {
+    /// Whether it was ended from outside.
+    fn was_killed(&self) -> bool {
+        let from_outside = [Signal::KILL, Signal::TERM, Signal::INT, Signal::HUP];
+        let signal = self.status.signal();
+        !self.was_silent && from_outside.iter().any(|from| signal == Some(from.as_raw()))
+    }
+
     /// Why the files in hand are to blame, if they are.
     fn fault(&self) -> Result<Option<Refusal>, ScanError> {
         if self.status.success() {
@@ -225,7 +240,7 @@ impl End {
         let is_memory = self.stderr.contains("memory allocation of");
         let (reason, found) = if self.was_silent {
             (Poison, format!("a conversion that hung for {} s", MAX_SILENCE.as_secs()))
-        } else if is_memory {
+        } else if is_memory || self.was_killed() {
             (Bomb, "files that ask for more memory than any scan needs".to_owned())
         } else if signal == Some(Signal::XFSZ.as_raw()) {
             (TooLarge, "files that unpack to more than any scan holds".to_owned())
@@ -346,6 +361,8 @@ mod tests {
         assert_eq!(reason(end(25, "", false)), Some(TooLarge));
         assert_eq!(reason(end(11, "", false)), Some(Poison));
         assert_eq!(reason(end(9, "", true)), Some(Poison));
+        assert_eq!(reason(end(9, "", false)), Some(Bomb));
+        assert!(end(9, "", false).was_killed() && !end(9, "", true).was_killed());
         assert!(end(74 << 8, "no space", false).fault().is_err(), "no file is to blame");
     }
 }
