@@ -41,6 +41,11 @@ setpriv --reuid=scanner --regid=scanner --init-groups cp /run/broken.nii /var/li
 check "a member of the group can put scans in" "$(yes_if test -e /var/lib/oddscan/incoming/sub-01_T1w.nii)" yes
 in_quarantine() { [ -n "$(find /var/lib/oddscan/quarantine -type f -name '*.nii')" ]; }
 check "the daemon moves another user's broken scan away" "$(yes_if until_true 60 in_quarantine)" yes
+# The converter is a process of the daemon, with limits that it sets itself: the sandbox must allow that.
+echo broken > /run/broken.dcm && chmod 644 /run/broken.dcm
+setpriv --reuid=scanner --regid=scanner --init-groups cp /run/broken.dcm /var/lib/oddscan/incoming/
+converted() { [ -n "$(find /var/lib/oddscan/quarantine/truncated -type f -name '*.dcm')" ]; }
+check "a DICOM file is looked at in a process of its own" "$(yes_if until_true 120 converted)" yes
 readable() { setpriv --reuid=scanner --regid=scanner --init-groups cat "$(find /var/lib/oddscan/quarantine -type f | head -1)"; }
 check "a member of the group can read quarantine" "$(yes_if readable)" yes
 state() { setpriv --reuid=scanner --regid=scanner --init-groups ls /var/lib/oddscan/state; }

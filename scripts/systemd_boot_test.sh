@@ -1,6 +1,6 @@
 #!/bin/bash
-# Boots a real systemd in a container and runs the shipped unit in it: ready, status, a scan put in
-# by another user, reload, watchdog, stop, and a wrong configuration that is not tried again.
+# Boots a real systemd in a container and runs the shipped unit in it: ready, status, a scan and a DICOM
+# file put in by another user, reload, watchdog, stop, and a wrong configuration that is not tried again.
 #
 #   sudo scripts/systemd_boot_test.sh BINARY CONFIG [WEIGHTS]
 #

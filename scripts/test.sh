@@ -2,15 +2,18 @@
 # Sets up and runs every check: format, lints, tests, docs, and that the CUDA build type-checks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# prometheus: promtool checks metrics, rules and queries; systemd: systemd-analyze checks units.
-scripts/setup.sh prometheus systemd
+# prometheus: promtool checks metrics, rules and queries; systemd: systemd-analyze checks units; dcm2niix
+# converts the same DICOM series as oddscan; dcmtk compresses some of them.
+scripts/setup.sh prometheus systemd dcm2niix dcmtk
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
-# nibabel reads our files back, scikit-learn and MedPy compute our figures again.
+# nibabel reads our files back, highdicom and pydicom write DICOM series (pylibjpeg compresses them),
+# scikit-learn and MedPy compute our figures again.
 venv=target/test-venv
-if ! "$venv/bin/python" -c 'import nibabel, medpy, sklearn' 2>/dev/null; then
+if ! "$venv/bin/python" -c 'import nibabel, medpy, sklearn, highdicom, openjpeg' 2>/dev/null; then
     python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet nibabel medpy scikit-learn -r tests/reference/requirements.txt
+    "$venv/bin/pip" install --quiet nibabel medpy scikit-learn highdicom \
+        pylibjpeg pylibjpeg-openjpeg -r tests/reference/requirements.txt
 fi
 export ODDSCAN_PYTHON="$PWD/$venv/bin/python"
 

@@ -116,6 +116,8 @@ pub struct Directories {
 pub struct Intake {
     /// Unchanged for so long = whole.
     pub settle: Duration,
+    /// A DICOM series unchanged for so long = complete.
+    pub series_settle: Duration,
     /// Between listings.
     pub rescan: Duration,
     /// File names never read (shell patterns).
@@ -452,6 +454,7 @@ struct RawAlignment {
 #[serde(deny_unknown_fields)]
 struct RawIntake {
     settle_secs: f64,
+    series_settle_secs: f64,
     rescan_secs: f64,
     ignore: Vec<String>,
     accept: Vec<String>,
@@ -696,7 +699,9 @@ impl Checker {
 
     fn intake(&mut self, raw: RawIntake) -> Intake {
         let seconds = |value| Duration::from_secs_f64(value);
+        let key = "intake.series_settle_secs";
         Intake {
+            series_settle: seconds(self.number(key, raw.series_settle_secs, 0.0, 86_400.0)),
             settle: seconds(self.number("intake.settle_secs", raw.settle_secs, 0.0, 86_400.0)),
             rescan: seconds(self.number("intake.rescan_secs", raw.rescan_secs, 0.1, 86_400.0)),
             ignore: self.patterns("intake.ignore", raw.ignore),
@@ -954,6 +959,17 @@ mod tests {
         assert!(found.iter().any(|f| f.contains("at most window.max_scans (100)")));
         assert!(found.iter().any(|f| f.contains("\"0.0.0.0:9464\": a loopback address")));
         assert!(found.iter().any(|f| f.contains("\"oblique\"")));
+    }
+
+    #[test]
+    fn a_series_settles_for_a_minute_or_as_long_as_a_site_says_and_reloads() {
+        let old = Config::parse("").unwrap();
+        assert_eq!(old.intake.series_settle, Duration::from_secs(60));
+        let new = Config::parse("intake.series_settle_secs = 5").unwrap();
+        assert!(old.restart_needed_for(&new).is_empty());
+        assert_eq!(old.with_reloadable_of(new).intake.series_settle, Duration::from_secs(5));
+        let found = faults("intake.series_settle_secs = -1.0");
+        assert_eq!(found, ["intake.series_settle_secs = -1: a number from 0 to 86400 is needed"]);
     }
 
     #[test]

@@ -34,6 +34,12 @@ impl Patterns {
         let Some(name) = path.file_name() else { return false };
         self.accept.is_match(name) && !self.ignore.is_match(name)
     }
+
+    /// Whether a file of this name is left for other readers than that of scans.
+    fn is_open(&self, path: &Path) -> bool {
+        let Some(name) = path.file_name() else { return false };
+        !self.accept.is_match(name) && !self.ignore.is_match(name)
+    }
 }
 
 fn glob_set(patterns: &[String]) -> Result<GlobSet, globset::Error> {
@@ -107,6 +113,82 @@ fn collect(
         }
     }
     Ok(())
+}
+
+/// Files that are converted together: the DICOM files directly in one folder, or one zip.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    /// The folder or the zip.
+    pub path: PathBuf,
+    /// Whether it is a zip; then it is its own only file.
+    pub is_zip: bool,
+    /// Files, in the order of their names.
+    pub files: Vec<Candidate>,
+}
+
+/// All DICOM files and zips below `folder`, by folder. Files whose name leaves it open are DICOM if
+/// `has_mark` says so; see [`has_dicom_mark`].
+pub fn list_bundles(
+    folder: &Path,
+    patterns: &Patterns,
+    mut has_mark: impl FnMut(&Candidate) -> bool,
+    mut alive: impl FnMut(),
+) -> io::Result<Vec<Bundle>> {
+    let mut found = Vec::new();
+    collect_bundles(folder, patterns, MAX_DEPTH, &mut found, &mut has_mark, &mut alive)?;
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
+fn collect_bundles(
+    folder: &Path,
+    patterns: &Patterns,
+    depth: usize,
+    found: &mut Vec<Bundle>,
+    has_mark: &mut dyn FnMut(&Candidate) -> bool,
+    alive: &mut dyn FnMut(),
+) -> io::Result<()> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        alive();
+        let entry = entry?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        if kind.is_dir() {
+            if depth > 0 && !hidden(&path) && !patterns.is_scan(&path) {
+                collect_bundles(&path, patterns, depth - 1, found, has_mark, alive).ok();
+            }
+            continue;
+        }
+        if !kind.is_file() || !patterns.is_open(&path) {
+            continue;
+        }
+        let Ok(look) = look_at(&path) else { continue };
+        let candidate = Candidate { path, look };
+        if has_ending(&candidate.path, &["zip"]) {
+            let path = candidate.path.clone();
+            found.push(Bundle { path, is_zip: true, files: vec![candidate] });
+        } else if has_ending(&candidate.path, &["dcm", "ima"]) || has_mark(&candidate) {
+            files.push(candidate);
+        }
+    }
+    if !files.is_empty() {
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        found.push(Bundle { path: folder.to_owned(), is_zip: false, files });
+    }
+    Ok(())
+}
+
+/// Whether a file's name has one of these endings, in capitals or not.
+pub fn has_ending(path: &Path, endings: &[&str]) -> bool {
+    let ending = path.extension().unwrap_or_default();
+    endings.iter().any(|wanted| ending.eq_ignore_ascii_case(wanted))
+}
+
+/// Whether a file has the mark of DICOM (PS3.10, 7.1): many scanners give their files no ending.
+pub fn has_dicom_mark(path: &Path) -> bool {
+    let mut start = [0; 132];
+    let read = open_regular(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && &start[128..] == b"DICM"
 }
 
 fn hidden(path: &Path) -> bool {
@@ -218,7 +300,7 @@ impl From<CopyError> for io::Error {
 
 /// Opens a file that others may exchange at any time: a link put in its place would lead the
 /// service to a file that only the service may read, and a pipe would block it for ever.
-fn open_regular(path: &Path) -> io::Result<File> {
+pub fn open_regular(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {
@@ -289,6 +371,41 @@ mod tests {
         let found = list(root, &patterns(), || {}).unwrap();
         let names: Vec<_> = found.iter().map(|c| c.path.strip_prefix(root).unwrap()).collect();
         assert_eq!(names, ["b.nii", "folder.nii", "sub-1/anat/a_T1w.nii.gz"].map(Path::new));
+    }
+
+    #[test]
+    fn dicom_files_are_found_by_name_or_mark_and_bundled_by_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let marked = [&[0; 128][..], b"DICM"].concat();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::create_dir_all(root.join(".hidden")).unwrap();
+        for name in ["a/x.dcm", "a/2.IMA", "b.zip", "a/b/y.dcm", ".hidden/z.dcm", "c.nii", "t.txt"]
+        {
+            fs::write(root.join(name), "x").unwrap();
+        }
+        for name in ["a/IM001", "a/line\nbreak", "a/.dot", "a/x.partial", "d.nii"] {
+            fs::write(root.join(name), &marked).unwrap();
+        }
+        std::os::unix::fs::symlink(root.join("a/x.dcm"), root.join("a/link.dcm")).unwrap();
+        std::os::unix::fs::symlink(root.join("a"), root.join("link")).unwrap();
+        let found =
+            list_bundles(root, &patterns(), |file| has_dicom_mark(&file.path), || {}).unwrap();
+        let names: Vec<(&Path, bool, Vec<&Path>)> = found
+            .iter()
+            .map(|bundle| {
+                let name = |path| Path::strip_prefix(path, root).unwrap();
+                let files = bundle.files.iter().map(|file| name(&file.path)).collect();
+                (name(&bundle.path), bundle.is_zip, files)
+            })
+            .collect();
+        let in_a = ["a/2.IMA", "a/IM001", "a/line\nbreak", "a/x.dcm"].map(Path::new).to_vec();
+        let wanted = [
+            (Path::new("a"), false, in_a),
+            (Path::new("a/b"), false, vec![Path::new("a/b/y.dcm")]),
+            (Path::new("b.zip"), true, vec![Path::new("b.zip")]),
+        ];
+        assert_eq!(names, wanted);
     }
 
     #[test]

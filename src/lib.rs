@@ -9,8 +9,8 @@
 //!
 //! 1. [`numeric`]: values in, values out. No file, clock, thread pool, log, device or setting.
 //! 2. [`domain`]: what a scan, a window and a finding are and may become. No I/O.
-//! 3. Adapters, each hiding one outside thing: [`nifti`] (files), [`bids`] (the JSON beside
-//!    them), [`compute`] (the encoder on a
+//! 3. Adapters, each hiding one outside thing: [`nifti`] and [`dicom`] (files), [`bids`] (the JSON
+//!    beside them), [`compute`] (the encoder on a
 //!    GPU or the CPU), [`store`] (sled), [`watcher`] and [`ingest`] (the incoming folder), [`quarantine`],
 //!    [`report`] (results), [`metrics`] (Prometheus).
 //! 4. The daemon: [`config`], [`engine`] (the method made ready on a device), [`pipeline`] (the
@@ -22,6 +22,7 @@ pub mod domain;
 
 pub mod bids;
 pub mod compute;
+pub mod dicom;
 pub mod ingest;
 pub mod metrics;
 pub mod model;

@@ -31,6 +31,19 @@ pub struct ReasonFile {
     pub moved: bool,
 }
 
+impl ReasonFile {
+    fn new(refusal: &Refusal, came_from: &Path, now_secs: u64) -> Self {
+        Self {
+            schema: "oddscan/quarantine/1".to_owned(),
+            refusal: refusal.clone(),
+            came_from: came_from.to_string_lossy().into_owned(),
+            quarantined_at_secs: now_secs,
+            oddscan_version: env!("CARGO_PKG_VERSION").to_owned(),
+            moved: true,
+        }
+    }
+}
+
 /// Moves a refused file to `<quarantine>/<reason>/<name>/<name>` with a `reason.json` beside it;
 /// the name is that of `came_from`.
 ///
@@ -45,18 +58,45 @@ pub fn quarantine(
 ) -> io::Result<PathBuf> {
     let name = came_from.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let folder = free_folder(&quarantine.join(refusal.reason.name()), name)?;
-    let mut reason = ReasonFile {
-        schema: "oddscan/quarantine/1".to_owned(),
-        refusal: refusal.clone(),
-        came_from: came_from.to_string_lossy().into_owned(),
-        quarantined_at_secs: now_secs,
-        oddscan_version: env!("CARGO_PKG_VERSION").to_owned(),
-        moved: true,
-    };
+    let mut reason = ReasonFile::new(refusal, came_from, now_secs);
     write_reason(&folder, &reason)?;
     if move_file(file, &folder.join(name)).is_err() {
         reason.moved = false;
         write_reason(&folder, &reason)?;
+    }
+    File::open(&folder)?.sync_all()?;
+    Ok(folder)
+}
+
+/// Moves the files of a refused series to `<quarantine>/<reason>/<name>/<name>/`, with one `reason.json`
+/// beside that folder; the name is that of `came_from`, which need not exist.
+///
+/// Without files only the reason is kept. As [`quarantine`] does with one file: files that cannot be moved stay, and the reason says so.
+pub fn quarantine_series(
+    quarantine: &Path,
+    files: &[PathBuf],
+    came_from: &Path,
+    refusal: &Refusal,
+    now_secs: u64,
+) -> io::Result<PathBuf> {
+    let name = came_from.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let folder = free_folder(&quarantine.join(refusal.reason.name()), name)?;
+    let mut reason = ReasonFile::new(refusal, came_from, now_secs);
+    write_reason(&folder, &reason)?;
+    let target = folder.join(name);
+    fs::create_dir(&target)?;
+    let has_moved = |file: &PathBuf| match file.file_name() {
+        Some(name) => move_file(file, &target.join(name)).is_ok(),
+        None => false,
+    };
+    let n_moved = files.iter().filter(|file| has_moved(file)).count();
+    if n_moved < files.len() || files.is_empty() {
+        reason.moved = false;
+        write_reason(&folder, &reason)?;
+    }
+    if n_moved == 0 {
+        // Else there would seem to be something to put back.
+        fs::remove_dir(&target)?;
     }
     File::open(&folder)?.sync_all()?;
     Ok(folder)
@@ -87,9 +127,18 @@ fn write_reason(folder: &Path, reason: &ReasonFile) -> io::Result<()> {
     fs::rename(partial, folder.join("reason.json"))
 }
 
-/// Renames, or copies and removes where source and target lie on different file systems.
+/// Renames, or copies and removes where source and target lie on different file systems. A folder is that
+/// of a series: it holds files only.
 fn move_file(source: &Path, target: &Path) -> io::Result<()> {
     match fs::rename(source, target) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices && source.is_dir() => {
+            fs::create_dir(target)?;
+            for entry in fs::read_dir(source)? {
+                let entry = entry?;
+                move_file(&entry.path(), &target.join(entry.file_name()))?;
+            }
+            fs::remove_dir(source)
+        }
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
             copy_durably(source, target, u64::MAX, || {})?;
             fs::remove_file(source)
@@ -184,7 +233,7 @@ pub fn requeue(quarantine: &Path, name: &Path, incoming: &Path) -> io::Result<Pa
     Ok(place)
 }
 
-/// The one file beside the reason.
+/// The one file, or the folder of a series, beside the reason.
 fn refused_file(folder: &Path) -> io::Result<OsString> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -259,6 +308,28 @@ mod tests {
         assert_eq!(entries(&q).unwrap().len(), 1);
         drop_entry(&q, &listed[0].name).unwrap();
         assert_eq!((entries(&q).unwrap().len(), place.is_file()), (0, true));
+    }
+
+    #[test]
+    fn a_series_is_one_entry_and_goes_back_as_one_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let (q, incoming) = (folder.path().join("q"), folder.path().join("in"));
+        fs::create_dir_all(incoming.join("study")).unwrap();
+        let files = ["reason.json", "b.dcm"].map(|name| incoming.join("study").join(name));
+        files.iter().for_each(|file| fs::write(file, "x").unwrap());
+        let refusal = Refusal::new(QuarantineReason::BadHeader, "a gap", "none", "export again");
+        let gone = [&files[..], &[incoming.join("gone.dcm")]].concat();
+        let place = quarantine_series(&q, &gone, Path::new("study/5_T1"), &refusal, 7).unwrap();
+        assert_eq!((count_quarantined(&q), entries(&q).unwrap().len()), (1, 1));
+        assert!(!read_reason(&place).unwrap().moved, "one was gone");
+        let back = requeue(&q, Path::new("bad_header/5_T1"), &incoming).unwrap();
+        assert_eq!(back, incoming.join("study/5_T1"));
+        assert!(back.join("reason.json").is_file() && back.join("b.dcm").is_file());
+        assert_eq!(count_quarantined(&q), 0);
+        // Where nothing could be moved there is nothing to put back.
+        let gone = [incoming.join("gone.dcm")];
+        quarantine_series(&q, &gone, Path::new("6_T2"), &refusal, 7).unwrap();
+        assert!(requeue(&q, Path::new("bad_header/6_T2"), &incoming).is_err());
     }
 
     #[test]

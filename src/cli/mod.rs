@@ -6,6 +6,7 @@
 mod bench;
 mod check_config;
 mod demo;
+mod dicom;
 mod eval;
 mod model;
 mod quarantine;
@@ -50,6 +51,10 @@ enum Command {
     /// Measure how fast this machine encodes and compares.
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Convert DICOM series to NIfTI, as the daemon does with what it finds.
+    ///
+    /// Prints a line of JSON for each series: converted, refused or skipped, with its files.
+    Dicom(dicom::Arguments),
     /// Check a settings file; lists all faults at once.
     CheckConfig {
         /// The file.
@@ -140,6 +145,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run { config } => Ok(service::run(config)?),
         Command::Score(arguments) => score::run(arguments),
+        Command::Dicom(arguments) => dicom::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Bench(command) => bench::run(&command),
         Command::CheckConfig { file } => check_config::run(&file),

@@ -34,7 +34,9 @@ use crate::{
     pipeline::{
         ReportInput,
         acquisition::{acquisition, read_json},
-        build_results, steps,
+        build_results,
+        convert::{self, Event, Standing},
+        steps,
     },
     report, telemetry,
 };
@@ -50,9 +52,9 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
-    /// Scans (.nii, .nii.gz), or folders of them. Compared are those of one cohort: of one file name
-    /// ending (`_FLAIR`, `_T1w`), or of one [[cohort]] rule of the settings. `<subject>_brain.nii.gz`
-    /// beside a scan is its brain mask, `<stem>.json` says how it was acquired.
+    /// Scans (.nii, .nii.gz), DICOM files or zips of them, or folders. Compared are those of one cohort:
+    /// of one file name ending (`_FLAIR`, `_T1w`), or of one [[cohort]] rule of the settings.
+    /// `<subject>_brain.nii.gz` beside a scan is its brain mask, `<stem>.json` says how it was acquired.
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -77,12 +79,14 @@ struct Refused {
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = Config::load(arguments.config.as_deref()).map_err(|e| Failure::new(CONFIG, e))?;
     telemetry::start_logging("warn");
-    let files = expand(&arguments.files, &config)?;
+    let unpacked = tempfile::tempdir().map_err(|error| Failure::new(IO, error))?;
+    let (files, unconverted) = expand(&arguments.files, &config, unpacked.path())?;
     fs::create_dir_all(&arguments.out).map_err(|error| {
         Failure::new(IO, format!("cannot make {}: {error}", arguments.out.display()))
     })?;
     let engine = Engine::start(&config).map_err(|e| Failure::new(engine_code(&e), e))?;
-    let mut run = Run { config, engine, refused: Vec::new(), stems: BTreeSet::new() };
+    let n_files = files.len() + unconverted.len();
+    let mut run = Run { config, engine, refused: unconverted, stems: BTreeSet::new() };
     let members = run.encode_all(&files)?;
     let mut cohorts: BTreeMap<CohortKey, Vec<Member>> = BTreeMap::new();
     for member in members {
@@ -113,29 +117,89 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     let n_refused = run.refused.len();
-    Err(Failure::new(REFUSED, format!("{n_refused} of {} files were not scored", files.len())))
+    Err(Failure::new(REFUSED, format!("{n_refused} of {n_files} files were not scored")))
 }
 
-/// Files as named, and the scans in folders.
-fn expand(named: &[PathBuf], config: &Config) -> Result<Vec<PathBuf>, Failure> {
+/// Files as named, and the scans in folders. DICOM series among them are converted into `unpacked`; those
+/// that cannot be are given apart.
+fn expand(
+    named: &[PathBuf],
+    config: &Config,
+    unpacked: &Path,
+) -> Result<(Vec<PathBuf>, Vec<Refused>), Failure> {
     let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
         .map_err(|error| Failure::new(INTERNAL, error))?;
+    let cannot_list =
+        |path: &Path, e| Failure::new(IO, format!("cannot list {}: {e}", path.display()));
     let mut files = Vec::new();
+    let mut dicom = Vec::new();
     for path in named {
         if path.is_dir() && !patterns.is_scan(path) {
-            let listed = ingest::list(path, &patterns, || {})
-                .map_err(|e| Failure::new(IO, format!("cannot list {}: {e}", path.display())))?;
+            let listed = ingest::list(path, &patterns, || {}).map_err(|e| cannot_list(path, e))?;
             files.extend(listed.into_iter().map(|candidate| candidate.path));
+            let has_mark = |file: &ingest::Candidate| ingest::has_dicom_mark(&file.path);
+            let bundles = ingest::list_bundles(path, &patterns, has_mark, || {})
+                .map_err(|e| cannot_list(path, e))?;
+            dicom.extend(bundles.into_iter().flat_map(|bundle| bundle.files).map(|file| file.path));
         } else if patterns.is_scan(path) {
             files.push(path.clone());
+        } else if ingest::has_ending(path, &["zip"]) || ingest::has_dicom_mark(path) {
+            dicom.push(path.clone());
         } else {
-            eprintln!("{}: no scan by its name (intake.accept, intake.ignore)", path.display());
+            eprintln!(
+                "{}: no scan by its name (intake.accept, intake.ignore), and no DICOM file",
+                path.display()
+            );
         }
     }
-    if files.is_empty() {
-        return Err(Failure::new(USAGE, "no scan among the files; name .nii or .nii.gz files"));
+    let refused = convert_series(&dicom, config, unpacked, &mut files)?;
+    if files.is_empty() && refused.is_empty() {
+        let needed = "no scan among the files; name NIfTI or DICOM files, zips or folders of them";
+        return Err(Failure::new(USAGE, needed));
     }
-    Ok(files)
+    Ok((files, refused))
+}
+
+/// Converts DICOM files as the daemon does and adds the volumes to `files`.
+fn convert_series(
+    dicom: &[PathBuf],
+    config: &Config,
+    unpacked: &Path,
+    files: &mut Vec<PathBuf>,
+) -> Result<Vec<Refused>, Failure> {
+    if dicom.is_empty() {
+        return Ok(Vec::new());
+    }
+    let intake = &config.intake;
+    let limits = Limits { max_file_bytes: intake.max_file_bytes, max_voxels: intake.max_voxels };
+    // The process works in a folder of its own.
+    let absolute = |path: &PathBuf| std::path::absolute(path).map(|path| (Standing::New, path));
+    let listed: Result<Vec<_>, _> = dicom.iter().map(absolute).collect();
+    let listed = listed.map_err(|error| Failure::new(IO, error))?;
+    let work = unpacked.join("dicom");
+    let events = convert::convert(&listed, &work, &limits, || true)
+        .map_err(|error| Failure::new(IO, error))?;
+    let first = |inputs: &[usize]| inputs.first().map_or(PathBuf::new(), |&i| dicom[i].clone());
+    let mut refused = Vec::new();
+    for event in events.unwrap_or_default() {
+        match event {
+            Event::Converted { name, .. } => {
+                files.push(work.join("out").join(format!("{name}.nii.gz")));
+            }
+            Event::Refused { refusal, inputs, .. } => {
+                refused.push(Refused { path: first(&inputs), error: refusal.to_string() });
+            }
+            Event::Skipped { why, inputs, .. } => {
+                eprintln!("left out: {} and its series: {why}", first(&inputs).display());
+            }
+            Event::Waiting { inputs } => {
+                let error = "not reached: too many files before it kill the converter".to_owned();
+                refused.push(Refused { path: first(&inputs), error });
+            }
+            Event::InHand { .. } => {}
+        }
+    }
+    Ok(refused)
 }
 
 struct Run {

@@ -9,6 +9,7 @@ pub mod error;
 pub mod finding;
 pub mod quality;
 pub mod scan;
+pub mod sequence;
 pub mod tokenise;
 pub mod window;
 

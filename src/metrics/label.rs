@@ -36,7 +36,7 @@ label! {
         Accepted = "accepted",
         /// Its voxels and affine are known.
         Duplicate = "duplicate",
-        /// It is not a scan by its name.
+        /// A series that is no structural MR image; it was left alone.
         Ignored = "ignored",
         /// It lies in quarantine.
         Quarantined = "quarantined",

@@ -3,6 +3,7 @@
 //! Nothing here knows a file, a clock, a log, a device or a setting.
 
 pub mod geometry;
+pub mod stack;
 pub mod volume;
 
 pub mod brain;

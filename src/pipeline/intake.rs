@@ -1,6 +1,8 @@
 //! The first stage: looks at the incoming folder, waits until a file is whole, reads and archives
 //! it, and hands its id to the encoder.
 
+mod series;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     io,
@@ -28,7 +30,7 @@ use crate::{
         error::{QuarantineReason, Refusal, ScanError},
         scan::{FileLook, ScanId, ScanRecord, ScanState},
     },
-    ingest::{self, Candidate, Patterns, Settled, Settling},
+    ingest::{self, Bundle, Candidate, Patterns, Settled, Settling},
     metrics::{DirectoryKind, IngestResult, PauseReason, RescanTrigger, SeenBy, Stage},
     nifti, quarantine,
     store::{SeenFile, SeenOutcome},
@@ -81,6 +83,8 @@ pub(super) struct Intake {
     pending: VecDeque<ScanId>,
     settling: Settling,
     troubles: HashMap<PathBuf, Trouble>,
+    /// DICOM files on their way.
+    bundles: series::Bundles,
     /// Output stems in use.
     stems: HashSet<String>,
     next_listing: Instant,
@@ -104,6 +108,7 @@ impl Intake {
             pending: pending.into_iter().map(|(id, _)| id).collect(),
             settling: Settling::default(),
             troubles: HashMap::new(),
+            bundles: series::Bundles::default(),
             stems,
             next_listing: Instant::now(),
         }
@@ -131,7 +136,7 @@ impl Intake {
             let was_full = !self.pending.is_empty();
             self.hand_on();
             let is_full = !self.pending.is_empty();
-            let waiting = self.settling.n_waiting() > 0 && !is_full;
+            let waiting = self.settling.n_waiting() + self.bundles.n_waiting() > 0 && !is_full;
             let until = if waiting { soon.min(self.next_listing) } else { self.next_listing };
             let now = Instant::now();
             if self.shared.stopping() || now >= until || (was_full && waiting) {
@@ -178,7 +183,10 @@ impl Intake {
         self.shared.metrics.listed(now_secs());
         if let Some(trigger) = trigger {
             self.shared.metrics.rescan(trigger);
-            self.forget_missing(&listed, incoming)?;
+        }
+        let bundles = self.list_bundles(incoming, &patterns);
+        if trigger.is_some() {
+            self.forget_missing(&listed, &bundles, incoming)?;
         }
         let is_paused = self.is_disk_low();
         for candidate in &listed {
@@ -188,14 +196,22 @@ impl Intake {
             self.shared.board.beat(StageName::Intake);
             self.consider(candidate, incoming, by, is_paused)?;
         }
+        self.consider_bundles(&bundles, incoming, by, is_paused)?;
         self.show_waiting();
         Ok(())
     }
 
     /// Files that are no longer there need not settle; what was decided on them is forgotten after
     /// a while.
-    fn forget_missing(&mut self, listed: &[Candidate], incoming: &Path) -> Result<(), ScanError> {
-        let there: HashSet<&Path> = listed.iter().map(|c| c.path.as_path()).collect();
+    fn forget_missing(
+        &mut self,
+        listed: &[Candidate],
+        bundles: &[Bundle],
+        incoming: &Path,
+    ) -> Result<(), ScanError> {
+        let in_bundles = bundles.iter().flat_map(|bundle| &bundle.files);
+        let there: HashSet<&Path> =
+            listed.iter().chain(in_bundles).map(|c| c.path.as_path()).collect();
         self.settling.keep_only(|path| there.contains(path));
         self.troubles.retain(|path, _| there.contains(path.as_path()));
         let there: HashSet<Vec<u8>> = there.iter().map(|path| seen_key(incoming, path)).collect();
@@ -369,24 +385,34 @@ impl Intake {
     ) -> Result<(), ScanError> {
         let id = record.id;
         self.remember(candidate, key, SeenOutcome::Accepted(id))?;
+        debug!(scan = %id, path = %candidate.path.display(), "accepted from");
+        self.queue(record);
+        Ok(())
+    }
+
+    /// Puts a scan that the journal holds in line for the encoder.
+    fn queue(&mut self, record: &ScanRecord) {
+        let id = record.id;
         self.stems.insert(record.output_stem.clone());
         self.shared.metrics.volume_ingested(IngestResult::Accepted);
         self.shared.board.update().n_accepted += 1;
         info!(scan = %id, "accepted");
-        debug!(scan = %id, path = %candidate.path.display(), "accepted from");
         self.shared.board.joined_queue(record.first_seen_secs);
         self.pending.push_back(id);
         self.hand_on();
-        Ok(())
     }
 
     fn duplicate(&self, candidate: &Candidate, key: &[u8], id: ScanId) -> Result<(), ScanError> {
         self.remember(candidate, key, SeenOutcome::Duplicate(id))?;
+        self.count_duplicate(id);
+        debug!(scan = %id, path = %candidate.path.display(), "copy at");
+        Ok(())
+    }
+
+    fn count_duplicate(&self, id: ScanId) {
         self.shared.metrics.volume_ingested(IngestResult::Duplicate);
         self.shared.board.update().n_duplicates += 1;
         info!(scan = %id, "a copy of a known scan was left alone");
-        debug!(scan = %id, path = %candidate.path.display(), "copy at");
-        Ok(())
     }
 
     /// Sets aside what will never work; what may work later is tried again.
@@ -468,11 +494,17 @@ impl Intake {
         // Remembered too, for the case that it could not be moved.
         self.remember(candidate, key, SeenOutcome::Quarantined)?;
         self.forget(candidate);
+        self.count_quarantined(refusal);
+        Ok(())
+    }
+
+    fn count_quarantined(&self, refusal: &Refusal) {
+        let config = self.shared.config();
         self.shared.metrics.volume_ingested(IngestResult::Quarantined);
         self.shared.metrics.quarantined(refusal.reason);
-        self.shared.metrics.quarantine_files(quarantine::count_quarantined(folder));
+        let n_files = quarantine::count_quarantined(&config.directories.quarantine);
+        self.shared.metrics.quarantine_files(n_files);
         self.shared.board.update().n_quarantined += 1;
-        Ok(())
     }
 
     fn remember(
@@ -498,9 +530,12 @@ impl Intake {
 
     fn show_waiting(&self) {
         let (now, metrics) = (Instant::now(), &self.shared.metrics);
-        self.shared.board.update().n_settling = self.settling.n_waiting();
+        self.shared.board.update().n_settling =
+            self.settling.n_waiting() + self.bundles.n_waiting();
         for (stage, are_whole) in [(Stage::Settle, false), (Stage::Decode, true)] {
             let (n_files, age) = self.settling.waiting(are_whole, now);
+            let (n_bundles, other) = self.bundles.waiting(are_whole);
+            let (n_files, age) = (n_files + n_bundles, age.max(other));
             let oldest = age.map(|age| now_secs().saturating_sub(age.as_secs()));
             metrics.queue(stage, n_files, oldest);
         }

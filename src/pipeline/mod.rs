@@ -7,6 +7,7 @@
 pub mod acquisition;
 mod archive;
 pub mod board;
+pub mod convert;
 mod encode;
 mod intake;
 mod reporting;

@@ -8,7 +8,8 @@ use crate::support::{Site, names, oddscan, said, scan_bytes};
 fn help_names_every_command_and_no_arguments_are_an_error() {
     let (help, _, code) = said(&oddscan().arg("--help").output().unwrap());
     assert_eq!(code, Some(0));
-    for command in ["run", "score", "check-config", "status", "model", "demo", "Research use only"]
+    for command in
+        ["run", "score", "dicom", "check-config", "status", "model", "demo", "Research use only"]
     {
         assert!(help.contains(command), "{command}\n{help}");
     }

@@ -44,13 +44,27 @@ const RULES: &[Rule] = &[
     ("numeric", DAEMON),
     (
         "numeric",
-        &["crate::domain", "crate::compute", "crate::store", "crate::report", "crate::nifti"],
+        &[
+            "crate::domain",
+            "crate::compute",
+            "crate::store",
+            "crate::report",
+            "crate::nifti",
+            "crate::dicom",
+        ],
     ),
     ("domain", OUTSIDE),
     ("domain", DAEMON),
     (
         "domain",
-        &["crate::compute", "crate::store", "crate::report", "crate::nifti", "crate::metrics"],
+        &[
+            "crate::compute",
+            "crate::store",
+            "crate::report",
+            "crate::nifti",
+            "crate::metrics",
+            "crate::dicom",
+        ],
     ),
     ("compute", DAEMON),
     (
@@ -63,6 +77,11 @@ const RULES: &[Rule] = &[
     ("report", &["crate::compute", "crate::store", "crate::nifti", "crate::metrics"]),
     ("nifti.rs", DAEMON),
     ("nifti.rs", &["crate::compute", "crate::store", "crate::report", "crate::metrics"]),
+    ("dicom", DAEMON),
+    (
+        "dicom",
+        &["crate::compute", "crate::store", "crate::report", "crate::nifti", "crate::metrics"],
+    ),
     ("metrics", DAEMON),
     ("metrics", &["crate::compute", "crate::store", "crate::report", "crate::nifti"]),
     ("pipeline", &["crate::cli", "crate::service", "crate::telemetry", "burn::"]),
@@ -78,6 +97,9 @@ const HOMES: &[(&str, &[&str])] = &[
     ("systemd::", &["service.rs"]),
     ("clap::", &["cli"]),
     ("axum::", &["telemetry.rs"]),
+    ("dicom_object::", &["dicom"]),
+    ("dicom_pixeldata::", &["dicom"]),
+    ("dicom_core::", &["dicom"]),
 ];
 
 /// All source files under `src`, with their path below it and their code without comments.

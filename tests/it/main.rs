@@ -7,6 +7,7 @@ mod cli;
 mod cohorts;
 mod community;
 mod daemon;
+mod dicom;
 mod evaluation;
 #[path = "../reference/goldens.rs"]
 mod goldens;

@@ -1,0 +1,467 @@
+//! One file's header: where its frames lie, how they are to be scaled, and what the sequence was.
+//!
+//! Read up to the pixels only: a flat dump has thousands of files, and most are never converted.
+
+use std::io::{self, Read};
+
+use dicom_core::Tag;
+use dicom_dictionary_std::{tags, uids};
+use dicom_object::{InMemDicomObject, OpenFileOptions, file::ReadPreamble};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    domain::{
+        error::{
+            QuarantineReason::{BadHeader, Corrupt, Io, TooLarge, Truncated, Unsupported},
+            Refusal,
+        },
+        sequence::Acquisition,
+    },
+    numeric::stack::Plane,
+};
+
+pub(super) const EXPORT_AGAIN: &str = "export or copy the series again";
+
+/// One frame of a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Frame {
+    /// Where it lies.
+    pub plane: Plane,
+    /// Echo time, ms.
+    pub echo_time_ms: Option<f64>,
+    /// `M`, `P`, `R`, `I` or another part of the complex signal.
+    pub component: Component,
+    /// Stored value -> intensity: slope and intercept.
+    pub rescale: [f64; 2],
+}
+
+/// Part of the complex signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Component {
+    /// Magnitude, also where nothing is said.
+    Magnitude,
+    /// Phase, real or imaginary part.
+    Other,
+}
+
+/// What one file holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Head {
+    /// Series that it belongs to.
+    pub series_uid: String,
+    /// Its own identity.
+    pub instance_uid: String,
+    /// Number of the series within the study.
+    pub series_number: Option<i64>,
+    /// Why it is nothing for oddscan, although nothing is wrong with it.
+    pub unwanted: Option<&'static str>,
+    /// Why no volume can be made of it, nor of its series without it.
+    pub fault: Option<Refusal>,
+    /// Columns and rows.
+    pub extents: [usize; 2],
+    /// Its frames; one in most files.
+    pub frames: Vec<Frame>,
+    /// The sequence.
+    pub acquisition: Acquisition,
+    /// What goes into the JSON file beside the volume, by the names that dcm2niix and BIDS use.
+    pub facts: Map<String, Value>,
+}
+
+/// Frames that one file may hold.
+const MAX_FRAMES: usize = 20_000;
+
+/// Reads the header of a file.
+///
+/// # Errors
+/// If it is no DICOM file, or does not say to which series it belongs. Other faults are noted in the head.
+pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
+    let options = OpenFileOptions::new().read_preamble(ReadPreamble::Always);
+    let file = options.read_until(tags::PIXEL_DATA).from_reader(reader).map_err(unreadable)?;
+    let image = Dataset(&file);
+    let is_directory = file.meta().media_storage_sop_class_uid().trim_end_matches('\0')
+        == uids::MEDIA_STORAGE_DIRECTORY_STORAGE;
+    let series_uid = image.text(tags::SERIES_INSTANCE_UID);
+    let Some(series_uid) = series_uid.or_else(|| is_directory.then(String::new)) else {
+        return refuse("no SeriesInstanceUID", "one", EXPORT_AGAIN);
+    };
+    let image_type = image.texts(tags::IMAGE_TYPE);
+    let mut head = Head {
+        series_uid,
+        instance_uid: image.text(tags::SOP_INSTANCE_UID).unwrap_or_default(),
+        series_number: image.number(tags::SERIES_NUMBER).map(|number| number as i64),
+        unwanted: None,
+        fault: None,
+        extents: [tags::COLUMNS, tags::ROWS].map(|tag| image.whole(tag).unwrap_or(0)),
+        frames: Vec::new(),
+        acquisition: image.acquisition(),
+        facts: image.facts(&image_type),
+    };
+    if head.unwanted_by(&image, &image_type) {
+        return Ok(head);
+    }
+    match image.frames(head.extents, &image_type) {
+        Ok(frames) => head.frames = frames,
+        Err(fault) => head.fault = Some(fault),
+    }
+    Ok(head)
+}
+
+pub(super) fn unreadable(error: impl std::error::Error) -> Refusal {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    let mut reason = Corrupt;
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        reason = match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(io::ErrorKind::UnexpectedEof) => Truncated,
+            // What codecs and parsers say of the content.
+            None
+            | Some(
+                io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::Other,
+            ) => reason,
+            // The share is at fault.
+            Some(_) => Io,
+        };
+        cause = error.source();
+    }
+    // The text may quote the file.
+    let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
+    let found = format!("a file that cannot be read as DICOM ({text})");
+    Refusal::new(reason, found, "a DICOM file (PS3.10) with its preamble", EXPORT_AGAIN)
+}
+
+fn refuse<T>(
+    found: impl Into<String>,
+    needed: impl Into<String>,
+    action: &str,
+) -> Result<T, Refusal> {
+    Err(Refusal::new(BadHeader, found, needed, action))
+}
+
+impl Head {
+    /// Notes why a file is nothing for oddscan.
+    fn unwanted_by(&mut self, image: &Dataset<'_>, image_type: &[String]) -> bool {
+        let is = |word: &str| image_type.iter().any(|have| have == word);
+        let name = self.acquisition.description.as_deref().unwrap_or_default().to_lowercase();
+        let is_localiser =
+            ["localizer", "localiser", "scout", "survey"].iter().any(|word| name.contains(word))
+                || name.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == "loc");
+        let class = image.text(tags::SOP_CLASS_UID).unwrap_or_default();
+        let is_captured = class.starts_with("1.2.840.10008.5.1.4.1.1.7");
+        let is_derived = image_type.first().is_some_and(|word| word == "DERIVED")
+            && (is("SECONDARY") || DERIVED.iter().any(|word| is(word)));
+        self.unwanted = if image.text(tags::MODALITY).as_deref() != Some("MR") {
+            Some("not of the modality MR")
+        } else if self.extents.contains(&0) {
+            Some("no image")
+        } else if is_captured {
+            Some("a screen capture")
+        } else if is("LOCALIZER") || is_localiser {
+            Some("a localiser")
+        } else if is_derived {
+            Some("derived from other images")
+        } else if image.whole(tags::SAMPLES_PER_PIXEL).unwrap_or(1) != 1 {
+            Some("in colour")
+        } else if image.number(tags::DIFFUSION_B_VALUE).is_some_and(|b| b > 0.0) {
+            Some("diffusion-weighted")
+        } else {
+            None
+        };
+        self.unwanted.is_some()
+    }
+}
+
+/// Third and later values of the image type of what was computed from a series that is there as well.
+const DERIVED: [&str; 10] = [
+    "MPR",
+    "MIP",
+    "MINIP",
+    "MIN IP",
+    "PROJECTION IMAGE",
+    "ADC",
+    "TRACEW",
+    "FA",
+    "CPR",
+    "SUBTRACTION",
+];
+
+/// A data set and the questions to it. What is missing, empty or of another type is `None`.
+struct Dataset<'a>(&'a InMemDicomObject);
+
+/// Longer texts are no names.
+const MAX_TEXT: usize = 256;
+
+impl<'a> Dataset<'a> {
+    fn text(&self, tag: Tag) -> Option<String> {
+        let text = self.0.get(tag)?.to_str().ok()?;
+        let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
+        (!text.is_empty()).then(|| text.chars().take(MAX_TEXT).collect())
+    }
+
+    fn texts(&self, tag: Tag) -> Vec<String> {
+        let texts = self.text(tag).unwrap_or_default();
+        let parts = texts.split('\\').map(|part| part.trim().to_uppercase());
+        parts.filter(|part| !part.is_empty()).collect()
+    }
+
+    fn number(&self, tag: Tag) -> Option<f64> {
+        self.0.get(tag)?.to_float64().ok().filter(|number| number.is_finite())
+    }
+
+    fn numbers<const N: usize>(&self, tag: Tag) -> Option<[f64; N]> {
+        self.0.get(tag)?.to_multi_float64().ok()?.try_into().ok()
+    }
+
+    fn whole(&self, tag: Tag) -> Option<usize> {
+        self.0.get(tag)?.to_int::<u32>().ok().map(|number| number as usize)
+    }
+
+    fn items(&self, tag: Tag) -> &'a [InMemDicomObject] {
+        self.0.get(tag).and_then(|element| element.items()).unwrap_or_default()
+    }
+
+    fn acquisition(&self) -> Acquisition {
+        let groups = self.items(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE).first();
+        let group = |sequence: Tag, tag: Tag| {
+            Dataset(Dataset(groups?).items(sequence).first()?).number(tag)
+        };
+        let loose = |tag: Tag| self.loose()?.number(tag);
+        let timing = tags::MR_TIMING_AND_RELATED_PARAMETERS_SEQUENCE;
+        let time = |tag: Tag, sequence: Tag, within: Tag| {
+            self.number(tag).or_else(|| group(sequence, within)).or_else(|| loose(tag))
+        };
+        let (echo, inversion) = (tags::MR_ECHO_SEQUENCE, tags::MR_MODIFIER_SEQUENCE);
+        Acquisition {
+            scanning_sequence: self.scanning_sequence(),
+            sequence_variant: self.words(tags::SEQUENCE_VARIANT),
+            acquisition_type: self.text(tags::MR_ACQUISITION_TYPE),
+            sequence_name: self
+                .text(tags::SEQUENCE_NAME)
+                .or_else(|| self.text(tags::PULSE_SEQUENCE_NAME)),
+            echo_time_ms: time(tags::ECHO_TIME, echo, tags::EFFECTIVE_ECHO_TIME),
+            repetition_time_ms: time(tags::REPETITION_TIME, timing, tags::REPETITION_TIME),
+            inversion_time_ms: time(tags::INVERSION_TIME, inversion, tags::INVERSION_TIMES),
+            description: self.text(tags::SERIES_DESCRIPTION),
+            protocol: self.text(tags::PROTOCOL_NAME),
+            has_agent: self.text(tags::CONTRAST_BOLUS_AGENT).is_some_and(|agent| is_agent(&agent))
+                || !self.items(tags::CONTRAST_BOLUS_AGENT_SEQUENCE).is_empty(),
+        }
+    }
+
+    /// What a converter to enhanced images found no place for.
+    fn loose(&self) -> Option<Dataset<'a>> {
+        let groups = Dataset(self.items(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE).first()?);
+        groups.items(tags::UNASSIGNED_SHARED_CONVERTED_ATTRIBUTES_SEQUENCE).first().map(Dataset)
+    }
+
+    fn words(&self, tag: Tag) -> Vec<String> {
+        let words = self.texts(tag);
+        let loose = || self.loose().map(|loose| loose.texts(tag));
+        if words.is_empty() { loose().unwrap_or_default() } else { words }
+    }
+
+    /// In the words of single-frame images; enhanced ones have others (PS3.3, C.8.13.4).
+    fn scanning_sequence(&self) -> Vec<String> {
+        let words = self.words(tags::SCANNING_SEQUENCE);
+        if !words.is_empty() {
+            return words;
+        }
+        let is = |tag: Tag, word: &str| self.text(tag).is_some_and(|text| text == word);
+        let echo = self.text(tags::ECHO_PULSE_SEQUENCE).unwrap_or_default();
+        let mut words = Vec::new();
+        for (is_so, word) in [
+            (echo == "SPIN" || echo == "BOTH", "SE"),
+            (echo == "GRADIENT" || echo == "BOTH", "GR"),
+            (is(tags::INVERSION_RECOVERY, "YES"), "IR"),
+            (is(tags::ECHO_PLANAR_PULSE_SEQUENCE, "YES"), "EP"),
+        ] {
+            words.extend(is_so.then(|| word.to_owned()));
+        }
+        words
+    }
+
+    /// Nothing here names a patient: no name, number, date, institution or device number.
+    fn facts(&self, image_type: &[String]) -> Map<String, Value> {
+        let mut facts = Map::new();
+        let mut put = |key: &str, value: Option<Value>| {
+            facts.extend(value.map(|value| (key.to_owned(), value)));
+        };
+        let acquisition = self.acquisition();
+        let list = |words: Vec<String>| (!words.is_empty()).then(|| json!(words.join("\\")));
+        let text = |tag| self.text(tag).map(Value::from);
+        let number = |tag| self.number(tag).map(Value::from);
+        // BIDS has seconds.
+        let seconds = |ms: Option<f64>| ms.map(|ms| json!(ms / 1000.0));
+        put("Modality", text(tags::MODALITY));
+        put("MagneticFieldStrength", number(tags::MAGNETIC_FIELD_STRENGTH));
+        put("ImagingFrequency", number(tags::IMAGING_FREQUENCY));
+        put("Manufacturer", self.text(tags::MANUFACTURER).map(|name| json!(vendor(&name))));
+        put("ManufacturersModelName", text(tags::MANUFACTURER_MODEL_NAME));
+        put("SoftwareVersions", text(tags::SOFTWARE_VERSIONS));
+        put("BodyPartExamined", text(tags::BODY_PART_EXAMINED));
+        put("PatientPosition", text(tags::PATIENT_POSITION));
+        put("MRAcquisitionType", acquisition.acquisition_type.map(Value::from));
+        put("SeriesDescription", acquisition.description.map(Value::from));
+        put("ProtocolName", acquisition.protocol.map(Value::from));
+        put("ScanningSequence", list(acquisition.scanning_sequence));
+        put("SequenceVariant", list(acquisition.sequence_variant));
+        put("ScanOptions", list(self.texts(tags::SCAN_OPTIONS)));
+        put("SequenceName", acquisition.sequence_name.map(Value::from));
+        put("ImageType", (!image_type.is_empty()).then(|| json!(image_type)));
+        put("SeriesNumber", self.number(tags::SERIES_NUMBER).map(|n| json!(n as i64)));
+        put("ContrastBolusIngredient", text(tags::CONTRAST_BOLUS_AGENT));
+        put("SliceThickness", number(tags::SLICE_THICKNESS));
+        put("SpacingBetweenSlices", number(tags::SPACING_BETWEEN_SLICES));
+        put("EchoTime", seconds(acquisition.echo_time_ms));
+        put("RepetitionTime", seconds(acquisition.repetition_time_ms));
+        put("InversionTime", seconds(acquisition.inversion_time_ms.filter(|&ms| ms > 0.0)));
+        put("FlipAngle", number(tags::FLIP_ANGLE));
+        put("EchoTrainLength", number(tags::ECHO_TRAIN_LENGTH).filter(|n| n != 1.0));
+        put("PixelBandwidth", number(tags::PIXEL_BANDWIDTH));
+        facts
+    }
+
+    /// What cannot be decoded is refused before anything is allocated.
+    fn check_pixels(&self, [columns, rows]: [usize; 2]) -> Result<(), Refusal> {
+        let bits = self.whole(tags::BITS_ALLOCATED).unwrap_or(0);
+        if !matches!(bits, 8 | 16 | 32) {
+            let found = format!("{bits} bits per pixel");
+            return refuse(found, "8, 16 or 32", EXPORT_AGAIN);
+        }
+        let photometric = self.text(tags::PHOTOMETRIC_INTERPRETATION).unwrap_or_default();
+        if photometric != "MONOCHROME2" {
+            let found = format!("the photometric interpretation {photometric:?}");
+            let action = "export the image as the scanner made it";
+            return Err(Refusal::new(Unsupported, found, "MONOCHROME2", action));
+        }
+        if columns > 4096 || rows > 4096 {
+            let found = format!("{columns} x {rows} pixels");
+            return Err(Refusal::new(TooLarge, found, "at most 4096 x 4096", EXPORT_AGAIN));
+        }
+        Ok(())
+    }
+
+    fn frames(&self, extents: [usize; 2], image_type: &[String]) -> Result<Vec<Frame>, Refusal> {
+        self.check_pixels(extents)?;
+        if image_type.iter().any(|word| word == "MOSAIC") {
+            let action = "export the series as single slices, or convert it with dcm2niix";
+            let found = "a mosaic: many slices side by side in one image";
+            return Err(Refusal::new(Unsupported, found, "one slice per frame", action));
+        }
+        let shared = self.items(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE).first();
+        let each = self.items(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE);
+        let n_frames = self.whole(tags::NUMBER_OF_FRAMES).unwrap_or(1).max(1);
+        if n_frames > MAX_FRAMES {
+            let found = format!("{n_frames} frames");
+            let needed = format!("at most {MAX_FRAMES}");
+            return Err(Refusal::new(TooLarge, found, needed, EXPORT_AGAIN));
+        }
+        if each.is_empty() && n_frames == 1 {
+            return Ok(vec![self.frame(&[self.0], image_type)?]);
+        }
+        if each.len() != n_frames {
+            return refuse(
+                format!("{n_frames} frames and the places of {}", each.len()),
+                "a place for every frame (per-frame functional groups)",
+                "export single slices or the enhanced image as the scanner made it",
+            );
+        }
+        let frame = |own| {
+            let groups: Vec<&InMemDicomObject> =
+                [Some(own), shared].into_iter().flatten().collect();
+            self.frame(&groups, image_type)
+        };
+        each.iter().map(frame).collect()
+    }
+
+    /// One frame: of a simple image, where everything stands in the data set itself, or of an enhanced
+    /// one, where it stands in the frame's own functional groups or in the shared ones.
+    fn frame(&self, groups: &[&InMemDicomObject], image_type: &[String]) -> Result<Frame, Refusal> {
+        let Some(origin) =
+            numbers(groups, tags::PLANE_POSITION_SEQUENCE, tags::IMAGE_POSITION_PATIENT)
+        else {
+            return refuse("no ImagePositionPatient", "the place of every slice", EXPORT_AGAIN);
+        };
+        let directions: Option<[f64; 6]> =
+            numbers(groups, tags::PLANE_ORIENTATION_SEQUENCE, tags::IMAGE_ORIENTATION_PATIENT);
+        let Some([a, b, c, d, e, f]) = directions else {
+            return refuse(
+                "no ImageOrientationPatient",
+                "the direction of every slice",
+                EXPORT_AGAIN,
+            );
+        };
+        let spacing: Option<[f64; 2]> =
+            numbers(groups, tags::PIXEL_MEASURES_SEQUENCE, tags::PIXEL_SPACING);
+        let Some([between_rows, between_columns]) = spacing else {
+            return refuse("no PixelSpacing", "the size of a pixel", EXPORT_AGAIN);
+        };
+        let transform = tags::PIXEL_VALUE_TRANSFORMATION_SEQUENCE;
+        let rescale = [(tags::RESCALE_SLOPE, 1.0), (tags::RESCALE_INTERCEPT, 0.0)]
+            .map(|(tag, none)| numbers(groups, transform, tag).map_or(none, |[number]| number));
+        if rescale[0] == 0.0 || !rescale.iter().all(|number| number.is_finite()) {
+            let found =
+                format!("a rescale slope of {} and intercept of {}", rescale[0], rescale[1]);
+            return refuse(found, "finite numbers, the slope not 0", EXPORT_AGAIN);
+        }
+        let echo: Option<[f64; 1]> =
+            numbers(groups, tags::MR_ECHO_SEQUENCE, tags::EFFECTIVE_ECHO_TIME);
+        let echo_time_ms = echo.map(|[time]| time).or_else(|| self.number(tags::ECHO_TIME));
+        let component = component(groups, image_type);
+        let plane = Plane {
+            origin,
+            along_row: [a, b, c],
+            along_column: [d, e, f],
+            spacing_mm: [between_columns, between_rows],
+        };
+        Ok(Frame { plane, echo_time_ms, component, rescale })
+    }
+}
+
+/// Numbers in a functional group, or in the data set itself.
+fn numbers<const N: usize>(
+    groups: &[&InMemDicomObject],
+    sequence: Tag,
+    tag: Tag,
+) -> Option<[f64; N]> {
+    let in_group = |group: &&InMemDicomObject| {
+        let group = Dataset(group);
+        let item = group.items(sequence).first();
+        item.and_then(|item| Dataset(item).numbers(tag)).or_else(|| group.numbers(tag))
+    };
+    groups.iter().find_map(in_group)
+}
+
+fn component(groups: &[&InMemDicomObject], image_type: &[String]) -> Component {
+    let of_frame = groups.iter().find_map(|group| {
+        let item = Dataset(group).items(tags::MR_IMAGE_FRAME_TYPE_SEQUENCE).first()?;
+        Dataset(item).text(tags::COMPLEX_IMAGE_COMPONENT)
+    });
+    let of_frame = of_frame.unwrap_or_default();
+    let is_other = ["PHASE", "REAL", "IMAGINARY"].contains(&of_frame.as_str())
+        || image_type.iter().skip(2).any(|word| {
+            ["P", "PHASE", "R", "REAL", "I", "IMAGINARY", "PHASE MAP"].contains(&word.as_str())
+        });
+    if is_other { Component::Other } else { Component::Magnitude }
+}
+
+/// Some sites write that there was none.
+fn is_agent(name: &str) -> bool {
+    !["no", "none", "n/a", "na", "0", "-"].contains(&name.to_lowercase().as_str())
+}
+
+/// One spelling per vendor, as dcm2niix writes it.
+fn vendor(name: &str) -> String {
+    let lower = name.to_lowercase();
+    let known = [
+        ("siemens", "Siemens"),
+        ("philips", "Philips"),
+        ("ge medical", "GE"),
+        ("toshiba", "Toshiba"),
+        ("canon", "Canon"),
+        ("hitachi", "Hitachi"),
+        ("uih", "UIH"),
+    ];
+    let found = known.into_iter().find(|(start, _)| lower.starts_with(start));
+    found.map_or_else(|| name.to_owned(), |(_, name)| name.to_owned())
+}

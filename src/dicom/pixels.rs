@@ -1,0 +1,189 @@
+//! The pixels of one file, decoded and scaled, one frame after the other.
+
+use std::{borrow::Cow, io::Read};
+
+use dicom_core::value::Value;
+use dicom_dictionary_std::{tags, uids};
+use dicom_object::{DefaultDicomObject, OpenFileOptions, file::ReadPreamble};
+use dicom_pixeldata::PixelDecoder;
+
+use super::header::{EXPORT_AGAIN, unreadable};
+use crate::domain::error::{
+    QuarantineReason::{Corrupt, NonFinite, Truncated, Unsupported},
+    Refusal,
+};
+
+/// A file with its pixels.
+pub struct Pixels {
+    file: DefaultDicomObject,
+    /// Columns and rows.
+    extents: [usize; 2],
+    layout: Layout,
+}
+
+/// How a number lies in its bytes (PS3.5, 8.1.1).
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    n_bytes: usize,
+    bits_stored: u32,
+    high_bit: u32,
+    is_signed: bool,
+}
+
+/// How pixels may be compressed.
+const READABLE: [&str; 10] = [
+    uids::IMPLICIT_VR_LITTLE_ENDIAN,
+    uids::EXPLICIT_VR_LITTLE_ENDIAN,
+    // Explicit VR Big Endian: retired, and old archives are full of it.
+    "1.2.840.10008.1.2.2",
+    uids::JPEG_BASELINE8_BIT,
+    uids::JPEG_EXTENDED12_BIT,
+    uids::JPEG_LOSSLESS,
+    uids::JPEG_LOSSLESS_SV1,
+    uids::JPEG2000_LOSSLESS,
+    uids::JPEG2000,
+    uids::RLE_LOSSLESS,
+];
+
+impl Pixels {
+    /// Reads a file to its end.
+    ///
+    /// # Errors
+    /// If it cannot be parsed, or its pixels are stored in a way that is not supported.
+    pub fn read(reader: impl Read) -> Result<Self, Refusal> {
+        let options = OpenFileOptions::new().read_preamble(ReadPreamble::Always);
+        // What stands behind the pixels, like signatures, is of no use.
+        let file = options.read_to(tags::PIXEL_DATA).from_reader(reader).map_err(unreadable)?;
+        let whole = |tag| file.get(tag).and_then(|element| element.to_int::<u32>().ok());
+        let [columns, rows, allocated] =
+            [tags::COLUMNS, tags::ROWS, tags::BITS_ALLOCATED].map(|tag| whole(tag).unwrap_or(0));
+        let bits_stored = whole(tags::BITS_STORED).unwrap_or(allocated);
+        let high_bit = whole(tags::HIGH_BIT).unwrap_or(bits_stored.saturating_sub(1));
+        let is_sound = bits_stored >= 1 && high_bit < allocated && bits_stored <= high_bit + 1;
+        if !is_sound {
+            let found = format!("{bits_stored} bits up to bit {high_bit} of {allocated}");
+            return Err(Refusal::new(Corrupt, found, "bits that fit into a pixel", EXPORT_AGAIN));
+        }
+        let syntax = file.meta().transfer_syntax().trim_end_matches('\0').to_owned();
+        if !READABLE.contains(&syntax.as_str()) {
+            let needed = "no compression, JPEG, JPEG lossless, JPEG 2000 or RLE";
+            let action =
+                "have the archive send it uncompressed, or decompress it (dcmdjpls, dcmdjpeg)";
+            let found = format!("pixels in the transfer syntax {syntax}");
+            return Err(Refusal::new(Unsupported, found, needed, action));
+        }
+        let layout = Layout {
+            n_bytes: allocated as usize / 8,
+            bits_stored,
+            high_bit,
+            is_signed: whole(tags::PIXEL_REPRESENTATION) == Some(1),
+        };
+        Ok(Self { extents: [columns as usize, rows as usize], layout, file })
+    }
+
+    /// The intensities of some frames, each scaled by its own slope and intercept, row by row from the
+    /// top. `take` gets the position in `frames` and the frame.
+    ///
+    /// # Errors
+    /// If a frame cannot be decoded, is not as large as the header says, or is not finite.
+    pub fn frames(
+        &self,
+        frames: &[(usize, [f64; 2])],
+        mut take: impl FnMut(usize, Vec<f32>),
+    ) -> Result<(), Refusal> {
+        let n_pixels = self.extents[0] * self.extents[1];
+        let plain = self.plain()?;
+        for (position, &(frame, rescale)) in frames.iter().enumerate() {
+            let bytes = match &plain {
+                Some(all) => frame_of(all, frame, n_pixels * self.layout.n_bytes)?,
+                None => Cow::Owned(self.decompress(frame)?),
+            };
+            if bytes.len() < n_pixels * self.layout.n_bytes {
+                return Err(too_short(bytes.len(), n_pixels * self.layout.n_bytes));
+            }
+            let values = self.layout.values(&bytes, n_pixels, rescale);
+            if values.iter().any(|value| !value.is_finite()) {
+                let action = "check the rescale slope and intercept";
+                return Err(Refusal::new(NonFinite, "infinite pixels", "finite ones", action));
+            }
+            take(position, values);
+        }
+        Ok(())
+    }
+
+    /// All bytes of all frames, where they are not compressed.
+    fn plain(&self) -> Result<Option<Cow<'_, [u8]>>, Refusal> {
+        let Some(element) = self.file.get(tags::PIXEL_DATA) else {
+            return Err(Refusal::new(Truncated, "no pixels", "pixel data", EXPORT_AGAIN));
+        };
+        match element.value() {
+            Value::Primitive(bytes) => Ok(Some(bytes.to_bytes())),
+            _ => Ok(None),
+        }
+    }
+
+    fn decompress(&self, frame: usize) -> Result<Vec<u8>, Refusal> {
+        let decoded = self.file.decode_pixel_data_frame(frame as u32).map_err(|error| {
+            let text = unreadable(error).found;
+            let found = format!("pixels that cannot be decompressed: {text}");
+            Refusal::new(Corrupt, found, "a compressed image as its header says", EXPORT_AGAIN)
+        })?;
+        Ok(decoded.into_data())
+    }
+}
+
+fn too_short(found: usize, needed: usize) -> Refusal {
+    let found = format!("{found} bytes of pixels in a frame");
+    Refusal::new(Truncated, found, format!("{needed}, as the header announces"), EXPORT_AGAIN)
+}
+
+fn frame_of<'a>(all: &'a [u8], frame: usize, n_bytes: usize) -> Result<Cow<'a, [u8]>, Refusal> {
+    let start = frame.saturating_mul(n_bytes);
+    let bytes = all.get(start..start.saturating_add(n_bytes));
+    bytes.map(Cow::Borrowed).ok_or_else(|| too_short(all.len().saturating_sub(start), n_bytes))
+}
+
+impl Layout {
+    fn values(self, bytes: &[u8], n_pixels: usize, [slope, intercept]: [f64; 2]) -> Vec<f32> {
+        let pixels = bytes.chunks_exact(self.n_bytes).take(n_pixels);
+        let stored = pixels.map(|pixel| {
+            // The codecs and the parser give little-endian numbers whatever the file has.
+            pixel.iter().rev().fold(0_u32, |number, &byte| number << 8 | u32::from(byte))
+        });
+        stored.map(|stored| (self.value(stored) * slope + intercept) as f32).collect()
+    }
+
+    /// What the bits above and below the stored ones hold is no part of the number: old files keep
+    /// overlays there.
+    fn value(self, stored: u32) -> f64 {
+        let shifted = stored << (31 - self.high_bit);
+        let unused = 32 - self.bits_stored;
+        if self.is_signed {
+            f64::from(shifted.cast_signed() >> unused)
+        } else {
+            f64::from(shifted >> unused)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_stored_bits_count_and_the_highest_of_them_is_the_sign() {
+        let layout = |bits_stored, high_bit, is_signed| Layout {
+            n_bytes: 2,
+            bits_stored,
+            high_bit,
+            is_signed,
+        };
+        assert_eq!(layout(12, 11, false).value(0xf123), f64::from(0x123));
+        assert_eq!(layout(12, 11, true).value(0x0fff), -1.0);
+        assert_eq!(layout(12, 15, false).value(0x1234), f64::from(0x123));
+        assert_eq!(layout(16, 15, true).value(0x8000), -32768.0);
+        assert_eq!(layout(16, 15, false).values(&[1, 2], 1, [2.0, -3.0]), [1023.0]);
+        let wide = Layout { n_bytes: 4, bits_stored: 32, high_bit: 31, is_signed: true };
+        assert_eq!(wide.values(&[255, 255, 255, 255], 1, [1.0, 0.0]), [-1.0]);
+    }
+}

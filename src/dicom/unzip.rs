@@ -1,0 +1,169 @@
+//! The DICOM files of a zip, laid into a folder under numbers: the names within are never used.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+};
+
+use zip::{ZipArchive, result::ZipError};
+
+use crate::domain::error::{
+    QuarantineReason::{self, Bomb, Corrupt, TooLarge, Unsupported},
+    Refusal,
+};
+
+/// What is unpacked at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ZipLimits {
+    /// Files.
+    pub max_members: usize,
+    /// Bytes of one file.
+    pub max_member_bytes: u64,
+    /// Bytes in all.
+    pub max_bytes: u64,
+}
+
+/// Content may be so many times larger than the zip, beyond [`FREE_BYTES`]: scans compress by 2 to 10,
+/// a zip bomb by a thousand.
+const MAX_RATIO: u64 = 100;
+const FREE_BYTES: u64 = 64 << 20;
+
+/// Unpacks every file that has the mark of a DICOM file into `folder`; there may be none.
+///
+/// # Errors
+/// [`io::Error`] when the folder fails; a [`Refusal`] for every other fault.
+pub fn unzip(
+    zip: impl Read + Seek,
+    zip_bytes: u64,
+    folder: &Path,
+    limits: &ZipLimits,
+) -> io::Result<Result<Vec<PathBuf>, Refusal>> {
+    let mut archive = match ZipArchive::new(zip) {
+        Ok(archive) => archive,
+        Err(error) => return Ok(Err(damaged(error))),
+    };
+    if archive.len() > limits.max_members {
+        let found = format!("{} files in a zip", archive.len());
+        let needed = format!("at most {}", limits.max_members);
+        return Ok(Err(Refusal::new(TooLarge, found, needed, "export one study per zip")));
+    }
+    let by_ratio = zip_bytes.saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES);
+    let mut n_all = 0;
+    let mut files = Vec::new();
+    for index in 0..archive.len() {
+        let mut member = match archive.by_index(index) {
+            Ok(member) => member,
+            Err(error) => return Ok(Err(damaged(error))),
+        };
+        if !member.is_file() {
+            continue;
+        }
+        let mut start = [0; 132];
+        match member.read_exact(&mut start) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
+            Err(error) => return Ok(Err(damaged(error))),
+            Ok(()) if &start[128..] != b"DICM" => continue,
+            Ok(()) => {}
+        }
+        let path = folder.join(format!("{index:06}.dcm"));
+        let mut file = File::create(&path)?;
+        file.write_all(&start)?;
+        let mut buffer = vec![0; 1 << 16];
+        let mut n_bytes = start.len() as u64;
+        loop {
+            let n_read = match member.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n_read) => n_read,
+                Err(error) => return Ok(Err(damaged(error))),
+            };
+            n_bytes += n_read as u64;
+            if n_all + n_bytes > by_ratio {
+                return Ok(Err(too_much(Bomb, by_ratio)));
+            } else if n_all + n_bytes > limits.max_bytes || n_bytes > limits.max_member_bytes {
+                return Ok(Err(too_much(TooLarge, limits.max_member_bytes)));
+            }
+            file.write_all(&buffer[..n_read])?;
+        }
+        n_all += n_bytes;
+        files.push(path);
+    }
+    Ok(Ok(files))
+}
+
+fn damaged(error: impl Into<ZipError>) -> Refusal {
+    let error = error.into();
+    let text: String = error.to_string().chars().filter(|c| !c.is_control()).take(200).collect();
+    let is_foreign = matches!(error, ZipError::UnsupportedArchive(_));
+    let found = format!("a zip that cannot be read ({text})");
+    let needed = "a zip with deflated or stored files, without a password";
+    let reason = if is_foreign { Unsupported } else { Corrupt };
+    Refusal::new(reason, found, needed, "pack or copy it again")
+}
+
+fn too_much(reason: QuarantineReason, most: u64) -> Refusal {
+    let found = format!("files in a zip that unpack to more than {most} bytes");
+    let needed = format!("at most {MAX_RATIO} times the size of the zip, and intake.max_file_mib");
+    Refusal::new(reason, found, needed, "pack the files as the scanner made them")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Cursor};
+
+    use zip::{ZipWriter, write::SimpleFileOptions};
+
+    use super::*;
+
+    const LIMITS: ZipLimits =
+        ZipLimits { max_members: 3, max_member_bytes: 1 << 20, max_bytes: 3 << 20 };
+
+    fn zip(members: &[(&str, Vec<u8>)]) -> Vec<u8> {
+        let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+        for (name, bytes) in members {
+            zip.start_file(*name, SimpleFileOptions::default()).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        zip.finish().unwrap().into_inner()
+    }
+
+    fn dicom(n_bytes: usize) -> Vec<u8> {
+        [&[0; 128][..], b"DICM", &vec![7; n_bytes]].concat()
+    }
+
+    fn unzipped(zip: Vec<u8>, limits: &ZipLimits) -> Result<Vec<Vec<u8>>, Refusal> {
+        let folder = tempfile::tempdir().unwrap();
+        let into = folder.path().join("into");
+        fs::create_dir(&into).unwrap();
+        let n_bytes = zip.len() as u64;
+        let files = unzip(Cursor::new(zip), n_bytes, &into, limits).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing leaves the folder");
+        files.map(|files| files.iter().map(|file| fs::read(file).unwrap()).collect())
+    }
+
+    #[test]
+    fn only_dicom_files_are_unpacked_and_no_name_is_used() {
+        let members = [
+            ("../../x.dcm", dicom(9)),
+            ("letter.txt", b"to a friend".to_vec()),
+            ("/etc/line\nbreak", dicom(5)),
+        ];
+        assert_eq!(unzipped(zip(&members), &LIMITS).unwrap(), [dicom(9), dicom(5)]);
+        assert_eq!(unzipped(zip(&members[1..2]), &LIMITS).unwrap(), [[0_u8; 0]; 0]);
+    }
+
+    #[test]
+    fn too_many_too_large_too_dense_and_damaged_are_told_apart() {
+        let reason = |zip: Vec<u8>, limits: &ZipLimits| unzipped(zip, limits).unwrap_err().reason;
+        let one = |size| zip(&[("x", dicom(size))]);
+        assert_eq!(reason(one(2 << 20), &LIMITS), TooLarge);
+        let names = ["a", "b", "c", "d"];
+        let four: Vec<_> = names.map(|name| (name, dicom(9))).to_vec();
+        assert_eq!(reason(zip(&four), &LIMITS), TooLarge);
+        let wide = ZipLimits { max_member_bytes: 1 << 30, max_bytes: 1 << 30, ..LIMITS };
+        assert_eq!(reason(one(80 << 20), &wide), Bomb);
+        let mut cut = zip(&four[..2]);
+        cut.truncate(cut.len() - 30);
+        assert_eq!(reason(cut, &LIMITS), Corrupt);
+    }
+}

@@ -1,0 +1,368 @@
+//! Conversion of DICOM files in a process of its own: `oddscan dicom`, the same executable.
+//!
+//! Parsers and codecs panic, recurse and allocate on what a file says. There, a panic is caught, memory
+//! and file sizes have hard limits, and a hang is ended; whatever happens costs the files that were in
+//! hand, never the daemon. The process says what it takes in hand before it does so ([`Event::InHand`]),
+//! so that after its death the others can be converted without them.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::{ffi::OsStrExt, fs::DirBuilderExt, process::CommandExt, process::ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::{Deserialize, Serialize};
+use tracing::{debug, warn};
+
+use crate::{
+    domain::error::{
+        QuarantineReason::{Bomb, Poison, TooLarge},
+        Refusal, ScanError,
+    },
+    nifti::Limits,
+};
+
+/// A line that `oddscan dicom` writes. Inputs are positions in the list of files that it was given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// These files come next.
+    InHand {
+        /// Files.
+        inputs: Vec<usize>,
+    },
+    /// A volume was written to `<name>.nii.gz`, what its header says to `<name>.json`.
+    Converted {
+        /// Stem of the files.
+        name: String,
+        /// Its files.
+        inputs: Vec<usize>,
+    },
+    /// It will never work.
+    Refused {
+        /// What it would have been called.
+        name: String,
+        /// Why.
+        refusal: Refusal,
+        /// Whether slices that are still to come could mend it.
+        may_grow: bool,
+        /// Its files.
+        inputs: Vec<usize>,
+    },
+    /// Nothing is wrong with it; it is just nothing for oddscan.
+    Skipped {
+        /// What it would have been called.
+        name: String,
+        /// Why.
+        why: String,
+        /// Its files.
+        inputs: Vec<usize>,
+    },
+    /// Some of its files are not still yet.
+    Waiting {
+        /// Its files.
+        inputs: Vec<usize>,
+    },
+}
+
+/// What is known of a file before it is converted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It has been dealt with; its series is converted again only if files joined it.
+    Known,
+    /// Nothing is known of it, and it is whole.
+    New,
+    /// It may still be written to; its series waits.
+    Growing,
+}
+
+impl Standing {
+    fn letter(self) -> u8 {
+        match self {
+            Self::Known => b'k',
+            Self::New => b'n',
+            Self::Growing => b'g',
+        }
+    }
+}
+
+/// Writes a list of files as the command reads it: a letter, the path, a zero byte.
+fn encode_list(files: &[(Standing, PathBuf)]) -> Vec<u8> {
+    let entry = |(standing, path): &(Standing, PathBuf)| {
+        [&[standing.letter()], path.as_os_str().as_bytes(), &[0]].concat()
+    };
+    files.iter().flat_map(entry).collect()
+}
+
+/// Reads a list of files as the daemon writes it: of each a letter, the path, a zero byte.
+pub fn decode_list(bytes: &[u8]) -> Option<Vec<(Standing, PathBuf)>> {
+    let entries = bytes.strip_suffix(&[0]).unwrap_or(bytes).split(|&byte| byte == 0);
+    let entry = |entry: &[u8]| {
+        let (letter, path) = entry.split_first()?;
+        let all = [Standing::Known, Standing::New, Standing::Growing];
+        let standing = all.into_iter().find(|standing| standing.letter() == *letter)?;
+        Some((standing, PathBuf::from(OsStr::from_bytes(path))))
+    };
+    entries.filter(|entry| !entry.is_empty()).map(entry).collect()
+}
+
+/// A process that writes no line for so long hangs.
+const MAX_SILENCE: Duration = Duration::from_secs(300);
+const POLL: Duration = Duration::from_millis(20);
+
+/// After so many deaths what is left waits for the next conversion: each costs reading all headers again.
+const MAX_DEATHS: usize = 16;
+
+/// Memory of a process: its own, that of the largest file with what its codec needs, and that of the
+/// largest volume as numbers, as bytes and compressed.
+fn memory_bytes(limits: &Limits) -> u64 {
+    let of_files = limits.max_file_bytes.saturating_mul(4);
+    (1_u64 << 30).saturating_add(of_files).saturating_add(limits.max_voxels.saturating_mul(16))
+}
+
+/// What the files of a zip may hold together.
+pub fn max_unpacked_bytes(limits: &Limits) -> u64 {
+    limits.max_file_bytes.saturating_mul(16)
+}
+
+fn own(source: io::Error) -> ScanError {
+    ScanError::Own { doing: "converting DICOM files in the state folder", source }
+}
+
+/// Makes an empty folder that nobody else may read.
+pub fn fresh_folder(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Converts files into the folder `out` within `work`, which is emptied first. Gives what became of
+/// each series; files that no event names became nothing. `alive` is called while it goes on; when it
+/// says no, the conversion is given up and nothing has happened.
+pub fn convert(
+    files: &[(Standing, PathBuf)],
+    work: &Path,
+    limits: &Limits,
+    mut alive: impl FnMut() -> bool,
+) -> Result<Option<Vec<Event>>, ScanError> {
+    let mut deaths: Vec<Event> = Vec::new();
+    let mut killed: Vec<Vec<usize>> = Vec::new();
+    loop {
+        let blamed: Vec<usize> = deaths.iter().flat_map(Event::inputs).copied().collect();
+        let left: Vec<usize> = (0..files.len()).filter(|input| !blamed.contains(input)).collect();
+        if left.is_empty() {
+            return Ok(Some(deaths));
+        }
+        if deaths.len() >= MAX_DEATHS {
+            deaths.push(Event::Waiting { inputs: left });
+            return Ok(Some(deaths));
+        }
+        let listed: Vec<_> = left.iter().map(|&input| files[input].clone()).collect();
+        fresh_folder(work).map_err(own)?;
+        let Some(end) = run_once(&listed, work, limits, &mut alive).map_err(own)? else {
+            return Ok(None);
+        };
+        let events: Vec<Event> =
+            read_events(work).into_iter().map(|event| event.renumbered(&left)).collect();
+        let Some(refusal) = end.fault()? else {
+            return Ok(Some(events.into_iter().chain(deaths).collect()));
+        };
+        let in_hand = events.iter().rev().find_map(|event| match event {
+            Event::InHand { inputs } => Some(inputs.clone()),
+            _ => None,
+        });
+        let Some(inputs) = in_hand else {
+            return Err(own(io::Error::other("the process died before it read a file")));
+        };
+        warn!(%refusal, n_files = inputs.len(), "the conversion of DICOM files died");
+        // A person, or a system short of memory, may have ended it: once is no proof.
+        if end.was_killed() && !killed.contains(&inputs) {
+            killed.push(inputs);
+            continue;
+        }
+        deaths.push(Event::Refused { name: String::new(), refusal, may_grow: false, inputs });
+    }
+}
+
+impl Event {
+    /// The files that it speaks of.
+    pub fn inputs(&self) -> &[usize] {
+        match self {
+            Self::InHand { inputs }
+            | Self::Converted { inputs, .. }
+            | Self::Refused { inputs, .. }
+            | Self::Skipped { inputs, .. }
+            | Self::Waiting { inputs } => inputs,
+        }
+    }
+
+    fn renumbered(mut self, left: &[usize]) -> Self {
+        let (Self::InHand { inputs }
+        | Self::Converted { inputs, .. }
+        | Self::Refused { inputs, .. }
+        | Self::Skipped { inputs, .. }
+        | Self::Waiting { inputs }) = &mut self;
+        *inputs = inputs.iter().filter_map(|&input| left.get(input).copied()).collect();
+        self
+    }
+}
+
+/// How the process ended.
+struct End {
+    status: ExitStatus,
+    was_silent: bool,
+    stderr: String,
+}
+
+impl End {
+    /// Whether it was ended from outside.
+    fn was_killed(&self) -> bool {
+        let from_outside = [Signal::KILL, Signal::TERM, Signal::INT, Signal::HUP];
+        let signal = self.status.signal();
+        !self.was_silent && from_outside.iter().any(|from| signal == Some(from.as_raw()))
+    }
+
+    /// Why the files in hand are to blame, if they are.
+    fn fault(&self) -> Result<Option<Refusal>, ScanError> {
+        if self.status.success() {
+            return Ok(None);
+        }
+        let action = "export the series again; report it with the files, if they may be shared";
+        let signal = self.status.signal();
+        let is_memory = self.stderr.contains("memory allocation of");
+        let (reason, found) = if self.was_silent {
+            (Poison, format!("a conversion that hung for {} s", MAX_SILENCE.as_secs()))
+        } else if is_memory || self.was_killed() {
+            (Bomb, "files that ask for more memory than any scan needs".to_owned())
+        } else if signal == Some(Signal::XFSZ.as_raw()) {
+            (TooLarge, "files that unpack to more than any scan holds".to_owned())
+        } else if let Some(signal) = signal {
+            (Poison, format!("a conversion that died of signal {signal}"))
+        } else {
+            let text: String = self.stderr.chars().filter(|c| !c.is_control()).collect();
+            let text = text.chars().take(300).collect::<String>();
+            return Err(own(io::Error::other(format!("{}: {text}", self.status))));
+        };
+        let needed = "a series that the converter understands";
+        Ok(Some(Refusal::new(reason, found, needed, action)))
+    }
+}
+
+fn read_events(work: &Path) -> Vec<Event> {
+    // The last line may be cut off.
+    let text = fs::read(work.join("events")).unwrap_or_default();
+    text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+}
+
+fn run_once(
+    files: &[(Standing, PathBuf)],
+    work: &Path,
+    limits: &Limits,
+    alive: &mut dyn FnMut() -> bool,
+) -> io::Result<Option<End>> {
+    let at = |name: &str| work.join(name);
+    File::create(at("list"))?.write_all(&encode_list(files))?;
+    let out = at("out");
+    // The running executable, even when an upgrade has replaced its file.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("oddscan").args(["dicom", "--listed", "--out"]).arg(&out);
+    for (option, value) in [
+        ("--max-voxels", limits.max_voxels),
+        ("--max-file-bytes", limits.max_file_bytes),
+        ("--memory-bytes", memory_bytes(limits)),
+    ] {
+        command.arg(option).arg(value.to_string());
+    }
+    // Threads have stacks and arenas, which count as memory.
+    command.env_clear().env("RAYON_NUM_THREADS", "1").current_dir(work).process_group(0);
+    let errors = File::create(at("stderr"))?;
+    command.stdin(File::open(at("list"))?).stdout(File::create(at("events"))?).stderr(errors);
+    let mut child = command.spawn()?;
+    let watched = watch(&mut child, &at("events"), alive);
+    let stderr = String::from_utf8_lossy(&fs::read(at("stderr")).unwrap_or_default())
+        .chars()
+        .take(2000)
+        .collect::<String>();
+    if !stderr.is_empty() {
+        debug!(stderr, "the conversion of DICOM files said");
+    }
+    Ok(watched?.map(|(status, was_silent)| End { status, was_silent, stderr }))
+}
+
+/// Waits for the end of a process; ends it, with all that it may have started, when it hangs.
+fn watch(
+    child: &mut Child,
+    events: &Path,
+    alive: &mut dyn FnMut() -> bool,
+) -> io::Result<Option<(ExitStatus, bool)>> {
+    let end = |child: &mut Child| {
+        // Gone is fine as well.
+        kill_process_group(Pid::from_child(child), Signal::KILL).ok();
+        child.wait()
+    };
+    let (mut n_bytes, mut since) = (0, Instant::now());
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Ok(Some((status, false))),
+            Ok(None) => {}
+            Err(error) => {
+                end(child).ok();
+                return Err(error);
+            }
+        }
+        if !alive() {
+            end(child)?;
+            return Ok(None);
+        }
+        let now_bytes = fs::metadata(events).map_or(0, |meta| meta.len());
+        if now_bytes != n_bytes {
+            (n_bytes, since) = (now_bytes, Instant::now());
+        } else if since.elapsed() >= MAX_SILENCE {
+            return Ok(Some((end(child)?, true)));
+        }
+        thread::sleep(POLL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_files_survives_any_name() {
+        let files = vec![
+            (Standing::New, PathBuf::from("a\nb")),
+            (Standing::Known, PathBuf::from(OsStr::from_bytes(b"\xff \"'"))),
+            (Standing::Growing, PathBuf::from("/c")),
+        ];
+        assert_eq!(decode_list(&encode_list(&files)).unwrap(), files);
+        assert_eq!(decode_list(b"").unwrap(), []);
+        assert_eq!(decode_list(b"x/a\0"), None);
+    }
+
+    #[test]
+    fn a_death_is_told_by_its_signal_and_its_last_words() {
+        let end = |raw, stderr: &str, was_silent| End {
+            status: ExitStatus::from_raw(raw),
+            was_silent,
+            stderr: stderr.to_owned(),
+        };
+        let reason = |end: End| end.fault().unwrap().map(|refusal| refusal.reason);
+        assert_eq!(reason(end(0, "", false)), None);
+        assert_eq!(reason(end(6, "memory allocation of 9 bytes failed", false)), Some(Bomb));
+        assert_eq!(reason(end(25, "", false)), Some(TooLarge));
+        assert_eq!(reason(end(11, "", false)), Some(Poison));
+        assert_eq!(reason(end(9, "", true)), Some(Poison));
+        assert_eq!(reason(end(9, "", false)), Some(Bomb));
+        assert!(end(9, "", false).was_killed() && !end(9, "", true).was_killed());
+        assert!(end(74 << 8, "no space", false).fault().is_err(), "no file is to blame");
+    }
+}

@@ -1,0 +1,498 @@
+//! DICOM files in the incoming folder: when is a series complete, and what becomes of it.
+//!
+//! The files directly in one folder, or one zip, are converted together, in a process of their own
+//! ([`convert`]); each volume then goes the way of a NIfTI file. Every file is remembered by itself, so
+//! that a folder which grows later gives its new series only, and a kill at any line costs nothing but
+//! a second conversion: its volumes are known by their content.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    mem,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use tracing::{debug, info, warn};
+
+use super::{
+    super::{
+        MAX_CRASHES,
+        board::StageName,
+        convert::{self, Event, Standing},
+        now_secs, panic_text,
+    },
+    Companions, Intake, MAX_PAUSE, Taken, Whole, seen_key,
+};
+use crate::{
+    domain::{
+        error::{QuarantineReason, Refusal, ScanError},
+        scan::FileLook,
+    },
+    ingest::{self, Bundle, Candidate, Patterns, Settled, Settling},
+    metrics::{IngestResult, SeenBy, Stage},
+    quarantine,
+    store::{SeenFile, SeenOutcome},
+};
+
+/// A series with gaps is waited for so many times as long as a complete one: slices may come late and in
+/// any order.
+const PATIENCE: u32 = 10;
+
+/// Files that cannot be read are tried so often: about three quarters of an hour.
+const MAX_FAILURES: u32 = 10;
+
+/// DICOM files that are watched until they are whole.
+#[derive(Default)]
+pub(super) struct Bundles {
+    settling: Settling,
+    /// Whether files whose name leaves it open have DICOM's mark, and how they looked then.
+    marked: HashMap<PathBuf, (FileLook, bool)>,
+    /// Bundles that rest before their next conversion.
+    pauses: HashMap<PathBuf, Pause>,
+    /// Bundles that a look could change: whether one is whole, and for how long it has been known.
+    waiting: Vec<(bool, Duration)>,
+}
+
+/// A rest between two conversions of one bundle.
+#[derive(Clone, Copy)]
+struct Pause {
+    until: Instant,
+    n_failures: u32,
+}
+
+impl Bundles {
+    /// Bundles that a look could change.
+    pub(super) fn n_waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// As [`Settling::waiting`], counted in bundles.
+    pub(super) fn waiting(&self, are_whole: bool) -> (usize, Option<Duration>) {
+        let alike = self.waiting.iter().filter(|(is_whole, _)| *is_whole == are_whole);
+        (alike.clone().count(), alike.map(|(_, age)| *age).max())
+    }
+}
+
+/// A file of a bundle as it stands before a conversion.
+struct Member<'a> {
+    file: &'a Candidate,
+    standing: Standing,
+    /// Since it was first seen.
+    waited: Duration,
+}
+
+impl Intake {
+    /// The DICOM files now in the incoming folder. A folder that cannot be listed has been reported.
+    pub(super) fn list_bundles(&mut self, incoming: &Path, patterns: &Patterns) -> Vec<Bundle> {
+        let shared = &self.shared;
+        let known = mem::take(&mut self.bundles.marked);
+        let marked = &mut self.bundles.marked;
+        let has_mark = |file: &Candidate| {
+            let known = known.get(&file.path).filter(|(look, _)| *look == file.look);
+            let is_marked = known
+                .map_or_else(|| ingest::has_dicom_mark(&file.path), |(_, is_marked)| *is_marked);
+            marked.insert(file.path.clone(), (file.look, is_marked));
+            is_marked
+        };
+        let beat = || shared.board.beat(StageName::Intake);
+        let bundles = ingest::list_bundles(incoming, patterns, has_mark, beat).unwrap_or_default();
+        let files = bundles.iter().flat_map(|bundle| &bundle.files);
+        let there: HashSet<&Path> = files.map(|file| file.path.as_path()).collect();
+        self.bundles.settling.keep_only(|path| there.contains(path));
+        let there: HashSet<&Path> = bundles.iter().map(|bundle| bundle.path.as_path()).collect();
+        self.bundles.pauses.retain(|path, _| there.contains(path.as_path()));
+        bundles
+    }
+
+    pub(super) fn consider_bundles(
+        &mut self,
+        bundles: &[Bundle],
+        incoming: &Path,
+        by: SeenBy,
+        is_paused: bool,
+    ) -> Result<(), ScanError> {
+        self.bundles.waiting.clear();
+        for bundle in bundles {
+            if self.shared.stopping() {
+                break;
+            }
+            self.shared.board.beat(StageName::Intake);
+            let members = self.members(bundle, incoming, by)?;
+            let fresh = || members.iter().filter(|member| member.standing != Standing::Known);
+            let Some(age) = fresh().map(|member| member.waited).max() else { continue };
+            let is_whole = fresh().any(|member| member.standing == Standing::New);
+            let pause = self.bundles.pauses.get(&bundle.path);
+            if pause.is_some_and(|pause| pause.until > Instant::now()) {
+                continue;
+            }
+            // While the encoder's queue is full no further file is read: the folder is the queue.
+            if !is_whole || is_paused || !self.pending.is_empty() {
+                self.bundles.waiting.push((is_whole, age));
+                continue;
+            }
+            self.convert_bundle(bundle, &members, incoming)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at every file of a bundle.
+    fn members<'a>(
+        &mut self,
+        bundle: &'a Bundle,
+        incoming: &Path,
+        by: SeenBy,
+    ) -> Result<Vec<Member<'a>>, ScanError> {
+        let config = self.shared.config();
+        let (intake, now) = (&config.intake, Instant::now());
+        let settle = if bundle.is_zip { intake.settle } else { intake.series_settle };
+        let mut members = Vec::with_capacity(bundle.files.len());
+        for file in &bundle.files {
+            let seen = self.shared.store.seen(&seen_key(incoming, &file.path))?;
+            let seen = seen.filter(|seen| seen.is_same(&file.look)).map(|seen| seen.outcome);
+            if !matches!(seen, None | Some(SeenOutcome::Reading { .. })) {
+                let (standing, waited) = (Standing::Known, Duration::ZERO);
+                members.push(Member { file, standing, waited });
+                continue;
+            }
+            if !self.bundles.settling.knows(&file.path) {
+                self.shared.metrics.file_seen(by);
+            }
+            let (standing, waited) = match self.bundles.settling.look(file, [None; 2], now, settle)
+            {
+                Settled::Waiting => (Standing::Growing, Duration::ZERO),
+                Settled::Whole(waited) => (Standing::New, waited),
+            };
+            members.push(Member { file, standing, waited });
+        }
+        Ok(members)
+    }
+
+    fn convert_bundle(
+        &mut self,
+        bundle: &Bundle,
+        members: &[Member<'_>],
+        incoming: &Path,
+    ) -> Result<(), ScanError> {
+        let work = self.shared.config().directories.state.join("dicom");
+        let files: Vec<(Standing, PathBuf)> =
+            members.iter().map(|member| (member.standing, member.file.path.clone())).collect();
+        let shared = &self.shared;
+        let alive = || {
+            shared.board.beat(StageName::Intake);
+            !shared.stopping()
+        };
+        let started = Instant::now();
+        let converted = convert::convert(&files, &work, &shared.limits(), alive);
+        shared.metrics.stage_finished(Stage::Decode, started.elapsed());
+        let has_failed = match converted {
+            Ok(Some(events)) => {
+                let unit = Unit { bundle, members, incoming, out: work.join("out") };
+                self.take_events(&unit, &events)?
+            }
+            // Asked to stop: the next start converts it again.
+            Ok(None) => false,
+            Err(error) => {
+                self.shared.metrics.stage_failed(Stage::Decode, &error);
+                self.shared.metrics.stage_retried(Stage::Decode);
+                warn!(%error, "DICOM files have to wait; trying again");
+                true
+            }
+        };
+        self.rest(bundle, has_failed);
+        if let Err(error) = convert::fresh_folder(&work) {
+            warn!(error = %error.kind(), "converted files stay until the next conversion");
+        }
+        Ok(())
+    }
+
+    /// Lets a bundle rest, so that one which keeps growing is not converted all the time; longer after
+    /// each failure.
+    fn rest(&mut self, bundle: &Bundle, has_failed: bool) {
+        let settle = self.shared.config().intake.series_settle.max(Duration::from_millis(100));
+        let n_failures = if has_failed { self.n_failures(bundle) + 1 } else { 0 };
+        let rest = settle.saturating_mul(1 << n_failures.min(16)).min(MAX_PAUSE.max(settle));
+        let pause = Pause { until: Instant::now() + rest, n_failures };
+        self.bundles.pauses.insert(bundle.path.clone(), pause);
+    }
+
+    /// How often in a row the bundle could not be dealt with.
+    fn n_failures(&self, bundle: &Bundle) -> u32 {
+        self.bundles.pauses.get(&bundle.path).map_or(0, |pause| pause.n_failures)
+    }
+
+    /// Deals with what became of the series; tells whether something must be tried again.
+    fn take_events(&mut self, unit: &Unit<'_>, events: &[Event]) -> Result<bool, ScanError> {
+        // A file or zip with several volumes stays where it is as soon as one of them works.
+        let mut kept: BTreeSet<usize> = BTreeSet::new();
+        let mut refused = Vec::new();
+        let mut has_failed = false;
+        for event in events {
+            let Event::Converted { name, inputs } = event else { continue };
+            if self.shared.stopping() {
+                return Ok(has_failed);
+            }
+            self.shared.board.beat(StageName::Intake);
+            match self.take_series(unit, name, inputs)? {
+                Series::Taken => kept.extend(inputs),
+                Series::Refused(refusal) => refused.push((name, refusal, inputs)),
+                Series::Later => {
+                    has_failed = true;
+                    kept.extend(inputs);
+                }
+            }
+        }
+        let n_failures = self.n_failures(unit.bundle);
+        for event in events {
+            match event {
+                Event::Refused { refusal, inputs, .. }
+                    if refusal.reason == QuarantineReason::Io && n_failures < MAX_FAILURES =>
+                {
+                    warn!(%refusal, "DICOM files cannot be read; trying again");
+                    has_failed = true;
+                    kept.extend(inputs);
+                }
+                Event::Refused { name, refusal, may_grow, inputs } => {
+                    if *may_grow && self.may_still_grow(unit, inputs) {
+                        debug!(%refusal, "a series may still be growing");
+                    } else {
+                        refused.push((name, refusal.clone(), inputs));
+                    }
+                }
+                Event::Skipped { name, why, inputs } => {
+                    debug!(name, folder = %unit.bundle.path.display(), "left alone");
+                    self.leave_alone(unit, why, &without(inputs, &kept))?;
+                }
+                Event::InHand { .. } | Event::Converted { .. } | Event::Waiting { .. } => {}
+            }
+        }
+        for (name, refusal, inputs) in refused {
+            self.refuse_series(unit, name, &refusal, inputs, &kept)?;
+        }
+        self.leave_alone(unit, "not mentioned by the converter", &unit.unmentioned(events))?;
+        Ok(has_failed)
+    }
+
+    /// Whether slices may still come that fill the gaps.
+    fn may_still_grow(&self, unit: &Unit<'_>, inputs: &[usize]) -> bool {
+        let patience = self.shared.config().intake.series_settle * PATIENCE;
+        !unit.bundle.is_zip && unit.since_last(inputs) < patience
+    }
+
+    /// Remembers files that are nothing for us, so that they are not converted again.
+    fn leave_alone(
+        &mut self,
+        unit: &Unit<'_>,
+        why: &str,
+        inputs: &[usize],
+    ) -> Result<(), ScanError> {
+        if inputs.is_empty() {
+            return Ok(());
+        }
+        self.shared.metrics.volume_ingested(IngestResult::Ignored);
+        info!(why, n_files = inputs.len(), "a series was left alone");
+        self.remember_files(unit, inputs, SeenOutcome::Quarantined)
+    }
+
+    /// Takes in one volume, once: the way of a NIfTI file, with the files of the series remembered in the
+    /// place of one.
+    fn take_series(
+        &mut self,
+        unit: &Unit<'_>,
+        name: &str,
+        inputs: &[usize],
+    ) -> Result<Series, ScanError> {
+        let path = unit.out.join(format!("{name}.nii.gz"));
+        let look = ingest::look_at(&path);
+        let (Ok(look), false) = (look, unit.has_changed(inputs)) else {
+            // It was not whole after all: looked at again when it is.
+            return Ok(Series::Later);
+        };
+        let n_crashes = self.crashes(unit, inputs)?;
+        if n_crashes >= MAX_CRASHES {
+            let found = format!("{n_crashes} crashes while this series was read");
+            return Ok(Series::Refused(poison(found)));
+        }
+        // Before it is touched, durably: after a crash this tells which one was in hand.
+        let first = &inputs[..1];
+        self.remember_files(unit, first, SeenOutcome::Reading { attempts: n_crashes + 1 })?;
+        self.shared.store.flush()?;
+        let companions = Companions::of(&path);
+        let whole = Whole { companions, waited: unit.waited(inputs), n_crashes };
+        let candidate = Candidate { path, look };
+        let work = AssertUnwindSafe(|| self.take_in(&candidate, &whole));
+        let taken = std::panic::catch_unwind(work).unwrap_or_else(|panic| {
+            self.shared.metrics.stage_panicked(Stage::Decode);
+            let text = panic_text(panic.as_ref());
+            Err(poison(format!("a crash while reading ({text})")).into())
+        });
+        match taken {
+            Ok(Taken::Accepted(record)) => {
+                self.remember_files(unit, inputs, SeenOutcome::Accepted(record.id))?;
+                debug!(scan = %record.id, path = %unit.bundle.path.display(), "accepted from");
+                self.queue(&record);
+            }
+            Ok(Taken::Duplicate(id)) => {
+                self.remember_files(unit, inputs, SeenOutcome::Duplicate(id))?;
+                self.count_duplicate(id);
+            }
+            Ok(Taken::Changed) => return Ok(Series::Later),
+            Err(error) => return self.series_failed(unit, first, error),
+        }
+        self.shared.metrics.settled(whole.waited);
+        Ok(Series::Taken)
+    }
+
+    fn series_failed(
+        &self,
+        unit: &Unit<'_>,
+        first: &[usize],
+        error: ScanError,
+    ) -> Result<Series, ScanError> {
+        self.shared.metrics.stage_failed(Stage::Decode, &error);
+        match error {
+            ScanError::Refused(refusal) => Ok(Series::Refused(refusal)),
+            ScanError::Device(_) | ScanError::Store(_) => Err(error),
+            ScanError::Io { .. } | ScanError::Own { .. } => {
+                self.shared.metrics.stage_retried(Stage::Decode);
+                warn!(%error, "a series has to wait; trying again");
+                for &input in first {
+                    self.shared.store.forget_seen(&unit.key(input))?;
+                }
+                Ok(Series::Later)
+            }
+        }
+    }
+
+    /// Times that the process died with this series in hand.
+    fn crashes(&self, unit: &Unit<'_>, inputs: &[usize]) -> Result<u32, ScanError> {
+        let first = inputs[0];
+        let seen = self.shared.store.seen(&unit.key(first))?;
+        let seen = seen.filter(|seen| seen.is_same(&unit.members[first].file.look));
+        Ok(match seen.map(|seen| seen.outcome) {
+            Some(SeenOutcome::Reading { attempts }) => attempts,
+            _ => 0,
+        })
+    }
+
+    fn remember_files(
+        &mut self,
+        unit: &Unit<'_>,
+        inputs: &[usize],
+        outcome: SeenOutcome,
+    ) -> Result<(), ScanError> {
+        let is_decided = !matches!(outcome, SeenOutcome::Reading { .. });
+        for &input in inputs {
+            let file = unit.members[input].file;
+            self.shared.store.put_seen(&unit.key(input), &SeenFile::new(file.look, outcome))?;
+            if is_decided {
+                self.bundles.settling.forget(&file.path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the files of a series aside; those that another volume was made of stay, and only the reason
+    /// goes to quarantine.
+    fn refuse_series(
+        &mut self,
+        unit: &Unit<'_>,
+        name: &str,
+        refusal: &Refusal,
+        inputs: &[usize],
+        kept: &BTreeSet<usize>,
+    ) -> Result<(), ScanError> {
+        let mut left = without(inputs, kept);
+        // Another file has that name now, or none: it is not to be judged by the old one.
+        left.retain(|input| !unit.has_changed(&[*input]));
+        if left.is_empty() && !inputs.iter().any(|input| kept.contains(input)) {
+            return Ok(());
+        }
+        let files: Vec<PathBuf> =
+            left.iter().map(|&input| unit.members[input].file.path.clone()).collect();
+        let folder = self.shared.config().directories.quarantine.clone();
+        debug!(folder = %unit.bundle.path.display(), "to quarantine");
+        let moved = if let [file] = &files[..] {
+            let came_from = file.strip_prefix(unit.incoming).unwrap_or(file);
+            quarantine::quarantine(&folder, file, came_from, refusal, now_secs())
+        } else {
+            let parent = unit.bundle.path.strip_prefix(unit.incoming).unwrap_or(Path::new(""));
+            let parent = if unit.bundle.is_zip { parent.parent() } else { Some(parent) };
+            let name = if name.is_empty() { "series" } else { name };
+            let came_from = parent.unwrap_or(Path::new("")).join(name);
+            quarantine::quarantine_series(&folder, &files, &came_from, refusal, now_secs())
+        };
+        if let Err(error) = moved {
+            warn!(error = %error.kind(), "quarantine is not available; a refused series waits");
+            return Ok(());
+        }
+        warn!(%refusal, n_files = left.len(), "a series went to quarantine");
+        // Remembered too, for the case that they could not be moved.
+        self.remember_files(unit, &left, SeenOutcome::Quarantined)?;
+        self.count_quarantined(refusal);
+        Ok(())
+    }
+}
+
+fn poison(found: String) -> Refusal {
+    let needed = "a series that the reader understands";
+    let action = "see the log of those times; report it with the files, if they may be shared";
+    Refusal::new(QuarantineReason::Poison, found, needed, action)
+}
+
+/// What became of a converted series.
+enum Series {
+    /// It is known now.
+    Taken,
+    /// It must be looked at again.
+    Later,
+    /// It will never work.
+    Refused(Refusal),
+}
+
+/// One conversion.
+struct Unit<'a> {
+    bundle: &'a Bundle,
+    members: &'a [Member<'a>],
+    incoming: &'a Path,
+    /// Where the volumes lie.
+    out: PathBuf,
+}
+
+impl Unit<'_> {
+    fn key(&self, input: usize) -> Vec<u8> {
+        seen_key(self.incoming, &self.members[input].file.path)
+    }
+
+    /// Whether one of the files is another one now.
+    fn has_changed(&self, inputs: &[usize]) -> bool {
+        let is_same = |file: &Candidate| ingest::look_at(&file.path).ok() == Some(file.look);
+        !inputs.iter().all(|&input| is_same(self.members[input].file))
+    }
+
+    /// Since the first of the files was seen.
+    fn waited(&self, inputs: &[usize]) -> Duration {
+        inputs.iter().map(|&input| self.members[input].waited).max().unwrap_or_default()
+    }
+
+    /// Since the last of the new files was seen.
+    fn since_last(&self, inputs: &[usize]) -> Duration {
+        let fresh = inputs.iter().map(|&input| &self.members[input]);
+        let fresh = fresh.filter(|member| member.standing == Standing::New);
+        fresh.map(|member| member.waited).min().unwrap_or_default()
+    }
+
+    /// New files of which no event says what became of them. None, unless there is a fault; then they
+    /// must not be converted again and again.
+    fn unmentioned(&self, events: &[Event]) -> Vec<usize> {
+        let events = events.iter().filter(|event| !matches!(event, Event::InHand { .. }));
+        let mentioned: BTreeSet<usize> = events.flat_map(Event::inputs).copied().collect();
+        let is_new = |input: &usize| self.members[*input].standing == Standing::New;
+        let new = (0..self.members.len()).filter(is_new);
+        new.filter(|input| !mentioned.contains(input)).collect()
+    }
+}
+
+fn without(inputs: &[usize], kept: &BTreeSet<usize>) -> Vec<usize> {
+    inputs.iter().copied().filter(|input| !kept.contains(input)).collect()
+}

@@ -1,0 +1,412 @@
+//! DICOM series: read by the real binary, written by an independent program (pydicom), compared with
+//! another one (dcm2niix).
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use oddscan::quarantine::{ReasonFile, entries, requeue};
+
+use crate::{
+    goldens::shared,
+    shipped::{is_missing, repository, run},
+    support::{Site, names, oddscan, said, scan_bytes},
+};
+
+/// Python with pydicom; `scripts/test.sh` makes one.
+fn python() -> Option<Command> {
+    let Some(python) = env::var_os("ODDSCAN_PYTHON") else {
+        println!("skipped: ODDSCAN_PYTHON names no Python with pydicom; use scripts/test.sh");
+        return None;
+    };
+    let mut command = Command::new(python);
+    command.arg(repository().join("tests/it/dicom_series.py"));
+    Some(command)
+}
+
+/// The lines that `oddscan dicom` says of some files, and whether all went well.
+fn convert(input: &Path, out: &Path) -> (Vec<serde_json::Value>, Option<i32>) {
+    let output = oddscan().arg("dicom").arg(input).arg("--out").arg(out).output().unwrap();
+    let (stdout, _, code) = said(&output);
+    (stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), code)
+}
+
+#[test]
+fn series_of_every_kind_become_the_volumes_that_dcm2niix_makes_or_are_refused_with_a_reason() {
+    let (Some(mut make), Some(mut check)) = (python(), python()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (cases, out) = (folder.path().join("cases"), folder.path().join("out"));
+    print!("{}", run(make.arg("make").arg(&cases)));
+    let all = names(&cases);
+    assert!(all.len() > 35, "{all:?}");
+    for case in all.iter().filter(|case| !case.starts_with('_')) {
+        let (events, code) = convert(&cases.join(case), &out.join(case));
+        let kinds: Vec<&str> =
+            events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+        let kind = case.split('-').next().unwrap();
+        if kind == "skipped3" {
+            assert_eq!(kinds, ["skipped"; 3], "{case}: one line per direction: {events:?}");
+        } else if kind == "refused" || kind == "skipped" {
+            // One line for all its files, however many they are.
+            assert_eq!((&kinds[..], code), (&[kind][..], Some(65)), "{case}: {events:?}");
+            let n_files = names(&cases.join(case)).len();
+            assert_eq!(events[0]["files"].as_array().unwrap().len(), n_files, "{case}");
+            assert!(!out.join(case).join("1_t1_mprage_sag_T1w.nii.gz").exists(), "{case}");
+        } else {
+            assert!(kinds.iter().all(|kind| *kind == "converted"), "{case}: {events:?}");
+            assert_eq!(code, Some(0), "{case}");
+        }
+        if kind == "refused" {
+            let refusal = &events[0]["refusal"];
+            let wanted = match case.as_str() {
+                "refused-bomb" => "bomb",
+                "refused-short" | "refused-empty" => "truncated",
+                "refused-mosaic" | "refused-jpegls" => "unsupported",
+                "refused-doubled" | "refused-missing" => "bad_header",
+                _ => "corrupt",
+            };
+            assert_eq!(refusal["reason"], wanted, "{case}: {refusal}");
+            assert!(!refusal["action"].as_str().unwrap().is_empty(), "{case}");
+        }
+        let left = names(&out.join(case));
+        assert!(left.iter().all(|name| !name.starts_with('.')), "{case}: {left:?}");
+    }
+    print!("{}", run(check.arg("check").arg(&cases).arg(&out)));
+}
+
+#[test]
+fn the_real_series_equals_that_of_dcm2niix() {
+    let Some(zip) = shared("data/dicom_sag-anon.zip") else { return };
+    let Some(mut equal) = python() else { return };
+    if is_missing("dcm2niix", "dcm2niix") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    run(Command::new(env::var_os("ODDSCAN_PYTHON").unwrap())
+        .args(["-m", "zipfile", "-e"])
+        .arg(&zip)
+        .arg(at("files")));
+    fs::create_dir(at("peer")).unwrap();
+    run(Command::new("dcm2niix")
+        .args(["-z", "y", "-b", "n", "-f", "peer", "-o"])
+        .arg(at("peer"))
+        .arg(at("files")));
+    let peer = at("peer").join("peer.nii.gz");
+    for (input, out) in [(zip, at("of-zip")), (at("files"), at("of-folder"))] {
+        let (events, code) = convert(&input, &out);
+        assert_eq!((events.len(), code), (1, Some(0)), "{events:?}");
+        // The sequence says T1, and the description agrees.
+        let volume = out.join("5_SAG_MPRAGE_220_FOV_T1w.nii.gz");
+        run(equal.arg("equal").arg(&volume).arg(&peer));
+        equal = python().unwrap();
+        let facts = fs::read_to_string(out.join("5_SAG_MPRAGE_220_FOV_T1w.json")).unwrap();
+        let facts: serde_json::Value = serde_json::from_str(&facts).unwrap();
+        assert_eq!(facts["MagneticFieldStrength"], 3.0);
+        assert_eq!(facts["Manufacturer"], "Siemens");
+        assert_eq!(facts["InversionTime"], 0.9);
+    }
+}
+
+#[test]
+fn a_scan_survives_the_way_through_dicom_along_each_axis_and_equals_that_of_dcm2niix() {
+    let name = "data/wholehead_t1_2mm/IXI013-HH-1212-T1_ds.nii.gz";
+    let (Some(scan), Some(mut make)) = (shared(name), python()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    run(make.arg("from").arg(scan).arg(at("files")));
+    let (events, code) = convert(&at("files"), &at("out"));
+    assert_eq!((events.len(), code), (3, Some(0)), "{events:?}");
+    fs::create_dir(at("peer")).unwrap();
+    let mut folders = vec![at("out")];
+    if !is_missing("dcm2niix", "dcm2niix") {
+        let mut peer = Command::new("dcm2niix");
+        run(peer.args(["-z", "y", "-b", "n", "-o"]).arg(at("peer")).arg(at("files")));
+        folders.push(at("peer"));
+    }
+    for folder in folders {
+        let volumes: Vec<String> =
+            names(&folder).into_iter().filter(|name| name.ends_with(".nii.gz")).collect();
+        assert_eq!(volumes.len(), 3);
+        for volume in volumes {
+            let mut equal = python().unwrap();
+            run(equal.arg("equal").arg(folder.join(volume)).arg(at("files.nii.gz")));
+        }
+    }
+}
+
+/// A made-up brain as a DICOM series, in a folder of this name; gives its files.
+fn brain_series(folder: &Path, seed: u64) -> Option<Vec<PathBuf>> {
+    run(python()?.arg("brain").arg(folder).arg(seed.to_string()));
+    Some(names(folder).into_iter().map(|name| folder.join(name)).collect())
+}
+
+fn zip_of(files: &[PathBuf], target: &Path) {
+    let mut zip = zip::ZipWriter::new(fs::File::create(target).unwrap());
+    for (number, file) in files.iter().enumerate() {
+        let options = zip::write::SimpleFileOptions::default();
+        zip.start_file(format!("../../{number}"), options).unwrap();
+        zip.write_all(&fs::read(file).unwrap()).unwrap();
+    }
+    zip.finish().unwrap();
+}
+
+const SOON: [&str; 2] = ["intake.series_settle_secs = 0.6", "volume.min_brain_ml = 10.0"];
+
+#[test]
+fn a_series_that_comes_slice_by_slice_is_taken_once_and_later_ones_beside_it_too() {
+    let mut site = Site::new(3, &SOON);
+    let Some(first) = brain_series(&site.path("made/first"), 1) else { return };
+    let second = brain_series(&site.path("made/second"), 2).unwrap();
+    let third = brain_series(&site.path("made/third"), 3).unwrap();
+    let incoming = site.path("incoming/study");
+    fs::create_dir_all(&incoming).unwrap();
+    let put = |files: &[PathBuf], milliseconds| {
+        for file in files {
+            fs::copy(file, incoming.join(file.file_name().unwrap())).unwrap();
+            thread::sleep(Duration::from_millis(milliseconds));
+        }
+    };
+    site.start();
+    put(&first, 50);
+    site.wait("the first accepted", |site| site.status().n_accepted == 1);
+    // A flat folder grows by another series.
+    put(&second, 0);
+    site.wait("the second accepted", |site| site.status().n_accepted == 2);
+    zip_of(&third, &site.path("incoming/third.zip"));
+    let stems = ["1_t1_mprage_sag_T1w", "2_t1_mprage_sag_T1w", "3_t1_mprage_sag_T1w"];
+    site.wait_scored(&stems);
+    assert_eq!((site.status().n_duplicates, site.status().n_quarantined), (0, 0));
+    assert_eq!(site.status().n_accepted, 3);
+    assert_eq!(names(&incoming).len(), first.len() + second.len(), "files stay where they are");
+    assert_eq!(site.stop(), Some(0));
+    // What is known is not read again.
+    site.start();
+    thread::sleep(Duration::from_secs(2));
+    let status = site.status();
+    assert_eq!((status.n_accepted, status.n_duplicates, status.n_quarantined), (0, 0, 0));
+    // The same scan in another wrapping is known by its content.
+    zip_of(&first, &site.path("incoming/again.zip"));
+    site.wait("the copy known", |site| site.status().n_duplicates == 1);
+    let log = site.log();
+    assert!(!log.contains("mprage") && !log.contains("study"), "no names in the log: {log}");
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_kill_at_any_moment_of_a_conversion_loses_no_series_and_takes_none_twice() {
+    let mut site = Site::new(3, &SOON);
+    let folders = [1, 2, 3].map(|seed| (seed, site.path(&format!("incoming/study-{seed}"))));
+    for (seed, folder) in &folders {
+        if brain_series(folder, *seed).is_none() {
+            return;
+        }
+    }
+    for milliseconds in [700, 1500, 900, 2000, 1100] {
+        site.start();
+        thread::sleep(Duration::from_millis(milliseconds));
+        site.kill();
+    }
+    site.start();
+    site.wait_scored(&["1_t1_mprage_sag_T1w", "2_t1_mprage_sag_T1w", "3_t1_mprage_sag_T1w"]);
+    // Results of before the last kill may be there before the window has been taken up again.
+    site.wait("idle", |site| {
+        let status = site.status();
+        status.cohorts.get("t1w").is_some_and(|cohort| cohort.n_scans == 3) && status.n_waiting == 0
+    });
+    let stems: Vec<String> = names(&site.path("results"));
+    assert_eq!(stems.iter().filter(|name| name.ends_with(".json")).count(), 3, "{stems:?}");
+    assert_eq!(names(&site.path("quarantine")), Vec::<String>::new());
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_series_with_a_gap_is_waited_for_and_goes_to_quarantine_as_one_entry() {
+    let mut site = Site::new(2, &["intake.series_settle_secs = 0.3", SOON[1]]);
+    let Some(files) = brain_series(&site.path("made/late"), 1) else { return };
+    let broken = brain_series(&site.path("made/broken"), 2).unwrap();
+    let incoming = site.path("incoming");
+    let put = |folder: &str, file: &PathBuf| {
+        let folder = incoming.join(folder);
+        fs::create_dir_all(&folder).unwrap();
+        fs::copy(file, folder.join(file.file_name().unwrap())).unwrap();
+    };
+    files.iter().enumerate().filter(|(k, _)| *k != 7).for_each(|(_, file)| put("late", file));
+    broken.iter().enumerate().filter(|(k, _)| *k != 9).for_each(|(_, file)| put("broken", file));
+    site.start();
+    // Longer than a complete series waits.
+    thread::sleep(Duration::from_secs(1));
+    put("late", &files[7]);
+    site.wait("the late one accepted", |site| site.status().n_accepted == 1);
+    site.wait("the other refused", |site| site.status().n_quarantined == 1);
+    let found = entries(&site.path("quarantine")).unwrap();
+    let [entry] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(entry.name, Path::new("bad_header/2_t1_mprage_sag_T1w"));
+    let folder = site.path("quarantine").join(&entry.name);
+    assert_eq!(names(&folder), ["2_t1_mprage_sag_T1w", "reason.json"]);
+    assert_eq!(names(&folder.join("2_t1_mprage_sag_T1w")).len(), broken.len() - 1);
+    assert!(entry.reason.as_ref().unwrap().refusal.found.contains("gaps of 4.000 to 8.000 mm"));
+    // Put back and completed, it is taken.
+    let back = requeue(&site.path("quarantine"), &entry.name, &site.path("incoming")).unwrap();
+    fs::copy(&broken[9], back.join("missing.dcm")).unwrap();
+    site.wait("accepted", |site| site.status().n_accepted == 2);
+    assert_eq!(site.stop(), Some(0));
+}
+
+/// A DICOM file with these elements (explicit, little endian) and this transfer syntax.
+fn dicom_file(syntax: &str, elements: &[(u16, u16, &[u8; 2], Vec<u8>)], tail: &[u8]) -> Vec<u8> {
+    let element = |(group, number, kind, value): &(u16, u16, &[u8; 2], Vec<u8>)| {
+        let mut value = value.clone();
+        if value.len() % 2 == 1 {
+            value.push(if *kind == b"UI" { 0 } else { b' ' });
+        }
+        let length = u16::try_from(value.len()).unwrap();
+        let head = [group.to_le_bytes(), number.to_le_bytes(), **kind, length.to_le_bytes()];
+        [head.concat(), value].concat()
+    };
+    let meta: Vec<u8> = [
+        (2, 2, b"UI", b"1.2.840.10008.5.1.4.1.1.4".to_vec()),
+        (2, 3, b"UI", b"1.2.3.4".to_vec()),
+        (2, 16, b"UI", syntax.as_bytes().to_vec()),
+    ]
+    .iter()
+    .flat_map(element)
+    .collect();
+    let length = element(&(2, 0, b"UL", u32::try_from(meta.len()).unwrap().to_le_bytes().to_vec()));
+    let body: Vec<u8> = elements.iter().flat_map(element).collect();
+    [&[0; 128][..], b"DICM", &length, &meta, &body, tail].concat()
+}
+
+/// A slice whose compressed image claims to be 65,000 x 65,000 pixels large.
+fn jpeg_bomb(slice: usize) -> Vec<u8> {
+    let short = |value: u16| value.to_le_bytes().to_vec();
+    let text = |text: &str| text.as_bytes().to_vec();
+    let elements = [
+        (8, 8, b"CS", text("ORIGINAL\\PRIMARY\\M")),
+        (8, 0x16, b"UI", text("1.2.840.10008.5.1.4.1.1.4")),
+        (8, 0x18, b"UI", text(&format!("1.2.3.{slice}"))),
+        (8, 0x60, b"CS", text("MR")),
+        (0x20, 0xd, b"UI", text("1.2.8")),
+        (0x20, 0xe, b"UI", text("1.2.9")),
+        (0x20, 0x32, b"DS", text(&format!("0\\0\\{slice}"))),
+        (0x20, 0x37, b"DS", text("1\\0\\0\\0\\1\\0")),
+        (0x28, 2, b"US", short(1)),
+        (0x28, 4, b"CS", text("MONOCHROME2")),
+        (0x28, 0x10, b"US", short(64)),
+        (0x28, 0x11, b"US", short(64)),
+        (0x28, 0x30, b"DS", text("1\\1")),
+        (0x28, 0x100, b"US", short(16)),
+        (0x28, 0x101, b"US", short(16)),
+        (0x28, 0x102, b"US", short(15)),
+        (0x28, 0x103, b"US", short(0)),
+    ];
+    let jpeg = [
+        &b"\xff\xd8"[..],
+        // A table of one code, a lossless frame of 65,000 x 65,000, a scan, and hardly any data.
+        b"\xff\xc4\x00\x14\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+        b"\xff\xc3\x00\x0b\x10\xfd\xe8\xfd\xe8\x01\x01\x11\x00",
+        b"\xff\xda\x00\x08\x01\x01\x00\x01\x00\x00",
+        &[0; 64],
+        b"\xff\xd9",
+    ]
+    .concat();
+    let item = |bytes: &[u8]| {
+        let length = u32::try_from(bytes.len()).unwrap().to_le_bytes();
+        [&[0xfe, 0xff, 0, 0xe0][..], &length, bytes].concat()
+    };
+    let end = [0xfe, 0xff, 0xdd, 0xe0, 0, 0, 0, 0];
+    let head = [0xe0, 0x7f, 0x10, 0, b'O', b'B', 0, 0, 0xff, 0xff, 0xff, 0xff];
+    let tail = [&head[..], &item(&[]), &item(&jpeg), &end].concat();
+    dicom_file("1.2.840.10008.1.2.4.70", &elements, &tail)
+}
+
+/// Sequences within sequences, as deep as the file is long.
+fn nested(depth: usize) -> Vec<u8> {
+    let level = [
+        &[0x08, 0, 0x40, 0x11, b'S', b'Q', 0, 0, 0xff, 0xff, 0xff, 0xff][..],
+        &[0xfe, 0xff, 0, 0xe0, 0xff, 0xff, 0xff, 0xff],
+    ];
+    dicom_file("1.2.840.10008.1.2.1", &[], &level.concat().repeat(depth))
+}
+
+#[test]
+fn a_hostile_folder_does_no_harm_and_the_good_series_within_is_taken() {
+    let small = ["intake.max_megavoxels = 1", "intake.max_file_mib = 128"];
+    let mut site = Site::new(2, &[&SOON[..], &small[..]].concat());
+    let incoming = site.path("incoming/study");
+    if brain_series(&incoming, 1).is_none() {
+        return;
+    }
+    let secret = site.path("secret.dcm");
+    fs::write(&secret, dicom_file("1.2.840.10008.1.2.1", &[], &[])).unwrap();
+    let put = |name: &str, bytes: &[u8]| fs::write(incoming.join(name), bytes).unwrap();
+    let noise: Vec<u8> =
+        (0..100_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    put("noise.dcm", &noise);
+    put("line\nbreak.dcm", b"garbage");
+    put("nested.dcm", &nested(200_000));
+    (0..4).for_each(|slice| put(&format!("bomb-{slice}"), &jpeg_bomb(slice)));
+    std::os::unix::fs::symlink(&secret, incoming.join("link.dcm")).unwrap();
+    std::os::unix::fs::symlink(site.path("state"), incoming.join("out")).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, incoming.join("pipe.dcm"), fifo, mode, 0).unwrap();
+    let mut zip = zip::ZipWriter::new(fs::File::create(incoming.join("bomb.zip")).unwrap());
+    zip.start_file("x", zip::write::SimpleFileOptions::default()).unwrap();
+    zip.write_all(&[&[0; 128][..], b"DICM"].concat()).unwrap();
+    (0..300).for_each(|_| zip.write_all(&vec![0; 1 << 20]).unwrap());
+    zip.finish().unwrap();
+    fs::write(site.path("incoming/sub-2_T1w.nii.gz"), scan_bytes(2)).unwrap();
+    site.start();
+    site.wait("the good ones accepted", |site| site.status().n_accepted == 2);
+    site.wait("the others refused", |site| site.status().n_quarantined == 5);
+    let mut reasons = BTreeSet::new();
+    for entry in entries(&site.path("quarantine")).unwrap() {
+        let ReasonFile { refusal, moved, .. } = entry.reason.unwrap();
+        assert!(moved, "{refusal}");
+        reasons.insert((refusal.reason.name(), entry.name.file_name().unwrap().to_owned()));
+    }
+    let wanted = [
+        ("bomb", "bomb.zip"),
+        ("bomb", "series"),
+        ("corrupt", "noise.dcm"),
+        ("poison", "nested.dcm"),
+        ("truncated", "line\nbreak.dcm"),
+    ];
+    assert_eq!(reasons, wanted.map(|(reason, name)| (reason, name.into())).into());
+    assert!(secret.is_file() && incoming.join("link.dcm").is_symlink());
+    assert!(incoming.join("out").is_symlink() && incoming.join("pipe.dcm").exists());
+    site.wait_scored(&["1_t1_mprage_sag_T1w", "sub-2_T1w"]);
+    assert_eq!(names(&site.path("state/dicom")), Vec::<String>::new());
+    assert!(site.is_running());
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn score_takes_folders_and_zips_of_dicom_files() {
+    let site = Site::new(2, &SOON);
+    let Some(first) = brain_series(&site.path("scans/first"), 1) else { return };
+    brain_series(&site.path("scans/second"), 2).unwrap();
+    zip_of(&first, &site.path("first.zip"));
+    fs::remove_dir_all(site.path("scans/first")).unwrap();
+    let mut score = oddscan();
+    score.args(["score", "--json", "--config"]).arg(site.path("config.toml"));
+    score.arg("--out").arg(site.path("results"));
+    let output = score.arg(site.path("first.zip")).arg(site.path("scans")).output().unwrap();
+    let (stdout, stderr, code) = said(&output);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let stems: BTreeSet<&str> = report["scored"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|scan| scan["stem"].as_str().unwrap())
+        .collect();
+    assert_eq!(stems, ["1_t1_mprage_sag_T1w", "2_t1_mprage_sag_T1w"].into());
+}
