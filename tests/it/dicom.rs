@@ -161,7 +161,10 @@ const SOON: [&str; 2] = ["intake.series_settle_secs = 0.6", "volume.min_brain_ml
 
 #[test]
 fn a_series_that_comes_slice_by_slice_is_taken_once_and_later_ones_beside_it_too() {
-    let mut site = Site::new(3, &SOON);
+    // What the headers say of the scanner decides the cohort.
+    let rule = "cohort = [{ name = \"siemens-3t\", match = { suffix = \"T1w\", \
+                field_strength_t = [2.5, 3.5], manufacturer = \"siemens*\" } }]";
+    let mut site = Site::new(3, &[SOON[0], SOON[1], rule]);
     let Some(first) = brain_series(&site.path("made/first"), 1) else { return };
     let second = brain_series(&site.path("made/second"), 2).unwrap();
     let third = brain_series(&site.path("made/third"), 3).unwrap();
@@ -184,6 +187,7 @@ fn a_series_that_comes_slice_by_slice_is_taken_once_and_later_ones_beside_it_too
     site.wait_scored(&stems);
     assert_eq!((site.status().n_duplicates, site.status().n_quarantined), (0, 0));
     assert_eq!(site.status().n_accepted, 3);
+    assert_eq!(site.status().cohorts["siemens-3t"].n_scans, 3);
     assert_eq!(names(&incoming).len(), first.len() + second.len(), "files stay where they are");
     assert_eq!(site.stop(), Some(0));
     // What is known is not read again.
