@@ -1,5 +1,7 @@
 //! `oddscan bench`: how fast this machine does what costs most, encoding and comparing.
 
+mod window;
+
 use std::{path::PathBuf, time::Instant};
 
 use half::f16;
@@ -29,8 +31,10 @@ use crate::{
 pub(super) enum Command {
     /// Slices per second through the network.
     Encode(Encode),
-    /// Seconds that one new scan takes against its window.
+    /// Seconds that one new scan takes against its window: the distances alone.
     Score(Score),
+    /// The same with reading and keeping them on this disk, and all scores again; for several sizes.
+    Window(window::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -128,6 +132,7 @@ pub(super) fn run(command: &Command) -> std::result::Result<(), Failure> {
     match command {
         Command::Encode(arguments) => encode(arguments),
         Command::Score(arguments) => score(arguments),
+        Command::Window(arguments) => window::run(arguments),
     }
 }
 

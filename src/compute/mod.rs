@@ -1,5 +1,5 @@
-//! The encoder and the distances on a device: [`cpu`] natively, [`gpu`] through burn, [`cuda`] with
-//! cuBLASLt where an NVIDIA GPU has it.
+//! The encoder and the distances on a device: `cpu` natively, `gpu` through burn, `cuda` with cuBLASLt
+//! where an NVIDIA GPU has it.
 
 pub mod cpu;
 #[cfg(feature = "cuda")]

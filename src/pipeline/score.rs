@@ -537,6 +537,21 @@ impl steps::Distances for KeptDistances<'_> {
         kept()?.ok_or_else(|| ScanError::from(lost()))
     }
 
+    fn columns(
+        &mut self,
+        of: ScanId,
+        others: &[ScanId],
+        grid: usize,
+    ) -> Result<Vec<Vec<f32>>, ScanError> {
+        self.shared.board.beat(StageName::Score);
+        let parts = &self.n_tokens[&of];
+        let kept = self.shared.store.columns(of, others, grid, parts[grid % parts.len()])?;
+        let found = kept.into_iter().zip(others);
+        found
+            .map(|(column, &other)| column.map_or_else(|| self.column(of, other, grid), Ok))
+            .collect()
+    }
+
     fn column_without(
         &mut self,
         of: ScanId,

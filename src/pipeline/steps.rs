@@ -336,6 +336,16 @@ pub trait Distances {
     /// The distances from one grid of tokens of a scan to that of another scan.
     fn column(&mut self, of: ScanId, other: ScanId, grid: usize) -> Result<Vec<f32>, ScanError>;
 
+    /// The distances to several other scans, in their order.
+    fn columns(
+        &mut self,
+        of: ScanId,
+        others: &[ScanId],
+        grid: usize,
+    ) -> Result<Vec<Vec<f32>>, ScanError> {
+        others.iter().map(|&other| self.column(of, other, grid)).collect()
+    }
+
     /// The same, as if the other scan did not have the tokens `excluded`.
     fn column_without(
         &mut self,
@@ -533,14 +543,14 @@ fn nearest(
     distances: &mut dyn Distances,
 ) -> Result<NearestDistances, ScanError> {
     let others = references.iter().zip(excluded).filter(|(other, _)| other.id != member.id);
-    let columns = others.map(|(other, excluded)| match &excluded[..] {
-        [] => distances.column(member.id, other.id, tokens.grid),
-        excluded => distances.column_without(member.id, other.id, tokens.grid, excluded),
-    });
-    Ok(NearestDistances::new(
-        member.parts[tokens.part].cells.len(),
-        columns.collect::<Result<_, _>>()?,
-    ))
+    let ids: Vec<ScanId> = others.clone().map(|(other, _)| other.id).collect();
+    let mut columns = distances.columns(member.id, &ids, tokens.grid)?;
+    for (column, (other, excluded)) in columns.iter_mut().zip(others) {
+        if !excluded.is_empty() {
+            *column = distances.column_without(member.id, other.id, tokens.grid, excluded)?;
+        }
+    }
+    Ok(NearestDistances::new(member.parts[tokens.part].cells.len(), columns))
 }
 
 /// What several references share, and the tokens of each that no longer count as candidates.

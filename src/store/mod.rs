@@ -18,6 +18,7 @@ use std::{
 
 use bytemuck::cast_slice;
 use half::f16;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sled::{Transactional, Tree, transaction::TransactionError};
 
@@ -299,6 +300,17 @@ impl Store {
         let whole = bytes.filter(|bytes| bytes.len() == 4 * n_tokens);
         let number = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
         Ok(whole.map(|bytes| bytes.chunks_exact(4).map(number).collect()))
+    }
+
+    /// As [`Store::column`], to several other scans at once, on all cores.
+    pub fn columns(
+        &self,
+        of: ScanId,
+        others: &[ScanId],
+        grid: usize,
+        n_tokens: usize,
+    ) -> Result<Vec<Option<Vec<f32>>>, StoreError> {
+        others.par_iter().map(|&other| self.column(of, other, grid, n_tokens)).collect()
     }
 
     /// Whether something was kept of the distances of a pair.

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{
     encoder::{Matrix, product},
-    kernels::{nearest_of, squared_distance},
+    kernels::{distances_to, nearest_of, squared_lengths},
 };
 use crate::{
     domain::{PairDistances, error::DeviceError},
@@ -16,12 +16,16 @@ use crate::{
 
 /// Exact distances on all cores. Mirrored pairs give mirrored columns, to the last bit.
 #[derive(Debug, Default)]
-pub struct CpuDistances;
+pub struct CpuDistances {
+    /// Single-precision copies of the two scans, kept for the next pair: fresh memory took as long as
+    /// the search in it.
+    scratch: [Vec<f32>; 2],
+}
 
 impl CpuDistances {
     /// Nothing to set up.
     pub fn new() -> Self {
-        Self
+        Self::default()
     }
 }
 
@@ -34,11 +38,11 @@ impl PairDistances for CpuDistances {
     ) -> Result<PairColumns, DeviceError> {
         assert_eq!(first.channels(), second.channels(), "tokens of one method");
         assert_eq!(first.shape(), second.shape(), "tokens of one method");
+        let [one, other] = &mut self.scratch;
+        let (first, second) = (Tokens::of(first, one), Tokens::of(second, other));
         Ok(match reach {
-            SearchReach::WholeVolume => whole_volume(&Tokens::of(first), &Tokens::of(second)),
-            SearchReach::Patches(reach) => {
-                within(&Tokens::of(first), &Tokens::of(second), reach.get())
-            }
+            SearchReach::WholeVolume => whole_volume(&first, &second),
+            SearchReach::Patches(reach) => within(&first, &second, reach.get()),
         })
     }
 }
@@ -46,19 +50,29 @@ impl PairDistances for CpuDistances {
 /// The tokens of one scan in single precision.
 struct Tokens<'a> {
     grid: &'a TokenGrid,
-    values: Vec<f32>,
+    values: &'a [f32],
 }
 
 impl<'a> Tokens<'a> {
-    fn of(grid: &'a TokenGrid) -> Self {
-        let mut values = vec![0.0; grid.features().len()];
-        half::slice::HalfFloatSliceExt::convert_to_f32_slice(grid.features(), &mut values);
-        Self { grid, values }
+    fn of(grid: &'a TokenGrid, scratch: &'a mut Vec<f32>) -> Self {
+        scratch.resize(grid.features().len(), 0.0);
+        half::slice::HalfFloatSliceExt::convert_to_f32_slice(grid.features(), scratch);
+        Self { grid, values: scratch }
     }
 
     fn row(&self, token: usize) -> &[f32] {
         let channels = self.grid.channels();
         &self.values[token * channels..(token + 1) * channels]
+    }
+
+    /// Squared lengths.
+    fn norms(&self) -> Vec<f32> {
+        let mut norms = vec![0.0; self.grid.n_tokens()];
+        let width = self.grid.channels();
+        let rows = self.values.par_chunks(ROWS * width.max(1));
+        let chunks = norms.par_chunks_mut(ROWS).zip(rows);
+        chunks.for_each(|(norms, rows)| squared_lengths(rows, width, norms));
+        norms
     }
 }
 
@@ -83,7 +97,7 @@ fn within(first: &Tokens<'_>, second: &Tokens<'_>, reach: usize) -> PairColumns 
         for (offset, nearest) in nearest.iter_mut().enumerate() {
             let token = index * part + offset;
             candidates_of(token, &mut candidates);
-            nearest_of(first.row(token), &second.values, &candidates, nearest, &mut to_first);
+            nearest_of(first.row(token), second.values, &candidates, nearest, &mut to_first);
         }
         to_first
     };
@@ -101,6 +115,9 @@ fn smaller_of(mut one: Vec<f32>, other: Vec<f32>) -> Vec<f32> {
     one
 }
 
+/// Rows per task of what is done for each token alone.
+const ROWS: usize = 256;
+
 /// Rows of the first scan per block of products: 128 x 2,000 products stay in the second-level
 /// cache.
 const BLOCK: usize = 128;
@@ -113,10 +130,7 @@ const NONE: Best = (f32::INFINITY, u32::MAX);
 /// Every token against every other. Products find the nearest token; its distance is then taken
 /// from the differences, because |a|^2 + |b|^2 - 2ab loses close ones to cancellation.
 fn whole_volume(first: &Tokens<'_>, second: &Tokens<'_>) -> PairColumns {
-    let norms = |tokens: &Tokens<'_>| -> Vec<f32> {
-        (0..tokens.grid.n_tokens()).map(|t| tokens.row(t).iter().map(|v| v * v).sum()).collect()
-    };
-    let (first_norms, second_norms) = (norms(first), norms(second));
+    let (first_norms, second_norms) = (first.norms(), second.norms());
     let blocks: Vec<(Vec<Best>, Vec<Best>)> = first_norms
         .par_chunks(BLOCK)
         .enumerate()
@@ -157,7 +171,7 @@ fn block_minima(
             column_stride: 1,
         },
         Matrix {
-            data: &second.values,
+            data: second.values,
             rows: channels,
             columns: n_others,
             row_stride: 1,
@@ -190,13 +204,14 @@ fn block_minima(
 
 /// The distances to the winners, from the differences.
 fn exact(winners: &[Best], own: &Tokens<'_>, other: &Tokens<'_>) -> Vec<f32> {
-    let distance = |(token, &(_, winner)): (usize, &Best)| {
-        if winner == u32::MAX {
-            return f32::INFINITY;
-        }
-        squared_distance(own.row(token), other.row(winner as usize)).sqrt()
-    };
-    winners.iter().enumerate().map(distance).collect()
+    let mut distances = vec![f32::INFINITY; winners.len()];
+    let width = own.grid.channels();
+    let rows = own.values.par_chunks(ROWS * width.max(1)).zip(winners.par_chunks(ROWS));
+    distances.par_chunks_mut(ROWS).zip(rows).for_each(|(distances, (rows, winners))| {
+        let nearest: Vec<u32> = winners.iter().map(|&(_, winner)| winner).collect();
+        distances_to(rows, other.values, &nearest, width, distances);
+    });
+    distances
 }
 
 #[cfg(test)]

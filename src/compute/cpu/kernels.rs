@@ -168,7 +168,7 @@ vectorised! {
 
 /// Sum of squared differences in a fixed order.
 #[inline(always)]
-pub(super) fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
+fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let rest: f32 =
@@ -180,6 +180,26 @@ pub(super) fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     lanes.iter().sum::<f32>() + rest
+}
+
+vectorised! {
+    /// The squared lengths of rows of `width`.
+    fn squared_lengths(rows: &[f32], width: usize, out: &mut [f32]) {
+        for (row, out) in rows.chunks_exact(width).zip(out) {
+            *out = sum_of(row, |v| v * v);
+        }
+    }
+}
+
+vectorised! {
+    /// The distance of each row of `a` to the row of `b` that `nearest` names, infinite where it names none.
+    fn distances_to(a: &[f32], b: &[f32], nearest: &[u32], width: usize, out: &mut [f32]) {
+        for ((row, &other), out) in a.chunks_exact(width).zip(nearest).zip(out) {
+            let start = other as usize * width;
+            let other = b.get(start..start + width);
+            *out = other.map_or(f32::INFINITY, |other| squared_distance(row, other).sqrt());
+        }
+    }
 }
 
 vectorised! {
