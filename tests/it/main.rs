@@ -16,6 +16,7 @@ mod layers;
 mod model;
 mod nibabel;
 mod nifti;
+mod preprocess;
 mod quality;
 mod reference;
 mod shipped;
