@@ -314,6 +314,12 @@ fn a_stop_or_a_kill_ends_the_program_and_the_scan_is_taken_at_the_next_start() {
     site.kill();
     site.wait("dead", |_| !is_alive(&process));
     assert!(site.path("state/preprocess/scan.nii.gz").exists(), "a kill leaves it");
+    let (file, away) = (site.path("incoming/sub-1_T1w.nii.gz"), site.path("away"));
+    fs::rename(&file, &away).unwrap();
+    site.start();
+    site.wait("cleared", |site| !site.path("state/preprocess").exists());
+    assert_eq!(site.stop(), Some(0));
+    fs::rename(&away, &file).unwrap();
     fs::remove_dir_all(site.path("deeds")).unwrap();
     fs::create_dir(site.path("deeds")).unwrap();
     usual(&site, &mask);
