@@ -363,7 +363,8 @@ fn with_lesion(
         raw.voxels[offset] *= (1.0 + share * contrast) as f32;
         lesion[offset] = share >= 0.5;
     }
-    let planted = Source { raw, grid: source.grid.clone(), brain: source.brain.clone(), ..*source };
+    let (grid, brain) = (source.grid.clone(), source.brain.clone());
+    let planted = Source { raw, grid, brain, preprocess: None, ..*source };
     (planted, lesion)
 }
 

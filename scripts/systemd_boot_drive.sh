@@ -19,6 +19,20 @@ metric() {
 
 mkdir -p /etc/oddscan /run/systemd/system/oddscan.service.d
 cp /probe/config.toml /etc/oddscan/
+# A program of the site that says by its exit code whether it was given a scan and limits; not where CONFIG has
+# settings of its own for that.
+if ! grep -q '^\[\(preprocess\|alignment\)' /etc/oddscan/config.toml; then
+    with_hook=yes
+    cat >> /etc/oddscan/config.toml <<'END'
+
+[alignment]
+mode = "never"
+[preprocess]
+scans = "all"
+max_output_mib = 64
+command = ["/bin/sh", "-c", "[ -s $0 ] && [ $(ulimit -f) = 131072 ] && exit 3", "{scan}", "{out}"]
+END
+fi
 # /usr is the host's and read-only, so the binary stays where it is bound. The watchdog is shorter
 # here so that the test need not wait two minutes for it.
 sed 's#^ExecStart=/usr/bin/#ExecStart=/probe/#' /probe/oddscan.service > /run/systemd/system/oddscan.service
@@ -46,6 +60,22 @@ echo broken > /run/broken.dcm && chmod 644 /run/broken.dcm
 setpriv --reuid=scanner --regid=scanner --init-groups cp /run/broken.dcm /var/lib/oddscan/incoming/
 converted() { [ -n "$(find /var/lib/oddscan/quarantine/truncated -type f -name '*.dcm')" ]; }
 check "a DICOM file is looked at in a process of its own" "$(yes_if until_true 120 converted)" yes
+if [ "${with_hook:-}" = yes ]; then
+    python3 - > /run/scan.nii <<'END'
+import struct, sys
+n, spacing = 20, 10.0
+header = struct.pack("<i36s8h", 348, b"", 3, n, n, n, 1, 1, 1, 1) + bytes(14)
+header += struct.pack("<3h8f3f", 2, 8, 0, 1, spacing, spacing, spacing, 0, 0, 0, 0, 352, 1, 0)
+header += struct.pack("<hbB", 0, 0, 2) + bytes(128) + struct.pack("<2h6f", 0, 1, *[0.0] * 6)
+header += struct.pack("<12f", spacing, 0, 0, 0, 0, spacing, 0, 0, 0, 0, spacing, 0) + bytes(16) + b"n+1\0"
+inside = lambda i: sum((c - 9.5) ** 2 for c in (i % n, i // n % n, i // n // n)) < 49
+sys.stdout.buffer.write(header + bytes(4) + bytes((100 + i % 9) if inside(i) else 0 for i in range(n ** 3)))
+END
+    chmod 644 /run/scan.nii
+    setpriv --reuid=scanner --regid=scanner --init-groups cp /run/scan.nii /var/lib/oddscan/incoming/sub-02_T1w.nii
+    preprocessed() { grep -rq 'ended with exit code 3' /var/lib/oddscan/quarantine/preprocess_failed; }
+    check "the site's own program runs within its limits" "$(yes_if until_true 60 preprocessed)" yes
+fi
 readable() { setpriv --reuid=scanner --regid=scanner --init-groups cat "$(find /var/lib/oddscan/quarantine -type f | head -1)"; }
 check "a member of the group can read quarantine" "$(yes_if readable)" yes
 state() { setpriv --reuid=scanner --regid=scanner --init-groups ls /var/lib/oddscan/state; }

@@ -3,8 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # prometheus: promtool checks metrics, rules and queries; systemd: systemd-analyze checks units; dcm2niix
-# converts the same DICOM series as oddscan; dcmtk compresses some of them.
-scripts/setup.sh prometheus systemd dcm2niix dcmtk
+# converts the same DICOM series as oddscan; dcmtk compresses some of them; bindfs mounts a folder that
+# sends no events.
+scripts/setup.sh prometheus systemd dcm2niix dcmtk bindfs
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
 # nibabel reads our files back, highdicom and pydicom write DICOM series (pylibjpeg compresses them),

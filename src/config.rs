@@ -3,6 +3,7 @@
 //! Defaults stand once, in `config/default.toml`, which is compiled in and documents every key.
 
 mod cohort;
+mod preprocess;
 
 use std::{
     fmt,
@@ -27,6 +28,8 @@ use crate::{
     },
 };
 
+pub use preprocess::{PLACEHOLDERS, PreprocessChoice, PreprocessSettings};
+
 /// The defaults with their documentation.
 pub const DEFAULT_TOML: &str = include_str!("../config/default.toml");
 
@@ -42,9 +45,10 @@ const PRESETS: [(&str, &str); 2] = [
 ];
 
 /// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders rest on them.
-const NEEDS_RESTART: [&str; 8] = [
+const NEEDS_RESTART: [&str; 9] = [
     "preset",
     "directories",
+    "preprocess",
     "alignment",
     "volume",
     "encoder",
@@ -210,6 +214,8 @@ pub struct Config {
     pub directories: Directories,
     /// Intake.
     pub intake: Intake,
+    /// A program of the site that scans go through first, if there is one.
+    pub preprocess: Option<PreprocessSettings>,
     /// Canonical cube.
     pub volume: CubeSettings,
     /// Alignment.
@@ -423,6 +429,7 @@ struct Raw {
     cohort: Vec<Value>,
     directories: RawDirectories,
     intake: RawIntake,
+    preprocess: preprocess::RawPreprocess,
     alignment: RawAlignment,
     volume: RawVolume,
     encoder: RawEncoder,
@@ -561,6 +568,7 @@ impl Raw {
             ),
             directories: check.directories(self.directories),
             intake: check.intake(self.intake),
+            preprocess: check.preprocess(self.preprocess),
             volume: check.volume(&self.volume),
             alignment: check.alignment(self.alignment),
             encoder: check.encoder(self.encoder),

@@ -21,6 +21,7 @@ use crate::{
         preprocess::CubeSettings, projection::Projection, registration::Template,
         token::TokenSettings,
     },
+    pipeline::hook::{Hook, HookError},
 };
 
 /// Grows whenever the code computes other tokens from the same settings and weights.
@@ -52,6 +53,8 @@ pub struct Method {
     pub alignment: AlignmentChoice,
     /// The template, if it was found.
     pub template: Option<Arc<Template>>,
+    /// The site's own preprocessing, if there is any.
+    pub hook: Option<Arc<Hook>>,
 }
 
 impl Method {
@@ -90,6 +93,9 @@ pub enum EngineError {
     /// There is no usable template though the settings need one.
     #[error("{0}")]
     Template(String),
+    /// The site's own preprocessing is not to be had.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The settings do not fit the network.
     #[error("{0}")]
     Misfit(String),
@@ -115,12 +121,16 @@ impl Engine {
             precision: config.encoder.precision,
         };
         let template = load_template(config)?.map(Arc::new);
+        let hook = config.preprocess.as_ref().map(Hook::start).transpose()?.map(Arc::new);
+        if let Some(hook) = &hook {
+            info!(name = hook.name(), version = hook.version(), "scans are preprocessed");
+        }
         let (encoder, distances) = choose_device(config.encoder.device, &weights, &options)?;
         let projection = config.projection.channels.map(|channels| {
             Projection::new(config.projection.seed, architecture.channels, channels.get())
         });
         let method = Method {
-            fingerprint: fingerprint(config, &weights, &layers),
+            fingerprint: fingerprint(config, &weights, &layers, hook.as_deref()),
             model: architecture.to_string(),
             weights_sha256: weights.fingerprint.clone(),
             layers,
@@ -131,6 +141,7 @@ impl Engine {
             min_brain_fraction: config.tokens.min_brain_fraction,
             alignment: config.alignment.mode,
             template,
+            hook,
         };
         info!(
             model = method.model,
@@ -153,14 +164,16 @@ impl Engine {
 }
 
 /// The template for alignment. Where only heads need it, it may be missing: they are refused then, with the
-/// advice to get it.
+/// advice to get it. Not so where the site's preprocessing finds their brains.
 fn load_template(config: &Config) -> Result<Option<Template>, EngineError> {
     let AlignmentSettings { mode, template } = &config.alignment;
     if *mode == AlignmentChoice::Never {
         return Ok(None);
     }
     let Some(path) = find_template(template.as_deref()) else {
-        if *mode == AlignmentChoice::Always || template.is_some() {
+        // A head whose brain the site's preprocessing has found is no scan in MNI space for that.
+        let is_needed = *mode == AlignmentChoice::Always || config.preprocess.is_some();
+        if is_needed || template.is_some() {
             return Err(EngineError::Template(
                 "there is no template for the alignment; run `oddscan model fetch`, name one with \
                  alignment.template, or set alignment.mode = \"never\""
@@ -221,7 +234,12 @@ fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<
 }
 
 /// Hash over everything that shapes stored tokens, in a fixed order (JSON maps are sorted).
-fn fingerprint(config: &Config, weights: &VitWeights, layers: &[usize]) -> String {
+fn fingerprint(
+    config: &Config,
+    weights: &VitWeights,
+    layers: &[usize],
+    hook: Option<&Hook>,
+) -> String {
     let mut shaping = json!({
         "tokens_version": TOKENS_VERSION,
         "weights": weights.fingerprint,
@@ -235,6 +253,9 @@ fn fingerprint(config: &Config, weights: &VitWeights, layers: &[usize]) -> Strin
     // and may be fetched later.
     if config.alignment.mode == AlignmentChoice::Always || config.alignment.template.is_some() {
         shaping["alignment"] = json!(config.tree.get("alignment"));
+    }
+    if let Some(hook) = hook {
+        shaping["preprocess"] = json!(hook.identity());
     }
     hex::encode(&Sha256::digest(shaping.to_string())[..8])
 }

@@ -590,6 +590,17 @@ pub fn encode_map(grid: &Grid, values: &[f32]) -> Vec<u8> {
     write(&header, grid.shape, values.iter().map(|v| v.to_le_bytes()))
 }
 
+/// The bytes of a `.nii.gz` with f32 voxels on the scan's grid, to be read as that scan again.
+///
+/// # Panics
+/// If there is not one value per voxel.
+pub fn encode_scan(grid: &Grid, voxels: &[f32]) -> Vec<u8> {
+    let mut header = result_header(grid, NiftiType::Float32, "");
+    header.descrip = vec![0; 80];
+    header.cal_max = 0.0;
+    write(&header, grid.shape, voxels.iter().map(|v| v.to_le_bytes()))
+}
+
 /// The bytes of a `.nii.gz` with u8 voxels, 0 or 1, on the scan's grid.
 ///
 /// # Panics

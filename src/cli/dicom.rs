@@ -8,7 +8,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::process::{Resource, Rlimit, Signal};
 use serde_json::{Value, json};
 
 use super::{Failure, INTERNAL, IO, REFUSED, USAGE};
@@ -25,6 +24,7 @@ use crate::{
     ingest::{self, Patterns},
     nifti::{self, Limits},
     pipeline::{
+        child::{self, Confines, Memory},
         convert::{Event, Standing, decode_list, max_unpacked_bytes},
         panic_text,
     },
@@ -94,21 +94,11 @@ fn cannot_write(folder: &Path, error: &io::Error) -> Failure {
 
 /// Gives up what a broken file could do harm with.
 fn confine(arguments: &Arguments, limits: &Limits) -> io::Result<()> {
-    let limit = |resource, most: u64| {
-        let both = Rlimit { current: Some(most), maximum: Some(most) };
-        rustix::process::setrlimit(resource, both)
-    };
-    // A core dump would hold scans.
-    limit(Resource::Core, 0)?;
     let of_volume = limits.max_voxels.saturating_mul(5).saturating_add(1 << 20);
-    limit(Resource::Fsize, limits.max_file_bytes.max(of_volume))?;
-    if let Some(most) = arguments.memory_bytes {
-        limit(Resource::As, most)?;
-    }
-    // Where memory runs out all the same, this process is the one to go. Not every system allows it.
-    fs::write("/proc/self/oom_score_adj", "1000").ok();
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    Ok(())
+    child::confine(&Confines {
+        memory: arguments.memory_bytes.map_or(Memory::Unlimited, Memory::AddressSpace),
+        max_file_bytes: limits.max_file_bytes.max(of_volume),
+    })
 }
 
 fn listed() -> Result<Vec<(Standing, PathBuf)>, Failure> {

@@ -5,6 +5,7 @@
 
 mod bench;
 mod check_config;
+mod confine;
 mod demo;
 mod dicom;
 mod eval;
@@ -55,6 +56,9 @@ enum Command {
     ///
     /// Prints a line of JSON for each series: converted, refused or skipped, with its files.
     Dicom(dicom::Arguments),
+    /// Become another program, within limits. The daemon uses it.
+    #[command(hide = true)]
+    Confine(confine::Arguments),
     /// Check a settings file; lists all faults at once.
     CheckConfig {
         /// The file.
@@ -112,6 +116,7 @@ pub(crate) fn engine_code(error: &EngineError) -> u8 {
         EngineError::NoWeights(_)
         | EngineError::Weights { .. }
         | EngineError::Template(_)
+        | EngineError::Hook(_)
         | EngineError::Misfit(_) => CONFIG,
         EngineError::Device(_) => INTERNAL,
     }
@@ -146,6 +151,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Run { config } => Ok(service::run(config)?),
         Command::Score(arguments) => score::run(arguments),
         Command::Dicom(arguments) => dicom::run(&arguments),
+        Command::Confine(arguments) => confine::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Bench(command) => bench::run(&command),
         Command::CheckConfig { file } => check_config::run(&file),

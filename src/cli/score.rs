@@ -25,7 +25,7 @@ use crate::{
     },
     engine::Engine,
     ingest::{self, Patterns},
-    nifti::Limits,
+    nifti::{self, Limits},
     numeric::{
         quality,
         scoring::{PairColumns, SearchReach},
@@ -36,7 +36,7 @@ use crate::{
         acquisition::{acquisition, read_json},
         build_results,
         convert::{self, Event, Standing},
-        steps,
+        steps::{self, Incoming, Source},
     },
     report, telemetry,
 };
@@ -63,8 +63,15 @@ pub(super) struct Arguments {
 /// with the number of scans beyond their tokens.
 struct Member {
     path: PathBuf,
+    again: Again,
     record: ScanRecord,
     tokens: Vec<TokenGrid>,
+}
+
+/// Where a scan is read from again: as named, or as it was prepared.
+struct Again {
+    scan: PathBuf,
+    mask: Option<PathBuf>,
 }
 
 /// Distances from one grid of tokens of a scan to that of another.
@@ -86,7 +93,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     })?;
     let engine = Engine::start(&config).map_err(|e| Failure::new(engine_code(&e), e))?;
     let n_files = files.len() + unconverted.len();
-    let mut run = Run { config, engine, refused: unconverted, stems: BTreeSet::new() };
+    let prepared = unpacked.path().join("prepared");
+    fs::create_dir(&prepared).map_err(|error| Failure::new(IO, error))?;
+    let mut run =
+        Run { config, engine, refused: unconverted, stems: BTreeSet::new(), prepared: &prepared };
     let members = run.encode_all(&files)?;
     let mut cohorts: BTreeMap<CohortKey, Vec<Member>> = BTreeMap::new();
     for member in members {
@@ -202,14 +212,16 @@ fn convert_series(
     Ok(refused)
 }
 
-struct Run {
+struct Run<'a> {
     config: Config,
     engine: Engine,
     refused: Vec<Refused>,
     stems: BTreeSet<String>,
+    /// What scans were made into.
+    prepared: &'a Path,
 }
 
-impl Run {
+impl Run<'_> {
     fn limits(&self) -> Limits {
         let intake = &self.config.intake;
         Limits { max_file_bytes: intake.max_file_bytes, max_voxels: intake.max_voxels }
@@ -251,10 +263,24 @@ impl Run {
     ) -> Result<Member, ScanError> {
         let mask = steps::companion_mask(path);
         let limits = self.limits();
-        let source = steps::prepare_source(path, mask.as_deref(), &limits, &self.engine.method)?;
+        let scan = Incoming::read(path, mask.as_deref(), &limits)?;
+        let id = scan.id;
+        let hook = self.engine.method.hook.as_ref();
+        let handed = match hook.filter(|hook| hook.takes(scan.is_head())) {
+            None => None,
+            Some(hook) => {
+                let work = self.prepared.join("work");
+                hook.run(path, &scan.raw, &work, &limits, || {
+                    bar.tick();
+                    true
+                })?
+            }
+        };
+        let source = steps::prepare(scan, handed, &self.engine.method)?;
+        let again = self.keep(path, mask, &source, sequence)?;
         let alignment = steps::alignment_facts(&source);
+        let preprocess = source.preprocess.clone();
         let canonical = steps::canonical(&source, &self.engine.method)?;
-        let id = ScanId::of(&source.raw);
         let spacing_mm = source.raw.affine.spacing_mm();
         let noise = quality::noise(&source.raw, &source.brain);
         drop(source);
@@ -286,6 +312,7 @@ impl Run {
             first_seen_secs: 0,
             attempts: 0,
             alignment,
+            preprocess,
             encoded: Some(EncodedFacts {
                 brain_ml: canonical.brain_ml,
                 cut_fraction: canonical.cut_fraction,
@@ -295,7 +322,35 @@ impl Run {
             }),
             reported: None,
         };
-        Ok(Member { path: path.to_owned(), record, tokens })
+        Ok(Member { path: path.to_owned(), again, record, tokens })
+    }
+
+    /// Keeps what was found in a scan, as the daemon's archive does, so that it is found once.
+    fn keep(
+        &self,
+        path: &Path,
+        mask: Option<PathBuf>,
+        source: &Source,
+        sequence: u64,
+    ) -> Result<Again, ScanError> {
+        let write = |ending: &str, bytes: &[u8]| {
+            let path = self.prepared.join(format!("{sequence}{ending}"));
+            fs::write(&path, bytes).map(|()| path).map_err(|source| ScanError::Own {
+                doing: "keeping what was found in a scan",
+                source,
+            })
+        };
+        let mut again = Again { scan: path.to_owned(), mask };
+        let done = source.preprocess.as_ref();
+        if done.is_some_and(|done| done.scan_replaced) {
+            let bytes = nifti::encode_scan(&source.grid, &source.raw.voxels);
+            again.scan = write(".nii.gz", &bytes)?;
+        }
+        if source.is_extracted || done.is_some_and(|done| done.mask_made) {
+            let bytes = nifti::encode_mask(&source.grid, &source.brain.inside);
+            again.mask = Some(write("_brain.nii.gz", &bytes)?);
+        }
+        Ok(again)
     }
 
     /// Scores one cohort as one window and writes its results.
@@ -340,11 +395,10 @@ impl Run {
         let identity = window.identity(|id| references.contains(&id));
         let mut scored = Vec::new();
         for (index, member) in members.into_iter().enumerate() {
-            let mask = steps::companion_mask(&member.path);
-            let limits = self.limits();
-            let source =
-                steps::prepare_source(&member.path, mask.as_deref(), &limits, &self.engine.method)
-                    .map_err(internal)?;
+            let Again { scan, mask } = &member.again;
+            let alignment = steps::alignment(member.record.alignment).map_err(internal)?;
+            let source = steps::read_source(scan, mask.as_deref(), alignment, &self.limits())
+                .map_err(internal)?;
             let (results, finding) = build_results(&ReportInput {
                 record: &member.record,
                 source: &source,

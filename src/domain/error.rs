@@ -27,6 +27,8 @@ pub enum QuarantineReason {
     NoBrain,
     /// It cannot be aligned to the template: no brain, or one that lies unlike any.
     RegistrationFailed,
+    /// The site's own preprocessing failed with it, or gave something that does not fit.
+    PreprocessFailed,
     /// The daemon crashed again and again while it held the scan.
     Poison,
     /// The file exists and cannot be read.
@@ -35,7 +37,7 @@ pub enum QuarantineReason {
 
 impl QuarantineReason {
     /// Every reason, for metrics that must exist from the start.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Truncated,
         Self::Corrupt,
         Self::BadHeader,
@@ -45,6 +47,7 @@ impl QuarantineReason {
         Self::NonFinite,
         Self::NoBrain,
         Self::RegistrationFailed,
+        Self::PreprocessFailed,
         Self::Poison,
         Self::Io,
     ];
@@ -61,6 +64,7 @@ impl QuarantineReason {
             Self::NonFinite => "non_finite",
             Self::NoBrain => "no_brain",
             Self::RegistrationFailed => "registration_failed",
+            Self::PreprocessFailed => "preprocess_failed",
             Self::Poison => "poison",
             Self::Io => "io",
         }

@@ -89,6 +89,7 @@ mod tests {
             first_seen_secs: 0,
             attempts: 0,
             alignment: explained.map(alignment),
+            preprocess: None,
             encoded: Some(EncodedFacts { noise, cut_fraction, ..EncodedFacts::default() }),
             reported: None,
         }

@@ -113,6 +113,23 @@ pub struct AlignmentFacts {
     pub brain_extracted: bool,
 }
 
+/// How a program of the site prepared a scan, once, when it was taken in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PreprocessFacts {
+    /// Name of the program.
+    pub name: String,
+    /// Its version as it says, or the hash of its file.
+    pub version: String,
+    /// Hash over the command and the version: scans of two of them are not compared.
+    pub identity: String,
+    /// Whether it gave the intensities that the scan is compared by.
+    pub scan_replaced: bool,
+    /// Whether it gave the brain mask.
+    pub mask_made: bool,
+    /// Wall time.
+    pub secs: f64,
+}
+
 /// What was learnt while a scan was encoded: kept, because results are written again and again.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EncodedFacts {
@@ -170,6 +187,9 @@ pub struct ScanRecord {
     /// How it was aligned to the template, if it was.
     #[serde(default)]
     pub alignment: Option<AlignmentFacts>,
+    /// How a program of the site prepared it, if one did.
+    #[serde(default)]
+    pub preprocess: Option<PreprocessFacts>,
     /// What the encoding found, once it is done.
     pub encoded: Option<EncodedFacts>,
     /// Latest results, if any.

@@ -152,6 +152,8 @@ label! {
     PauseReason {
         /// Too little space is left.
         DiskLow = "disk_low",
+        /// The site's own preprocessing is not there.
+        PreprocessGone = "preprocess_gone",
     }
 }
 

@@ -13,7 +13,8 @@ use crate::{
     ingest::{CopyError, copy_durably},
 };
 
-/// A folder of `<scan id>.scan` and, where a mask came with it or the brain was extracted, `<scan id>.brain`.
+/// A folder of `<scan id>.scan` and, where a mask came with it or was made, `<scan id>.brain`. Where the site's
+/// preprocessing gave another scan, that one is kept: results are renewed by what was compared.
 #[derive(Debug, Clone)]
 pub(super) struct Archive {
     folder: PathBuf,
@@ -28,6 +29,14 @@ pub(super) struct Draft {
 
 fn failed(source: io::Error) -> ScanError {
     ScanError::Own { doing: "archiving a scan in the state folder", source }
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), ScanError> {
+    let written = File::create(path).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.map_err(failed)
 }
 
 impl Archive {
@@ -77,13 +86,14 @@ impl Archive {
     /// Puts a brain mask beside a draft that came without one, durably.
     pub(super) fn add_mask(&self, draft: &mut Draft, nii_gz: &[u8]) -> Result<(), ScanError> {
         let path = self.folder.join("draft.brain");
-        let written = File::create(&path).and_then(|mut file| {
-            file.write_all(nii_gz)?;
-            file.sync_all()
-        });
-        written.map_err(failed)?;
+        write_durably(&path, nii_gz)?;
         draft.mask = Some(path);
         Ok(())
+    }
+
+    /// Keeps another scan in the place of the one that came, durably.
+    pub(super) fn replace_scan(&self, draft: &Draft, nii_gz: &[u8]) -> Result<(), ScanError> {
+        write_durably(&draft.scan, nii_gz)
     }
 
     /// Gives a draft its id, durably.

@@ -9,17 +9,18 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, Write},
-    os::unix::{ffi::OsStrExt, fs::DirBuilderExt, process::CommandExt, process::ExitStatusExt},
+    ops::ControlFlow,
+    os::unix::{ffi::OsStrExt, process::CommandExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
-    thread,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
+use super::child::{self, Ended, fresh_folder};
 use crate::{
     domain::error::{
         QuarantineReason::{Bomb, Poison, TooLarge},
@@ -114,7 +115,6 @@ pub fn decode_list(bytes: &[u8]) -> Option<Vec<(Standing, PathBuf)>> {
 
 /// A process that writes no line for so long hangs.
 const MAX_SILENCE: Duration = Duration::from_secs(300);
-const POLL: Duration = Duration::from_millis(20);
 
 /// After so many deaths what is left waits for the next conversion: each costs reading all headers again.
 const MAX_DEATHS: usize = 16;
@@ -133,15 +133,6 @@ pub fn max_unpacked_bytes(limits: &Limits) -> u64 {
 
 fn own(source: io::Error) -> ScanError {
     ScanError::Own { doing: "converting DICOM files in the state folder", source }
-}
-
-/// Makes an empty folder that nobody else may read.
-pub fn fresh_folder(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 /// Converts files into the folder `out` within `work`, which is emptied first. Gives what became of
@@ -303,33 +294,28 @@ fn watch(
     events: &Path,
     alive: &mut dyn FnMut() -> bool,
 ) -> io::Result<Option<(ExitStatus, bool)>> {
-    let end = |child: &mut Child| {
-        // Gone is fine as well.
-        kill_process_group(Pid::from_child(child), Signal::KILL).ok();
-        child.wait()
-    };
+    enum Stop {
+        GivenUp,
+        Silent,
+    }
     let (mut n_bytes, mut since) = (0, Instant::now());
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Ok(Some((status, false))),
-            Ok(None) => {}
-            Err(error) => {
-                end(child).ok();
-                return Err(error);
-            }
-        }
+    let ended = child::wait(child, || {
         if !alive() {
-            end(child)?;
-            return Ok(None);
+            return ControlFlow::Break(Stop::GivenUp);
         }
         let now_bytes = fs::metadata(events).map_or(0, |meta| meta.len());
         if now_bytes != n_bytes {
             (n_bytes, since) = (now_bytes, Instant::now());
         } else if since.elapsed() >= MAX_SILENCE {
-            return Ok(Some((end(child)?, true)));
+            return ControlFlow::Break(Stop::Silent);
         }
-        thread::sleep(POLL);
-    }
+        ControlFlow::Continue(())
+    })?;
+    Ok(match ended {
+        Ended::Alone(status) => Some((status, false)),
+        Ended::Stopped(status, Stop::Silent) => Some((status, true)),
+        Ended::Stopped(_, Stop::GivenUp) => None,
+    })
 }
 
 #[cfg(test)]

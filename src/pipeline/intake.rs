@@ -5,7 +5,7 @@ mod series;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    io,
+    fs, io,
     os::unix::ffi::OsStrExt,
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
@@ -23,7 +23,9 @@ use super::{
     FULL, IDLE, MAX_CRASHES, Shared,
     acquisition::{Acquisition, acquisition, read_json},
     board::StageName,
-    now_secs, panic_text, steps,
+    hook::{self, Handed, Hook},
+    now_secs, panic_text,
+    steps::{self, Incoming},
 };
 use crate::{
     domain::{
@@ -56,6 +58,8 @@ enum Taken {
     Duplicate(ScanId),
     /// It changed while it was copied: not whole after all.
     Changed,
+    /// The service was asked to stop meanwhile.
+    GivenUp,
 }
 
 /// A file that has been still for long enough.
@@ -117,6 +121,8 @@ impl Intake {
     pub(super) fn run(mut self) -> Result<(), ScanError> {
         let quarantine = self.shared.config().directories.quarantine.clone();
         self.shared.metrics.quarantine_files(quarantine::count_quarantined(&quarantine));
+        // A kill may have left a scan there.
+        clear(&self.hook_folder());
         let (mut trigger, mut by) = (Some(RescanTrigger::Start), SeenBy::Scan);
         while !self.shared.stopping() {
             self.look(trigger, by)?;
@@ -188,7 +194,10 @@ impl Intake {
         if trigger.is_some() {
             self.forget_missing(&listed, &bundles, incoming)?;
         }
-        let is_paused = self.is_disk_low();
+        let is_paused = self.is_disk_low() | self.is_hook_gone();
+        if self.troubles.is_empty() && !self.bundles.has_failed() {
+            self.shared.board.set_reason(hook::UNSTARTED, false);
+        }
         for candidate in &listed {
             if self.shared.stopping() {
                 break;
@@ -279,7 +288,9 @@ impl Intake {
         });
         self.shared.metrics.stage_finished(Stage::Decode, started.elapsed());
         match taken {
-            Ok(Taken::Changed) => return Ok(self.shared.store.forget_seen(key)?),
+            Ok(Taken::Changed | Taken::GivenUp) => {
+                return Ok(self.shared.store.forget_seen(key)?);
+            }
             Ok(Taken::Accepted(record)) => self.accepted(candidate, key, &record)?,
             Ok(Taken::Duplicate(id)) => self.duplicate(candidate, key, id)?,
             Err(error) => return self.refuse(candidate, key, incoming, error),
@@ -317,24 +328,39 @@ impl Intake {
         {
             return Ok(Taken::Changed);
         }
-        let method = &self.shared.method;
-        let source = steps::prepare_source(&draft.scan, draft.mask.as_deref(), &limits, method)?;
+        let scan = Incoming::read(&draft.scan, draft.mask.as_deref(), &limits)?;
         beat();
-        // Made and dropped: what has no canonical volume is refused while the file is at hand.
-        steps::canonical(&source, method)?;
-        let id = ScanId::of(&source.raw);
+        let id = scan.id;
         let known = self.shared.store.record(&id)?;
         // One that was refused has been put back by a person: what was wrong may be mended.
         let is_refused = |known: &ScanRecord| matches!(known.state, ScanState::Quarantined { .. });
         if known.as_ref().is_some_and(|known| !is_refused(known)) {
             return Ok(Taken::Duplicate(id));
         }
+        let method = &self.shared.method;
+        let hook = method.hook.as_ref().filter(|hook| hook.takes(scan.is_head()));
+        let handed = match hook {
+            None => None,
+            Some(hook) => match self.preprocess(hook, &draft.scan, &scan)? {
+                None => return Ok(Taken::GivenUp),
+                handed => handed,
+            },
+        };
+        let source = steps::prepare(scan, handed, method)?;
+        beat();
+        // Made and dropped: what has no canonical volume is refused while the file is at hand.
+        steps::canonical(&source, method)?;
         let rules = &self.shared.config().cohorts;
         let spacing_mm = source.raw.affine.spacing_mm();
         let placed = acquisition(&candidate.path, json, spacing_mm, rules, method);
         let mut record = self.new_record(candidate, id, whole.waited, known.as_ref(), placed)?;
         record.alignment = steps::alignment_facts(&source);
-        if record.alignment.is_some_and(|found| found.brain_extracted) {
+        record.preprocess.clone_from(&source.preprocess);
+        let preprocess = source.preprocess.as_ref();
+        if preprocess.is_some_and(|done| done.scan_replaced) {
+            archive.replace_scan(&draft, &nifti::encode_scan(&source.grid, &source.raw.voxels))?;
+        }
+        if source.is_extracted || preprocess.is_some_and(|done| done.mask_made) {
             // Found once: results are written again and again.
             archive
                 .add_mask(&mut draft, &nifti::encode_mask(&source.grid, &source.brain.inside))?;
@@ -343,6 +369,31 @@ impl Intake {
         self.shared.store.put_record(&record)?;
         self.shared.metrics.bytes_ingested(draft.n_bytes);
         Ok(Taken::Accepted(Box::new(record)))
+    }
+
+    /// Lets the site's own preprocessing work on a scan; nothing when asked to stop meanwhile.
+    fn preprocess(
+        &self,
+        hook: &Hook,
+        file: &Path,
+        scan: &Incoming,
+    ) -> Result<Option<Handed>, ScanError> {
+        let shared = &self.shared;
+        let work = self.hook_folder();
+        let started = Instant::now();
+        let handed = hook.run(file, &scan.raw, &work, &shared.limits(), || {
+            shared.board.beat(StageName::Intake);
+            !shared.stopping()
+        });
+        shared.metrics.stage_finished(Stage::Preprocess, started.elapsed());
+        shared.board.set_reason(hook::UNSTARTED, matches!(handed, Err(ScanError::Own { .. })));
+        // It holds a patient's scan.
+        clear(&work);
+        handed
+    }
+
+    fn hook_folder(&self) -> PathBuf {
+        self.shared.config().directories.state.join("preprocess")
     }
 
     fn new_record(
@@ -372,6 +423,7 @@ impl Intake {
             first_seen_secs: now_secs().saturating_sub(waited.as_secs()),
             attempts: 0,
             alignment: None,
+            preprocess: None,
             encoded: None,
             reported: None,
         })
@@ -541,6 +593,14 @@ impl Intake {
         }
     }
 
+    /// Without the program that all scans are to go through, files stay where they are.
+    fn is_hook_gone(&self) -> bool {
+        let gone = self.shared.method.hook.as_ref().is_some_and(|hook| !hook.is_there());
+        self.shared.metrics.paused(PauseReason::PreprocessGone, gone);
+        self.shared.board.set_reason(hook::GONE, gone);
+        gone
+    }
+
     /// Measures the free space of every folder; below the watermark intake pauses and files stay
     /// where they are.
     fn is_disk_low(&self) -> bool {
@@ -561,6 +621,16 @@ impl Intake {
         self.shared.metrics.paused(PauseReason::DiskLow, low);
         self.shared.board.set_reason("paused: disk low (service.min_free_mib)", low);
         low
+    }
+}
+
+/// Removes a folder, if it is there.
+fn clear(folder: &Path) {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            warn!(error = %error.kind(), "a work folder stays until the next time");
+        }
+        _ => {}
     }
 }
 

@@ -7,8 +7,10 @@
 pub mod acquisition;
 mod archive;
 pub mod board;
+pub mod child;
 pub mod convert;
 mod encode;
+pub mod hook;
 mod intake;
 mod reporting;
 mod score;
@@ -226,6 +228,11 @@ fn take_up(shared: &Shared) -> Result<TakenUp, ScanError> {
     })?;
     for mut record in records {
         up.stems.insert(record.output_stem.clone());
+        // Its archived source is what another program, or none, made of it. It stays as it is, with its
+        // results, and is a member again when the settings are as they were.
+        if !hook::is_prepared_alike(&record, shared.method.hook.as_deref()) {
+            continue;
+        }
         let outdated = record.cohort.method != shared.method.fingerprint;
         match record.state {
             ScanState::Encoded if !outdated => up.members.push(record),

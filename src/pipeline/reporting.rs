@@ -127,6 +127,7 @@ pub(super) fn sidecar(
             is_reference: config.quality.allow(record),
         }),
         alignment: record.alignment,
+        preprocess: record.preprocess.clone(),
         window: WindowFacts {
             id: window.id.clone(),
             size: window.members.len(),
@@ -139,6 +140,7 @@ pub(super) fn sidecar(
             fingerprint: method.fingerprint.clone(),
             settings: json!({
                 "preset": config.tree.get("preset"),
+                "preprocess": config.tree.get("preprocess"),
                 "volume": config.tree.get("volume"),
                 "quality": config.tree.get("quality"),
                 "encoder": config.tree.get("encoder"),

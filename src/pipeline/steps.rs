@@ -10,12 +10,13 @@ use std::{
 
 use rayon::prelude::*;
 
+use super::hook::Handed;
 use crate::{
     config::{AlignmentChoice, Scoring},
     domain::{
         error::{QuarantineReason, Refusal, ScanError},
         finding::{Cluster, Finding, SharedAnomaly},
-        scan::{AlignmentFacts, ScanId},
+        scan::{AlignmentFacts, PreprocessFacts, ScanId},
     },
     engine::Method,
     nifti::{self, Grid, Limits},
@@ -45,6 +46,50 @@ pub struct Source {
     pub alignment: Option<Alignment>,
     /// Whether the brain was extracted from a head.
     pub is_extracted: bool,
+    /// What the site's preprocessing did, if it did anything.
+    pub preprocess: Option<PreprocessFacts>,
+}
+
+/// A scan as it came, with its brain as far as it is known.
+pub struct Incoming {
+    /// Voxels as scanned.
+    pub raw: RawVolume,
+    /// Identity: of the scan as it came, whatever is made of it.
+    pub id: ScanId,
+    grid: Grid,
+    brain: Result<RawMask, PreprocessError>,
+    has_mask: bool,
+}
+
+impl Incoming {
+    /// Reads a scan, and the mask beside it, as they come from a scanner.
+    pub fn read(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<Self, ScanError> {
+        let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
+        let brain = read_brain(&raw, mask, limits)?;
+        Ok(Self { id: ScanId::of(&raw), raw, grid, brain, has_mask: mask.is_some() })
+    }
+
+    /// Whether there still is a head around the brain.
+    pub fn is_head(&self) -> bool {
+        !self.has_mask && self.brain.as_ref().map_or(true, is_larger_than_a_brain)
+    }
+
+    /// Takes over what the site's preprocessing gave. A mask that came with the scan stays.
+    fn take_over(&mut self, handed: Handed) -> PreprocessFacts {
+        let Handed { voxels, mask, mut facts } = handed;
+        if let Some(voxels) = voxels {
+            self.raw.voxels = voxels;
+            if !self.has_mask {
+                self.brain = preprocess::brain_mask(&self.raw, None);
+            }
+        }
+        facts.mask_made &= !self.has_mask;
+        if let (Some(inside), true) = (mask, facts.mask_made) {
+            self.brain = Ok(RawMask { shape: self.raw.shape, inside, affine: self.raw.affine });
+            self.has_mask = true;
+        }
+        facts
+    }
 }
 
 impl Source {
@@ -72,22 +117,23 @@ fn template_gone() -> ScanError {
     }
 }
 
-/// Reads a scan as it comes from a scanner: aligns it and finds its brain where the settings ask for it
-/// and nobody has done it before.
-pub fn prepare_source(
-    scan: &Path,
-    mask: Option<&Path>,
-    limits: &Limits,
+/// Aligns a scan and finds its brain where the settings ask for it and nobody has done it before; `handed` is what
+/// the site's preprocessing made of it.
+pub fn prepare(
+    mut scan: Incoming,
+    handed: Option<Handed>,
     method: &Method,
 ) -> Result<Source, ScanError> {
-    let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
-    let brain = read_brain(&raw, mask, limits)?;
-    let is_head = mask.is_none() && brain.as_ref().map_or(true, is_larger_than_a_brain);
+    let was_head = scan.is_head();
+    let preprocess = handed.map(|handed| scan.take_over(handed));
+    // One that was stripped on the way here lies where the scanner put it all the same.
     let is_aligned = match method.alignment {
         AlignmentChoice::Never => false,
-        AlignmentChoice::Heads => is_head && method.template.is_some(),
+        AlignmentChoice::Heads => was_head && method.template.is_some(),
         AlignmentChoice::Always => true,
     };
+    let is_head = scan.is_head();
+    let Incoming { raw, grid, brain, .. } = scan;
     let template = method.template.as_ref().filter(|_| is_aligned);
     let Some(template) = template else {
         return Ok(Source {
@@ -96,6 +142,7 @@ pub fn prepare_source(
             brain: brain.map_err(refusal)?,
             alignment: None,
             is_extracted: false,
+            preprocess,
         });
     };
     let (brain, alignment) = if is_head {
@@ -106,7 +153,7 @@ pub fn prepare_source(
         let stripped = stripped(&raw, &brain);
         (brain, registration::register(&stripped, template, false).map_err(misaligned)?)
     };
-    Ok(Source { raw, grid, brain, alignment: Some(alignment), is_extracted: is_head })
+    Ok(Source { raw, grid, brain, alignment: Some(alignment), is_extracted: is_head, preprocess })
 }
 
 /// The scan with 0 outside the brain: a mask may lie beside a whole head.
@@ -185,7 +232,7 @@ pub fn read_source(
 ) -> Result<Source, ScanError> {
     let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
     let brain = read_brain(&raw, mask, limits)?.map_err(refusal)?;
-    Ok(Source { raw, grid, brain, alignment, is_extracted: false })
+    Ok(Source { raw, grid, brain, alignment, is_extracted: false, preprocess: None })
 }
 
 /// The brain by a mask, or by what is above zero.
@@ -668,6 +715,7 @@ mod tests {
             patch: 14,
             min_brain_fraction: 0.3,
             alignment: AlignmentChoice::Never,
+            hook: None,
             template: None,
         }
     }

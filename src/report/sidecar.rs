@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{
     acquisition::AcquisitionFacts,
     finding::{Cluster, SharedAnomaly},
-    scan::{AlignmentFacts, ScanId},
+    scan::{AlignmentFacts, PreprocessFacts, ScanId},
 };
 
 /// Layout of the sidecar.
@@ -176,6 +176,9 @@ pub struct Sidecar {
     pub quality: Option<QualityFacts>,
     /// How the scan was aligned to the template, if it was.
     pub alignment: Option<AlignmentFacts>,
+    /// How a program of the site prepared the scan, if one did.
+    #[serde(default)]
+    pub preprocess: Option<PreprocessFacts>,
     /// The window.
     pub window: WindowFacts,
     /// The method.
@@ -223,6 +226,7 @@ pub(super) mod tests {
                 is_reference: true,
             }),
             alignment: None,
+            preprocess: None,
             window: WindowFacts {
                 id: "ab".into(),
                 size: 1,

@@ -20,6 +20,7 @@ fn record(n: u8, state: ScanState) -> ScanRecord {
         first_seen_secs: 7,
         attempts: 0,
         alignment: None,
+        preprocess: None,
         encoded: Some(EncodedFacts {
             timings_secs: BTreeMap::from([("encode".to_owned(), 1.5)]),
             ..EncodedFacts::default()

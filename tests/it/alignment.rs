@@ -19,7 +19,7 @@ use crate::support::{Site, oddscan};
 
 /// What a made-up head holds at a place, mm from the middle of its brain.
 #[derive(Clone, Copy, PartialEq)]
-enum Tissue {
+pub enum Tissue {
     Air,
     Scalp,
     Skull,
@@ -61,12 +61,12 @@ fn tissue([x, y, z]: [f64; 3]) -> Tissue {
 
 /// Intensities of liquor, grey and white matter, scalp.
 type Contrast = [f64; 4];
-const T1: Contrast = [30.0, 110.0, 170.0, 230.0];
+pub const T1: Contrast = [30.0, 110.0, 170.0, 230.0];
 /// Grey is brighter than white.
 const FLAIR: Contrast = [25.0, 190.0, 140.0, 210.0];
 
 /// A head whose brain's middle is carried from the origin to the scan by `to_scan`.
-fn head(seed: u64, to_scan: &Affine, contrast: Contrast, is_stripped: bool) -> RawVolume {
+pub fn head(seed: u64, to_scan: &Affine, contrast: Contrast, is_stripped: bool) -> RawVolume {
     let mut random = Normal::new(seed);
     let shape = Shape3([84, 92, 76]);
     let affine = Affine::scaling(2.8, WorldPoint([-116.0, -127.0, -120.0])).unwrap();
@@ -93,7 +93,7 @@ fn head(seed: u64, to_scan: &Affine, contrast: Contrast, is_stripped: bool) -> R
 }
 
 /// A turn about x, another scale along each axis, a shift.
-fn placed(degrees: f64, scales: [f64; 3], shift: [f64; 3]) -> Affine {
+pub fn placed(degrees: f64, scales: [f64; 3], shift: [f64; 3]) -> Affine {
     let (sin, cos) = degrees.to_radians().sin_cos();
     let [a, b, c] = scales;
     Affine::new([
@@ -113,7 +113,7 @@ fn template() -> Template {
 }
 
 /// Largest distance between where landmarks in the brain are carried and where they belong.
-fn landmark_error_mm(found: &Affine, truth: &Affine) -> f64 {
+pub fn landmark_error_mm(found: &Affine, truth: &Affine) -> f64 {
     let landmarks = [
         [0.0, 70.0, 0.0],
         [0.0, -70.0, 0.0],
@@ -218,7 +218,7 @@ fn the_daemon_takes_whole_heads_and_refuses_what_it_cannot_align() {
     assert_eq!(site.stop(), Some(0));
 }
 
-fn template_image() -> &'static RawVolume {
+pub fn template_image() -> &'static RawVolume {
     static IMAGE: std::sync::OnceLock<RawVolume> = std::sync::OnceLock::new();
     IMAGE.get_or_init(|| head(0, &unmoved(), T1, true))
 }

@@ -42,6 +42,7 @@ fn sidecar(score: f32) -> Sidecar {
         clusters: Vec::new(),
         brain_ml: 0.0,
         alignment: None,
+        preprocess: None,
         window: WindowFacts {
             id: String::new(),
             size: 0,

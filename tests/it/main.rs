@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests stand outside of test functions")]
 
 mod alignment;
+mod arrivals;
 mod cli;
 mod cohorts;
 mod community;
@@ -16,6 +17,7 @@ mod layers;
 mod model;
 mod nibabel;
 mod nifti;
+mod preprocess;
 mod quality;
 mod reference;
 mod shipped;

@@ -19,6 +19,7 @@ use super::{
     super::{
         MAX_CRASHES,
         board::StageName,
+        child,
         convert::{self, Event, Standing},
         now_secs, panic_text,
     },
@@ -65,6 +66,11 @@ impl Bundles {
     /// Bundles that a look could change.
     pub(super) fn n_waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Whether one could not be dealt with and is tried again.
+    pub(super) fn has_failed(&self) -> bool {
+        self.pauses.values().any(|pause| pause.n_failures > 0)
     }
 
     /// As [`Settling::waiting`], counted in bundles.
@@ -200,7 +206,7 @@ impl Intake {
             }
         };
         self.rest(bundle, has_failed);
-        if let Err(error) = convert::fresh_folder(&work) {
+        if let Err(error) = child::fresh_folder(&work) {
             warn!(error = %error.kind(), "converted files stay until the next conversion");
         }
         Ok(())
@@ -336,7 +342,7 @@ impl Intake {
                 self.remember_files(unit, inputs, SeenOutcome::Duplicate(id))?;
                 self.count_duplicate(id);
             }
-            Ok(Taken::Changed) => return Ok(Series::Later),
+            Ok(Taken::Changed | Taken::GivenUp) => return Ok(Series::Later),
             Err(error) => return self.series_failed(unit, first, error),
         }
         self.shared.metrics.settled(whole.waited);

@@ -1,0 +1,377 @@
+//! The ways in which files arrive: whatever a sender, a share or a crowd does, each scan is taken exactly
+//! once, and only when it is whole.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use oddscan::{
+    domain::scan::ScanId,
+    nifti::{self, Limits},
+    numeric::geometry::{Affine, Shape3},
+};
+use rustix::process::Signal;
+
+use crate::{
+    shipped::is_missing,
+    support::{Site, brain, names, scan_bytes},
+};
+
+fn pause(milliseconds: u64) {
+    thread::sleep(Duration::from_millis(milliseconds));
+}
+
+/// Accepted, copies, refused.
+fn taken(site: &Site) -> [u64; 3] {
+    let status = site.status();
+    [status.n_accepted, status.n_duplicates, status.n_quarantined]
+}
+
+/// Waits for so many decisions and that none follows.
+fn wait_taken(site: &Site, wanted: [u64; 3]) {
+    site.wait(&format!("taken: {wanted:?}"), |site| taken(site) == wanted);
+    let listings = "oddscan_watch_rescans_total{trigger=\"interval\"}";
+    let before = site.metric(listings);
+    site.wait("looked again", |site| site.metric(listings) >= before + 3.0);
+    assert_eq!(taken(site), wanted);
+    assert_eq!(site.status().n_settling, 0);
+}
+
+/// A window that never fills: only what comes in counts.
+const NO_SCORES: usize = 100_000;
+
+fn quiet_site(more: &[&str]) -> Site {
+    let mut all = vec!["window.max_scans = 100000"];
+    all.extend(more);
+    Site::new(NO_SCORES, &all)
+}
+
+#[test]
+fn half_a_file_that_never_becomes_whole_is_refused_once_and_the_whole_one_is_taken_after_it() {
+    let mut site = quiet_site(&[]);
+    site.start();
+    let bytes = scan_bytes(1);
+    fs::write(site.path("incoming/sub-1_T1w.nii.gz"), &bytes[..bytes.len() / 2]).unwrap();
+    wait_taken(&site, [0, 0, 1]);
+    assert_eq!(names(&site.path("quarantine")), ["truncated"]);
+    site.drop_in("sub-1_T1w.nii.gz", &bytes);
+    wait_taken(&site, [1, 0, 1]);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn files_that_grow_slowly_or_jump_to_their_full_size_first_are_taken_when_they_are_whole() {
+    let mut site = quiet_site(&["intake.settle_secs = 0.8"]);
+    site.start();
+    let (growing, mapped) = (scan_bytes(1), scan_bytes(2));
+    let mut grows = File::create(site.path("incoming/grows_T1w.nii.gz")).unwrap();
+    // Some copiers take all the space first and fill it in afterwards, from the end or in any order.
+    let mut fills = File::create(site.path("incoming/fills_T1w.nii.gz")).unwrap();
+    fills.set_len(mapped.len() as u64).unwrap();
+    let n_parts = 8;
+    for part in 0..n_parts {
+        let range = |len: usize, part: usize| len * part / n_parts..len * (part + 1) / n_parts;
+        grows.write_all(&growing[range(growing.len(), part)]).unwrap();
+        let range = range(mapped.len(), n_parts - 1 - part);
+        fills.seek(SeekFrom::Start(range.start as u64)).unwrap();
+        fills.write_all(&mapped[range]).unwrap();
+        pause(250);
+        assert_eq!(taken(&site), [0; 3], "after part {part} of {n_parts}");
+    }
+    wait_taken(&site, [2, 0, 0]);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_file_that_is_renamed_in_or_about_is_taken_once() {
+    let mut site = quiet_site(&["intake.rescan_secs = 0.5"]);
+    site.start();
+    let outside = site.path("outside.nii.gz");
+    fs::write(&outside, scan_bytes(1)).unwrap();
+    fs::rename(&outside, site.path("incoming/sub-1_T1w.nii.gz")).unwrap();
+    wait_taken(&site, [1, 0, 0]);
+    // A name that is not looked at until it is done.
+    fs::write(site.path("incoming/sub-2_T1w.nii.gz.partial"), scan_bytes(2)).unwrap();
+    wait_taken(&site, [1, 0, 0]);
+    fs::rename(
+        site.path("incoming/sub-2_T1w.nii.gz.partial"),
+        site.path("incoming/sub-2_T1w.nii.gz"),
+    )
+    .unwrap();
+    wait_taken(&site, [2, 0, 0]);
+    // A whole folder, and a scan under another name: its content is known.
+    fs::create_dir(site.path("study")).unwrap();
+    fs::write(site.path("study/sub-3_T1w.nii.gz"), scan_bytes(3)).unwrap();
+    fs::rename(site.path("study"), site.path("incoming/study")).unwrap();
+    wait_taken(&site, [3, 0, 0]);
+    fs::rename(
+        site.path("incoming/sub-1_T1w.nii.gz"),
+        site.path("incoming/study/again_T1w.nii.gz"),
+    )
+    .unwrap();
+    wait_taken(&site, [3, 1, 0]);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_file_that_is_rewritten_in_place_is_another_scan_taken_once_when_it_is_whole() {
+    let mut site = quiet_site(&["intake.settle_secs = 0.8"]);
+    let path = site.path("incoming/sub-1_T1w.nii");
+    let plain = |seed| {
+        let mut bytes = Vec::new();
+        let scan = scan_bytes(seed);
+        std::io::copy(&mut flate2::bufread::GzDecoder::new(&*scan), &mut bytes).unwrap();
+        bytes
+    };
+    site.start();
+    fs::write(&path, plain(1)).unwrap();
+    site.wait("taken", |site| taken(site) == [1, 0, 0]);
+    // Of the same size, in pieces, with the time set back each time: only the inode tells.
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let second = plain(2);
+    let mut file = File::options().write(true).open(&path).unwrap();
+    for part in second.chunks(second.len().div_ceil(6)) {
+        file.write_all(part).unwrap();
+        file.set_modified(modified).unwrap();
+        pause(250);
+        assert_eq!(taken(&site), [1, 0, 0]);
+    }
+    wait_taken(&site, [2, 0, 0]);
+    // The same content written again is a copy of a known scan, nothing more.
+    fs::write(&path, second).unwrap();
+    wait_taken(&site, [2, 1, 0]);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn files_that_are_deleted_at_any_moment_are_no_trouble() {
+    let mut site = quiet_site(&["intake.settle_secs = 0.2", "intake.max_file_mib = 1024"]);
+    site.start();
+    // Large enough to be read for a while: half a gibibyte of nothing behind a header.
+    let big = |name: &str| {
+        let path = site.path("incoming").join(name);
+        let mut header = Vec::new();
+        let scan = scan_bytes(1);
+        std::io::copy(&mut flate2::bufread::GzDecoder::new(&*scan), &mut header).unwrap();
+        header.truncate(352);
+        let mut file = File::create(&path).unwrap();
+        file.write_all(&header).unwrap();
+        file.set_len(512 << 20).unwrap();
+        path
+    };
+    for (index, milliseconds) in [0, 150, 250, 300, 350, 400, 500, 600].into_iter().enumerate() {
+        let path = big(&format!("big-{index}_T1w.nii"));
+        pause(milliseconds);
+        // One that was refused by then is gone already.
+        fs::remove_file(&path).ok();
+    }
+    site.drop_in("sub-1_T1w.nii.gz", &scan_bytes(1));
+    site.wait("taken", |site| site.status().n_accepted == 1);
+    site.wait("settled", |site| site.status().n_settling == 0);
+    let refused: Vec<String> =
+        names(&site.path("quarantine")).into_iter().filter(|name| !name.starts_with('.')).collect();
+    // Deleted too late: then it had been read to its end, and is corrupt or a bomb.
+    assert!(refused.iter().all(|reason| ["bomb", "corrupt"].contains(&&**reason)), "{refused:?}");
+    assert!(site.is_running());
+    assert_eq!(site.stop(), Some(0));
+}
+
+/// A folder seen through another file system: what happens in it makes no events there.
+struct Mount {
+    seen: PathBuf,
+    server: Child,
+}
+
+impl Mount {
+    /// Mounts `real` at `seen`; says why not, where that is not possible.
+    fn new(real: &Path, seen: &Path, options: &[&str]) -> Option<Self> {
+        if is_missing("bindfs", "bindfs") {
+            return None;
+        }
+        let mut server = Command::new("bindfs");
+        server.arg("-f").args(options).arg(real).arg(seen).stderr(Stdio::piped());
+        let mut mount = Self { seen: seen.to_owned(), server: server.spawn().unwrap() };
+        let is_there =
+            || fs::read_to_string("/proc/mounts").unwrap().contains(seen.to_str().unwrap());
+        while !is_there() {
+            if mount.server.try_wait().unwrap().is_some() {
+                let mut why = String::new();
+                mount.server.stderr.take().unwrap().read_to_string(&mut why).unwrap();
+                println!("skipped: no FUSE mounts here ({})", why.trim());
+                return None;
+            }
+            pause(20);
+        }
+        Some(mount)
+    }
+
+    /// The server goes, as that of a share does: everything there is an error.
+    fn die(&mut self) {
+        self.server.kill().unwrap();
+        self.server.wait().unwrap();
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Lazily: the daemon may still look at it.
+        Command::new("fusermount").args(["-u", "-z"]).arg(&self.seen).status().ok();
+        self.server.kill().ok();
+        self.server.wait().ok();
+    }
+}
+
+#[test]
+fn on_a_file_system_without_events_files_are_found_by_listing_and_taken_when_they_are_whole() {
+    let mut site = quiet_site(&["intake.settle_secs = 1.5"]);
+    let real = tempfile::tempdir().unwrap();
+    let Some(_mount) = Mount::new(real.path(), &site.path("incoming"), &[]) else { return };
+    site.start();
+    let bytes = scan_bytes(1);
+    let mut file = File::create(real.path().join("grows_T1w.nii.gz")).unwrap();
+    for part in bytes.chunks(bytes.len().div_ceil(6)) {
+        file.write_all(part).unwrap();
+        pause(500);
+        assert_eq!(taken(&site), [0; 3]);
+    }
+    fs::create_dir(real.path().join("study")).unwrap();
+    fs::write(real.path().join("study/sub-2_T1w.nii.gz"), scan_bytes(2)).unwrap();
+    fs::write(real.path().join("study/half_T1w.nii.gz"), &bytes[..5000]).unwrap();
+    wait_taken(&site, [2, 0, 1]);
+    assert_eq!(names(&site.path("quarantine")), ["truncated"]);
+    assert!(!real.path().join("study/half_T1w.nii.gz").exists(), "moved through the mount");
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_mount_that_goes_away_and_comes_back_costs_nothing() {
+    let mut site = quiet_site(&[]);
+    let real = tempfile::tempdir().unwrap();
+    let Some(mut mount) = Mount::new(real.path(), &site.path("incoming"), &[]) else { return };
+    fs::write(real.path().join("sub-1_T1w.nii.gz"), scan_bytes(1)).unwrap();
+    site.start();
+    wait_taken(&site, [1, 0, 0]);
+    mount.die();
+    let reason = "the incoming folder cannot be read";
+    site.wait("said", |site| site.status().reasons.contains(reason));
+    drop(mount);
+    // Without the mount the folder is there and empty, which does not make the scan a new one.
+    site.wait("listed", |site| site.status().reasons.is_empty());
+    fs::write(real.path().join("sub-2_T1w.nii.gz"), scan_bytes(2)).unwrap();
+    let _mount = Mount::new(real.path(), &site.path("incoming"), &[]).unwrap();
+    wait_taken(&site, [2, 0, 0]);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_file_that_is_deleted_or_rewritten_while_it_is_read_is_not_taken_for_what_it_was() {
+    let mut site = quiet_site(&[]);
+    let real = tempfile::tempdir().unwrap();
+    // 48 kB of a scan take two seconds and a half.
+    let slow = ["--read-rate=20000"];
+    let Some(_mount) = Mount::new(real.path(), &site.path("incoming"), &slow) else { return };
+    site.start();
+    let draft = site.path("state/sources/draft.scan");
+    let in_hand = |name: &str, bytes: &[u8]| {
+        fs::remove_file(&draft).ok();
+        let path = real.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        site.wait("in hand", |_| draft.exists());
+        path
+    };
+    let deleted = in_hand("deleted_T1w.nii.gz", &scan_bytes(1));
+    fs::remove_file(deleted).unwrap();
+    // It changes at once, so that caches of the mount have forgotten by the end how it looked.
+    let rewritten = in_hand("rewritten_T1w.nii.gz", &scan_bytes(2));
+    fs::write(&rewritten, scan_bytes(3)).unwrap();
+    wait_taken(&site, [1, 0, 0]);
+    site.wait("told", |site| site.sidecar("rewritten_T1w").is_some());
+    let scan = nifti::read_map(&rewritten, &Limits::NONE).unwrap();
+    assert_eq!(site.sidecar("rewritten_T1w").unwrap().scan_id, ScanId::of(&scan));
+    assert_eq!(names(&site.path("quarantine")), Vec::<String>::new());
+    assert_eq!(site.stop(), Some(0));
+}
+
+/// A small scan: 13 x 15 x 12 voxels of 12 mm.
+fn small_scan(seed: u64) -> Vec<u8> {
+    let mut volume = brain(seed);
+    let fine = volume.clone();
+    volume.shape = Shape3([13, 15, 12]);
+    let voxel = |offset| {
+        let voxel = volume.shape.voxel(offset).map(|index| 2 * index);
+        fine.voxels[fine.shape.offset(voxel)]
+    };
+    let voxels = (0..volume.shape.n_voxels()).map(voxel).collect();
+    let rows = volume.affine.rows().map(|[a, b, c, d]| [2.0 * a, 2.0 * b, 2.0 * c, d]);
+    volume.affine = Affine::new(rows).unwrap();
+    volume.voxels = voxels;
+    nifti::encode_volume(&volume)
+}
+
+#[test]
+fn two_thousand_files_at_once_are_each_taken_once() {
+    let mut site = quiet_site(&["volume.side = 28"]);
+    let scans: Vec<Vec<u8>> = (0..20).map(small_scan).collect();
+    let write = |site: &Site, numbers: std::ops::Range<usize>| {
+        for number in numbers {
+            let folder = site.path("incoming").join(format!("study-{}", number % 40));
+            fs::create_dir_all(&folder).unwrap();
+            let name = format!("sub-{number}_T1w.nii.gz");
+            match number % 100 {
+                99 => fs::write(folder.join(name), &scans[0][..1000]).unwrap(),
+                kind => fs::write(folder.join(name), &scans[kind % 20]).unwrap(),
+            }
+        }
+    };
+    // Half of them before the start, half of them in the midst of it.
+    write(&site, 0..1000);
+    site.start();
+    site.wait("some taken", |site| taken(site)[1] > 100);
+    write(&site, 1000..2000);
+    wait_taken(&site, [20, 1960, 20]);
+    assert_eq!(names(&site.path("quarantine/truncated")).len(), 20);
+    site.wait("encoded", |site| {
+        site.status().cohorts.get("t1w").is_some_and(|cohort| cohort.n_scans == 20)
+    });
+    // Nor is anything taken again by another start.
+    assert_eq!(site.stop(), Some(0));
+    site.start();
+    wait_taken(&site, [0, 0, 0]);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn events_that_the_kernel_drops_bring_a_listing_of_everything() {
+    let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let most: usize = most.trim().parse().unwrap();
+    if most > 100_000 {
+        println!("skipped: this kernel queues {most} events");
+        return;
+    }
+    // By the interval nothing would be found.
+    let mut site = quiet_site(&["intake.rescan_secs = 3600.0"]);
+    site.start();
+    let overflows = "oddscan_watch_rescans_total{trigger=\"overflow\"}";
+    assert_eq!(site.metric(overflows), 0.0);
+    site.signal(Signal::STOP);
+    // Alternating, because equal events in a row count as one.
+    let [a, b] = ["a", "b"].map(|name| File::create(site.path("incoming").join(name)).unwrap());
+    for _ in 0..most / 2 + 100 {
+        (&a).write_all(b"x").unwrap();
+        (&b).write_all(b"x").unwrap();
+    }
+    site.drop_in("sub-1_T1w.nii.gz", &scan_bytes(1));
+    fs::create_dir(site.path("incoming/study")).unwrap();
+    fs::write(site.path("incoming/study/sub-2_T1w.nii.gz"), scan_bytes(2)).unwrap();
+    site.signal(Signal::CONT);
+    site.wait("told", |site| site.metric(overflows) >= 1.0);
+    site.wait("taken", |site| taken(site) == [2, 0, 0]);
+    pause(1000);
+    assert_eq!(taken(&site), [2, 0, 0]);
+    assert_eq!(site.stop(), Some(0));
+}
