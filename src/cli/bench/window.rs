@@ -211,6 +211,7 @@ fn record(id: ScanId, index: usize) -> ScanRecord {
         first_seen_secs: 0,
         attempts: 0,
         alignment: None,
+        preprocess: None,
         encoded: None,
         reported: None,
     }
