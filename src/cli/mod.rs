@@ -8,6 +8,7 @@ mod check_config;
 mod demo;
 mod dicom;
 mod eval;
+mod intensity;
 mod model;
 mod quarantine;
 mod score;
@@ -55,6 +56,9 @@ enum Command {
     ///
     /// Prints a line of JSON for each series: converted, refused or skipped, with its files.
     Dicom(dicom::Arguments),
+    /// Learn landmarks for intensity standardisation.
+    #[command(subcommand)]
+    Intensity(intensity::Command),
     /// Check a settings file; lists all faults at once.
     CheckConfig {
         /// The file.
@@ -112,6 +116,7 @@ pub(crate) fn engine_code(error: &EngineError) -> u8 {
         EngineError::NoWeights(_)
         | EngineError::Weights { .. }
         | EngineError::Template(_)
+        | EngineError::Landmarks { .. }
         | EngineError::Misfit(_) => CONFIG,
         EngineError::Device(_) => INTERNAL,
     }
@@ -148,6 +153,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Dicom(arguments) => dicom::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Bench(command) => bench::run(&command),
+        Command::Intensity(command) => intensity::run(command),
         Command::CheckConfig { file } => check_config::run(&file),
         Command::Status(arguments) => status::run(&arguments),
         Command::Quarantine(command) => quarantine::run(&command),

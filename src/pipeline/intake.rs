@@ -321,7 +321,7 @@ impl Intake {
         let source = steps::prepare_source(&draft.scan, draft.mask.as_deref(), &limits, method)?;
         beat();
         // Made and dropped: what has no canonical volume is refused while the file is at hand.
-        steps::canonical(&source, method)?;
+        steps::canonical(&source, method, None)?;
         let id = ScanId::of(&source.raw);
         let known = self.shared.store.record(&id)?;
         // One that was refused has been put back by a person: what was wrong may be mended.

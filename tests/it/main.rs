@@ -12,6 +12,7 @@ mod evaluation;
 #[path = "../reference/goldens.rs"]
 mod goldens;
 mod hostile;
+mod intensity;
 mod layers;
 mod model;
 mod nibabel;
