@@ -189,7 +189,7 @@ impl Bench {
         println!("encoding {}", path.display());
         let mask = steps::companion_mask(path);
         let source = steps::read_source(path, mask.as_deref(), None, &Limits::NONE)?;
-        let volume = steps::canonical(&source, &self.method)?.volume;
+        let volume = steps::canonical(&source, &self.method, None)?.volume;
         let grids = self.encode(&volume, None)?;
         Ok(Scan { source, volume, grids })
     }
@@ -265,7 +265,7 @@ impl Bench {
         let original = &self.scans[index].source;
         let centre = place(original, index as u64);
         let (source, lesion) = with_lesion(original, centre, diameter_mm / 2.0, contrast);
-        let volume = steps::canonical(&source, &self.method)?.volume;
+        let volume = steps::canonical(&source, &self.method, None)?.volume;
         let grids = self.encode(&volume, Some(index))?;
         let healthy = self.window.replace(index, self.smoothed(&grids)?);
         let scores = self.score()?;

@@ -434,7 +434,7 @@ fn encode(arguments: &Arguments, folder: &Path, encoding: &Encoding) -> Result<(
         println!("encoding {} ({})", path.display(), encoding.name);
         let mask = steps::companion_mask(&path);
         let source = steps::read_source(&path, mask.as_deref(), None, &Limits::NONE)?;
-        let volume = steps::canonical(&source, &engine.method)?.volume;
+        let volume = steps::canonical(&source, &engine.method, None)?.volume;
         let grids = engine.tokeniser.tokens(&volume, |_| ControlFlow::Continue(()))?;
         save(&target, encoding, &grids, &volume)?;
     }

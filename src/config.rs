@@ -45,12 +45,13 @@ const PRESETS: [(&str, &str); 2] = [
 ];
 
 /// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders rest on them.
-const NEEDS_RESTART: [&str; 9] = [
+const NEEDS_RESTART: [&str; 10] = [
     "preset",
     "directories",
     "preprocess",
     "alignment",
     "volume",
+    "intensity",
     "encoder",
     "tokens",
     "scoring.reach_patches",
@@ -100,6 +101,25 @@ pub struct AlignmentSettings {
     pub mode: AlignmentChoice,
     /// The template; the fetched one if not named.
     pub template: Option<PathBuf>,
+}
+
+/// How intensities are brought to one scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standardise {
+    /// Divided by the white level.
+    None,
+    /// By the landmarks of the scan's cohort.
+    Nyul,
+}
+
+/// Intensity standardisation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IntensitySettings {
+    /// By what.
+    pub standardise: Standardise,
+    /// File of landmarks; empty unless they are asked for.
+    pub landmarks: PathBuf,
 }
 
 /// The folders.
@@ -220,6 +240,8 @@ pub struct Config {
     pub volume: CubeSettings,
     /// Alignment.
     pub alignment: AlignmentSettings,
+    /// Intensity standardisation.
+    pub intensity: IntensitySettings,
     /// Encoder.
     pub encoder: Encoder,
     /// Tokens.
@@ -432,6 +454,7 @@ struct Raw {
     preprocess: preprocess::RawPreprocess,
     alignment: RawAlignment,
     volume: RawVolume,
+    intensity: RawIntensity,
     encoder: RawEncoder,
     tokens: RawTokens,
     quality: RawQuality,
@@ -475,6 +498,13 @@ struct RawVolume {
     side: i64,
     field_of_view_mm: f64,
     min_brain_ml: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawIntensity {
+    standardise: String,
+    landmarks: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -571,6 +601,7 @@ impl Raw {
             preprocess: check.preprocess(self.preprocess),
             volume: check.volume(&self.volume),
             alignment: check.alignment(self.alignment),
+            intensity: check.intensity(self.intensity),
             encoder: check.encoder(self.encoder),
             projection: ProjectionSettings {
                 channels: NonZeroUsize::new(check.whole(
@@ -740,6 +771,21 @@ impl Checker {
             field_of_view_mm: self.number(key, raw.field_of_view_mm, 10.0, 400.0),
             min_brain_ml: self.number("volume.min_brain_ml", raw.min_brain_ml, 0.0, 3000.0),
         }
+    }
+
+    fn intensity(&mut self, raw: RawIntensity) -> IntensitySettings {
+        let standardise = self.word(
+            "intensity.standardise",
+            &raw.standardise,
+            "\"none\" or \"nyul\"",
+            Standardise::None,
+        );
+        if standardise == Standardise::Nyul && raw.landmarks.as_os_str().is_empty() {
+            let needed = "a file is needed with intensity.standardise = \"nyul\"; `oddscan intensity \
+                          learn` makes one";
+            self.fault("intensity.landmarks", "\"\"", needed);
+        }
+        IntensitySettings { standardise, landmarks: raw.landmarks }
     }
 
     fn encoder(&mut self, raw: RawEncoder) -> Encoder {
@@ -943,6 +989,22 @@ mod tests {
         let new = Config::parse("quality.max_noise = 0.3").unwrap();
         assert!(old.restart_needed_for(&new).is_empty());
         assert_eq!(old.with_reloadable_of(new).quality.max_noise, 0.3);
+    }
+
+    #[test]
+    fn standardisation_is_off_and_needs_a_file_and_a_restart() {
+        let old = Config::parse("").unwrap();
+        assert_eq!(old.intensity.standardise, Standardise::None);
+        let found = faults("intensity.standardise = \"nyul\"");
+        assert!(found[0].starts_with("intensity.landmarks = \"\": a file is needed"), "{found:?}");
+        let found = faults("intensity.standardise = \"nyúl\"");
+        assert!(found[0].ends_with("\"none\" or \"nyul\" is needed"), "{found:?}");
+        let site = "intensity.standardise = \"nyul\"\nintensity.landmarks = \"/l.json\"";
+        let new = Config::parse(site).unwrap();
+        assert_eq!(new.intensity.landmarks, Path::new("/l.json"));
+        let needed = old.restart_needed_for(&new);
+        assert_eq!(needed, ["intensity.landmarks", "intensity.standardise"]);
+        assert_eq!(old.with_reloadable_of(new).intensity, old.intensity);
     }
 
     #[test]

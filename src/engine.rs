@@ -1,7 +1,12 @@
 //! The method made ready: weights loaded, device chosen, and the fingerprint that says which
 //! results may be compared.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -13,8 +18,11 @@ use crate::{
         cpu::{CpuDistances, CpuEncoder},
         weights::{VitWeights, WeightsError},
     },
-    config::{AlignmentChoice, AlignmentSettings, Config, DeviceChoice},
-    domain::{PairDistances, SliceEncoder, error::DeviceError, tokenise::Tokeniser},
+    config::{AlignmentChoice, AlignmentSettings, Config, DeviceChoice, Standardise},
+    domain::{
+        PairDistances, SliceEncoder, error::DeviceError, landmarks::LandmarkSet,
+        tokenise::Tokeniser,
+    },
     model::{find_template, find_weights},
     nifti::{self, Limits},
     numeric::{
@@ -55,6 +63,8 @@ pub struct Method {
     pub template: Option<Arc<Template>>,
     /// The site's own preprocessing, if there is any.
     pub hook: Option<Arc<Hook>>,
+    /// Landmarks that intensities are brought to, if that is asked for.
+    pub landmarks: Option<Arc<LandmarkSet>>,
 }
 
 impl Method {
@@ -96,6 +106,17 @@ pub enum EngineError {
     /// The site's own preprocessing is not to be had.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// The landmarks that the settings name cannot be used.
+    #[error(
+        "the landmarks {} (intensity.landmarks) cannot be used: {why}",
+        path.display()
+    )]
+    Landmarks {
+        /// File.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The settings do not fit the network.
     #[error("{0}")]
     Misfit(String),
@@ -125,12 +146,19 @@ impl Engine {
         if let Some(hook) = &hook {
             info!(name = hook.name(), version = hook.version(), "scans are preprocessed");
         }
+        let landmarks = load_landmarks(config)?.map(Arc::new);
         let (encoder, distances) = choose_device(config.encoder.device, &weights, &options)?;
         let projection = config.projection.channels.map(|channels| {
             Projection::new(config.projection.seed, architecture.channels, channels.get())
         });
         let method = Method {
-            fingerprint: fingerprint(config, &weights, &layers, hook.as_deref()),
+            fingerprint: fingerprint(
+                config,
+                &weights,
+                &layers,
+                hook.as_deref(),
+                landmarks.as_deref(),
+            ),
             model: architecture.to_string(),
             weights_sha256: weights.fingerprint.clone(),
             layers,
@@ -142,6 +170,7 @@ impl Engine {
             alignment: config.alignment.mode,
             template,
             hook,
+            landmarks,
         };
         info!(
             model = method.model,
@@ -187,6 +216,26 @@ fn load_template(config: &Config) -> Result<Option<Template>, EngineError> {
         EngineError::Template(format!("the template {} cannot be used: {error}", path.display()))
     })?;
     Ok(Some(Template::new(scan.volume)))
+}
+
+/// The landmarks, if the settings ask for them.
+fn load_landmarks(config: &Config) -> Result<Option<LandmarkSet>, EngineError> {
+    if config.intensity.standardise == Standardise::None {
+        return Ok(None);
+    }
+    let path = &config.intensity.landmarks;
+    let read = read_landmarks(path).map_err(|error| error.to_string());
+    let set = read.and_then(|text| LandmarkSet::parse(&text));
+    set.map(Some).map_err(|why| EngineError::Landmarks { path: path.clone(), why })
+}
+
+/// A thousand cohorts of hundreds of scans fit.
+const MAX_LANDMARK_BYTES: u64 = 1 << 26;
+
+fn read_landmarks(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_LANDMARK_BYTES).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// Templates at 0.5 mm have 70 million voxels.
@@ -239,6 +288,7 @@ fn fingerprint(
     weights: &VitWeights,
     layers: &[usize],
     hook: Option<&Hook>,
+    landmarks: Option<&LandmarkSet>,
 ) -> String {
     let mut shaping = json!({
         "tokens_version": TOKENS_VERSION,
@@ -256,6 +306,10 @@ fn fingerprint(
     }
     if let Some(hook) = hook {
         shaping["preprocess"] = json!(hook.identity());
+    }
+    // Their content, wherever the file lies. Without any, fingerprints are those of before there were.
+    if let Some(landmarks) = landmarks {
+        shaping["landmarks"] = json!(landmarks.digest());
     }
     hex::encode(&Sha256::digest(shaping.to_string())[..8])
 }

@@ -9,6 +9,7 @@ mod confine;
 mod demo;
 mod dicom;
 mod eval;
+mod intensity;
 mod model;
 mod quarantine;
 mod score;
@@ -59,6 +60,9 @@ enum Command {
     /// Become another program, within limits. The daemon uses it.
     #[command(hide = true)]
     Confine(confine::Arguments),
+    /// Learn landmarks for intensity standardisation.
+    #[command(subcommand)]
+    Intensity(intensity::Command),
     /// Check a settings file; lists all faults at once.
     CheckConfig {
         /// The file.
@@ -117,6 +121,7 @@ pub(crate) fn engine_code(error: &EngineError) -> u8 {
         | EngineError::Weights { .. }
         | EngineError::Template(_)
         | EngineError::Hook(_)
+        | EngineError::Landmarks { .. }
         | EngineError::Misfit(_) => CONFIG,
         EngineError::Device(_) => INTERNAL,
     }
@@ -154,6 +159,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Confine(arguments) => confine::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Bench(command) => bench::run(&command),
+        Command::Intensity(command) => intensity::run(command),
         Command::CheckConfig { file } => check_config::run(&file),
         Command::Status(arguments) => status::run(&arguments),
         Command::Quarantine(command) => quarantine::run(&command),

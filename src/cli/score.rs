@@ -78,9 +78,9 @@ struct Again {
 type Columns = BTreeMap<(ScanId, ScanId, usize), Vec<f32>>;
 
 /// A file that was not scored, and why.
-struct Refused {
-    path: PathBuf,
-    error: String,
+pub(super) struct Refused {
+    pub(super) path: PathBuf,
+    pub(super) error: String,
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -132,7 +132,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 
 /// Files as named, and the scans in folders. DICOM series among them are converted into `unpacked`; those
 /// that cannot be are given apart.
-fn expand(
+pub(super) fn expand(
     named: &[PathBuf],
     config: &Config,
     unpacked: &Path,
@@ -280,12 +280,12 @@ impl Run<'_> {
         let again = self.keep(path, mask, &source, sequence)?;
         let alignment = steps::alignment_facts(&source);
         let preprocess = source.preprocess.clone();
-        let canonical = steps::canonical(&source, &self.engine.method)?;
         let spacing_mm = source.raw.affine.spacing_mm();
         let noise = quality::noise(&source.raw, &source.brain);
-        drop(source);
         let json = steps::companion_json(path).map(|json| read_json(path, &json));
         let placed = acquisition(path, json, spacing_mm, &self.config.cohorts, &self.engine.method);
+        let canonical = steps::canonical(&source, &self.engine.method, Some(&placed.cohort))?;
+        drop(source);
         let started = Instant::now();
         let tokens = self.engine.tokeniser.tokens(&canonical.volume, |_| {
             bar.tick();
@@ -317,6 +317,7 @@ impl Run<'_> {
                 brain_ml: canonical.brain_ml,
                 cut_fraction: canonical.cut_fraction,
                 noise,
+                is_standardised: canonical.is_standardised,
                 n_tokens: steps::tokens_per_layer(&tokens, self.engine.method.n_parts),
                 timings_secs: [("encode".to_owned(), started.elapsed().as_secs_f64())].into(),
             }),

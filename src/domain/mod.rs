@@ -7,6 +7,7 @@ pub mod acquisition;
 pub mod cohort;
 pub mod error;
 pub mod finding;
+pub mod landmarks;
 pub mod quality;
 pub mod scan;
 pub mod sequence;

@@ -140,6 +140,9 @@ pub struct EncodedFacts {
     /// Noise in the brain as a share of its contrast; nothing of scans from before it was measured.
     #[serde(default)]
     pub noise: Option<f64>,
+    /// Whether its intensities were brought to the landmarks of its cohort.
+    #[serde(default)]
+    pub is_standardised: bool,
     /// Tokens per layer, of all views.
     pub n_tokens: usize,
     /// Wall time of each step, seconds.

@@ -227,7 +227,7 @@ mod tests {
         let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
         let raw = RawVolume { shape, voxels, affine };
         let cube = CubeSettings { side: 16, field_of_view_mm: 16.0, min_brain_ml: 0.0 };
-        canonicalise(&raw, &brain_mask(&raw, None).unwrap(), &cube, None).unwrap().volume
+        canonicalise(&raw, &brain_mask(&raw, None).unwrap(), &cube, None, None).unwrap().volume
     }
 
     fn tokeniser(limit: usize, max_batch: usize) -> Tokeniser {

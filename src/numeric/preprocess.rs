@@ -2,13 +2,14 @@
 //!
 //! Ours where the paper is silent: the cube is centred on the box around the brain, of the scan's or,
 //! where that was aligned, of the template's; intensities are divided by a high percentile inside the
-//! brain.
+//! brain, or brought to landmarks ([`intensity`]).
 
 use rayon::prelude::*;
 use thiserror::Error;
 
 use super::{
     geometry::{Affine, AffineError, Shape3, WorldPoint},
+    intensity::{self, Landmarks, Scale},
     volume::{RawMask, RawVolume, Volume},
 };
 
@@ -32,6 +33,9 @@ pub struct Canonical {
     pub brain_ml: f64,
     /// Share of the brain that lies outside the cube, in [0, 1].
     pub cut_fraction: f64,
+    /// Whether its intensities were brought to landmarks; not if there were none for it, or if it has too
+    /// few distinct values.
+    pub is_standardised: bool,
 }
 
 /// Why a scan has no canonical volume.
@@ -94,7 +98,7 @@ pub const MIN_SHARE_IN_CUBE: f64 = 0.5;
 
 /// Percentile of the brain's intensities that becomes 1. Not the maximum: a single bright vessel
 /// would darken the whole brain.
-const WHITE_PERCENTILE: f64 = 99.8;
+pub const WHITE_PERCENTILE: f64 = 99.8;
 
 /// The brain on the scan's own grid: `mask` brought onto that grid if there is one, else all
 /// voxels above zero, which on a stripped scan is the brain.
@@ -125,12 +129,14 @@ fn onto_grid_of(raw: &RawVolume, mask: &RawMask) -> RawMask {
 /// `brain` lies on the scan's grid; `aligned` is the cube of an aligned scan
 /// ([`aligned_cube_affine`]), without it the cube lies around the brain ([`cube_affine`]). Intensities:
 /// trilinear, 0 beyond the grid; brain: nearest.
-/// Zero stays zero, the 99.8th percentile of the brain becomes 1, what lies above is clipped.
+/// Zero stays zero, the 99.8th percentile of the brain becomes 1, what lies above is clipped; with
+/// `landmarks` those of the brain are brought to theirs instead, and what then lies above 1 is clipped.
 pub fn canonicalise(
     raw: &RawVolume,
     brain: &RawMask,
     settings: &CubeSettings,
     aligned: Option<&Affine>,
+    landmarks: Option<&Landmarks>,
 ) -> Result<Canonical, PreprocessError> {
     let brain_ml =
         share(&brain.inside) * raw.shape.n_voxels() as f64 * raw.affine.voxel_volume_mm3() / 1000.0;
@@ -148,9 +154,15 @@ pub fn canonicalise(
         let field_of_view_mm = settings.field_of_view_mm;
         return Err(PreprocessError::Scattered { inside: 1.0 - cut_fraction, field_of_view_mm });
     }
-    let (voxels, inside) = resample(raw, brain, &cube, settings.side, white);
+    let standard = landmarks.and_then(|landmarks| {
+        let own = intensity::of_scan(raw, brain, landmarks.percentiles());
+        Scale::standard(&own, landmarks)
+    });
+    let is_standardised = standard.is_some();
+    let scale = standard.unwrap_or(Scale::Plain { white });
+    let (voxels, inside) = resample(raw, brain, &cube, settings.side, &scale);
     let volume = Volume { side: settings.side, voxels, brain: inside, affine: cube };
-    Ok(Canonical { volume, brain_ml, cut_fraction })
+    Ok(Canonical { volume, brain_ml, cut_fraction, is_standardised })
 }
 
 fn share(inside: &[bool]) -> f64 {
@@ -159,7 +171,7 @@ fn share(inside: &[bool]) -> f64 {
 
 /// The intensity that becomes 1: a percentile with linear interpolation between the two voxels
 /// around it. Finite and above 0, so that no voxel divided by it becomes NaN.
-fn white_level(raw: &RawVolume, brain: &RawMask) -> Result<f64, PreprocessError> {
+pub fn white_level(raw: &RawVolume, brain: &RawMask) -> Result<f64, PreprocessError> {
     let mut values: Vec<f32> = raw
         .voxels
         .iter()
@@ -236,7 +248,7 @@ fn resample(
     brain: &RawMask,
     cube: &Affine,
     side: usize,
-    white: f64,
+    scale: &Scale,
 ) -> (Vec<f32>, Vec<bool>) {
     let to_raw = raw.affine.inverse().after(cube);
     let shape = Shape3::cube(side);
@@ -248,7 +260,7 @@ fn resample(
             let place = to_raw.apply([(offset % side) as f64, (offset / side) as f64, z as f64]);
             if brain.at(place) {
                 inside_plane[offset] = true;
-                voxel_plane[offset] = (trilinear(raw, place) / white).clamp(0.0, 1.0) as f32;
+                voxel_plane[offset] = scale.value(trilinear(raw, place)) as f32;
             }
         }
     });
@@ -305,7 +317,7 @@ mod tests {
     }
 
     fn canonical(raw: &RawVolume) -> Canonical {
-        canonicalise(raw, &brain_mask(raw, None).unwrap(), &SETTINGS, None).unwrap()
+        canonicalise(raw, &brain_mask(raw, None).unwrap(), &SETTINGS, None, None).unwrap()
     }
 
     #[test]
@@ -344,18 +356,18 @@ mod tests {
     fn voxels_at_the_ends_of_f32_make_no_voxel_of_the_cube_nan() {
         // The white level lies between the two values: their difference overflows f32.
         let (scan, brain) = two_valued(1512, 4, -3e38, 3e38);
-        let volume = canonicalise(&scan, &brain, &SETTINGS, None).unwrap().volume;
+        let volume = canonicalise(&scan, &brain, &SETTINGS, None, None).unwrap().volume;
         assert!(volume.voxels().iter().all(|v| (0.0..=1.0).contains(v)));
         assert!(volume.voxels().iter().any(|v| *v > 0.1), "the high voxels are to be seen");
         // It lies exactly on a voxel of the low value: no share of the difference, 0 x infinity.
         let (scan, brain) = two_valued(501, 1, -3e38, 3e38);
         assert_eq!(
-            canonicalise(&scan, &brain, &SETTINGS, None),
+            canonicalise(&scan, &brain, &SETTINGS, None, None),
             Err(PreprocessError::Constant { low: -3e38, high: 3e38 })
         );
         // The smallest white level there is.
         let (scan, brain) = two_valued(501, 2, f32::from_bits(1), f32::MAX);
-        let volume = canonicalise(&scan, &brain, &SETTINGS, None).unwrap().volume;
+        let volume = canonicalise(&scan, &brain, &SETTINGS, None, None).unwrap().volume;
         assert!(volume.voxels().iter().all(|v| (0.0..=1.0).contains(v)));
     }
 
@@ -385,7 +397,7 @@ mod tests {
         let scan = box_scan(identity());
         let brain = brain_mask(&scan, None).unwrap();
         let small = CubeSettings { field_of_view_mm: 10.0, ..SETTINGS };
-        let cut = canonicalise(&scan, &brain, &small, None).unwrap().cut_fraction;
+        let cut = canonicalise(&scan, &brain, &small, None, None).unwrap().cut_fraction;
         assert!(cut > 0.2, "cut {cut}");
         assert_eq!(canonical(&scan).cut_fraction, 0.0);
     }
@@ -398,7 +410,7 @@ mod tests {
         let settings = CubeSettings { field_of_view_mm: 1e6, ..SETTINGS };
         // 12 x 14 x 9 voxels of a cubic metre.
         let error = PreprocessError::TooLarge { found_ml: 1512.0 * 1e6 };
-        assert_eq!(canonicalise(&scan, &brain, &settings, None), Err(error));
+        assert_eq!(canonicalise(&scan, &brain, &settings, None, None), Err(error));
     }
 
     #[test]
@@ -412,10 +424,10 @@ mod tests {
             scan.voxels[offset] = if brain.inside[offset] { 1.0 + offset as f32 } else { 0.0 };
         }
         let narrow = CubeSettings { field_of_view_mm: 12.0, ..SETTINGS };
-        let error = canonicalise(&scan, &brain, &narrow, None).unwrap_err();
+        let error = canonicalise(&scan, &brain, &narrow, None, None).unwrap_err();
         assert_eq!(error, PreprocessError::Scattered { inside: 0.0, field_of_view_mm: 12.0 });
         assert_eq!(error.to_string(), "0 % of the brain mask lies within 12 mm around its middle");
-        assert!(canonicalise(&scan, &brain, &SETTINGS, None).is_ok());
+        assert!(canonicalise(&scan, &brain, &SETTINGS, None, None).is_ok());
     }
 
     #[test]
@@ -424,19 +436,19 @@ mod tests {
         let brain = brain_mask(&scan, None).unwrap();
         let huge = CubeSettings { min_brain_ml: 100.0, ..SETTINGS };
         assert!(matches!(
-            canonicalise(&scan, &brain, &huge, None),
+            canonicalise(&scan, &brain, &huge, None, None),
             Err(PreprocessError::TooSmall { needed_ml: 100.0, .. })
         ));
         scan.voxels.fill(7.0);
         assert_eq!(brain_mask(&scan, None), Err(PreprocessError::NoBackground { nonzero: 1.0 }));
         assert_eq!(
-            canonicalise(&scan, &brain, &SETTINGS, None),
+            canonicalise(&scan, &brain, &SETTINGS, None, None),
             Err(PreprocessError::Constant { low: 7.0, high: 7.0 })
         );
         scan.voxels.fill(0.0);
         let empty = brain_mask(&scan, None).unwrap();
         assert!(matches!(
-            canonicalise(&scan, &empty, &SETTINGS, None),
+            canonicalise(&scan, &empty, &SETTINGS, None, None),
             Err(PreprocessError::TooSmall { .. })
         ));
     }

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     domain::{
         error::{DeviceError, QuarantineReason, Refusal, ScanError},
-        scan::{AlignmentFacts, EncodedFacts, ScanId, ScanRecord, ScanState},
+        scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
         tokenise::{Progress, TokeniseError, Tokeniser},
     },
     metrics::{Fallback, Stage},
@@ -76,7 +76,7 @@ impl Encode {
         // Journalled before the start: after a crash the count tells which scan was in hand.
         record.attempts += 1;
         self.shared.store.put_record(&record)?;
-        let done = std::panic::catch_unwind(AssertUnwindSafe(|| self.encode(id, record.alignment)));
+        let done = std::panic::catch_unwind(AssertUnwindSafe(|| self.encode(&record)));
         self.shared.board.update().in_hand = None;
         match done.unwrap_or_else(|panic| Err(crashed(&self.shared, panic.as_ref()))) {
             Ok(Some((tokens, facts))) => self.finish(record, &tokens, facts),
@@ -114,18 +114,18 @@ impl Encode {
     /// Source to tokens; `None` when asked to stop in the middle.
     fn encode(
         &mut self,
-        id: ScanId,
-        alignment: Option<AlignmentFacts>,
+        record: &ScanRecord,
     ) -> Result<Option<(Vec<TokenGrid>, EncodedFacts)>, ScanError> {
         let Self { shared, tokeniser, .. } = self;
+        let id = record.id;
         let mut timings = Timings::default();
         let mask = shared.archive.mask(id);
-        let alignment = steps::alignment(alignment)?;
+        let alignment = steps::alignment(record.alignment)?;
         let source =
             steps::read_source(&shared.archive.scan(id), mask.as_deref(), alignment, &ARCHIVED)
                 .map_err(missing_source)?;
         timings.lap("read");
-        let canonical = steps::canonical(&source, &shared.method)?;
+        let canonical = steps::canonical(&source, &shared.method, Some(&record.cohort))?;
         let noise = quality::noise(&source.raw, &source.brain);
         drop(source);
         shared.metrics.stage_finished(Stage::Preprocess, timings.lap("preprocess"));
@@ -156,6 +156,7 @@ impl Encode {
             brain_ml: canonical.brain_ml,
             cut_fraction: canonical.cut_fraction,
             noise,
+            is_standardised: canonical.is_standardised,
             n_tokens: steps::tokens_per_layer(&tokens, self.shared.method.n_parts),
             timings_secs: timings.laps,
         };

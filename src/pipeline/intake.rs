@@ -349,7 +349,7 @@ impl Intake {
         let source = steps::prepare(scan, handed, method)?;
         beat();
         // Made and dropped: what has no canonical volume is refused while the file is at hand.
-        steps::canonical(&source, method)?;
+        steps::canonical(&source, method, None)?;
         let rules = &self.shared.config().cohorts;
         let spacing_mm = source.raw.affine.spacing_mm();
         let placed = acquisition(&candidate.path, json, spacing_mm, rules, method);

@@ -16,8 +16,8 @@ use crate::{
     nifti,
     numeric::scoring,
     report::{
-        EncoderFacts, MethodFacts, QualityFacts, RESEARCH_USE_ONLY, ResultSet, SCHEMA, Scores,
-        Sidecar, Standing, ThresholdFacts, WindowFacts,
+        EncoderFacts, IntensityFacts, MethodFacts, QualityFacts, RESEARCH_USE_ONLY, ResultSet,
+        SCHEMA, Scores, Sidecar, Standing, ThresholdFacts, WindowFacts,
         picture::{self, PictureInput},
     },
 };
@@ -126,6 +126,7 @@ pub(super) fn sidecar(
             cut_fraction: encoded.cut_fraction,
             is_reference: config.quality.allow(record),
         }),
+        intensity: Some(intensity_facts(record, &encoded, method)),
         alignment: record.alignment,
         preprocess: record.preprocess.clone(),
         window: WindowFacts {
@@ -142,6 +143,7 @@ pub(super) fn sidecar(
                 "preset": config.tree.get("preset"),
                 "preprocess": config.tree.get("preprocess"),
                 "volume": config.tree.get("volume"),
+                "intensity": config.tree.get("intensity"),
                 "quality": config.tree.get("quality"),
                 "encoder": config.tree.get("encoder"),
                 "tokens": config.tree.get("tokens"),
@@ -155,10 +157,35 @@ pub(super) fn sidecar(
             layers: method.layers.clone(),
             device: method.device.clone(),
         },
-        warnings: scan_warnings(record, &encoded, config),
+        warnings: scan_warnings(record, &encoded, method, config),
         timings_secs: encoded.timings_secs,
         files: None,
     }
+}
+
+fn intensity_facts(record: &ScanRecord, encoded: &EncodedFacts, method: &Method) -> IntensityFacts {
+    let set = method.landmarks.as_ref().filter(|_| encoded.is_standardised);
+    let learnt = set.and_then(|set| Some((set, set.learnt(&record.cohort.name)?)));
+    learnt.map_or(IntensityFacts::Plain, |(set, learnt)| IntensityFacts::Nyul {
+        landmarks_sha256: set.digest().to_owned(),
+        n_scans: learnt.n_scans,
+        learnt_from_this_scan: learnt.scans.contains(&record.id),
+    })
+}
+
+/// Why a scan was not standardised though that was asked for.
+fn not_standardised(
+    record: &ScanRecord,
+    encoded: &EncodedFacts,
+    method: &Method,
+) -> Option<String> {
+    let cohort = &record.cohort.name;
+    let set = method.landmarks.as_ref().filter(|_| !encoded.is_standardised)?;
+    let why = match set.learnt(cohort) {
+        None => format!("there are no landmarks for the cohort {cohort}"),
+        Some(_) => "it has too few distinct ones".to_owned(),
+    };
+    Some(format!("intensities are not standardised, {why}; they are divided by their white level"))
 }
 
 /// Results with the same key are the same: the window's members and which of them are references, the method
@@ -195,10 +222,13 @@ pub const MIXED: f64 = 1.15;
 pub(super) const SHIFTED: f64 = 1.15;
 
 fn warnings(input: &ReportInput<'_>, finding: &Finding) -> Vec<String> {
-    let ReportInput { record, config, .. } = input;
+    let ReportInput { record, method, config, .. } = input;
     let references = input.scores.references();
     let n_scans = references.len();
-    let mut warnings = scan_warnings(record, &record.encoded.clone().unwrap_or_default(), config);
+    let mut warnings = {
+        let encoded = record.encoded.clone().unwrap_or_default();
+        scan_warnings(record, &encoded, method, config)
+    };
     if let Some(mixed) = scoring::heterogeneity(&references).filter(|&ratio| ratio > MIXED) {
         warnings.push(format!(
             "the window mixes scans that differ as a whole ({mixed:.2} between the 90th and 10th \
@@ -244,7 +274,12 @@ fn shared_warning(own_id: ScanId, shared: &[SharedAnomaly]) -> Option<String> {
         .then(|| format!("the scan shares something unusual with {}, {kept}", others.join(", ")))
 }
 
-fn scan_warnings(record: &ScanRecord, encoded: &EncodedFacts, config: &Config) -> Vec<String> {
+fn scan_warnings(
+    record: &ScanRecord,
+    encoded: &EncodedFacts,
+    method: &Method,
+    config: &Config,
+) -> Vec<String> {
     let not_good_enough =
         |fault| format!("{fault}: the scan is scored, but others are not compared with it");
     let mut warnings: Vec<String> =
@@ -255,6 +290,7 @@ fn scan_warnings(record: &ScanRecord, encoded: &EncodedFacts, config: &Config) -
             100.0 * encoded.cut_fraction
         ));
     }
+    warnings.extend(not_standardised(record, encoded, method));
     warnings.extend(record.notes.iter().cloned());
     if record.cohort.name == UNKNOWN {
         warnings.push(

@@ -14,6 +14,7 @@ use super::hook::Handed;
 use crate::{
     config::{AlignmentChoice, Scoring},
     domain::{
+        cohort::CohortKey,
         error::{QuarantineReason, Refusal, ScanError},
         finding::{Cluster, Finding, SharedAnomaly},
         scan::{AlignmentFacts, PreprocessFacts, ScanId},
@@ -258,11 +259,18 @@ fn read_brain(
 const CELLS_PER_FOREGROUND: usize = 64;
 
 /// The canonical cube of a source, with enough foreground to be scored.
-pub fn canonical(source: &Source, method: &Method) -> Result<Canonical, ScanError> {
+///
+/// Without a cohort intensities are not standardised; whether a scan is refused does not depend on that.
+pub fn canonical(
+    source: &Source,
+    method: &Method,
+    cohort: Option<&CohortKey>,
+) -> Result<Canonical, ScanError> {
     let aligned = source.alignment.map(|_| source.cube(method)).transpose()?;
     let Source { raw, brain, .. } = source;
-    let canonical =
-        preprocess::canonicalise(raw, brain, &method.cube, aligned.as_ref()).map_err(refusal)?;
+    let landmarks = cohort.and_then(|cohort| method.landmarks.as_ref()?.landmarks(&cohort.name));
+    let canonical = preprocess::canonicalise(raw, brain, &method.cube, aligned.as_ref(), landmarks)
+        .map_err(refusal)?;
     let n_cells = (method.cube.side / method.patch).pow(3);
     let needed = (n_cells / CELLS_PER_FOREGROUND).max(1);
     let found = foreground_cells(&canonical.volume, [method.patch; 3], method.min_brain_fraction);
@@ -281,7 +289,7 @@ pub fn canonical(source: &Source, method: &Method) -> Result<Canonical, ScanErro
     Ok(canonical)
 }
 
-fn refusal(error: PreprocessError) -> Refusal {
+pub(crate) fn refusal(error: PreprocessError) -> Refusal {
     let found = error.to_string();
     let (reason, needed, action) = match error {
         PreprocessError::NoBackground { .. } => (
@@ -717,6 +725,7 @@ mod tests {
             alignment: AlignmentChoice::Never,
             hook: None,
             template: None,
+            landmarks: None,
         }
     }
 
@@ -780,7 +789,7 @@ mod tests {
     fn speckle_of_the_volume_of_a_brain_is_no_brain() {
         // One voxel in eight, in no pattern that the cells share: 590 ml, all within the cube.
         let speckle = source(|[x, y, z]| (3 * x + 5 * y + 6 * z) % 8 == 0);
-        let error = canonical(&speckle, &method()).unwrap_err();
+        let error = canonical(&speckle, &method(), None).unwrap_err();
         let ScanError::Refused(refusal) = error else { panic!("{error}") };
         assert_eq!(refusal.reason, QuarantineReason::NoBrain);
         assert!(refusal.found.starts_with("0 of 512 cells"), "{refusal}");
@@ -791,7 +800,7 @@ mod tests {
     fn the_smallest_brain_has_foreground_enough() {
         // 15 x 15 x 14 voxels of 64 mm^3: 201.6 ml.
         let small = source(|[x, y, z]| x.max(y) < 15 && z < 14);
-        let canonical = canonical(&small, &method()).unwrap();
+        let canonical = canonical(&small, &method(), None).unwrap();
         assert!(canonical.brain_ml < 202.0);
     }
 

@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 
 pub use atomic::{remove_leftovers, write_atomic};
 pub use sidecar::{
-    EncoderFacts, FileFacts, Files, MethodFacts, QualityFacts, RESEARCH_USE_ONLY, SCHEMA, Scores,
-    Sidecar, Standing, ThresholdFacts, WindowFacts,
+    EncoderFacts, FileFacts, Files, IntensityFacts, MethodFacts, QualityFacts, RESEARCH_USE_ONLY,
+    SCHEMA, Scores, Sidecar, Standing, ThresholdFacts, WindowFacts,
 };
 
 /// The files of one result before they are written.

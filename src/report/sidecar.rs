@@ -74,6 +74,23 @@ pub struct QualityFacts {
     pub is_reference: bool,
 }
 
+/// How intensities were brought to one scale.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "scaling", rename_all = "snake_case")]
+pub enum IntensityFacts {
+    /// Divided by a high percentile of the brain's.
+    Plain,
+    /// By the landmarks of the cohort.
+    Nyul {
+        /// SHA-256 of the set of landmarks, as its file states it.
+        landmarks_sha256: String,
+        /// Scans of the cohort that they were learnt from.
+        n_scans: usize,
+        /// Whether the scan was one of them.
+        learnt_from_this_scan: bool,
+    },
+}
+
 /// The window that the scan was scored against.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WindowFacts {
@@ -174,6 +191,9 @@ pub struct Sidecar {
     /// How good the scan is; nothing in sidecars from before that was asked.
     #[serde(default)]
     pub quality: Option<QualityFacts>,
+    /// How its intensities were scaled; nothing in sidecars from before there was a choice.
+    #[serde(default)]
+    pub intensity: Option<IntensityFacts>,
     /// How the scan was aligned to the template, if it was.
     pub alignment: Option<AlignmentFacts>,
     /// How a program of the site prepared the scan, if one did.
@@ -225,6 +245,7 @@ pub(super) mod tests {
                 cut_fraction: 0.0,
                 is_reference: true,
             }),
+            intensity: Some(IntensityFacts::Plain),
             alignment: None,
             preprocess: None,
             window: WindowFacts {

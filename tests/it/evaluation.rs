@@ -41,6 +41,7 @@ fn sidecar(score: f32) -> Sidecar {
         threshold: None,
         clusters: Vec::new(),
         brain_ml: 0.0,
+        intensity: None,
         alignment: None,
         preprocess: None,
         window: WindowFacts {

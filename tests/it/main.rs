@@ -13,6 +13,7 @@ mod evaluation;
 #[path = "../reference/goldens.rs"]
 mod goldens;
 mod hostile;
+mod intensity;
 mod layers;
 mod model;
 mod nibabel;

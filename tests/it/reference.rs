@@ -39,7 +39,7 @@ const MODES: [(PositionResize, &str); 2] =
 
 fn canonical(goldens: &Goldens, number: usize) -> Canonical {
     let scan = goldens.scan(number);
-    canonicalise(&scan, &brain_mask(&scan, None).unwrap(), &CUBE, None).unwrap()
+    canonicalise(&scan, &brain_mask(&scan, None).unwrap(), &CUBE, None, None).unwrap()
 }
 
 #[test]

@@ -1,0 +1,146 @@
+//! `oddscan intensity`: landmarks for intensity standardisation, learnt from scans.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use super::{CONFIG, Failure, IO, REFUSED, engine_code, score};
+use crate::{
+    config::{Config, Standardise},
+    domain::{
+        error::ScanError,
+        landmarks::{LandmarkSet, Learnt},
+        scan::ScanId,
+    },
+    engine::{Engine, Method},
+    nifti::Limits,
+    numeric::{
+        intensity::{self, Landmarks},
+        preprocess,
+    },
+    pipeline::{
+        acquisition::{acquisition, read_json},
+        steps::{self, Incoming},
+    },
+    report, telemetry,
+};
+
+#[derive(clap::Subcommand)]
+pub(super) enum Command {
+    /// Learn the landmarks of each cohort from its scans, for `intensity.landmarks`.
+    ///
+    /// Use about ten scans of each cohort or more, healthy ones where there are any. The file is part of
+    /// the method: with another one all scans are encoded again.
+    Learn(Learn),
+}
+
+#[derive(clap::Args)]
+pub(super) struct Learn {
+    /// Settings; cohort rules and alignment are obeyed, so that scans are seen as the daemon sees them.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The file to write; one that is there is replaced.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Percentiles of the brain's intensities that serve as landmarks, rising.
+    #[arg(long, value_delimiter = ',', default_values_t = intensity::PERCENTILES)]
+    percentiles: Vec<f64>,
+    /// Scans, or folders of them, as for `oddscan score`.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+pub(super) fn run(command: Command) -> Result<(), Failure> {
+    let Command::Learn(arguments) = command;
+    learn(&arguments)
+}
+
+/// One scan: its cohort, its identity, its own landmarks as shares of its white level.
+struct Seen {
+    cohort: String,
+    id: ScanId,
+    values: Vec<f64>,
+}
+
+fn learn(arguments: &Learn) -> Result<(), Failure> {
+    intensity::check_percentiles(&arguments.percentiles)
+        .map_err(|why| Failure::new(super::USAGE, why))?;
+    let mut config =
+        Config::load(arguments.config.as_deref()).map_err(|e| Failure::new(CONFIG, e))?;
+    // The file that the settings name may be the one that is to be made.
+    config.intensity.standardise = Standardise::None;
+    telemetry::start_logging("warn");
+    let unpacked = tempfile::tempdir().map_err(|error| Failure::new(IO, error))?;
+    let (files, mut refused) = score::expand(&arguments.files, &config, unpacked.path())?;
+    let engine = Engine::start(&config).map_err(|e| Failure::new(engine_code(&e), e))?;
+    let mut seen: Vec<Seen> = Vec::new();
+    for path in &files {
+        match look(path, &config, &engine.method, &arguments.percentiles) {
+            // A copy would count twice.
+            Ok(scan) if seen.iter().any(|other| other.id == scan.id) => {}
+            Ok(scan) => seen.push(scan),
+            Err(error) => {
+                refused.push(score::Refused { path: path.clone(), error: error.to_string() });
+            }
+        }
+    }
+    let mut by_cohort: BTreeMap<String, Vec<Seen>> = BTreeMap::new();
+    for scan in seen {
+        by_cohort.entry(scan.cohort.clone()).or_default().push(scan);
+    }
+    let mut cohorts = BTreeMap::new();
+    for (name, scans) in by_cohort {
+        let values: Vec<Vec<f64>> = scans.iter().map(|scan| scan.values.clone()).collect();
+        let mean = Landmarks::mean_of(&arguments.percentiles, &values);
+        let mean = mean.map_err(|why| Failure::new(REFUSED, format!("cohort {name}: {why}")))?;
+        let mut scans: Vec<ScanId> = scans.iter().map(|scan| scan.id).collect();
+        scans.sort_unstable();
+        println!("{name}: {} scans, values {:.3?}", scans.len(), mean.values());
+        let learnt = Learnt { values: mean.values().to_vec(), n_scans: scans.len(), scans };
+        cohorts.insert(name, learnt);
+    }
+    for score::Refused { path, error } in &refused {
+        eprintln!("not used: {}: {error}", path.display());
+    }
+    let set = LandmarkSet::new(arguments.percentiles.clone(), cohorts)
+        .map_err(|why| Failure::new(REFUSED, why))?;
+    report::write_atomic(&arguments.out, set.to_json().as_bytes()).map_err(|error| {
+        Failure::new(IO, format!("cannot write {}: {error}", arguments.out.display()))
+    })?;
+    println!("{}: sha256 {}", arguments.out.display(), set.digest());
+    Ok(())
+}
+
+/// A scan as the daemon sees it, without encoding it.
+fn look(
+    path: &Path,
+    config: &Config,
+    method: &Method,
+    percentiles: &[f64],
+) -> Result<Seen, ScanError> {
+    let mask = steps::companion_mask(path);
+    let intake = &config.intake;
+    let limits = Limits { max_file_bytes: intake.max_file_bytes, max_voxels: intake.max_voxels };
+    let scan = Incoming::read(path, mask.as_deref(), &limits)?;
+    let id = scan.id;
+    let work = tempfile::tempdir()
+        .map_err(|source| ScanError::Own { doing: "making a folder for preprocessing", source })?;
+    let handed = match method.hook.as_ref().filter(|hook| hook.takes(scan.is_head())) {
+        None => None,
+        Some(hook) => hook.run(path, &scan.raw, &work.path().join("work"), &limits, || true)?,
+    };
+    let source = steps::prepare(scan, handed, method)?;
+    // What the daemon would refuse teaches nothing.
+    steps::canonical(&source, method, None)?;
+    let white = preprocess::white_level(&source.raw, &source.brain).map_err(steps::refusal)?;
+    let own = intensity::of_scan(&source.raw, &source.brain, percentiles);
+    let json = steps::companion_json(path).map(|json| read_json(path, &json));
+    let spacing_mm = source.raw.affine.spacing_mm();
+    let placed = acquisition(path, json, spacing_mm, &config.cohorts, method);
+    Ok(Seen {
+        cohort: placed.cohort.name,
+        id,
+        values: own.into_iter().map(|value| value / white).collect(),
+    })
+}
