@@ -103,13 +103,13 @@ struct How {
 }
 
 /// One of the words that the settings file knows.
-fn word<T: DeserializeOwned>(text: &str) -> std::result::Result<T, serde::de::value::Error> {
+fn word<T: DeserializeOwned>(text: &str) -> Result<T, serde::de::value::Error> {
     T::deserialize(text.into_deserializer())
 }
 
 /// What was measured.
 #[derive(Serialize)]
-struct Result {
+struct Measured {
     what: &'static str,
     device: String,
     settings: String,
@@ -128,7 +128,7 @@ struct Result {
     cosine: Option<f64>,
 }
 
-pub(super) fn run(command: &Command) -> std::result::Result<(), Failure> {
+pub(super) fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::Encode(arguments) => encode(arguments),
         Command::Score(arguments) => score(arguments),
@@ -136,7 +136,7 @@ pub(super) fn run(command: &Command) -> std::result::Result<(), Failure> {
     }
 }
 
-fn encode(arguments: &Encode) -> std::result::Result<(), Failure> {
+fn encode(arguments: &Encode) -> Result<(), Failure> {
     let weights = match &arguments.weights {
         Some(path) => VitWeights::load(path).map_err(|error| Failure::new(CONFIG, error))?,
         None => VitWeights::random(
@@ -188,7 +188,7 @@ fn encode(arguments: &Encode) -> std::result::Result<(), Failure> {
         &times,
         work,
         work * architecture.operations(n_patches, layer),
-        Result {
+        Measured {
             what: "encode",
             settings: format!(
                 "{architecture} to block {layer}, {precision}, {slices} slices of {side} px, batches of \
@@ -197,7 +197,7 @@ fn encode(arguments: &Encode) -> std::result::Result<(), Failure> {
             device,
             cosine,
             unit: "slices/s",
-            ..Result::blank()
+            ..Measured::blank()
         },
         arguments.how.json,
     )
@@ -210,7 +210,7 @@ fn cosine_to_cpu(
     weights: &VitWeights,
     layer: usize,
     side: usize,
-) -> std::result::Result<f64, Failure> {
+) -> Result<f64, Failure> {
     let pixel = |at: usize| {
         let (x, y) = (at % side, at / side % side);
         let (x, y, image) = (x as f32, y as f32, (at / (side * side)) as f32);
@@ -231,7 +231,7 @@ fn cosine_to_cpu(
     Ok(cosines.map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()).fold(1.0, f64::min))
 }
 
-fn score(arguments: &Score) -> std::result::Result<(), Failure> {
+fn score(arguments: &Score) -> Result<(), Failure> {
     let Score { tokens, channels, window, grids, reach, .. } = *arguments;
     if tokens == 0 || channels == 0 || window == 0 {
         return Err(Failure::new(USAGE, "--tokens, --channels and --window count from 1"));
@@ -266,7 +266,7 @@ fn score(arguments: &Score) -> std::result::Result<(), Failure> {
         &times,
         n_pairs,
         n_pairs * per_pair,
-        Result {
+        Measured {
             what: "score",
             device,
             settings: format!(
@@ -274,7 +274,7 @@ fn score(arguments: &Score) -> std::result::Result<(), Failure> {
                  channels, within {range}"
             ),
             unit: "pairs/s",
-            ..Result::blank()
+            ..Measured::blank()
         },
         arguments.how.json,
     )
@@ -303,7 +303,7 @@ fn devices(
     layer: usize,
     precision: Precision,
     device: DeviceChoice,
-) -> std::result::Result<Devices, Failure> {
+) -> Result<Devices, Failure> {
     choose_device(device, weights, &options(layer, precision))
         .map_err(|error: EngineError| Failure::new(engine_code(&error), error))
 }
@@ -320,8 +320,8 @@ fn options(layer: usize, precision: Precision) -> EncoderOptions {
 /// Seconds of each repetition, ascending.
 fn repeat(
     n: usize,
-    mut once: impl FnMut() -> std::result::Result<(), crate::domain::error::DeviceError>,
-) -> std::result::Result<Vec<f64>, Failure> {
+    mut once: impl FnMut() -> Result<(), crate::domain::error::DeviceError>,
+) -> Result<Vec<f64>, Failure> {
     let mut times = Vec::new();
     for _ in 0..=n.max(1) {
         let started = Instant::now();
@@ -333,7 +333,7 @@ fn repeat(
     Ok(times)
 }
 
-impl Result {
+impl Measured {
     fn blank() -> Self {
         Self {
             what: "",
@@ -353,11 +353,11 @@ fn report(
     times: &[f64],
     work: f64,
     operations: f64,
-    named: Result,
+    named: Measured,
     json: bool,
-) -> std::result::Result<(), Failure> {
+) -> Result<(), Failure> {
     let seconds = times[times.len() / 2];
-    let result = Result {
+    let result = Measured {
         seconds,
         range: [times[0], times[times.len() - 1]],
         rate: work / seconds,
@@ -368,7 +368,7 @@ fn report(
         println!("{}", serde_json::to_string(&result).map_err(|e| Failure::new(INTERNAL, e))?);
         return Ok(());
     }
-    let Result { what, device, settings, range, rate, unit, gflops, cosine, .. } = result;
+    let Measured { what, device, settings, range, rate, unit, gflops, cosine, .. } = result;
     println!("{what} on {device}: {settings}");
     println!("  {rate:.1} {unit}; {seconds:.3} s ({:.3} to {:.3})", range[0], range[1]);
     if gflops > 0.0 {

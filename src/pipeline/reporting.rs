@@ -61,6 +61,7 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
         top,
         title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
         summary: &summary(&finding, others.len()),
+        quality: &quality(record),
     });
     let mut sidecar = Sidecar {
         standing: Standing::Scored,
@@ -93,6 +94,20 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
         sidecar,
     };
     Ok((results, finding))
+}
+
+/// What the scan is like, in a line for the picture.
+fn quality(record: &ScanRecord) -> String {
+    let encoded = record.encoded.clone().unwrap_or_default();
+    let mut parts = vec![
+        format!("brain {:.0} ml", encoded.brain_ml),
+        format!("{:.1} % outside the field of view", 100.0 * encoded.cut_fraction),
+        format!("{} tokens", encoded.n_tokens),
+    ];
+    parts.extend(encoded.noise.map(|noise| format!("noise {noise:.3} of the contrast")));
+    let fit = record.alignment.map(|found| found.explained);
+    parts.extend(fit.map(|share| format!("template explains {:.0} %", 100.0 * share)));
+    parts.join("   ")
 }
 
 /// The sidecar of a scan whose window is not full enough; also the frame of every other.

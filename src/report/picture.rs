@@ -38,6 +38,8 @@ pub struct PictureInput<'a> {
     pub title: &'a str,
     /// Second line: what was found.
     pub summary: &'a str,
+    /// Third line: how good the scan is.
+    pub quality: &'a str,
 }
 
 const WIDTH: usize = 1200;
@@ -55,7 +57,8 @@ pub fn render(input: &PictureInput<'_>) -> Vec<u8> {
     let mut canvas = Canvas::new();
     let scene = Scene::new(input);
     canvas.text(input.title, GAP, 18, &FONT_10X20, INK);
-    canvas.text(input.summary, GAP, 48, &FONT_9X15, FAINT);
+    canvas.text(input.summary, GAP, 44, &FONT_9X15, FAINT);
+    canvas.text(input.quality, GAP, 66, &FONT_6X13, FAINT);
     for (column, plane) in PLANES.iter().enumerate() {
         let left = GAP + column * (PANE + GAP);
         for (row, overlaid) in [false, true].into_iter().enumerate() {
@@ -447,6 +450,7 @@ mod tests {
             top: 2.0,
             title: "title",
             summary: "summary",
+            quality: "",
         })
     }
 
