@@ -56,10 +56,7 @@ pub fn quarantine(
     refusal: &Refusal,
     now_secs: u64,
 ) -> io::Result<PathBuf> {
-    let name = came_from.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let folder = free_folder(&quarantine.join(refusal.reason.name()), name)?;
-    let mut reason = ReasonFile::new(refusal, came_from, now_secs);
-    write_reason(&folder, &reason)?;
+    let (folder, name, mut reason) = new_entry(quarantine, came_from, refusal, now_secs)?;
     if move_file(file, &folder.join(name)).is_err() {
         reason.moved = false;
         write_reason(&folder, &reason)?;
@@ -79,10 +76,7 @@ pub fn quarantine_series(
     refusal: &Refusal,
     now_secs: u64,
 ) -> io::Result<PathBuf> {
-    let name = came_from.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let folder = free_folder(&quarantine.join(refusal.reason.name()), name)?;
-    let mut reason = ReasonFile::new(refusal, came_from, now_secs);
-    write_reason(&folder, &reason)?;
+    let (folder, name, mut reason) = new_entry(quarantine, came_from, refusal, now_secs)?;
     let target = folder.join(name);
     fs::create_dir(&target)?;
     let has_moved = |file: &PathBuf| match file.file_name() {
@@ -100,6 +94,20 @@ pub fn quarantine_series(
     }
     File::open(&folder)?.sync_all()?;
     Ok(folder)
+}
+
+/// A folder with the reason alone, which must be there before what it explains.
+fn new_entry<'n>(
+    quarantine: &Path,
+    came_from: &'n Path,
+    refusal: &Refusal,
+    now_secs: u64,
+) -> io::Result<(PathBuf, &'n OsStr, ReasonFile)> {
+    let name = came_from.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let folder = free_folder(&quarantine.join(refusal.reason.name()), name)?;
+    let reason = ReasonFile::new(refusal, came_from, now_secs);
+    write_reason(&folder, &reason)?;
+    Ok((folder, name, reason))
 }
 
 /// Makes `<parent>/<name>`, or `<name>.2`, `.3`, ... where that is taken.

@@ -21,7 +21,7 @@ use crate::{
     },
     pipeline::{
         acquisition::{acquisition, read_json},
-        steps::{self, Incoming},
+        steps,
     },
     report, telemetry,
 };
@@ -122,15 +122,11 @@ fn look(
     let mask = steps::companion_mask(path);
     let intake = &config.intake;
     let limits = Limits { max_file_bytes: intake.max_file_bytes, max_voxels: intake.max_voxels };
-    let scan = Incoming::read(path, mask.as_deref(), &limits)?;
-    let id = scan.id;
     let work = tempfile::tempdir()
         .map_err(|source| ScanError::Own { doing: "making a folder for preprocessing", source })?;
-    let handed = match method.hook.as_ref().filter(|hook| hook.takes(scan.is_head())) {
-        None => None,
-        Some(hook) => hook.run(path, &scan.raw, &work.path().join("work"), &limits, || true)?,
-    };
-    let source = steps::prepare(scan, handed, method)?;
+    let work = work.path().join("work");
+    let (id, source) =
+        steps::read_and_prepare(path, mask.as_deref(), &limits, method, &work, || {})?;
     // What the daemon would refuse teaches nothing.
     steps::canonical(&source, method, None)?;
     let white = preprocess::white_level(&source.raw, &source.brain).map_err(steps::refusal)?;

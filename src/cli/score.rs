@@ -36,7 +36,7 @@ use crate::{
         acquisition::{acquisition, read_json},
         build_results,
         convert::{self, Event, Standing},
-        steps::{self, Incoming, Source},
+        steps::{self, Source},
     },
     report, telemetry,
 };
@@ -263,20 +263,9 @@ impl Run<'_> {
     ) -> Result<Member, ScanError> {
         let mask = steps::companion_mask(path);
         let limits = self.limits();
-        let scan = Incoming::read(path, mask.as_deref(), &limits)?;
-        let id = scan.id;
-        let hook = self.engine.method.hook.as_ref();
-        let handed = match hook.filter(|hook| hook.takes(scan.is_head())) {
-            None => None,
-            Some(hook) => {
-                let work = self.prepared.join("work");
-                hook.run(path, &scan.raw, &work, &limits, || {
-                    bar.tick();
-                    true
-                })?
-            }
-        };
-        let source = steps::prepare(scan, handed, &self.engine.method)?;
+        let (work, method) = (self.prepared.join("work"), &self.engine.method);
+        let (id, source) =
+            steps::read_and_prepare(path, mask.as_deref(), &limits, method, &work, || bar.tick())?;
         let again = self.keep(path, mask, &source, sequence)?;
         let alignment = steps::alignment_facts(&source);
         let preprocess = source.preprocess.clone();

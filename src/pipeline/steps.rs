@@ -157,6 +157,29 @@ pub fn prepare(
     Ok(Source { raw, grid, brain, alignment: Some(alignment), is_extracted: is_head, preprocess })
 }
 
+/// Reads a scan, and the mask beside it, and prepares it, through the site's own preprocessing (in the folder `work`) where the settings
+/// ask for it. The identity is that of the scan as it came.
+pub fn read_and_prepare(
+    path: &Path,
+    mask: Option<&Path>,
+    limits: &Limits,
+    method: &Method,
+    work: &Path,
+    mut alive: impl FnMut(),
+) -> Result<(ScanId, Source), ScanError> {
+    let scan = Incoming::read(path, mask, limits)?;
+    let id = scan.id;
+    let always = || {
+        alive();
+        true
+    };
+    let handed = match method.hook.as_ref().filter(|hook| hook.takes(scan.is_head())) {
+        None => None,
+        Some(hook) => hook.run(path, &scan.raw, work, limits, always)?,
+    };
+    Ok((id, prepare(scan, handed, method)?))
+}
+
 /// The scan with 0 outside the brain: a mask may lie beside a whole head.
 fn stripped(raw: &RawVolume, brain: &RawMask) -> RawVolume {
     let voxel = |(&voxel, &inside): (&f32, &bool)| if inside { voxel } else { 0.0 };
@@ -401,7 +424,7 @@ pub trait Distances {
         others.iter().map(|&other| self.column(of, other, grid)).collect()
     }
 
-    /// The same, as if the other scan did not have the tokens `excluded`.
+    /// As [`Distances::column`], as if the other scan did not have the tokens `excluded`.
     fn column_without(
         &mut self,
         of: ScanId,
