@@ -167,8 +167,8 @@ pub struct Encoder {
     pub final_norm: bool,
     /// Position embedding.
     pub position_resize: PositionResize,
-    /// Number format on a GPU.
-    pub precision: Precision,
+    /// Number format of the products; `None` leaves it to the device.
+    pub precision: Option<Precision>,
     /// Slices per forward pass.
     pub batch_slices: usize,
 }
@@ -813,12 +813,14 @@ impl Checker {
                 "\"offset\" or \"size\"",
                 PositionResize::Offset,
             ),
-            precision: self.word(
-                "encoder.precision",
-                &raw.precision,
-                "\"f32\", \"bf16\" or \"f16\"",
-                Precision::F16,
-            ),
+            precision: (raw.precision != "auto").then(|| {
+                self.word(
+                    "encoder.precision",
+                    &raw.precision,
+                    "\"auto\", \"f32\", \"bf16\" or \"f16\"",
+                    Precision::F32,
+                )
+            }),
             batch_slices: self.whole("encoder.batch_slices", raw.batch_slices, 1, 4096),
         }
     }

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::{
     compute::{
-        EncoderOptions,
+        EncoderOptions, Precision,
         cpu::{CpuDistances, CpuEncoder},
         weights::{VitWeights, WeightsError},
     },
@@ -139,7 +139,7 @@ impl Engine {
             layers: layers.clone(),
             final_norm: config.encoder.final_norm,
             position: config.encoder.position_resize,
-            precision: config.encoder.precision,
+            precision: Precision::default(),
         };
         let template = load_template(config)?.map(Arc::new);
         let hook = config.preprocess.as_ref().map(Hook::start).transpose()?.map(Arc::new);
@@ -147,7 +147,8 @@ impl Engine {
             info!(name = hook.name(), version = hook.version(), "scans are preprocessed");
         }
         let landmarks = load_landmarks(config)?.map(Arc::new);
-        let (encoder, distances) = choose_device(config.encoder.device, &weights, &options)?;
+        let (encoder, distances) =
+            choose_device(config.encoder.device, &weights, &options, config.encoder.precision)?;
         let projection = config.projection.channels.map(|channels| {
             Projection::new(config.projection.seed, architecture.channels, channels.get())
         });
@@ -317,19 +318,24 @@ fn fingerprint(
 /// Encoder and distances on one device.
 pub(crate) type Devices = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
 
-/// The device that the settings ask for.
+/// The device that the settings ask for. Without a `precision`, it takes the fastest that finds as much.
 pub(crate) fn choose_device(
     choice: DeviceChoice,
     weights: &VitWeights,
     options: &EncoderOptions,
+    precision: Option<Precision>,
 ) -> Result<Devices, EngineError> {
+    let with =
+        |default| EncoderOptions { precision: precision.unwrap_or(default), ..options.clone() };
     let cpu = || -> Devices {
-        (Box::new(CpuEncoder::new(weights, options)), Box::new(CpuDistances::new()))
+        let encoder = CpuEncoder::new(weights, &with(Precision::Bf16));
+        (Box::new(encoder), Box::new(CpuDistances::new()))
     };
+    let cuda = || cuda(weights, &with(Precision::F16));
     match choice {
         DeviceChoice::Cpu => Ok(cpu()),
-        DeviceChoice::Cuda => Ok(cuda(weights, options)?),
-        DeviceChoice::Auto => match cuda(weights, options) {
+        DeviceChoice::Cuda => Ok(cuda()?),
+        DeviceChoice::Auto => match cuda() {
             Ok(devices) => {
                 info!("encoder.device = auto: a CUDA GPU works and is used");
                 Ok(devices)

@@ -14,7 +14,7 @@ use super::{CONFIG, Failure, INTERNAL, USAGE, engine_code};
 use crate::{
     compute::{
         EncoderOptions, Precision,
-        cpu::CpuEncoder,
+        cpu::{CpuDistances, CpuEncoder, Instructions},
         position::PositionResize,
         weights::{Architecture, VitWeights},
     },
@@ -45,9 +45,10 @@ pub(super) struct Encode {
     /// A weights file instead.
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// Number format of the products on a GPU: f16, bf16 or f32.
-    #[arg(long, value_parser = word::<Precision>, default_value = "f16")]
-    precision: Precision,
+    /// Number format of the products: f16, bf16 or f32. The CPU knows f32 and, where the processor has it, bf16.
+    /// Left out, the settings' "auto".
+    #[arg(long, value_parser = word::<Precision>)]
+    precision: Option<Precision>,
     /// Slices per forward pass.
     #[arg(long, default_value_t = 56)]
     batch: usize,
@@ -85,12 +86,19 @@ pub(super) struct Score {
     /// Patches around a token that are searched; 0 searches the whole volume.
     #[arg(long, default_value_t = 1)]
     reach: usize,
+    /// On the CPU, candidates of the whole volume are found with products of bf16 where the processor has
+    /// them; f32 does without.
+    #[arg(long, value_parser = word::<Precision>, default_value = "bf16")]
+    precision: Precision,
     #[command(flatten)]
     how: How,
 }
 
 #[derive(clap::Args)]
 struct How {
+    /// At most these instructions of the CPU: portable, avx2, avx512, avx512_bf16 or amx.
+    #[arg(long, value_parser = word::<Instructions>, default_value = "amx")]
+    instructions: Instructions,
     /// Device: auto, cuda or cpu.
     #[arg(long, value_parser = word::<DeviceChoice>, default_value = "auto")]
     device: DeviceChoice,
@@ -129,6 +137,10 @@ struct Measured {
 }
 
 pub(super) fn run(command: &Command) -> Result<(), Failure> {
+    let (Command::Encode(Encode { how, .. })
+    | Command::Score(Score { how, .. })
+    | Command::Window(window::Arguments { how, .. })) = command;
+    how.instructions.limit();
     match command {
         Command::Encode(arguments) => encode(arguments),
         Command::Score(arguments) => score(arguments),
@@ -177,13 +189,19 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
         Ok(())
     };
     let times = repeat(arguments.how.repeats, once)?;
-    let cosine = (encoder.device() != "cpu")
+    let device = encoder.device().to_owned();
+    let precision = match device.as_str() {
+        "cpu" => {
+            let wanted = precision.unwrap_or(Precision::Bf16);
+            CpuEncoder::precision(&weights, &options(layer, wanted))
+        }
+        _ => precision.unwrap_or(Precision::F16),
+    };
+    let cosine = (device != "cpu" || precision != Precision::F32)
         .then(|| cosine_to_cpu(&mut *encoder, &weights, layer, side))
         .transpose()?;
     let n_patches = (side / architecture.patch).pow(2);
     let work = slices as f64;
-    let device = encoder.device().to_owned();
-    let precision = if device == "cpu" { Precision::F32 } else { precision };
     report(
         &times,
         work,
@@ -238,9 +256,12 @@ fn score(arguments: &Score) -> Result<(), Failure> {
     }
     let tiny =
         VitWeights::random(Architecture::named("dinov2_vits14").expect("is one of the names"), 0);
-    let (encoder, mut distances) = devices(&tiny, 1, Precision::F32, arguments.how.device)?;
+    let (encoder, mut distances) = devices(&tiny, 1, None, arguments.how.device)?;
     let device = encoder.device().to_owned();
     drop(encoder);
+    if device == "cpu" && arguments.precision == Precision::F32 {
+        distances = Box::new(CpuDistances::in_single());
+    }
     // As many members as differ for the caches: the rest of the window are those again.
     let n_distinct = window.min(16);
     let new = random_tokens(0, tokens, channels);
@@ -301,10 +322,10 @@ fn random_tokens(seed: u64, n_tokens: usize, channels: usize) -> TokenGrid {
 fn devices(
     weights: &VitWeights,
     layer: usize,
-    precision: Precision,
+    precision: Option<Precision>,
     device: DeviceChoice,
 ) -> Result<Devices, Failure> {
-    choose_device(device, weights, &options(layer, precision))
+    choose_device(device, weights, &options(layer, Precision::F32), precision)
         .map_err(|error: EngineError| Failure::new(engine_code(&error), error))
 }
 

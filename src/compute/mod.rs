@@ -24,7 +24,7 @@ pub struct EncoderOptions {
     pub final_norm: bool,
     /// How the position embedding is resized.
     pub position: PositionResize,
-    /// Number format of the products, on a GPU.
+    /// Number format of the products; the CPU takes f32 where it does not have it.
     pub precision: Precision,
 }
 

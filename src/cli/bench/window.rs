@@ -7,10 +7,7 @@ use serde::Serialize;
 use super::{How, devices, random_tokens};
 use crate::{
     cli::{Failure, INTERNAL, USAGE},
-    compute::{
-        Precision,
-        weights::{Architecture, VitWeights},
-    },
+    compute::weights::{Architecture, VitWeights},
     config::Config,
     domain::{
         PairDistances,
@@ -42,7 +39,7 @@ pub(in crate::cli) struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
     #[command(flatten)]
-    how: How,
+    pub(super) how: How,
 }
 
 /// What one size of window costs.
@@ -64,7 +61,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let tiny = Architecture::named("dinov2_vits14").expect("is one of the names");
     let tiny = VitWeights::random(tiny, 0);
-    let (encoder, mut distances) = devices(&tiny, 1, Precision::F32, arguments.how.device)?;
+    let (encoder, mut distances) = devices(&tiny, 1, None, arguments.how.device)?;
     drop(encoder);
     for &scans in &arguments.scans {
         if scans < 2 {

@@ -2,54 +2,114 @@
 
 use std::sync::Mutex;
 
-use gemm::Parallelism;
+use half::bf16;
 use rayon::prelude::*;
 
-use super::kernels::{add_bias, add_bias_gelu, add_scaled, layer_norm, softmax};
+use super::{
+    attention::{self, attend},
+    instructions::Instructions,
+    kernels::{add_scaled, layer_norm, store_biased, store_gelu},
+    product::{Element, Kernel, Panels, Rows, multiply},
+};
 use crate::{
     compute::{
-        EncoderOptions,
+        EncoderOptions, Precision,
         position::resize_position_embedding,
-        weights::{Architecture, BlockWeights, LinearWeights, VitWeights},
+        weights::{Architecture, BlockWeights, LinearWeights, NormWeights, VitWeights},
     },
     domain::{SliceEncoder, error::DeviceError},
     numeric::slice::{ImageBatch, PatchFeatures},
 };
 
-/// DINOv2 on all cores. Weights are shared between threads, buffers are not and are kept.
-pub struct CpuEncoder {
-    weights: VitWeights,
-    options: EncoderOptions,
-    /// Position embedding for the image side in use: `(image side, [1 + n_patches, channels])`.
-    position: (usize, Vec<f32>),
-    workspaces: Vec<Workspace>,
-}
+/// DINOv2 on all cores.
+pub struct CpuEncoder(Box<dyn SliceEncoder>);
 
 impl CpuEncoder {
-    /// The encoder for these layers; the weights are copied.
+    /// The encoder for these layers, with products of [`CpuEncoder::precision`].
     pub fn new(weights: &VitWeights, options: &EncoderOptions) -> Self {
-        let workspaces = (0..rayon::current_num_threads()).map(|_| Workspace::default()).collect();
-        let (weights, options) = (weights.clone(), options.clone());
-        Self { weights, options, position: (0, Vec::new()), workspaces }
+        let instructions = Instructions::in_use();
+        match (Self::precision(weights, options), bf16::kernel(instructions)) {
+            (Precision::Bf16, Some(kernel)) => {
+                Self(Box::new(Encoder::new(kernel, weights, options)))
+            }
+            _ => {
+                let kernel = f32::kernel(instructions).expect("all processors have one");
+                Self(Box::new(Encoder::new(kernel, weights, options)))
+            }
+        }
     }
 
-    fn resize_position(&mut self, side: usize) {
-        let Architecture { patch, position_side, channels, .. } = self.weights.architecture;
-        if self.position.0 != side {
-            let embedding = &self.weights.position_embedding;
-            let mode = self.options.position;
-            let resized =
-                resize_position_embedding(embedding, position_side, side / patch, channels, mode);
-            self.position = (side, resized);
+    /// The number format of the products: bf16 if the options ask for it and processor and network allow
+    /// it, else f32.
+    pub fn precision(weights: &VitWeights, options: &EncoderOptions) -> Precision {
+        let Architecture { channels, heads, hidden, .. } = weights.architecture;
+        let fits = |inner| bf16::padded(inner) == inner;
+        let fits = fits(channels / heads) && fits(channels) && fits(hidden);
+        let has_kernel = bf16::kernel(Instructions::in_use()).is_some();
+        if options.precision == Precision::Bf16 && fits && has_kernel {
+            Precision::Bf16
+        } else {
+            Precision::F32
         }
     }
 }
 
 impl SliceEncoder for CpuEncoder {
     fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError> {
-        let Architecture { patch, channels, .. } = self.weights.architecture;
+        self.0.encode(images)
+    }
+
+    fn patch(&self) -> usize {
+        self.0.patch()
+    }
+
+    fn channels(&self) -> usize {
+        self.0.channels()
+    }
+
+    fn device(&self) -> &str {
+        self.0.device()
+    }
+}
+
+/// The network with products of `E`. Weights are shared between threads, buffers are not and are kept.
+struct Encoder<E> {
+    network: Network<E>,
+    position_embedding: Vec<f32>,
+    workspaces: Vec<Workspace<E>>,
+}
+
+impl<E: Element> Encoder<E> {
+    fn new(kernel: Kernel<E>, weights: &VitWeights, options: &EncoderOptions) -> Self {
+        Self {
+            network: Network::new(kernel, weights, options),
+            position_embedding: weights.position_embedding.clone(),
+            workspaces: (0..rayon::current_num_threads()).map(|_| Workspace::default()).collect(),
+        }
+    }
+
+    fn resize_position(&mut self, side: usize) {
+        let network = &mut self.network;
+        let Architecture { patch, position_side, channels, .. } = network.architecture;
+        if network.side != side {
+            let mode = network.options.position;
+            network.position = resize_position_embedding(
+                &self.position_embedding,
+                position_side,
+                side / patch,
+                channels,
+                mode,
+            );
+            network.side = side;
+        }
+    }
+}
+
+impl<E: Element> SliceEncoder for Encoder<E> {
+    fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError> {
+        let Architecture { patch, channels, .. } = self.network.architecture;
         assert_eq!(images.side % patch, 0, "image side is no multiple of the patch");
-        let n_pixels = images.n_images * self.weights.colours() * images.side.pow(2);
+        let n_pixels = images.n_images * self.network.colours * images.side.pow(2);
         assert_eq!(images.pixels.len(), n_pixels, "images of the network's colours");
         self.resize_position(images.side);
         let n_patches = (images.side / patch).pow(2);
@@ -61,7 +121,7 @@ impl SliceEncoder for CpuEncoder {
             values: vec![0.0; n_images * per_image],
         };
         let mut features: Vec<PatchFeatures> =
-            self.options.layers.iter().map(|_| empty()).collect();
+            self.network.options.layers.iter().map(|_| empty()).collect();
         // One job per image: its pixels and the places of its features at each layer.
         let mut outputs: Vec<Vec<&mut [f32]>> = (0..n_images).map(|_| Vec::new()).collect();
         for layer in &mut features {
@@ -72,28 +132,22 @@ impl SliceEncoder for CpuEncoder {
         }
         let pixels = images.pixels.chunks_exact(images.pixels.len() / n_images.max(1));
         let jobs = Mutex::new(pixels.zip(outputs));
-        let network = Network {
-            weights: &self.weights,
-            options: &self.options,
-            position: &self.position.1,
-            side: images.side,
-        };
         self.workspaces.par_iter_mut().for_each(|workspace| {
             loop {
                 let job = jobs.lock().expect("no holder of the lock can panic").next();
                 let Some((pixels, mut outputs)) = job else { break };
-                network.forward(pixels, workspace, &mut outputs);
+                self.network.forward(pixels, workspace, &mut outputs);
             }
         });
         Ok(features)
     }
 
     fn patch(&self) -> usize {
-        self.weights.architecture.patch
+        self.network.architecture.patch
     }
 
     fn channels(&self) -> usize {
-        self.weights.architecture.channels
+        self.network.architecture.channels
     }
 
     fn device(&self) -> &str {
@@ -103,61 +157,121 @@ impl SliceEncoder for CpuEncoder {
 
 /// Buffers of one thread, grown once.
 #[derive(Default)]
-struct Workspace {
-    patches: Vec<f32>,
+struct Workspace<E> {
+    patches: Vec<E>,
     tokens: Vec<f32>,
-    normed: Vec<f32>,
-    qkv: Vec<f32>,
-    attention: Vec<f32>,
-    joined: Vec<f32>,
-    branch: Vec<f32>,
-    hidden: Vec<f32>,
+    normed: Vec<E>,
+    qkv: Vec<E>,
+    attention: attention::Scratch<E>,
+    joined: Vec<E>,
+    hidden: Vec<E>,
 }
 
-impl Workspace {
+impl<E: Element> Workspace<E> {
     fn fit(&mut self, n_tokens: usize, architecture: &Architecture) {
         let Architecture { channels, hidden, .. } = *architecture;
+        self.tokens.resize(n_tokens * channels, 0.0);
         for (buffer, size) in [
-            (&mut self.tokens, channels),
             (&mut self.normed, channels),
             (&mut self.qkv, 3 * channels),
-            (&mut self.attention, n_tokens),
             (&mut self.joined, channels),
-            (&mut self.branch, channels),
             (&mut self.hidden, hidden),
         ] {
-            buffer.resize(n_tokens * size, 0.0);
+            buffer.resize(n_tokens * size, E::default());
         }
     }
 }
 
-/// Everything that is the same for all images of a batch.
-struct Network<'a> {
-    weights: &'a VitWeights,
-    options: &'a EncoderOptions,
-    position: &'a [f32],
+/// The weights ready for products of `E`, and all else that is the same for all images of a batch.
+struct Network<E> {
+    kernel: Kernel<E>,
+    architecture: Architecture,
+    options: EncoderOptions,
+    colours: usize,
+    patch_embedding: Linear<E>,
+    /// `[1 + registers, channels]`.
+    first_tokens: Vec<f32>,
+    blocks: Vec<Block<E>>,
+    norm: NormWeights,
+    /// Edge of the images that `position` is for, pixels.
     side: usize,
+    /// `[1 + n_patches, channels]`.
+    position: Vec<f32>,
 }
 
-impl Network<'_> {
+/// A linear layer.
+struct Linear<E> {
+    weight: Panels<E>,
+    bias: Vec<f32>,
+}
+
+impl<E: Element> Linear<E> {
+    fn new(weights: &LinearWeights) -> Self {
+        let inputs = weights.weight.len() / weights.bias.len();
+        let weight = Panels::of_columns(&weights.weight, inputs);
+        Self { weight, bias: weights.bias.clone() }
+    }
+}
+
+struct Block<E> {
+    norm1: NormWeights,
+    qkv: Linear<E>,
+    projection: Linear<E>,
+    scale1: Vec<f32>,
+    norm2: NormWeights,
+    fc1: Linear<E>,
+    fc2: Linear<E>,
+    scale2: Vec<f32>,
+}
+
+impl<E: Element> Block<E> {
+    fn new(weights: &BlockWeights) -> Self {
+        Self {
+            norm1: weights.norm1.clone(),
+            qkv: Linear::new(&weights.qkv),
+            projection: Linear::new(&weights.projection),
+            scale1: weights.scale1.clone(),
+            norm2: weights.norm2.clone(),
+            fc1: Linear::new(&weights.fc1),
+            fc2: Linear::new(&weights.fc2),
+            scale2: weights.scale2.clone(),
+        }
+    }
+}
+
+impl<E: Element> Network<E> {
+    fn new(kernel: Kernel<E>, weights: &VitWeights, options: &EncoderOptions) -> Self {
+        let architecture = weights.architecture;
+        let n_blocks = options.layers.iter().copied().max().unwrap_or(0);
+        let first_tokens = [&weights.class_token[..], &weights.register_tokens].concat();
+        Self {
+            kernel,
+            architecture,
+            options: options.clone(),
+            colours: weights.colours(),
+            patch_embedding: Linear::new(&weights.patch_embedding),
+            first_tokens,
+            blocks: weights.blocks.iter().take(n_blocks).map(Block::new).collect(),
+            norm: weights.norm.clone(),
+            side: 0,
+            position: Vec::new(),
+        }
+    }
+
     /// One image, `[colours, side, side]`, to its patch features at each layer.
-    fn forward(&self, pixels: &[f32], workspace: &mut Workspace, outputs: &mut [&mut [f32]]) {
-        let architecture = &self.weights.architecture;
+    fn forward(&self, pixels: &[f32], workspace: &mut Workspace<E>, outputs: &mut [&mut [f32]]) {
+        let architecture = &self.architecture;
         let n_patches = (self.side / architecture.patch).pow(2);
         let n_first = 1 + architecture.registers;
-        workspace.patches.resize(pixels.len(), 0.0);
         workspace.fit(n_first + n_patches, architecture);
-        self.embed(pixels, n_first, workspace);
+        self.embed(pixels, n_patches, workspace);
         let mut outputs = self.options.layers.iter().zip(outputs).peekable();
-        for (index, block) in self.weights.blocks.iter().enumerate() {
-            if outputs.peek().is_none() {
-                break;
-            }
-            run_block(block, architecture, workspace);
+        for (index, block) in self.blocks.iter().enumerate() {
+            self.run_block(block, workspace);
             if let Some((_, out)) = outputs.next_if(|(layer, _)| **layer == index + 1) {
                 let patches = &workspace.tokens[n_first * architecture.channels..];
                 if self.options.final_norm {
-                    layer_norm(patches, &self.weights.norm.weight, &self.weights.norm.bias, out);
+                    layer_norm(patches, &self.norm.weight, &self.norm.bias, out);
                 } else {
                     out.copy_from_slice(patches);
                 }
@@ -166,177 +280,119 @@ impl Network<'_> {
     }
 
     /// Class token, registers and patches with their positions: `[n_tokens, channels]`.
-    fn embed(&self, pixels: &[f32], n_first: usize, workspace: &mut Workspace) {
-        let Architecture { channels, patch, .. } = self.weights.architecture;
+    fn embed(&self, pixels: &[f32], n_patches: usize, workspace: &mut Workspace<E>) {
+        let Architecture { channels, patch, .. } = self.architecture;
         let grid = self.side / patch;
-        let inputs = self.weights.colours() * patch * patch;
-        for (index, row) in workspace.patches.chunks_exact_mut(inputs).enumerate() {
+        let inputs = self.colours * patch * patch;
+        let stride = E::padded(inputs);
+        workspace.patches.resize(n_patches * stride, E::default());
+        for (index, row) in workspace.patches.chunks_exact_mut(stride).enumerate() {
             let (top, left) = (index / grid * patch, index % grid * patch);
-            for (line, out) in row.chunks_exact_mut(patch).enumerate() {
+            for (line, out) in row[..inputs].chunks_exact_mut(patch).enumerate() {
                 let (colour, y) = (line / patch, top + line % patch);
                 let start = (colour * self.side + y) * self.side + left;
-                out.copy_from_slice(&pixels[start..start + patch]);
+                let values = &pixels[start..start + patch];
+                out.iter_mut().zip(values).for_each(|(out, &value)| *out = E::of(value));
             }
         }
-        let embedding = &self.weights.patch_embedding;
-        let (first, patches) = workspace.tokens.split_at_mut(n_first * channels);
-        linear(&workspace.patches, embedding, inputs, patches);
-        add_bias(patches, &embedding.bias);
+        let (first, tokens) = workspace.tokens.split_at_mut(self.first_tokens.len());
+        let Linear { weight, bias } = &self.patch_embedding;
+        let patches = Rows { values: &workspace.patches, n: n_patches, stride };
+        multiply(self.kernel, patches, weight, |place, tile| {
+            store_biased(tile, place, bias, tokens, channels);
+        });
         let (class_position, positions) = self.position.split_at(channels);
-        for (value, position) in patches.iter_mut().zip(positions) {
-            *value += position;
+        tokens.iter_mut().zip(positions).for_each(|(value, position)| *value += position);
+        first.copy_from_slice(&self.first_tokens);
+        first.iter_mut().zip(class_position).for_each(|(value, position)| *value += position);
+    }
+
+    fn run_block(&self, block: &Block<E>, workspace: &mut Workspace<E>) {
+        let (kernel, Architecture { channels, hidden, heads, .. }) =
+            (self.kernel, self.architecture);
+        let Workspace { tokens, normed, qkv, attention, joined, hidden: wide, .. } = workspace;
+        layer_norm(tokens, &block.norm1.weight, &block.norm1.bias, normed);
+        multiply(kernel, Rows::of(normed, channels), &block.qkv.weight, |place, tile| {
+            store_biased(tile, place, &block.qkv.bias, qkv, 3 * channels);
+        });
+        attend(kernel, qkv, heads, channels, attention, joined);
+        let Linear { weight, bias } = &block.projection;
+        multiply(kernel, Rows::of(joined, channels), weight, |place, tile| {
+            add_scaled(tile, place, bias, &block.scale1, tokens, channels);
+        });
+        layer_norm(tokens, &block.norm2.weight, &block.norm2.bias, normed);
+        multiply(kernel, Rows::of(normed, channels), &block.fc1.weight, |place, tile| {
+            store_gelu(tile, place, &block.fc1.bias, wide, hidden);
+        });
+        let Linear { weight, bias } = &block.fc2;
+        multiply(kernel, Rows::of(wide, hidden), weight, |place, tile| {
+            add_scaled(tile, place, bias, &block.scale2, tokens, channels);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{compute::position::PositionResize, numeric::projection::Normal};
+
+    fn weights() -> VitWeights {
+        let architecture = Architecture {
+            channels: 64,
+            depth: 3,
+            heads: 2,
+            hidden: 128,
+            patch: 14,
+            registers: 4,
+            position_side: 5,
+        };
+        VitWeights::random(architecture, 1).into_grey()
+    }
+
+    fn images(n_images: usize) -> ImageBatch {
+        let (mut normal, side) = (Normal::new(2), 9 * 14);
+        let pixels = (0..n_images * side * side).map(|_| normal.uniform() as f32).collect();
+        ImageBatch { n_images, side, pixels }
+    }
+
+    fn encoder(precision: Precision) -> CpuEncoder {
+        let position = PositionResize::Offset;
+        let options = EncoderOptions { layers: vec![1, 3], final_norm: true, position, precision };
+        CpuEncoder::new(&weights(), &options)
+    }
+
+    #[test]
+    fn features_depend_on_the_image_alone() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut encoder = encoder(precision);
+            let all = images(5);
+            let together = encoder.encode(&all).unwrap();
+            let per_image = all.pixels.len() / 5;
+            for (index, pixels) in all.pixels.chunks_exact(per_image).enumerate() {
+                let one = ImageBatch { n_images: 1, side: all.side, pixels: pixels.to_vec() };
+                for (alone, together) in encoder.encode(&one).unwrap().iter().zip(&together) {
+                    let n = alone.values.len();
+                    assert_eq!(alone.values, together.values[index * n..(index + 1) * n]);
+                }
+            }
         }
-        let (class, registers) = first.split_at_mut(channels);
-        for ((value, token), position) in
-            class.iter_mut().zip(&self.weights.class_token).zip(class_position)
-        {
-            *value = token + position;
+    }
+
+    #[test]
+    fn bf16_keeps_the_direction_of_every_token() {
+        let [found, expected] =
+            [Precision::Bf16, Precision::F32].map(|p| encoder(p).encode(&images(2)).unwrap());
+        if found == expected {
+            println!("skipped: this processor has no products of bf16");
+            return;
         }
-        registers.copy_from_slice(&self.weights.register_tokens);
-    }
-}
-
-fn run_block(block: &BlockWeights, architecture: &Architecture, workspace: &mut Workspace) {
-    let Architecture { channels, hidden, heads, .. } = *architecture;
-    let Workspace { tokens, normed, qkv, attention, joined, branch, hidden: wide, .. } = workspace;
-    layer_norm(tokens, &block.norm1.weight, &block.norm1.bias, normed);
-    linear(normed, &block.qkv, channels, qkv);
-    add_bias(qkv, &block.qkv.bias);
-    for head in 0..heads {
-        attend(qkv, head, channels / heads, channels, attention, joined);
-    }
-    linear(joined, &block.projection, channels, branch);
-    add_scaled(tokens, branch, &block.projection.bias, &block.scale1);
-    layer_norm(tokens, &block.norm2.weight, &block.norm2.bias, normed);
-    linear(normed, &block.fc1, channels, wide);
-    add_bias_gelu(wide, &block.fc1.bias);
-    linear(wide, &block.fc2, hidden, branch);
-    add_scaled(tokens, branch, &block.fc2.bias, &block.scale2);
-}
-
-/// One head: softmax(Q K^T / sqrt(width)) V into its columns of `joined`.
-fn attend(
-    qkv: &[f32],
-    head: usize,
-    width: usize,
-    channels: usize,
-    attention: &mut [f32],
-    joined: &mut [f32],
-) {
-    let n_tokens = joined.len() / channels;
-    let stride = 3 * channels;
-    let part = |index: usize| &qkv[index * channels + head * width..];
-    let (query, key, value) = (part(0), part(1), part(2));
-    let scale = 1.0 / (width as f32).sqrt();
-    product(
-        Matrix {
-            data: query,
-            rows: n_tokens,
-            columns: width,
-            row_stride: stride,
-            column_stride: 1,
-        },
-        Matrix { data: key, rows: width, columns: n_tokens, row_stride: 1, column_stride: stride },
-        scale,
-        attention,
-        n_tokens,
-    );
-    softmax(attention, n_tokens);
-    product(
-        Matrix {
-            data: attention,
-            rows: n_tokens,
-            columns: n_tokens,
-            row_stride: n_tokens,
-            column_stride: 1,
-        },
-        Matrix {
-            data: value,
-            rows: n_tokens,
-            columns: width,
-            row_stride: stride,
-            column_stride: 1,
-        },
-        1.0,
-        &mut joined[head * width..],
-        channels,
-    );
-}
-
-/// `out = x * weight^T` without bias; `x` is `[n, inputs]`.
-fn linear(x: &[f32], layer: &LinearWeights, inputs: usize, out: &mut [f32]) {
-    let (rows, outputs) = (x.len() / inputs, layer.bias.len());
-    product(
-        Matrix { data: x, rows, columns: inputs, row_stride: inputs, column_stride: 1 },
-        Matrix {
-            data: &layer.weight,
-            rows: inputs,
-            columns: outputs,
-            row_stride: 1,
-            column_stride: inputs,
-        },
-        1.0,
-        out,
-        outputs,
-    );
-}
-
-/// A matrix within a buffer.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) row_stride: usize,
-    pub(super) column_stride: usize,
-}
-
-impl Matrix<'_> {
-    /// Entries from the first to the last, gaps included.
-    fn extent(&self) -> usize {
-        (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride + 1
-    }
-}
-
-/// `out = scale * left * right`, `out` with rows `out_stride` apart, on this thread alone.
-pub(super) fn product(
-    left: Matrix<'_>,
-    right: Matrix<'_>,
-    scale: f32,
-    out: &mut [f32],
-    out_stride: usize,
-) {
-    let (rows, inner, columns) = (left.rows, left.columns, right.columns);
-    if rows == 0 || columns == 0 {
-        return;
-    }
-    assert_eq!(inner, right.rows, "inner extents");
-    assert!(left.extent() <= left.data.len(), "left buffer too short");
-    assert!(right.extent() <= right.data.len(), "right buffer too short");
-    assert!((rows - 1) * out_stride + columns <= out.len(), "out buffer too short");
-    // SAFETY: the three extents were just checked against their buffers, and `out` is borrowed
-    // mutably, so it overlaps neither input.
-    unsafe {
-        gemm::gemm(
-            rows,
-            columns,
-            inner,
-            out.as_mut_ptr(),
-            1,
-            out_stride as isize,
-            false,
-            left.data.as_ptr(),
-            left.column_stride as isize,
-            left.row_stride as isize,
-            right.data.as_ptr(),
-            right.column_stride as isize,
-            right.row_stride as isize,
-            0.0,
-            scale,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
+        for (found, expected) in found.iter().zip(&expected) {
+            let rows = found.values.chunks_exact(found.channels);
+            for (a, b) in rows.zip(expected.values.chunks_exact(expected.channels)) {
+                let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+                let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+                assert!(cosine > 0.999, "{cosine}");
+            }
+        }
     }
 }

@@ -1,12 +1,21 @@
 //! The native CPU engine: the same network as in burn, on plain buffers.
 //!
 //! One image per thread at a time, each from its first patch to its last layer, so that its
-//! features depend neither on the batch nor on the number of threads, to the last bit. Products
-//! come from the crate `gemm`; what lies between them is in `kernels`.
+//! features depend neither on the batch nor on the number of threads, to the last bit. `product` multiplies
+//! matrices tile by tile, with the loops of each instruction set in `tile`; what is done between the products
+//! is in `kernels`.
 
+mod attention;
 mod distances;
+mod dots;
 mod encoder;
+mod instructions;
 mod kernels;
+mod product;
+mod tile;
+mod whole_volume;
+mod within_reach;
 
 pub use distances::CpuDistances;
 pub use encoder::CpuEncoder;
+pub use instructions::Instructions;

@@ -1,0 +1,75 @@
+//! Which instructions the kernels use: the widest that the processor has.
+
+use std::{fmt, sync::OnceLock};
+
+use serde::{Deserialize, Serialize};
+
+/// Sets of vector instructions; each holds those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Instructions {
+    /// What every processor of the architecture has.
+    Portable,
+    /// 8 lanes, fused multiply-add.
+    Avx2,
+    /// 16 lanes.
+    Avx512,
+    /// Products of pairs of bf16 in 16 lanes.
+    Avx512Bf16,
+    /// Products of tiles of bf16.
+    Amx,
+}
+
+static IN_USE: OnceLock<Instructions> = OnceLock::new();
+
+impl Instructions {
+    /// What the kernels of this process use.
+    pub fn in_use() -> Self {
+        *IN_USE.get_or_init(Self::best)
+    }
+
+    /// Uses at most these from now on, for measurements; returns what is used. Without effect after the first
+    /// kernel has run.
+    pub fn limit(self) -> Self {
+        *IN_USE.get_or_init(|| self.min(Self::best()))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn best() -> Self {
+        let has_avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq");
+        let has_avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        if !has_avx2 {
+            Self::Portable
+        } else if !has_avx512 {
+            Self::Avx2
+        } else if !is_x86_feature_detected!("avx512bf16") {
+            Self::Avx512
+        } else if !super::tile::amx::is_available() {
+            Self::Avx512Bf16
+        } else {
+            Self::Amx
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn best() -> Self {
+        Self::Portable
+    }
+}
+
+impl fmt::Display for Instructions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+            Self::Avx512Bf16 => "AVX-512 BF16",
+            Self::Amx => "AMX",
+        })
+    }
+}

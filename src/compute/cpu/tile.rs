@@ -1,0 +1,492 @@
+//! The innermost loops: one tile of a product in each instruction set.
+
+use half::bf16;
+
+use super::{
+    instructions::Instructions,
+    product::{Kernel, Tile, WIDTH},
+};
+
+/// Single precision with the widest of these instructions.
+pub(super) fn kernel_f32(instructions: Instructions) -> Kernel<f32> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if instructions >= Instructions::Avx512 {
+            return Kernel { rows: avx512::ROWS, compute: avx512::tile_f32 };
+        }
+        if instructions >= Instructions::Avx2 {
+            return Kernel { rows: avx2::ROWS, compute: avx2::tile_f32 };
+        }
+    }
+    let _ = instructions;
+    Kernel { rows: PORTABLE_ROWS, compute: portable_f32 }
+}
+
+/// bf16, if these instructions have products of it.
+pub(super) fn kernel_bf16(instructions: Instructions) -> Option<Kernel<bf16>> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if instructions >= Instructions::Amx {
+            return Some(Kernel { rows: amx::ROWS, compute: amx::tile_bf16 });
+        }
+        if instructions >= Instructions::Avx512Bf16 {
+            return Some(Kernel { rows: avx512::ROWS, compute: avx512::tile_bf16 });
+        }
+    }
+    let _ = instructions;
+    None
+}
+
+/// One of several functions by the number of rows, so that their sums stay in registers.
+macro_rules! by_rows {
+    ($rows:expr, $name:ident $arguments:tt, $($n:literal)*) => {
+        match $rows {
+            $($n => $name::<$n> $arguments,)*
+            _ => unreachable!("more rows than the kernel has"),
+        }
+    };
+}
+
+const PORTABLE_ROWS: usize = 4;
+
+/// Plain loops, which the compiler vectorises with what every processor has.
+unsafe fn portable_f32(
+    left: *const f32,
+    stride: usize,
+    rows: usize,
+    panel: *const f32,
+    inner: usize,
+    tile: &mut Tile,
+) {
+    /// Columns at a time: 4 x 8 sums and a line of the panel fit into 16 registers of 4 lanes.
+    const PART: usize = 8;
+    for row in 0..rows {
+        tile.0[row] = [0.0; WIDTH];
+    }
+    // SAFETY: the caller vouches for these extents.
+    let panel = unsafe { std::slice::from_raw_parts(panel, inner * WIDTH) };
+    for start in (0..WIDTH).step_by(PART) {
+        let mut sums = [[0.0_f32; PART]; PORTABLE_ROWS];
+        for (k, line) in panel.chunks_exact(WIDTH).enumerate() {
+            let line: &[f32; PART] = line[start..start + PART].try_into().expect("of this length");
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // A row beyond the last repeats it, so that the loop has a fixed length.
+                // SAFETY: as above.
+                let factor = unsafe { *left.add(row.min(rows - 1) * stride + k) };
+                sums.iter_mut().zip(line).for_each(|(sum, value)| *sum += factor * value);
+            }
+        }
+        for (row, sums) in sums.iter().enumerate().take(rows) {
+            tile.0[row][start..start + PART].copy_from_slice(sums);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use half::bf16;
+
+    use super::super::product::{Tile, WIDTH};
+
+    /// 24 sums, two lines of the panel and a broadcast: 27 of 32 registers.
+    pub(super) const ROWS: usize = 12;
+
+    pub(super) unsafe fn tile_f32(
+        left: *const f32,
+        stride: usize,
+        rows: usize,
+        panel: *const f32,
+        inner: usize,
+        tile: &mut Tile,
+    ) {
+        // SAFETY: the caller vouches for instructions and extents.
+        unsafe {
+            by_rows!(rows, f32_rows(left, stride, panel, inner, tile), 1 2 3 4 5 6 7 8 9 10 11 12)
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    unsafe fn f32_rows<const R: usize>(
+        left: *const f32,
+        stride: usize,
+        panel: *const f32,
+        inner: usize,
+        tile: &mut Tile,
+    ) {
+        // SAFETY: the caller vouches for the extents.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); 2]; R];
+            for k in 0..inner {
+                let line = panel.add(k * WIDTH);
+                let line = [_mm512_load_ps(line), _mm512_load_ps(line.add(16))];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let factor = _mm512_set1_ps(*left.add(row * stride + k));
+                    sums[0] = _mm512_fmadd_ps(factor, line[0], sums[0]);
+                    sums[1] = _mm512_fmadd_ps(factor, line[1], sums[1]);
+                }
+            }
+            store(&sums, tile);
+        }
+    }
+
+    pub(super) unsafe fn tile_bf16(
+        left: *const bf16,
+        stride: usize,
+        rows: usize,
+        panel: *const bf16,
+        inner: usize,
+        tile: &mut Tile,
+    ) {
+        // SAFETY: the caller vouches for instructions and extents.
+        unsafe {
+            by_rows!(rows, bf16_rows(left, stride, panel, inner, tile), 1 2 3 4 5 6 7 8 9 10 11 12)
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn bf16_rows<const R: usize>(
+        left: *const bf16,
+        stride: usize,
+        panel: *const bf16,
+        inner: usize,
+        tile: &mut Tile,
+    ) {
+        // SAFETY: the caller vouches for the extents; registers of 512 bits are read as what they hold.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); 2]; R];
+            for k in (0..inner).step_by(2) {
+                let line = panel.add(k * WIDTH);
+                let pairs = |at: usize| -> __m512bh {
+                    std::mem::transmute(_mm512_load_si512(line.add(at).cast()))
+                };
+                let line = [pairs(0), pairs(32)];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let pair = left.add(row * stride + k).cast::<i32>().read_unaligned();
+                    let pair: __m512bh = std::mem::transmute(_mm512_set1_epi32(pair));
+                    sums[0] = _mm512_dpbf16_ps(sums[0], pair, line[0]);
+                    sums[1] = _mm512_dpbf16_ps(sums[1], pair, line[1]);
+                }
+            }
+            store(&sums, tile);
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn store<const R: usize>(sums: &[[__m512; 2]; R], tile: &mut Tile) {
+        for (row, sums) in tile.0.iter_mut().zip(sums) {
+            // SAFETY: rows of a tile have 32 entries and begin at a cache line.
+            unsafe {
+                _mm512_store_ps(row.as_mut_ptr(), sums[0]);
+                _mm512_store_ps(row.as_mut_ptr().add(16), sums[1]);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod amx {
+    //! Two by two registers of 16 x 16 sums each. The compiler does not know these registers: whatever happens
+    //! in them happens within one block of assembly.
+
+    use std::{arch::asm, cell::Cell};
+
+    use half::bf16;
+
+    use super::super::product::{Tile, WIDTH};
+
+    /// Rows of two registers.
+    pub(super) const ROWS: usize = 32;
+
+    /// Asks the kernel for the registers, which it saves only for processes that do.
+    pub(in super::super) fn is_available() -> bool {
+        use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+        const AMX_BF16: u32 = 1 << 22;
+        const AMX_TILE: u32 = 1 << 24;
+        const TILE_STATE: u64 = 0b11 << 17;
+        const OSXSAVE: u32 = 1 << 27;
+        #[target_feature(enable = "xsave")]
+        fn enabled_state() -> u64 {
+            // SAFETY: called only where the system has enabled xgetbv.
+            unsafe { _xgetbv(0) }
+        }
+        if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
+            return false;
+        }
+        let features = __cpuid_count(7, 0).edx;
+        // SAFETY: OSXSAVE says that the processor has the instruction and the system allows it.
+        let state = unsafe { enabled_state() };
+        let has = features & AMX_BF16 != 0 && features & AMX_TILE != 0;
+        has && state & TILE_STATE == TILE_STATE && is_permitted()
+    }
+
+    fn is_permitted() -> bool {
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const TILE_DATA: libc::c_long = 18;
+        // SAFETY: a request with two numbers; it changes nothing but the permission.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
+    }
+
+    /// What LDTILECFG reads.
+    #[repr(C, align(64))]
+    struct Configuration {
+        palette: u8,
+        start_row: u8,
+        reserved: [u8; 14],
+        bytes_per_row: [u16; 16],
+        rows: [u8; 16],
+    }
+
+    /// Registers 0 to 3 hold sums, 4 and 5 left rows, 6 and 7 the halves of a panel.
+    fn configuration(rows: usize) -> Configuration {
+        let (upper, lower) = (rows.min(16) as u8, rows.saturating_sub(16) as u8);
+        let mut of = Configuration {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            bytes_per_row: [0; 16],
+            rows: [0; 16],
+        };
+        of.rows[..8].copy_from_slice(&[upper, upper, lower, lower, upper, lower, 16, 16]);
+        for (bytes, &rows) in of.bytes_per_row.iter_mut().zip(&of.rows) {
+            *bytes = if rows == 0 { 0 } else { 64 };
+        }
+        of
+    }
+
+    thread_local! {
+        /// Rows that this thread's registers are configured for: configuring takes as long as a third of a tile.
+        static CONFIGURED: Cell<usize> = const { Cell::new(0) };
+    }
+
+    pub(super) unsafe fn tile_bf16(
+        left: *const bf16,
+        stride: usize,
+        rows: usize,
+        panel: *const bf16,
+        inner: usize,
+        tile: &mut Tile,
+    ) {
+        if CONFIGURED.replace(rows) != rows {
+            let configuration = configuration(rows);
+            // SAFETY: the processor has AMX and the process may use it, says the caller.
+            unsafe {
+                asm!("ldtilecfg [{}]", in(reg) &configuration, options(nostack, preserves_flags, readonly));
+            }
+        }
+        // SAFETY: as the caller's; a step takes 32 of the inner extent, which is filled up to a multiple of that.
+        unsafe {
+            if rows > 16 {
+                two_by_two(left, stride, panel, inner / 32, tile);
+            } else {
+                one_by_two(left, stride, panel, inner / 32, tile);
+            }
+        }
+    }
+
+    /// Bytes from row to row of a panel (pairs of bf16) and of a tile (f32): the same.
+    const ROW: usize = 4 * WIDTH;
+
+    unsafe fn two_by_two(
+        left: *const bf16,
+        stride: usize,
+        panel: *const bf16,
+        n_steps: usize,
+        tile: &mut Tile,
+    ) {
+        // SAFETY: the caller vouches for what is read; the tile has the 32 rows that are written.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "test {n}, {n}",
+                "jz 3f",
+                "2:",
+                "tileloadd tmm6, [{panel} + {row}]",
+                "tileloadd tmm7, [{panel} + {row} + 64]",
+                "tileloadd tmm4, [{upper} + {stride}]",
+                "tileloadd tmm5, [{lower} + {stride}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {panel}, 2048",
+                "add {upper}, 64",
+                "add {lower}, 64",
+                "dec {n}",
+                "jnz 2b",
+                "3:",
+                "tilestored [{tile} + {row}], tmm0",
+                "tilestored [{tile} + {row} + 64], tmm1",
+                "tilestored [{tile} + {row} + 2048], tmm2",
+                "tilestored [{tile} + {row} + 2112], tmm3",
+                n = inout(reg) n_steps => _,
+                panel = inout(reg) panel => _,
+                upper = inout(reg) left => _,
+                lower = inout(reg) left.add(16 * stride) => _,
+                stride = in(reg) 2 * stride,
+                row = in(reg) ROW,
+                tile = in(reg) tile.0.as_mut_ptr(),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+
+    /// As [`two_by_two`] for at most 16 rows.
+    unsafe fn one_by_two(
+        left: *const bf16,
+        stride: usize,
+        panel: *const bf16,
+        n_steps: usize,
+        tile: &mut Tile,
+    ) {
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "test {n}, {n}",
+                "jz 3f",
+                "2:",
+                "tileloadd tmm6, [{panel} + {row}]",
+                "tileloadd tmm7, [{panel} + {row} + 64]",
+                "tileloadd tmm4, [{left} + {stride}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "add {panel}, 2048",
+                "add {left}, 64",
+                "dec {n}",
+                "jnz 2b",
+                "3:",
+                "tilestored [{tile} + {row}], tmm0",
+                "tilestored [{tile} + {row} + 64], tmm1",
+                n = inout(reg) n_steps => _,
+                panel = inout(reg) panel => _,
+                left = inout(reg) left => _,
+                stride = in(reg) 2 * stride,
+                row = in(reg) ROW,
+                tile = in(reg) tile.0.as_mut_ptr(),
+                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::super::product::{Tile, WIDTH};
+
+    /// 12 sums, two parts of a panel's line and a broadcast: 15 of 16 registers.
+    pub(super) const ROWS: usize = 6;
+
+    pub(super) unsafe fn tile_f32(
+        left: *const f32,
+        stride: usize,
+        rows: usize,
+        panel: *const f32,
+        inner: usize,
+        tile: &mut Tile,
+    ) {
+        // SAFETY: the caller vouches for instructions and extents.
+        unsafe { by_rows!(rows, f32_rows(left, stride, panel, inner, tile), 1 2 3 4 5 6) }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn f32_rows<const R: usize>(
+        left: *const f32,
+        stride: usize,
+        panel: *const f32,
+        inner: usize,
+        tile: &mut Tile,
+    ) {
+        // SAFETY: the caller vouches for the extents.
+        unsafe {
+            for half in [0, 16] {
+                let mut sums = [[_mm256_setzero_ps(); 2]; R];
+                for k in 0..inner {
+                    let line = panel.add(k * WIDTH + half);
+                    let line = [_mm256_load_ps(line), _mm256_load_ps(line.add(8))];
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let factor = _mm256_set1_ps(*left.add(row * stride + k));
+                        sums[0] = _mm256_fmadd_ps(factor, line[0], sums[0]);
+                        sums[1] = _mm256_fmadd_ps(factor, line[1], sums[1]);
+                    }
+                }
+                for (row, sums) in tile.0.iter_mut().zip(&sums) {
+                    _mm256_store_ps(row.as_mut_ptr().add(half), sums[0]);
+                    _mm256_store_ps(row.as_mut_ptr().add(half + 8), sums[1]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::product::{Element, Panels, Rows, multiply},
+        *,
+    };
+
+    /// Every kernel that this processor has, against the definition.
+    #[test]
+    fn tiles_are_the_products_of_the_definition_for_all_numbers_of_rows() {
+        use Instructions::*;
+        let best = Instructions::in_use();
+        for instructions in [Portable, Avx2, Avx512, Avx512Bf16, Amx] {
+            if instructions > best {
+                println!("skipped: {instructions}, which this processor does not have");
+                continue;
+            }
+            check::<f32>(instructions, kernel_f32(instructions));
+            if let Some(kernel) = kernel_bf16(instructions) {
+                check::<bf16>(instructions, kernel);
+            }
+        }
+    }
+
+    fn check<E: Element>(instructions: Instructions, kernel: Kernel<E>) {
+        // Whole numbers: exact in both formats and in any order.
+        let value = |i: usize| ((i * 7919) % 31) as f32 - 15.0;
+        for (inner, columns) in [(1, 1), (7, 33), (32, 32), (37, 70), (384, 40)] {
+            let right: Vec<f32> = (0..columns * inner).map(value).collect();
+            let panels = Panels::<E>::of_columns(&right, inner);
+            for n in 1..=2 * kernel.rows {
+                // Entries between the rows that must not count.
+                let stride = E::padded(inner) + 3;
+                let mut left = vec![E::of(0.0); n * stride];
+                for (row, left) in left.chunks_exact_mut(stride).enumerate() {
+                    left[E::padded(inner)..].fill(E::of(1000.0));
+                    let values = (row * inner..).map(|i| E::of(value(i)));
+                    left[..inner].iter_mut().zip(values).for_each(|(left, value)| *left = value);
+                }
+                let mut found = vec![f32::NAN; n * columns];
+                multiply(kernel, Rows { values: &left, n, stride }, &panels, |place, tile| {
+                    for row in 0..place.rows {
+                        let at = (place.row + row) * columns + place.column;
+                        let values = &tile.0[row][..place.columns];
+                        found[at..at + place.columns].copy_from_slice(values);
+                    }
+                });
+                for (index, found) in found.iter().enumerate() {
+                    let (row, column) = (index / columns, index % columns);
+                    let right = &right[column * inner..(column + 1) * inner];
+                    let products =
+                        right.iter().enumerate().map(|(k, b)| value(row * inner + k) * b);
+                    let expected: f32 = products.sum();
+                    let place =
+                        format!("{instructions}, {n} x {inner} x {columns} at {row}, {column}");
+                    assert_eq!(*found, expected, "{place}");
+                }
+            }
+        }
+    }
+}
