@@ -4,8 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # prometheus: promtool checks metrics, rules and queries; systemd: systemd-analyze checks units; dcm2niix
 # converts the same DICOM series as oddscan; dcmtk compresses some of them; bindfs mounts a folder that
-# sends no events.
-scripts/setup.sh prometheus systemd dcm2niix dcmtk bindfs
+# sends no events; valgrind counts instructions.
+scripts/setup.sh prometheus systemd dcm2niix dcmtk bindfs valgrind
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
 # nibabel reads our files back, highdicom and pydicom write DICOM series (pylibjpeg compresses them),
@@ -25,6 +25,7 @@ cargo fmt --check
 cargo clippy --all-targets --features burn-cpu -- -D warnings
 cargo nextest run --features burn-cpu
 cargo test --doc --features burn-cpu
+benches/instructions.py
 cargo doc --no-deps --features burn-cpu
 cargo check --no-default-features
 cargo check --features cuda

@@ -2,7 +2,8 @@
 
     python3 benches/compare/compare.py ODDSCAN [--device cuda|cpu] [--networks ...] [--slices N] [--json FILE]
 
-ODDSCAN is the built binary. PyTorch runs the network eagerly with scaled_dot_product_attention, in the
+ODDSCAN is the built binary. To mask instructions of the CPU for both sides, give --instructions avx2 and
+set ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2. PyTorch runs the network eagerly with scaled_dot_product_attention, in the
 precision named. On both sides grey slices go to the device in f32 and the features, averaged over each
 seven slices, come back in f32. Medians.
 """
@@ -105,24 +106,28 @@ def oddscan(binary, *arguments):
     return json.loads(done.stdout)
 
 
-def torch_score(tokens, channels, dtype, device, window, repeats):
+def torch_score(form, tokens, channels, device, window, repeats):
+    """Both minima of all pairs. form: addmm, cdist (f32) or bf16 (products rounded to bf16, not refined)."""
     torch.manual_seed(0)
+    dtype = torch.bfloat16 if form == "bf16" else torch.float32
     new = torch.randn(tokens, channels, dtype=dtype, device=device)
     others = [torch.randn(tokens, channels, dtype=dtype, device=device) for _ in range(min(window, 16))]
     new_norm = (new.float() ** 2).sum(1, keepdim=True)
     norms = [(o.float() ** 2).sum(1)[None] for o in others]
 
+    def squared_distances(other, norm):
+        if form == "cdist":
+            return torch.cdist(new[None], other[None])[0]
+        if form == "addmm":
+            return torch.addmm(norm.expand(tokens, -1), new, other.T, alpha=-2).add_(new_norm)
+        return (new @ other.T).float().mul_(-2).add_(norm).add_(new_norm)
+
     def work():
         with torch.inference_mode():
             found = []
             for i in range(window):
-                o, n = others[i % 16], norms[i % 16]
-                if dtype == torch.float32:
-                    squared = torch.addmm(n.expand(tokens, -1), new, o.T, alpha=-2)
-                else:
-                    squared = (new @ o.T).float().mul_(-2).add_(n)
-                found.append(squared.min(1).values.add(new_norm[:, 0]))
-                found.append((squared + new_norm).min(0).values)
+                squared = squared_distances(others[i % 16], norms[i % 16])
+                found += [squared.min(1).values, squared.min(0).values]
             torch.stack(found).sqrt().cpu()
 
     return median(work, repeats)
@@ -138,11 +143,14 @@ def main():
     parser.add_argument("--slices", type=int, default=672)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--window", type=int, default=200)
+    parser.add_argument("--tokens", nargs="+", type=int, default=[2300, 4096])
+    parser.add_argument("--instructions", help="at most these of the CPU, for oddscan; see its help")
     parser.add_argument("--no-score", action="store_true")
     parser.add_argument("--json", help="write all figures here")
     options = parser.parse_args()
     name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     print(f"{name}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+    limits = ["--instructions", options.instructions] if options.instructions else []
     rows = []
 
     def row(what, ours, theirs):
@@ -161,16 +169,22 @@ def main():
                 ours = oddscan(
                     options.oddscan, "encode", "--network", network, "--precision", precision,
                     "--batch", batch, "--slices", options.slices, "--device", options.device,
-                    "--repeats", options.repeats,
+                    "--repeats", options.repeats, *limits,
                 )
                 row(f"encode {network} {precision} {options.slices} slices, batch {batch}", ours, theirs)
-    if not options.no_score:
-        theirs = torch_score(2300, 384, torch.float32, options.device, options.window, options.repeats)
-        ours = oddscan(
-            options.oddscan, "score", "--reach", 0, "--window", options.window, "--device", options.device,
-            "--repeats", options.repeats,
-        )
-        row(f"one scan against {options.window}, 2300 tokens, 384 channels, whole volume", ours, theirs)
+    for tokens in [] if options.no_score else options.tokens:
+        theirs = {
+            form: torch_score(form, tokens, 384, options.device, options.window, options.repeats)
+            for form in ("addmm", "cdist", "bf16")
+        }
+        for precision in ("f32", "bf16") if options.device == "cpu" else ("bf16",):
+            ours = oddscan(
+                options.oddscan, "score", "--reach", 0, "--tokens", tokens, "--window", options.window,
+                "--device", options.device, "--precision", precision, "--repeats", options.repeats,
+                *limits,
+            )
+            for form, seconds in theirs.items():
+                row(f"1 scan against {options.window}, {tokens} tokens: {precision} and {form}", ours, seconds)
     if options.json:
         with open(options.json, "w") as file:
             json.dump({"device": name, "torch": torch.__version__, "rows": rows}, file, indent=1)

@@ -1,0 +1,45 @@
+//! One piece of work on one thread, for `instructions.py` to count its instructions. The argument names it;
+//! without one, all names are printed.
+
+mod work;
+
+use oddscan::compute::{Precision, cpu::CpuDistances, weights::Architecture};
+
+/// Small enough for an emulated processor.
+const NETWORK: Architecture = Architecture {
+    channels: 128,
+    depth: 2,
+    heads: 2,
+    hidden: 512,
+    patch: 14,
+    registers: 0,
+    position_side: 8,
+};
+
+const NAMES: [&str; 4] = ["encode", "compare-whole-volume", "compare-within-reach", "score"];
+
+/// What is counted: callgrind knows it by this name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+fn counted_work(work: &mut dyn FnMut()) {
+    work();
+}
+
+fn main() {
+    let Some(name) = std::env::args().nth(1) else {
+        return NAMES.iter().for_each(|name| println!("{name}"));
+    };
+    let mut work: Box<dyn FnMut() + Send> = match name.as_str() {
+        "encode" => Box::new(work::encode(NETWORK, 112, Precision::F32)),
+        "compare-whole-volume" => Box::new(work::compare(CpuDistances::in_single(), 9, 0)),
+        "compare-within-reach" => Box::new(work::compare(CpuDistances::in_single(), 9, 1)),
+        "score" => Box::new(work::score(500, 50)),
+        other => panic!("{other} is none of {NAMES:?}"),
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
+    pool.expect("one thread").install(|| {
+        // Once before, for what is set up once.
+        work();
+        counted_work(&mut *work);
+    });
+}

@@ -1,0 +1,32 @@
+//! `cargo bench`: seconds of the kernels on this machine.
+
+mod work;
+
+use std::time::Duration;
+
+use criterion::Criterion;
+use oddscan::compute::{Precision, cpu::CpuDistances, weights::Architecture};
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .sample_size(20)
+        .measurement_time(Duration::from_secs(8))
+        .configure_from_args();
+    let vit_s = Architecture::named("dinov2_vits14").expect("is one of the names");
+    let mut bench = |name: &str, mut work: Box<dyn FnMut()>| {
+        criterion.bench_function(name, |bencher| bencher.iter(&mut work));
+    };
+    bench("encode one slice, ViT-S, f32", Box::new(work::encode(vit_s, 224, Precision::F32)));
+    bench("encode one slice, ViT-S, bf16", Box::new(work::encode(vit_s, 224, Precision::Bf16)));
+    // Some 1,900 tokens each.
+    let side = 14;
+    bench("compare a pair, whole volume", Box::new(work::compare(CpuDistances::new(), side, 0)));
+    let in_single = CpuDistances::in_single();
+    bench("compare a pair, whole volume, f32", Box::new(work::compare(in_single, side, 0)));
+    bench(
+        "compare a pair, one patch around",
+        Box::new(work::compare(CpuDistances::new(), side, 1)),
+    );
+    bench("score a scan against 200", Box::new(work::score(1900, 200)));
+    criterion.final_summary();
+}
