@@ -97,6 +97,13 @@ def torch_encode(network, precision, device, batch, slices, side, repeats):
     return median(work, repeats)
 
 
+def ceiling(precision, device, repeats):
+    """GFLOP/s of a large product: what this machine can do, near enough."""
+    n = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(n, n, dtype=DTYPES[precision], device=device) for _ in range(2))
+    return 2 * n**3 / median(lambda: a @ b, repeats) / 1e9
+
+
 def oddscan(binary, *arguments):
     command = [binary, "bench", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -153,10 +160,16 @@ def main():
     limits = ["--instructions", options.instructions] if options.instructions else []
     rows = []
 
-    def row(what, ours, theirs):
+    ceilings = {precision: ceiling(precision, options.device, options.repeats) for precision in ("f32", "bf16")}
+    print("products of large matrices:", ", ".join(f"{p} {c:.0f} GFLOP/s" for p, c in ceilings.items()))
+
+    def row(what, precision, ours, theirs):
         seconds = ours["seconds"] if ours else float("nan")
-        rows.append({"what": what, "oddscan_s": seconds, "torch_s": theirs, "ours": ours})
-        print(f"{what}: oddscan {seconds:.4f} s, PyTorch {theirs:.4f} s, ratio {theirs / seconds:.2f}", flush=True)
+        share = ours["gflops"] / ceilings[precision] if ours and precision in ceilings else None
+        rows.append({"what": what, "oddscan_s": seconds, "torch_s": theirs, "share": share, "ours": ours})
+        of_ceiling = f", {share:.0%} of the ceiling" if share else ""
+        ratio = f"ratio {theirs / seconds:.2f}"
+        print(f"{what}: oddscan {seconds:.4f} s{of_ceiling}, PyTorch {theirs:.4f} s, {ratio}", flush=True)
 
     for network in options.networks:
         for precision in options.precisions:
@@ -171,7 +184,8 @@ def main():
                     "--batch", batch, "--slices", options.slices, "--device", options.device,
                     "--repeats", options.repeats, *limits,
                 )
-                row(f"encode {network} {precision} {options.slices} slices, batch {batch}", ours, theirs)
+                what = f"encode {network} {precision} {options.slices} slices, batch {batch}"
+                row(what, precision, ours, theirs)
     for tokens in [] if options.no_score else options.tokens:
         theirs = {
             form: torch_score(form, tokens, 384, options.device, options.window, options.repeats)
@@ -184,10 +198,12 @@ def main():
                 *limits,
             )
             for form, seconds in theirs.items():
-                row(f"1 scan against {options.window}, {tokens} tokens: {precision} and {form}", ours, seconds)
+                what = f"1 scan against {options.window}, {tokens} tokens: {precision} and {form}"
+                row(what, precision, ours, seconds)
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"device": name, "torch": torch.__version__, "rows": rows}, file, indent=1)
+            found = {"device": name, "torch": torch.__version__, "ceilings": ceilings, "rows": rows}
+            json.dump(found, file, indent=1)
 
 
 if __name__ == "__main__":

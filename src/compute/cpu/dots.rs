@@ -71,9 +71,7 @@ mod avx512 {
         products: &mut Products,
     ) {
         let mut sums = [[_mm512_setzero_ps(); RIGHT]; L];
-        for at in (0..width).step_by(16) {
-            let lanes = (width - at).min(16);
-            let mask = (u16::MAX >> (16 - lanes)) as __mmask16;
+        let mut add = |at: usize, mask: __mmask16| {
             // SAFETY: lanes beyond the row are not read; the caller vouches for the rows.
             let read = |row: *const f32| unsafe { _mm512_maskz_loadu_ps(mask, row.add(at)) };
             let left: [__m512; L] = std::array::from_fn(|row| read(left.wrapping_add(row * width)));
@@ -83,6 +81,11 @@ mod avx512 {
                     sums[column] = _mm512_fmadd_ps(*left, value, sums[column]);
                 }
             }
+        };
+        let whole = width / 16 * 16;
+        (0..whole).step_by(16).for_each(|at| add(at, !0));
+        if whole < width {
+            add(whole, (1 << (width - whole)) - 1);
         }
         for (sums, products) in sums.iter().zip(products) {
             // SAFETY: there are eight places.

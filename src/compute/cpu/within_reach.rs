@@ -30,27 +30,49 @@ pub(super) fn within_reach(first: &Tokens<'_>, second: &Tokens<'_>, reach: usize
     }
 }
 
-/// Where the tokens of a scan are, with room for [`RIGHT`] more at the end.
+/// Where the tokens of a scan are.
 struct Places {
-    /// Number of the first token of each line of cells along x, and the number of tokens.
-    lines: Vec<usize>,
-    /// Place along x.
+    shape: Shape3,
+    /// For each cell, and for the end of the grid, how many tokens come before it.
+    before: Vec<usize>,
+    /// Place along x, with room for [`RIGHT`] more at the end.
     x: Vec<i32>,
-    /// Squared lengths.
+    /// Squared lengths, with the same room.
     norms: Vec<f32>,
 }
 
 impl Places {
     fn of(tokens: &Tokens<'_>) -> Self {
-        let Shape3([nx, ny, nz]) = tokens.grid.shape();
-        let cells = tokens.grid.cells();
-        let line_starts = (0..=ny * nz).map(|line| line * nx);
-        let lines = line_starts.map(|start| cells.partition_point(|&cell| (cell as usize) < start));
-        let mut x: Vec<i32> = cells.iter().map(|&cell| (cell as usize % nx) as i32).collect();
+        let (shape, cells) = (tokens.grid.shape(), tokens.grid.cells());
+        let mut before = vec![0; shape.n_voxels() + 1];
+        for &cell in cells {
+            before[cell as usize + 1] = 1;
+        }
+        for cell in 1..before.len() {
+            before[cell] += before[cell - 1];
+        }
+        let mut x: Vec<i32> =
+            cells.iter().map(|&cell| shape.voxel(cell as usize)[0] as i32).collect();
         x.resize(cells.len() + RIGHT, 0);
         let mut norms = vec![0.0; cells.len() + RIGHT];
         squared_lengths(tokens.values, tokens.grid.channels(), &mut norms);
-        Self { lines: lines.collect(), x, norms }
+        Self { shape, before, x, norms }
+    }
+
+    /// Lines of cells along x.
+    fn n_lines(&self) -> usize {
+        self.shape.0[1] * self.shape.0[2]
+    }
+
+    fn line(&self, line: usize) -> Range<usize> {
+        self.within(line, 0..self.shape.0[0] as i32)
+    }
+
+    /// The tokens of a line that lie at `x`, as far as that is in the grid.
+    fn within(&self, line: usize, x: Range<i32>) -> Range<usize> {
+        let nx = self.shape.0[0];
+        let before = |x: i32| self.before[line * nx + x.clamp(0, nx as i32) as usize];
+        before(x.start)..before(x.end)
     }
 
     /// What is needed of [`RIGHT`] tokens, of which `n` count.
@@ -61,14 +83,6 @@ impl Places {
             x: self.x[start..].first_chunk().expect("room at the end"),
             norms: self.norms[start..].first_chunk().expect("room at the end"),
         }
-    }
-
-    /// The tokens of a line that lie at `x`.
-    fn within(&self, line: usize, x: Range<i32>) -> Range<usize> {
-        let tokens = self.lines[line]..self.lines[line + 1];
-        let places = &self.x[tokens.clone()];
-        let before = |limit: i32| tokens.start + places.partition_point(|&place| place < limit);
-        before(x.start)..before(x.end)
     }
 }
 
@@ -104,17 +118,14 @@ struct Search<'a> {
 impl Search<'_> {
     /// For each token of either scan the nearest of the other.
     fn run(&self) -> (Vec<u32>, Vec<u32>) {
-        let n_lines = self.places[0].lines.len() - 1;
+        let n_lines = self.places[0].n_lines();
         let [n_first, n_second] = [self.first, self.second].map(|tokens| tokens.grid.n_tokens());
         // A few large parts: each has minima of its own for the whole second scan.
         let part = n_first.div_ceil(4 * rayon::current_num_threads()).max(1);
         let mut parts: Vec<Range<usize>> = Vec::new();
         for line in 0..n_lines {
-            let starts_part = |range: &Range<usize>| {
-                self.places[0].lines[range.end] - self.places[0].lines[range.start] >= part
-            };
             match parts.last_mut() {
-                Some(last) if !starts_part(last) => last.end = line + 1,
+                Some(last) if self.n_tokens(last) < part => last.end = line + 1,
                 _ => parts.push(line..line + 1),
             }
         }
@@ -129,13 +140,18 @@ impl Search<'_> {
         (rows, columns.token)
     }
 
+    /// Tokens of the first scan in some lines.
+    fn n_tokens(&self, lines: &Range<usize>) -> usize {
+        self.places[0].line(lines.end - 1).end - self.places[0].line(lines.start).start
+    }
+
     /// The same for some lines of the first scan: the nearest of each of their tokens, and for each token of
     /// the second scan the nearest of theirs.
     fn search(&self, lines: Range<usize>) -> (Vec<u32>, Nearest) {
         let mut rows = Vec::new();
         let mut columns = Nearest::none(self.second.grid.n_tokens() + RIGHT);
         for line in lines {
-            let tokens = self.places[0].lines[line]..self.places[0].lines[line + 1];
+            let tokens = self.places[0].line(line);
             for start in tokens.clone().step_by(LEFT) {
                 let block = start..tokens.end.min(start + LEFT);
                 let nearest = self.search_around(line, block.clone(), &mut columns);
