@@ -1,5 +1,6 @@
 //! `oddscan bench`: how fast this machine does what costs most, encoding and comparing.
 
+mod pipeline;
 mod window;
 
 use std::{path::PathBuf, time::Instant};
@@ -35,6 +36,8 @@ pub(super) enum Command {
     Score(Score),
     /// The same with reading and keeping them on this disk, and all scores again; for several sizes.
     Window(window::Arguments),
+    /// Seconds per scan and stage through the whole daemon, on made-up scans.
+    Pipeline(pipeline::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -133,6 +136,7 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
         Command::Encode(arguments) => encode(arguments),
         Command::Score(arguments) => score(arguments),
         Command::Window(arguments) => window::run(arguments),
+        Command::Pipeline(arguments) => pipeline::run(arguments),
     }
 }
 
