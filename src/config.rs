@@ -26,6 +26,7 @@ use crate::{
         scoring::{Fraction, SearchReach},
         token::TokenSettings,
     },
+    store::MIN_MEMORY,
 };
 
 pub use preprocess::{PLACEHOLDERS, PreprocessChoice, PreprocessSettings};
@@ -45,7 +46,7 @@ const PRESETS: [(&str, &str); 2] = [
 ];
 
 /// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders rest on them.
-const NEEDS_RESTART: [&str; 10] = [
+const NEEDS_RESTART: [&str; 11] = [
     "preset",
     "directories",
     "preprocess",
@@ -54,6 +55,7 @@ const NEEDS_RESTART: [&str; 10] = [
     "intensity",
     "encoder",
     "tokens",
+    "window.memory_mib",
     "scoring.reach_patches",
     "service.listen",
 ];
@@ -189,6 +191,8 @@ pub struct WindowSettings {
     pub min_scans: usize,
     /// Scans held.
     pub max_scans: NonZeroUsize,
+    /// Memory for the tokens and distances of all windows, bytes.
+    pub memory_bytes: u64,
     /// Cohorts with a metric label of their own.
     pub max_cohort_labels: usize,
 }
@@ -385,6 +389,7 @@ impl Config {
             cohorts: newer.cohorts,
             quality: newer.quality,
             window: WindowSettings {
+                memory_bytes: self.window.memory_bytes,
                 max_cohort_labels: self.window.max_cohort_labels,
                 ..newer.window
             },
@@ -545,6 +550,7 @@ struct RawQuality {
 struct RawWindow {
     min_scans: i64,
     max_scans: i64,
+    memory_mib: i64,
     max_cohort_labels: i64,
 }
 
@@ -880,7 +886,14 @@ impl Checker {
             self.fault("window.min_scans", min_scans, needed);
         }
         let labels = self.whole("window.max_cohort_labels", raw.max_cohort_labels, 1, 1000);
-        WindowSettings { min_scans, max_scans, max_cohort_labels: labels }
+        let least = (MIN_MEMORY >> 20) as i64;
+        let memory = self.whole("window.memory_mib", raw.memory_mib, least, 1 << 20) as u64;
+        WindowSettings {
+            min_scans,
+            max_scans,
+            memory_bytes: memory << 20,
+            max_cohort_labels: labels,
+        }
     }
 
     fn scoring(&mut self, raw: &RawScoring, community: &RawCommunity) -> Scoring {
@@ -991,6 +1004,19 @@ mod tests {
         let new = Config::parse("quality.max_noise = 0.3").unwrap();
         assert!(old.restart_needed_for(&new).is_empty());
         assert_eq!(old.with_reloadable_of(new).quality.max_noise, 0.3);
+    }
+
+    #[test]
+    fn the_memory_of_the_windows_is_checked_and_needs_a_restart() {
+        let old = Config::parse("").unwrap();
+        assert_eq!(old.window.memory_bytes, 256 << 20);
+        let found = faults("window.memory_mib = 64");
+        assert_eq!(found, ["window.memory_mib = 64: a whole number from 128 to 1048576 is needed"]);
+        let new = Config::parse("window.memory_mib = 512").unwrap();
+        assert_eq!(old.restart_needed_for(&new), ["window.memory_mib"]);
+        let merged = old.with_reloadable_of(new);
+        assert_eq!(merged.window, old.window);
+        assert_eq!(merged.tree["window"], old.tree["window"]);
     }
 
     #[test]

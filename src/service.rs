@@ -61,6 +61,7 @@ pub enum ServiceError {
 
 /// Runs the daemon until SIGTERM, SIGINT or an error that ends it.
 pub fn run(path: Option<PathBuf>) -> Result<(), ServiceError> {
+    store::share_one_heap();
     let config = Config::load(path.as_deref())?;
     let log = telemetry::start_logging(&config.service.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -173,7 +174,8 @@ impl Service {
 
 fn build(config: &Config) -> Result<(Arc<Shared>, Engine), ServiceError> {
     let engine = Engine::start(config)?;
-    let store = Store::open(&config.directories.state.join("store")).map_err(ScanError::from)?;
+    let folder = config.directories.state.join("store");
+    let store = Store::open(&folder, config.window.memory_bytes).map_err(ScanError::from)?;
     let metrics = Metrics::with_max_cohorts(config.window.max_cohort_labels);
     let method = engine.method.clone();
     if engine.fell_back {

@@ -1,5 +1,6 @@
 //! `oddscan bench`: how fast this machine does what costs most, encoding and comparing.
 
+mod pipeline;
 mod window;
 
 use std::{path::PathBuf, time::Instant};
@@ -35,6 +36,8 @@ pub(super) enum Command {
     Score(Score),
     /// The same with reading and keeping them on this disk, and all scores again; for several sizes.
     Window(window::Arguments),
+    /// Seconds per scan and stage through the whole daemon, on made-up scans.
+    Pipeline(pipeline::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -137,14 +140,17 @@ struct Measured {
 }
 
 pub(super) fn run(command: &Command) -> Result<(), Failure> {
-    let (Command::Encode(Encode { how, .. })
+    if let Command::Encode(Encode { how, .. })
     | Command::Score(Score { how, .. })
-    | Command::Window(window::Arguments { how, .. })) = command;
-    how.instructions.limit();
+    | Command::Window(window::Arguments { how, .. }) = command
+    {
+        how.instructions.limit();
+    }
     match command {
         Command::Encode(arguments) => encode(arguments),
         Command::Score(arguments) => score(arguments),
         Command::Window(arguments) => window::run(arguments),
+        Command::Pipeline(arguments) => pipeline::run(arguments),
     }
 }
 

@@ -1,8 +1,8 @@
 //! `oddscan demo`: the real daemon on a folder of its own, fed scan by scan as a scanner would.
 
-mod daemon;
+pub(super) mod daemon;
 mod phantom;
-mod scans;
+pub(super) mod scans;
 
 use std::{
     fs,
@@ -52,7 +52,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = make_folder(arguments.dir.as_deref())?;
     let scans = match &arguments.scans {
         Some(source) => scans::listed(source)?,
-        None => scans::made_up(&folder.join("scans"))?,
+        None => scans::made_up(&folder.join("scans"), scans::N_MADE_UP)?,
     };
     if scans.len() < 2 {
         let found = scans.len();
@@ -102,12 +102,12 @@ fn make_folder(named: Option<&Path>) -> Result<PathBuf, Failure> {
 }
 
 /// An address on loopback that nobody listens on now.
-fn free_address() -> std::io::Result<SocketAddr> {
+pub(super) fn free_address() -> std::io::Result<SocketAddr> {
     TcpListener::bind(("127.0.0.1", 0))?.local_addr()
 }
 
 /// Settings that suit a few scans on a desk: short waits, an early start.
-fn settings(folder: &Path, address: SocketAddr, n_scans: usize, stride: u8) -> String {
+pub(super) fn settings(folder: &Path, address: SocketAddr, n_scans: usize, stride: u8) -> String {
     let path = |name: &str| toml::Value::from(folder.join(name).to_string_lossy().into_owned());
     format!(
         "[directories]\nincoming = {}\nresults = {}\nquarantine = {}\nstate = {}\n\
@@ -158,7 +158,7 @@ fn feed(daemon: &mut Daemon, scans: &[Scan], incoming: &Path) -> Result<(), Fail
 }
 
 /// Whether every scan is a member, a duplicate or refused, and every result is up to date.
-fn is_done(status: &Status, n_scans: usize) -> bool {
+pub(super) fn is_done(status: &Status, n_scans: usize) -> bool {
     let n_members: usize = status.cohorts.values().map(|cohort| cohort.n_scans).sum();
     let n_outdated: usize = status.cohorts.values().map(|cohort| cohort.n_outdated).sum();
     let n_aside = (status.n_duplicates + status.n_quarantined) as usize;

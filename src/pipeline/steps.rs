@@ -511,26 +511,47 @@ pub fn score_members(
     let n_parts = members.first().map_or(0, |member| member.parts.len());
     let (references, guests): (Vec<&Member>, Vec<&Member>) =
         members.iter().partition(|member| member.is_reference);
-    let mut views: BTreeMap<ScanId, Vec<ScoreGrid>> = BTreeMap::new();
+    let token_sets = (0..n_parts).flat_map(|part| {
+        let set = move |(index, &layer): (usize, &usize)| Tokens {
+            grid: index * n_parts + part,
+            part,
+            layer,
+        };
+        layers.iter().enumerate().map(set)
+    });
+    let token_sets: Vec<Tokens> = token_sets.collect();
+    let mut scores = TokenScores::default();
     let mut shared = Vec::new();
-    for part in 0..n_parts {
-        let mut scores = LayerScores {
-            references: vec![Vec::new(); references.len()],
-            guests: vec![Vec::new(); guests.len()],
-        };
-        for (index, &layer) in layers.iter().enumerate() {
-            let tokens = Tokens { grid: index * n_parts + part, part, layer };
-            let found =
-                score_tokens(&references, &guests, tokens, settings, distances, &mut scores)?;
-            shared.extend(found);
+    if settings.filter_shared {
+        for &tokens in &token_sets {
+            shared.extend(score_filtered(
+                &references,
+                &guests,
+                tokens,
+                settings,
+                distances,
+                &mut scores,
+            )?);
         }
-        let grid = |(member, layers): (&&Member, &Layers)| ScoreGrid {
+    } else {
+        // Scan by scan: the columns of a large window need not be in memory together, and those of one
+        // scan, which lie together in the store, are read once.
+        let none = vec![Vec::new(); references.len()];
+        for member in members {
+            for &tokens in &token_sets {
+                let nearest = nearest(member, &references, &none, tokens, distances)?;
+                scores.add(member, tokens, &nearest, settings.keep);
+            }
+        }
+    }
+    let mut views: BTreeMap<ScanId, Vec<ScoreGrid>> = BTreeMap::new();
+    for part in 0..n_parts {
+        let grid = |member: &&Member| ScoreGrid {
             foreground: member.parts[part].clone(),
-            scores: scoring::mean_over_layers(layers),
+            scores: scores.mean_over_layers(member, part),
         };
-        let mut grids: Vec<ScoreGrid> =
-            references.iter().zip(&scores.references).map(grid).collect();
-        let mut guest_grids: Vec<ScoreGrid> = guests.iter().zip(&scores.guests).map(grid).collect();
+        let mut grids: Vec<ScoreGrid> = references.iter().map(grid).collect();
+        let mut guest_grids: Vec<ScoreGrid> = guests.iter().map(grid).collect();
         if settings.place_share > 0.0 {
             for guest in &mut guest_grids {
                 level_guest(guest, &grids, settings.place_share);
@@ -559,13 +580,20 @@ fn level_guest(guest: &mut ScoreGrid, references: &[ScoreGrid], share: f64) {
     *guest = grids.pop().expect("it was put there");
 }
 
-/// The scores of one scan's tokens, layer by layer.
-type Layers = Vec<Vec<Option<f32>>>;
+/// The scores of each member's tokens, part by part, in each layer by layer.
+#[derive(Default)]
+struct TokenScores(BTreeMap<(ScanId, usize), Vec<Vec<Option<f32>>>>);
 
-/// The scores of one part of all members.
-struct LayerScores {
-    references: Vec<Layers>,
-    guests: Vec<Layers>,
+impl TokenScores {
+    /// Scores one grid of tokens of a member; the layers of a part must come in order.
+    fn add(&mut self, of: &Member, tokens: Tokens, nearest: &NearestDistances, keep: Fraction) {
+        let scores = scoring::mutual_scores(nearest, keep);
+        self.0.entry((of.id, tokens.part)).or_default().push(scores);
+    }
+
+    fn mean_over_layers(&self, of: &Member, part: usize) -> Vec<Option<f32>> {
+        scoring::mean_over_layers(&self.0[&(of.id, part)])
+    }
 }
 
 /// Which tokens of the members are scored.
@@ -580,34 +608,26 @@ struct Tokens {
 }
 
 /// Scores one grid of tokens of every member; what references share is left out of the candidates.
-fn score_tokens(
+fn score_filtered(
     references: &[&Member],
     guests: &[&Member],
     tokens: Tokens,
     settings: &Scoring,
     distances: &mut dyn Distances,
-    scores: &mut LayerScores,
+    scores: &mut TokenScores,
 ) -> Result<Vec<SharedAnomaly>, ScanError> {
-    let mut found = Shared { anomalies: Vec::new(), excluded: vec![Vec::new(); references.len()] };
-    if settings.filter_shared {
-        let mut window: Vec<NearestDistances> = references
-            .iter()
-            .map(|member| nearest(member, references, &found.excluded, tokens, distances))
-            .collect::<Result<_, _>>()?;
-        found = leave_out_shared(&mut window, references, tokens, settings, distances)?;
-        for (scores, nearest) in scores.references.iter_mut().zip(&window) {
-            scores.push(scoring::mutual_scores(nearest, settings.keep));
-        }
-    } else {
-        // One scan at a time: the columns of a large window need not be in memory together.
-        for (scores, member) in scores.references.iter_mut().zip(references) {
-            let nearest = nearest(member, references, &found.excluded, tokens, distances)?;
-            scores.push(scoring::mutual_scores(&nearest, settings.keep));
-        }
+    let none = vec![Vec::new(); references.len()];
+    let mut window: Vec<NearestDistances> = references
+        .iter()
+        .map(|member| nearest(member, references, &none, tokens, distances))
+        .collect::<Result<_, _>>()?;
+    let found = leave_out_shared(&mut window, references, tokens, settings, distances)?;
+    for (member, nearest) in references.iter().zip(&window) {
+        scores.add(member, tokens, nearest, settings.keep);
     }
-    for (scores, guest) in scores.guests.iter_mut().zip(guests) {
+    for guest in guests {
         let nearest = nearest(guest, references, &found.excluded, tokens, distances)?;
-        scores.push(scoring::mutual_scores(&nearest, settings.keep));
+        scores.add(guest, tokens, &nearest, settings.keep);
     }
     Ok(found.anomalies)
 }

@@ -1,9 +1,10 @@
 //! Tokens, pair columns and the journal in sled: everything that knows `sled`.
 //!
-//! Values stay below 64 KiB, because sled puts larger ones into files that it never frees (measured:
-//! four times the live data on disk after a few turns of the window, and growing). Long values are
-//! cut into chunks; the manifest that makes them count is written after them, in one transaction
-//! with the journal entry, and flushed before anyone acts on it.
+//! Values are small, because sled puts pages of large ones into files of their own, which its cache does
+//! not count, and values of 128 KiB into files that it never frees (measured: four times the live data on
+//! disk after a few turns of the window, and growing). Long values are cut into chunks; the manifest that
+//! makes them count is written after them, in one transaction with the journal entry, and flushed before
+//! anyone acts on it.
 
 mod record;
 
@@ -20,7 +21,7 @@ use bytemuck::cast_slice;
 use half::f16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use sled::{Transactional, Tree, transaction::TransactionError};
+use sled::{IVec, Transactional, Tree, transaction::TransactionError};
 
 use crate::{
     domain::{
@@ -37,12 +38,34 @@ use crate::{
 /// Layout of the store; grows with every change that an older version would misread.
 pub const FORMAT: u32 = 2;
 
-/// Largest value, bytes.
-const CHUNK: usize = 60 * 1024;
+/// Largest value, bytes. A page of sled has up to 17, and one of 128 KiB or more goes to a file of its own
+/// that counts as a few bytes in the cache: with larger values the cache has no bound (measured: 1.9 to
+/// 4.4 GB for 1.7 GB of data, with a capacity of 1 GiB).
+const CHUNK: usize = 7424;
+
+/// What sled may hold beyond the capacity of its cache, bytes. Each of its 256 shards looks at what was used
+/// only after 64 uses, and each use may have brought a value into memory.
+const BEYOND_CACHE: u64 = 256 * 64 * CHUNK as u64;
+
+/// Least memory of a store, bytes.
+pub const MIN_MEMORY: u64 = BEYOND_CACHE + (12 << 20);
 
 /// Tries and pause for the lock that a killed process may still hold for a moment.
 const LOCK_TRIES: u32 = 30;
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
+
+/// Makes all threads share one heap; to be called before there are any.
+///
+/// glibc gives threads heaps of their own, and sled's cache wanders from one to the next: whatever thread reads
+/// fills its heap, and what is let go stays in another. Measured with 120 scans and a budget of 256 MiB on two
+/// cores: 489 MiB with heaps per thread, 251 with one, in about the same processor time.
+pub fn share_one_heap() {
+    // SAFETY: one number is set; nothing is read or freed.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
 
 /// What the store can fail with. All of it is fatal: going on could lose or double a scan.
 #[derive(Debug, thiserror::Error)]
@@ -139,10 +162,13 @@ impl GridShape {
 impl Store {
     /// Opens the store in `folder`, made with mode 0700 if need be, and clears away what a kill
     /// left half-written.
-    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+    ///
+    /// `memory_bytes` is about what it may hold in memory, whatever it holds on disk: at least
+    /// [`MIN_MEMORY`], or that counts. What was put by versions before chunks were small is held beyond it.
+    pub fn open(folder: &Path, memory_bytes: u64) -> Result<Self, StoreError> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
-        let db = open_db(folder)?;
+        let db = open_db(folder, memory_bytes)?;
         check_format(&db)?;
         let store = Self {
             journal: db.open_tree("journal")?,
@@ -159,20 +185,24 @@ impl Store {
     /// Removes tokens and columns of scans without a manifest: they were being written or evicted
     /// when the process was killed.
     fn sweep(&self) -> Result<(), StoreError> {
-        for (tree, n_ids) in [(&self.chunks, 1), (&self.columns, 2)] {
-            for key in tree.iter().keys() {
-                let key = key?;
-                let ids: Vec<&[u8]> = key.chunks_exact(32).take(n_ids).collect();
-                let mut whole = ids.len() == n_ids;
-                for id in ids {
-                    whole &= self.manifests.contains_key(id)?;
-                }
-                if !whole {
-                    tree.remove(key)?;
+        for tree in [&self.chunks, &self.columns] {
+            for id in first_ids(tree)? {
+                if !self.manifests.contains_key(&id)? {
+                    self.remove_all_of(&id)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Removes columns and tokens of a scan. Its tokens go last: by them `sweep` finds a scan whose removal
+    /// was cut off.
+    fn remove_all_of(&self, id: &[u8]) -> Result<(), StoreError> {
+        for other in self.manifests.iter().keys() {
+            remove_prefix(&self.columns, &[&other?, id].concat())?;
+        }
+        remove_prefix(&self.columns, id)?;
+        remove_prefix(&self.chunks, id)
     }
 
     /// Writes a journal entry; durable on return.
@@ -250,18 +280,11 @@ impl Store {
     pub fn foreground(&self, id: &ScanId, grid: usize) -> Result<Option<Foreground>, StoreError> {
         let Some(manifest) = self.manifest(id)? else { return Ok(None) };
         let Some(found) = manifest.grids.get(grid) else { return Ok(None) };
+        let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
         let n_bytes = found.n_tokens * 4;
-        let mut bytes = Vec::with_capacity(n_bytes);
-        let prefix = grid_key(&[*id], grid);
-        let mut index = 0_u32;
-        while bytes.len() < n_bytes {
-            let key = [prefix.as_slice(), &index.to_be_bytes()].concat();
-            let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
-            let value = self.chunks.get(key)?.ok_or_else(lost)?;
-            bytes.extend_from_slice(open_chunk(&value, "tokens", &prefix)?.1);
-            index += 1;
-        }
-        let cells = bytes[..n_bytes].chunks_exact(4).map(word).collect();
+        let bytes = get_start(&self.chunks, &grid_key(&[*id], grid), "tokens", n_bytes)?;
+        let bytes = bytes.filter(|bytes| bytes.len() == n_bytes).ok_or_else(lost)?;
+        let cells = bytes.chunks_exact(4).map(word).collect();
         Ok(Some(Foreground { shape: Shape3(found.shape), cells }))
     }
 
@@ -315,7 +338,7 @@ impl Store {
 
     /// Whether something was kept of the distances of a pair.
     pub fn has_column(&self, of: ScanId, other: ScanId, grid: usize) -> Result<bool, StoreError> {
-        Ok(self.columns.scan_prefix(grid_key(&[of, other], grid)).next().is_some())
+        Ok(self.columns.contains_key(chunk_key(&grid_key(&[of, other], grid), 0))?)
     }
 
     /// Drops all columns if they were computed in another way than `how`.
@@ -352,13 +375,7 @@ impl Store {
             })
             .map_err(storage)?;
         self.flush()?;
-        remove_prefix(&self.chunks, &id)?;
-        remove_prefix(&self.columns, &id)?;
-        // Scans without a manifest have no columns either, or `sweep` takes them at the next start.
-        for other in self.manifests.iter().keys() {
-            remove_prefix(&self.columns, &[&other?, id.as_slice()].concat())?;
-        }
-        Ok(())
+        self.remove_all_of(&id)
     }
 
     /// What was decided on a path, if anything.
@@ -447,9 +464,11 @@ impl SeenFile {
     }
 }
 
-fn open_db(folder: &Path) -> Result<sled::Db, StoreError> {
+fn open_db(folder: &Path, memory_bytes: u64) -> Result<sled::Db, StoreError> {
+    let cache = memory_bytes.max(MIN_MEMORY) - BEYOND_CACHE;
+    let open = || sled::Config::new().path(folder).cache_capacity(cache).open();
     for _ in 1..LOCK_TRIES {
-        match sled::open(folder) {
+        match open() {
             // A process that was just killed may not have let go of the lock yet.
             Err(sled::Error::Io(error)) if error.to_string().contains("lock") => {
                 thread::sleep(LOCK_PAUSE);
@@ -457,7 +476,7 @@ fn open_db(folder: &Path) -> Result<sled::Db, StoreError> {
             other => return Ok(other?),
         }
     }
-    Ok(sled::open(folder)?)
+    Ok(open()?)
 }
 
 fn check_format(db: &sled::Db) -> Result<(), StoreError> {
@@ -489,32 +508,52 @@ fn grid_key(ids: &[ScanId], grid: usize) -> Vec<u8> {
     key
 }
 
-/// Writes `prefix | chunk` keys. Each value carries the length of the whole, so that a missing
-/// chunk shows.
+/// Writes `prefix | chunk` keys, the chunks of about one size. Each value carries the length of the
+/// whole, so that a missing chunk shows.
 fn put_blob(tree: &Tree, prefix: &[u8], bytes: &[u8]) -> Result<(), StoreError> {
-    let empty: &[u8] = &[];
-    let chunks = bytes.chunks(CHUNK).chain(bytes.is_empty().then_some(empty));
-    for (index, chunk) in chunks.enumerate() {
-        let mut key = prefix.to_vec();
-        key.extend((index as u32).to_be_bytes());
-        let mut value = (bytes.len() as u64).to_be_bytes().to_vec();
-        value.extend(chunk);
-        tree.insert(key, record::seal(&value))?;
+    let n_chunks = bytes.len().div_ceil(CHUNK).max(1);
+    let size = bytes.len().div_ceil(n_chunks).max(1);
+    for index in 0..n_chunks {
+        let chunk = &bytes[(index * size).min(bytes.len())..((index + 1) * size).min(bytes.len())];
+        let value = [&(bytes.len() as u64).to_be_bytes(), chunk].concat();
+        tree.insert(chunk_key(prefix, index), record::seal(&value))?;
     }
     Ok(())
 }
 
 fn get_blob(tree: &Tree, prefix: &[u8], what: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
-    let mut whole: Option<(u64, Vec<u8>)> = None;
-    for entry in tree.scan_prefix(prefix) {
-        let (_, value) = entry?;
-        let (length, chunk) = open_chunk(&value, what, prefix)?;
-        whole.get_or_insert_with(|| (length, Vec::with_capacity(length as usize))).1.extend(chunk);
+    get_start(tree, prefix, what, usize::MAX)
+}
+
+/// The first `n_bytes` of a blob, or all of it if there are fewer.
+///
+/// Looked up chunk by chunk: a range of keys would make sled copy each page's list of keys, and tell its
+/// cache but once of sixteen values.
+fn get_start(
+    tree: &Tree,
+    prefix: &[u8],
+    what: &'static str,
+    n_bytes: usize,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let Some(first) = tree.get(chunk_key(prefix, 0))? else { return Ok(None) };
+    let (length, chunk) = open_chunk(&first, what, prefix)?;
+    let n_bytes = n_bytes.min(length);
+    let mut bytes = Vec::with_capacity(n_bytes);
+    bytes.extend_from_slice(chunk);
+    for index in 1.. {
+        if bytes.len() >= n_bytes {
+            break;
+        }
+        let lost = || record::damaged(what, prefix);
+        let value = tree.get(chunk_key(prefix, index))?.ok_or_else(lost)?;
+        bytes.extend_from_slice(open_chunk(&value, what, prefix)?.1);
     }
-    match whole {
-        Some((length, bytes)) if bytes.len() as u64 != length => Err(record::damaged(what, prefix)),
-        whole => Ok(whole.map(|(_, bytes)| bytes)),
-    }
+    bytes.truncate(n_bytes);
+    Ok(Some(bytes))
+}
+
+fn chunk_key(prefix: &[u8], index: usize) -> Vec<u8> {
+    [prefix, &(index as u32).to_be_bytes()].concat()
 }
 
 /// The length of the whole and one chunk of it.
@@ -522,13 +561,27 @@ fn open_chunk<'v>(
     value: &'v [u8],
     what: &'static str,
     prefix: &[u8],
-) -> Result<(u64, &'v [u8]), StoreError> {
+) -> Result<(usize, &'v [u8]), StoreError> {
     let (length, chunk) = record::unseal(value, what, prefix)?.split_at(8);
-    Ok((u64::from_be_bytes(length.try_into().expect("split at 8")), chunk))
+    Ok((u64::from_be_bytes(length.try_into().expect("split at 8")) as usize, chunk))
 }
 
 fn word(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+/// The ids that the keys of a tree begin with. By leaps from one to the next: a walk over all keys would
+/// read everything there is.
+fn first_ids(tree: &Tree) -> Result<Vec<IVec>, StoreError> {
+    let mut ids: Vec<IVec> = Vec::new();
+    let mut next = tree.first()?;
+    while let Some((key, _)) = next {
+        let id = key.subslice(0, 32);
+        // No key goes on with more than a grid and a chunk, or an id and those.
+        next = tree.get_gt([&id[..], &[0xff; 48]].concat())?;
+        ids.push(id);
+    }
+    Ok(ids)
 }
 
 fn remove_prefix(tree: &Tree, prefix: &[u8]) -> Result<(), StoreError> {

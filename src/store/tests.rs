@@ -47,13 +47,13 @@ fn columns(n: u8) -> PairColumns {
 fn everything_comes_back_bit_for_bit_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     {
-        let store = Store::open(folder.path()).unwrap();
+        let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
         store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1), tokens(3)]).unwrap();
         store.put_encoded(&record(2, ScanState::Encoded), &[tokens(2), tokens(4)]).unwrap();
         store.put_columns(id(1), id(2), 1, &columns(1)).unwrap();
         store.flush().unwrap();
     }
-    let store = Store::open(folder.path()).unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     assert_eq!(store.tokens(&id(1), 1).unwrap(), Some(tokens(3)));
     assert_eq!(store.foreground(&id(1), 0).unwrap().as_ref(), Some(tokens(1).foreground()));
     assert_eq!(store.foreground(&id(3), 0).unwrap(), None);
@@ -69,7 +69,7 @@ fn everything_comes_back_bit_for_bit_after_a_restart() {
 #[test]
 fn an_evicted_scan_leaves_only_its_entry() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     for n in [1, 2, 3] {
         store.put_encoded(&record(n, ScanState::Encoded), &[tokens(n)]).unwrap();
     }
@@ -91,13 +91,13 @@ fn an_evicted_scan_leaves_only_its_entry() {
 fn tokens_without_a_manifest_are_swept_away() {
     let folder = tempfile::tempdir().unwrap();
     {
-        let store = Store::open(folder.path()).unwrap();
+        let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
         store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
         // What a kill between the chunks and the manifest leaves.
         put_blob(&store.chunks, &grid_key(&[id(9)], 0), &[1; 100_000]).unwrap();
         store.put_columns(id(1), id(9), 0, &columns(1)).unwrap();
     }
-    let store = Store::open(folder.path()).unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     assert_eq!(store.tokens(&id(1), 0).unwrap(), Some(tokens(1)));
     assert!(store.chunks.scan_prefix(id(9).0).next().is_none());
     assert!(store.columns.is_empty());
@@ -106,7 +106,7 @@ fn tokens_without_a_manifest_are_swept_away() {
 #[test]
 fn damage_is_an_error_that_names_the_scan() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
     let (key, value) = store.chunks.iter().next().unwrap().unwrap();
     let mut bad = value.to_vec();
@@ -122,12 +122,12 @@ fn damage_is_an_error_that_names_the_scan() {
 #[test]
 fn another_format_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    drop(Store::open(folder.path()).unwrap());
+    drop(Store::open(folder.path(), MIN_MEMORY).unwrap());
     for other in [FORMAT - 1, FORMAT + 1] {
         let db = sled::open(folder.path()).unwrap();
         db.insert("format", &other.to_be_bytes()).unwrap();
         drop(db);
-        let error = Store::open(folder.path()).err().unwrap().to_string();
+        let error = Store::open(folder.path(), MIN_MEMORY).err().unwrap().to_string();
         assert!(error.contains(&format!("format {other}, this version reads {FORMAT}")), "{error}");
     }
 }
@@ -135,7 +135,7 @@ fn another_format_is_refused() {
 #[test]
 fn columns_made_in_another_way_are_dropped() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     store.keep_columns_made_by("reach 1").unwrap();
     store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
     store.keep_columns_made_by("reach 1").unwrap();
@@ -147,7 +147,7 @@ fn columns_made_in_another_way_are_dropped() {
 #[test]
 fn seen_files_are_known_until_they_change_or_go() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     let look = FileLook { size: 5, modified_ns: 1, changed_ns: 2 };
     let seen = SeenFile::new(look, SeenOutcome::Accepted(id(1)));
     store.put_seen(b"a.nii", &seen).unwrap();
@@ -158,7 +158,7 @@ fn seen_files_are_known_until_they_change_or_go() {
 #[test]
 fn a_share_that_was_away_for_a_while_is_not_forgotten() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     let look = FileLook { size: 5, modified_ns: 1, changed_ns: 2 };
     store.put_seen(b"a.nii", &SeenFile::new(look, SeenOutcome::Quarantined)).unwrap();
     let is_known = || store.seen(b"a.nii").unwrap().is_some_and(|seen| seen.is_same(&look));
@@ -175,7 +175,7 @@ fn a_share_that_was_away_for_a_while_is_not_forgotten() {
 #[test]
 fn turning_the_window_twenty_times_keeps_the_disk_bounded() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     let window = 4_u8;
     for turn in 0..window * 20 {
         store.put_encoded(&record(turn, ScanState::Encoded), &[tokens(turn)]).unwrap();
@@ -190,9 +190,24 @@ fn turning_the_window_twenty_times_keeps_the_disk_bounded() {
 }
 
 #[test]
+fn no_page_is_so_large_that_the_cache_does_not_count_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
+    // Values of the largest size, in an order that fills pages and in one that splits them.
+    let column = vec![1.0; CHUNK / 4];
+    let columns = PairColumns { first_to_second: column.clone(), second_to_first: column };
+    for (one, other) in (0..40).flat_map(|one| (0..one).map(move |other| (one, other))) {
+        store.put_columns(id(one), id(other), 0, &columns).unwrap();
+    }
+    store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1), tokens(2)]).unwrap();
+    let files = std::fs::read_dir(folder.path().join("blobs")).unwrap().count();
+    assert_eq!(files, 0, "pages in files of their own");
+}
+
+#[test]
 fn a_damaged_column_counts_as_not_kept() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
     assert!(store.column(id(1), id(2), 0, 600).unwrap().is_some());
     assert_eq!(store.column(id(1), id(2), 0, 599).unwrap(), None, "of other tokens");

@@ -8,7 +8,7 @@ use oddscan::{
     numeric::geometry::{Affine, WorldPoint},
     quarantine::ReasonFile,
     report::{Standing, read_sidecar},
-    store::{SeenFile, SeenOutcome, Store},
+    store::{MIN_MEMORY, SeenFile, SeenOutcome, Store},
 };
 use rustix::process::Signal;
 
@@ -236,7 +236,7 @@ fn a_file_that_was_in_hand_at_three_crashes_is_set_aside_and_may_come_back() {
     let mut site = Site::new(2, &[]);
     drop_scans(&site, 1..=2);
     {
-        let store = Store::open(&site.path("state/store")).unwrap();
+        let store = Store::open(&site.path("state/store"), MIN_MEMORY).unwrap();
         let look = look_at(&site.path("incoming/sub-1_T1w.nii.gz")).unwrap();
         let reading = SeenOutcome::Reading { attempts: 3 };
         store.put_seen(b"sub-1_T1w.nii.gz", &SeenFile::new(look, reading)).unwrap();
@@ -259,7 +259,7 @@ fn a_scan_that_was_in_hand_at_three_crashes_of_the_encoder_may_come_back() {
     wait_scored(&site, 2);
     assert_eq!(site.stop(), Some(0));
     {
-        let store = Store::open(&site.path("state/store")).unwrap();
+        let store = Store::open(&site.path("state/store"), MIN_MEMORY).unwrap();
         let record = store.records().unwrap().swap_remove(0);
         store.forget_tokens(&ScanRecord { attempts: 3, ..record }).unwrap();
     }

@@ -1,6 +1,6 @@
 //! `oddscan bench window`: what a scan that joins a full window costs, with the store on this disk.
 
-use std::{path::PathBuf, time::Instant};
+use std::{env, path::PathBuf, process::Command, time::Instant};
 
 use serde::Serialize;
 
@@ -16,9 +16,13 @@ use crate::{
         error::ScanError,
         scan::{ScanId, ScanRecord, ScanState},
     },
-    numeric::{projection::Normal, scoring::PairColumns, token::TokenGrid},
+    numeric::{
+        projection::Normal,
+        scoring::PairColumns,
+        token::{Foreground, TokenGrid},
+    },
     pipeline::steps::{self, Distances, Member},
-    store::Store,
+    store::{Store, share_one_heap},
 };
 
 #[derive(clap::Args)]
@@ -35,9 +39,15 @@ pub(in crate::cli) struct Arguments {
     /// Grids of tokens per scan: one for each view.
     #[arg(long, default_value_t = 3)]
     grids: usize,
-    /// Where the store is made, and removed afterwards. 200 scans need 3 GB.
+    /// Where the store is made, and removed afterwards. 200 scans need 3 GB, 400 need 9.
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
+    /// Memory for tokens and distances, MiB, as `window.memory_mib`; that of the settings when left out.
+    #[arg(long)]
+    memory_mib: Option<u64>,
+    /// The one size that a process of its own measures.
+    #[arg(long, hide = true)]
+    only: Option<usize>,
     #[command(flatten)]
     pub(super) how: How,
 }
@@ -51,7 +61,7 @@ struct Cost {
     /// All scores of the window again, from the kept distances.
     rescore_seconds: f64,
     disk_bytes: u64,
-    /// Largest memory of the process so far.
+    /// Largest memory of a process that did only this, filling the window included.
     peak_bytes: u64,
 }
 
@@ -59,31 +69,48 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.tokens == 0 || arguments.channels == 0 || arguments.grids == 0 {
         return Err(Failure::new(USAGE, "--tokens, --channels and --grids count from 1"));
     }
-    let tiny = Architecture::named("dinov2_vits14").expect("is one of the names");
-    let tiny = VitWeights::random(tiny, 0);
-    let (encoder, mut distances) = devices(&tiny, 1, None, arguments.how.device)?;
-    drop(encoder);
-    for &scans in &arguments.scans {
-        if scans < 2 {
-            return Err(Failure::new(USAGE, "--scans count from 2"));
-        }
-        let cost = measure(arguments, scans, distances.as_mut())
-            .map_err(|error| Failure::new(INTERNAL, error))?;
-        if arguments.how.json {
-            let line = serde_json::to_string(&cost).map_err(|e| Failure::new(INTERNAL, e))?;
-            println!("{line}");
-        } else {
-            let mib = |bytes: u64| bytes >> 20;
-            println!(
-                "{scans} scans: a new one joins in {:.2} s, all are scored again in {:.2} s; {} MiB on disk, \
-                 {} MiB of memory",
-                cost.join_seconds,
-                cost.rescore_seconds,
-                mib(cost.disk_bytes),
-                mib(cost.peak_bytes)
-            );
-        }
+    if arguments.scans.iter().any(|&scans| scans < 2) {
+        return Err(Failure::new(USAGE, "--scans count from 2"));
     }
+    if let Some(scans) = arguments.only {
+        return run_one(arguments, scans);
+    }
+    if !arguments.how.json {
+        println!("scans  joins s  scored s  disk MiB  memory MiB");
+    }
+    arguments.scans.iter().try_for_each(|&scans| run_apart(scans))
+}
+
+/// Measures one size in a process of its own: memory that another size has taken would count.
+fn run_apart(scans: usize) -> Result<(), Failure> {
+    let mut child = Command::new("/proc/self/exe");
+    child.args(env::args_os().skip(1)).args(["--only", &scans.to_string()]);
+    let status = child.status().map_err(|error| Failure::new(INTERNAL, error))?;
+    let failed = || Failure::new(INTERNAL, format!("the window of {scans} scans failed: {status}"));
+    if status.success() { Ok(()) } else { Err(failed()) }
+}
+
+fn run_one(arguments: &Arguments, scans: usize) -> Result<(), Failure> {
+    share_one_heap();
+    // Distances need no network. One block of it is made all the same, with the device.
+    let named = Architecture::named("dinov2_vits14").expect("is one of the names");
+    let tiny = VitWeights::random(Architecture { depth: 1, ..named }, 0);
+    let (encoder, mut distances) = devices(&tiny, 1, None, arguments.how.device)?;
+    drop((encoder, tiny));
+    let cost = measure(arguments, scans, distances.as_mut())
+        .map_err(|error| Failure::new(INTERNAL, error))?;
+    if arguments.how.json {
+        let line = serde_json::to_string(&cost).map_err(|e| Failure::new(INTERNAL, e))?;
+        println!("{line}");
+        return Ok(());
+    }
+    println!(
+        "{scans:>5}  {:>7.2}  {:>8.2}  {:>8}  {:>10}",
+        cost.join_seconds,
+        cost.rescore_seconds,
+        cost.disk_bytes >> 20,
+        cost.peak_bytes >> 20
+    );
     Ok(())
 }
 
@@ -98,38 +125,14 @@ fn measure(
         Some(parent) => tempfile::tempdir_in(parent)?,
         None => tempfile::tempdir()?,
     };
-    let store = Store::open(folder.path())?;
     let config = Config::parse("")?;
+    let memory = arguments.memory_mib.map_or(config.window.memory_bytes, |mib| mib << 20);
+    let store = Store::open(folder.path(), memory)?;
     let ids: Vec<ScanId> = (0..n_scans).map(id).collect();
-    let tokens = |index: usize| -> Vec<TokenGrid> {
-        let seed = |grid: usize| (index * arguments.grids + grid) as u64;
-        (0..arguments.grids)
-            .map(|grid| random_tokens(seed(grid), arguments.tokens, arguments.channels))
-            .collect()
-    };
-    let mut members = Vec::new();
-    for (index, &id) in ids.iter().enumerate() {
-        // The cells are those of every scan; drawing new features for each would take longest.
-        let grids = tokens(index % 4);
-        store.put_encoded(&record(id, index), &grids)?;
-        members.push(Member {
-            id,
-            parts: steps::parts_of(&grids, arguments.grids),
-            is_reference: true,
-        });
-    }
-    let mut normal = Normal::new(9);
-    let n_tokens: Vec<usize> = members[0].parts.iter().map(|part| part.cells.len()).collect();
-    for (index, &first) in ids[..n_scans - 1].iter().enumerate() {
-        for &second in &ids[index + 1..n_scans - 1] {
-            for (grid, &n_tokens) in n_tokens.iter().enumerate() {
-                let mut column = || (0..n_tokens).map(|_| 1.0 + normal.uniform() as f32).collect();
-                let columns = PairColumns { first_to_second: column(), second_to_first: column() };
-                store.put_columns(first, second, grid, &columns)?;
-            }
-        }
-    }
-    store.flush()?;
+    let parts = fill(&store, arguments, &ids)?;
+    let n_tokens: Vec<usize> = parts.iter().map(|part| part.cells.len()).collect();
+    let member = |&id: &ScanId| Member { id, parts: parts.clone(), is_reference: true };
+    let members: Vec<Member> = ids.iter().map(member).collect();
     let started = Instant::now();
     let new = ids[n_scans - 1];
     for grid in 0..arguments.grids {
@@ -153,6 +156,35 @@ fn measure(
         disk_bytes: store.size_on_disk()?,
         peak_bytes: peak_memory(),
     })
+}
+
+/// Fills a store with scans of random tokens and, but for the last scan, with distances between them, in
+/// the order in which scans come to a daemon.
+fn fill(store: &Store, arguments: &Arguments, ids: &[ScanId]) -> Result<Vec<Foreground>, Error> {
+    // Drawing features for each scan would take longest; with those of a few others, no pair is quicker.
+    let drawn = |scan: u64| -> Vec<TokenGrid> {
+        let seeds = (0..arguments.grids as u64).map(|grid| scan * arguments.grids as u64 + grid);
+        seeds.map(|seed| random_tokens(seed, arguments.tokens, arguments.channels)).collect()
+    };
+    let drawn = [0, 1, 2].map(drawn);
+    let parts = steps::parts_of(&drawn[0], arguments.grids);
+    let mut normal = Normal::new(9);
+    let mut column = |part: &Foreground| -> Vec<f32> {
+        part.cells.iter().map(|_| 1.0 + normal.uniform() as f32).collect()
+    };
+    for (index, &new) in ids.iter().enumerate() {
+        store.put_encoded(&record(new, index), &drawn[index % drawn.len()])?;
+        let others = if index + 1 < ids.len() { &ids[..index] } else { &[] };
+        for (grid, part) in parts.iter().enumerate() {
+            for &other in others {
+                let (first_to_second, second_to_first) = (column(part), column(part));
+                let columns = PairColumns { first_to_second, second_to_first };
+                store.put_columns(new, other, grid, &columns)?;
+            }
+        }
+    }
+    store.flush()?;
+    Ok(parts)
 }
 
 /// The columns of the store.

@@ -18,7 +18,7 @@ use crate::pipeline::board::Status;
 const START: Duration = Duration::from_secs(120);
 
 /// A running `oddscan run`; killed when dropped.
-pub(super) struct Daemon {
+pub(in crate::cli) struct Daemon {
     child: Child,
     address: SocketAddr,
     log: PathBuf,
@@ -27,7 +27,7 @@ pub(super) struct Daemon {
 impl Daemon {
     /// Starts this very program as the daemon and waits until it is ready. Its log goes to
     /// `<folder>/daemon.log`; `config` must let it listen on `address`.
-    pub(super) fn start(
+    pub(in crate::cli) fn start(
         config: &Path,
         address: SocketAddr,
         folder: &Path,
@@ -57,13 +57,13 @@ impl Daemon {
     }
 
     /// What it does now.
-    pub(super) fn status(&mut self) -> Result<Status, Failure> {
+    pub(in crate::cli) fn status(&mut self) -> Result<Status, Failure> {
         self.check_alive()?;
         Ok(status::ask(self.address)?.1)
     }
 
     /// Stops it as systemd does and waits for its end.
-    pub(super) fn stop(mut self) -> Result<(), Failure> {
+    pub(in crate::cli) fn stop(mut self) -> Result<(), Failure> {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).map_err(|error| io(error.into()))?;
         let end = self.child.wait().map_err(io)?;

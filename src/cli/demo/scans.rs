@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Made-up scans: enough for a window, few enough for five minutes on two cores.
-const N_MADE_UP: u64 = 8;
+pub(super) const N_MADE_UP: u64 = 8;
 
 /// Which of them are ill, and where.
 const LESIONS: [(u64, Lesion); 2] = [
@@ -25,7 +25,7 @@ const LESIONS: [(u64, Lesion); 2] = [
 ];
 
 /// A scan with what lies beside it.
-pub(super) struct Scan {
+pub(in crate::cli) struct Scan {
     path: PathBuf,
     brain: Option<PathBuf>,
     truth: Option<PathBuf>,
@@ -53,7 +53,7 @@ impl Scan {
     }
 
     /// Writes it as scanners do: under another name first, then renamed. Its mask comes before it.
-    pub(super) fn drop_into(&self, incoming: &Path) -> io::Result<()> {
+    pub(in crate::cli) fn drop_into(&self, incoming: &Path) -> io::Result<()> {
         for path in self.brain.iter().chain([&self.path]) {
             let name = path.file_name().unwrap_or_default();
             let partial = incoming.join(name).with_added_extension("partial");
@@ -76,9 +76,9 @@ pub(super) fn listed(folder: &Path) -> Result<Vec<Scan>, Failure> {
 }
 
 /// Writes made-up scans and the masks of their lesions into a folder.
-pub(super) fn made_up(folder: &Path) -> Result<Vec<Scan>, Failure> {
+pub(in crate::cli) fn made_up(folder: &Path, n: u64) -> Result<Vec<Scan>, Failure> {
     fs::create_dir_all(folder).map_err(super::io)?;
-    (0..N_MADE_UP).map(|index| make_up(folder, index).map_err(super::io)).collect()
+    (0..n).map(|index| make_up(folder, index).map_err(super::io)).collect()
 }
 
 fn make_up(folder: &Path, index: u64) -> io::Result<Scan> {

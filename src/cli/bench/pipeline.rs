@@ -1,0 +1,183 @@
+//! `oddscan bench pipeline`: made-up scans go through the real daemon, and its own metrics say what each
+//! stage costs.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use super::word;
+use crate::{
+    cli::{
+        CONFIG, Failure, INTERNAL, USAGE,
+        demo::{self, daemon::Daemon, scans},
+        status,
+    },
+    compute::weights::{Architecture, VitWeights},
+    config::{Config, DeviceChoice},
+    metrics::Stage,
+};
+
+#[derive(clap::Args)]
+pub(in crate::cli) struct Arguments {
+    /// Made-up scans; all lie in the incoming folder from the start.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(2..))]
+    scans: u64,
+    /// Network of random weights: dinov2_vits14, dinov2_vitb14 or dinov2_vitl14.
+    #[arg(long, default_value = "dinov2_vits14", conflicts_with = "weights")]
+    network: String,
+    /// A weights file instead.
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+    /// Device: auto, cuda or cpu.
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Encode every n-th slice.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=7))]
+    slice_stride: u8,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a scan costs on its way.
+#[derive(Serialize)]
+struct Cost {
+    scans: u64,
+    device: String,
+    /// From the first file to the last result; starting the daemon does not count.
+    seconds: f64,
+    seconds_per_scan: f64,
+    /// Seconds that a scan spends in each stage. Stages work side by side; results that a newer scan has
+    /// made outdated are written again, and count.
+    stages: BTreeMap<&'static str, f64>,
+    /// Share of the encoder in the time of all stages.
+    encoder_share: f64,
+    /// Share of the seconds in which the device worked, or was waited for.
+    device_busy_share: f64,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let folder = tempfile::Builder::new().prefix("oddscan-bench-").tempdir().map_err(demo::io)?;
+    let (config, address) = settle(arguments, folder.path())?;
+    let scans = scans::made_up(&folder.path().join("scans"), arguments.scans)?;
+    let mut daemon = Daemon::start(&config, address, folder.path())?;
+    let started = Instant::now();
+    for scan in &scans {
+        scan.drop_into(&folder.path().join("incoming")).map_err(demo::io)?;
+    }
+    let status = loop {
+        let status = daemon.status()?;
+        if demo::is_done(&status, scans.len()) {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    let page = status::page(address, "/metrics")?;
+    daemon.stop()?;
+    if status.n_quarantined > 0 {
+        let text = format!("{} made-up scans were refused", status.n_quarantined);
+        return Err(Failure::new(INTERNAL, text));
+    }
+    print(&cost(arguments.scans, seconds, &page), arguments.json)
+}
+
+/// Writes the settings, and the weights if they are random ones.
+fn settle(
+    arguments: &Arguments,
+    folder: &Path,
+) -> Result<(PathBuf, std::net::SocketAddr), Failure> {
+    word::<DeviceChoice>(&arguments.device)
+        .map_err(|_| Failure::new(USAGE, "--device is auto, cuda or cpu"))?;
+    let weights = match &arguments.weights {
+        Some(path) => path.canonicalize().map_err(demo::io)?,
+        None => {
+            let network = Architecture::named(&arguments.network)
+                .ok_or_else(|| Failure::new(USAGE, "no such network; see --help"))?;
+            let path = folder.join("random.safetensors");
+            let random = VitWeights::random(network, 0).to_safetensors(true);
+            fs::write(&path, random).map_err(demo::io)?;
+            path
+        }
+    };
+    let address = demo::free_address().map_err(demo::io)?;
+    let n_scans = arguments.scans as usize;
+    let settings = demo::settings(folder, address, n_scans, arguments.slice_stride);
+    let weights = toml::Value::from(weights.to_string_lossy().into_owned());
+    let encoder = format!("[encoder]\nweights = {weights}\ndevice = \"{}\"\n", arguments.device);
+    let config = folder.join("config.toml");
+    fs::write(&config, settings + &encoder).map_err(demo::io)?;
+    Config::load(Some(&config)).map_err(|error| Failure::new(CONFIG, error))?;
+    Ok((config, address))
+}
+
+/// Reads the costs off the daemon's metrics.
+fn cost(scans: u64, seconds: f64, page: &str) -> Cost {
+    let per_scan = |stage: &Stage| {
+        let name = format!("oddscan_stage_duration_seconds_sum{{stage=\"{}\"}}", stage.name());
+        (stage.name(), sum(page, &name) / scans as f64)
+    };
+    let stages: BTreeMap<&str, f64> = Stage::ALL.iter().map(per_scan).collect();
+    let busy = "oddscan_device_busy_seconds_total{device=\"";
+    let device = page.lines().find_map(|line| line.strip_prefix(busy)?.split('"').next());
+    Cost {
+        scans,
+        device: device.unwrap_or_default().to_owned(),
+        seconds,
+        seconds_per_scan: seconds / scans as f64,
+        encoder_share: stages[Stage::Encode.name()] / stages.values().sum::<f64>(),
+        device_busy_share: sum(page, busy) / seconds,
+        stages,
+    }
+}
+
+/// Sum of the samples whose names and labels begin so.
+fn sum(page: &str, start: &str) -> f64 {
+    let samples = page.lines().filter(|line| line.starts_with(start));
+    samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+fn print(cost: &Cost, json: bool) -> Result<(), Failure> {
+    if json {
+        println!("{}", serde_json::to_string(cost).map_err(|e| Failure::new(INTERNAL, e))?);
+        return Ok(());
+    }
+    println!(
+        "{} scans through the daemon on {}: {:.2} s each",
+        cost.scans, cost.device, cost.seconds_per_scan
+    );
+    for (stage, seconds) in &cost.stages {
+        println!("  {stage:<12} {seconds:>8.3} s per scan");
+    }
+    println!(
+        "  encoder {:.0} % of the stages' time; device busy {:.0} % of the time",
+        100.0 * cost.encoder_share,
+        100.0 * cost.device_busy_share
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_are_read_off_the_metrics() {
+        let page = "oddscan_stage_duration_seconds_sum{stage=\"encode\"} 6\n\
+                    oddscan_stage_duration_seconds_count{stage=\"encode\"} 2\n\
+                    oddscan_stage_duration_seconds_sum{stage=\"write\"} 2\n\
+                    oddscan_device_busy_seconds_total{device=\"cuda:0\"} 5\n";
+        let cost = cost(2, 10.0, page);
+        assert_eq!((cost.device.as_str(), cost.seconds_per_scan), ("cuda:0", 5.0));
+        assert_eq!(
+            (cost.stages["encode"], cost.stages["write"], cost.stages["score"]),
+            (3.0, 1.0, 0.0)
+        );
+        assert_eq!((cost.encoder_share, cost.device_busy_share), (0.75, 0.5));
+    }
+}
