@@ -16,6 +16,8 @@ mod reporting;
 mod score;
 pub mod steps;
 
+pub(crate) use score::compare_grid;
+
 use std::{
     collections::HashSet,
     panic::AssertUnwindSafe,

@@ -200,33 +200,21 @@ impl Score {
     fn compute_columns(&mut self, id: ScanId, others: &[ScanId]) -> Result<u64, ScanError> {
         let Self { shared, distances, settings, .. } = self;
         let store = &shared.store;
+        let reach = settings.scoring.reach;
+        let goes_on = || {
+            shared.board.beat(StageName::Score);
+            !shared.stopping()
+        };
         let mut n_pairs = 0;
         for grid in 0..shared.method.n_grids() {
-            let mut own = None;
+            let mut missing = Vec::new();
             for &other in others {
-                shared.board.beat(StageName::Score);
-                if shared.stopping() {
-                    return Ok(n_pairs);
+                if !(store.has_column(id, other, grid)? && store.has_column(other, id, grid)?) {
+                    missing.push(other);
                 }
-                if store.has_column(id, other, grid)? && store.has_column(other, id, grid)? {
-                    continue;
-                }
-                if own.is_none() {
-                    own = store.tokens(&id, grid)?;
-                }
-                let (Some(own), Some(theirs)) = (&own, store.tokens(&other, grid)?) else {
-                    continue;
-                };
-                let reach = settings.scoring.reach;
-                compute_pair(
-                    store,
-                    distances.as_mut(),
-                    reach,
-                    grid,
-                    [(id, own), (other, &theirs)],
-                )?;
-                n_pairs += u64::from(grid == 0);
             }
+            let done = compare_grid(store, distances.as_mut(), reach, grid, id, &missing, goes_on)?;
+            n_pairs += if grid == 0 { done } else { 0 };
         }
         Ok(n_pairs)
     }
@@ -577,6 +565,37 @@ fn n_tokens(member: &Member) -> (ScanId, Vec<usize>) {
 /// Whether a scan has ever had more than the notice that it waits.
 fn was_scored(record: &ScanRecord) -> bool {
     record.reported.as_ref().is_some_and(|done| done.key != WAITING)
+}
+
+/// Computes and keeps the columns of one grid of a scan against others, of which the next is read while the
+/// distances to one are computed. `goes_on` is asked before each pair. Returns the number of pairs.
+pub(crate) fn compare_grid(
+    store: &Store,
+    distances: &mut dyn PairDistances,
+    reach: SearchReach,
+    grid: usize,
+    id: ScanId,
+    others: &[ScanId],
+    mut goes_on: impl FnMut() -> bool,
+) -> Result<u64, ScanError> {
+    let read = |index: usize| -> Result<Option<TokenGrid>, StoreError> {
+        others.get(index).map_or(Ok(None), |other| store.tokens(other, grid))
+    };
+    let (Some(own), mut theirs) = (store.tokens(&id, grid)?, read(0)?) else { return Ok(0) };
+    let mut n_pairs = 0;
+    for (index, &other) in others.iter().enumerate() {
+        if !goes_on() {
+            break;
+        }
+        let compute = |theirs: &TokenGrid| {
+            compute_pair(store, &mut *distances, reach, grid, [(id, &own), (other, theirs)])
+        };
+        let (done, next) =
+            rayon::join(|| theirs.as_ref().map(compute).transpose(), || read(index + 1));
+        n_pairs += u64::from(done?.is_some());
+        theirs = next?;
+    }
+    Ok(n_pairs)
 }
 
 /// Computes and keeps the columns of a pair for one grid of tokens, in an order of its own, not of arrival.

@@ -21,7 +21,10 @@ use crate::{
         scoring::PairColumns,
         token::{Foreground, TokenGrid},
     },
-    pipeline::steps::{self, Distances, Member},
+    pipeline::{
+        compare_grid,
+        steps::{self, Distances, Member},
+    },
     store::{Store, share_one_heap},
 };
 
@@ -136,12 +139,9 @@ fn measure(
     let started = Instant::now();
     let new = ids[n_scans - 1];
     for grid in 0..arguments.grids {
-        let own = store.tokens(&new, grid)?.ok_or("tokens of the new scan")?;
-        for &other in &ids[..n_scans - 1] {
-            let theirs = store.tokens(&other, grid)?.ok_or("tokens of a member")?;
-            let columns = distances.nearest(&own, &theirs, config.scoring.reach)?;
-            store.put_columns(new, other, grid, &columns)?;
-        }
+        let (reach, others) = (config.scoring.reach, &ids[..n_scans - 1]);
+        let n_pairs = compare_grid(&store, distances, reach, grid, new, others, || true)?;
+        assert_eq!(n_pairs, others.len() as u64, "a pair for each of the others");
     }
     let join_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
