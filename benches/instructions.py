@@ -25,12 +25,16 @@ def run(arguments, runner=None):
     env = dict(os.environ)
     if runner:
         env["CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER"] = runner
-    return subprocess.run(CARGO + arguments, env=env, check=True, text=True, capture_output=True)
+    done = subprocess.run(CARGO + arguments, env=env, text=True, capture_output=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return done
 
 
 def count(name):
-    found = re.search(r"Collected : (\d+)", run([name], VALGRIND).stderr)
-    return int(found.group(1))
+    said = run([name], VALGRIND).stderr
+    found = re.search(r"Collected : (\d+)", said)
+    return int(found.group(1)) if found else sys.exit(said)
 
 
 def main():
@@ -41,6 +45,8 @@ def main():
     recorded = json.loads(RECORD.read_text())
     is_worse = False
     for name, found in counts.items():
+        if name not in recorded:
+            sys.exit(f"{name} is not in {RECORD.name}: --record it")
         change = found / recorded[name] - 1
         is_worse |= change > TOLERANCE
         print(f"{name}: {found:,} instructions, {change:+.1%}")

@@ -1020,6 +1020,19 @@ mod tests {
     }
 
     #[test]
+    fn the_number_format_is_left_to_the_device_unless_a_site_names_one() {
+        assert_eq!(Config::parse("").unwrap().encoder.precision, None);
+        let named = |word: &str| format!("[encoder]\nprecision = \"{word}\"");
+        let config = Config::parse(&named("f32")).unwrap();
+        assert_eq!(config.encoder.precision, Some(Precision::F32));
+        let faults = faults(&named("f8"));
+        assert!(
+            faults[0].contains("encoder.precision") && faults[0].contains("auto"),
+            "{faults:?}"
+        );
+    }
+
+    #[test]
     fn standardisation_is_off_and_needs_a_file_and_a_restart() {
         let old = Config::parse("").unwrap();
         assert_eq!(old.intensity.standardise, Standardise::None);

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use crate::{
     compute::{
         EncoderOptions, Precision,
-        cpu::{CpuDistances, CpuEncoder},
+        cpu::{CpuDistances, CpuEncoder, Instructions},
         weights::{VitWeights, WeightsError},
     },
     config::{AlignmentChoice, AlignmentSettings, Config, DeviceChoice, Standardise},
@@ -283,7 +283,9 @@ fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<
     Ok(())
 }
 
-/// Hash over everything that shapes stored tokens, in a fixed order (JSON maps are sorted).
+/// Hash over everything that shapes stored tokens, in a fixed order (JSON maps are sorted). Not the number format
+/// of the products: it moves a token by a fiftieth of the distance to its nearest like, and devices that stand in
+/// for one another have different ones.
 fn fingerprint(
     config: &Config,
     weights: &VitWeights,
@@ -318,7 +320,11 @@ fn fingerprint(
 /// Encoder and distances on one device.
 pub(crate) type Devices = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
 
-/// The device that the settings ask for. Without a `precision`, it takes the fastest that finds as much.
+/// The number formats that find as much as f32 and take the least time.
+pub(crate) const CPU_PRECISION: Precision = Precision::Bf16;
+pub(crate) const GPU_PRECISION: Precision = Precision::F16;
+
+/// The device that the settings ask for, in `precision` or, without one, in the one that is best there.
 pub(crate) fn choose_device(
     choice: DeviceChoice,
     weights: &VitWeights,
@@ -328,10 +334,13 @@ pub(crate) fn choose_device(
     let with =
         |default| EncoderOptions { precision: precision.unwrap_or(default), ..options.clone() };
     let cpu = || -> Devices {
-        let encoder = CpuEncoder::new(weights, &with(Precision::Bf16));
-        (Box::new(encoder), Box::new(CpuDistances::new()))
+        let options = with(CPU_PRECISION);
+        let (precision, instructions) =
+            (CpuEncoder::precision(weights, &options), Instructions::in_use());
+        info!(%precision, %instructions, "products on the CPU");
+        (Box::new(CpuEncoder::new(weights, &options)), Box::new(CpuDistances::new()))
     };
-    let cuda = || cuda(weights, &with(Precision::F16));
+    let cuda = || cuda(weights, &with(GPU_PRECISION));
     match choice {
         DeviceChoice::Cpu => Ok(cpu()),
         DeviceChoice::Cuda => Ok(cuda()?),

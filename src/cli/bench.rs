@@ -21,7 +21,7 @@ use crate::{
     },
     config::DeviceChoice,
     domain::SliceEncoder,
-    engine::{Devices, EngineError, choose_device},
+    engine::{CPU_PRECISION, Devices, EngineError, GPU_PRECISION, choose_device},
     numeric::{
         geometry::Shape3, projection::Normal, scoring::SearchReach, slice::ImageBatch,
         token::TokenGrid,
@@ -89,8 +89,8 @@ pub(super) struct Score {
     /// Patches around a token that are searched; 0 searches the whole volume.
     #[arg(long, default_value_t = 1)]
     reach: usize,
-    /// On the CPU, candidates of the whole volume are found with products of bf16 where the processor has
-    /// them; f32 does without.
+    /// On the CPU alone: candidates of the whole volume are found with products of bf16 where the processor
+    /// has them; f32 does without.
     #[arg(long, value_parser = word::<Precision>, default_value = "bf16")]
     precision: Precision,
     #[command(flatten)]
@@ -196,12 +196,13 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
     };
     let times = repeat(arguments.how.repeats, once)?;
     let device = encoder.device().to_owned();
-    let precision = match device.as_str() {
+    let (precision, with) = match device.as_str() {
         "cpu" => {
-            let wanted = precision.unwrap_or(Precision::Bf16);
-            CpuEncoder::precision(&weights, &options(layer, wanted))
+            let wanted = precision.unwrap_or(CPU_PRECISION);
+            let used = CpuEncoder::precision(&weights, &options(layer, wanted));
+            (used, format!(" with {}", Instructions::in_use()))
         }
-        _ => precision.unwrap_or(Precision::F16),
+        _ => (precision.unwrap_or(GPU_PRECISION), String::new()),
     };
     let cosine = (device != "cpu" || precision != Precision::F32)
         .then(|| cosine_to_cpu(&mut *encoder, &weights, layer, side))
@@ -215,7 +216,7 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
         Measured {
             what: "encode",
             settings: format!(
-                "{architecture} to block {layer}, {precision}, {slices} slices of {side} px, batches of \
+                "{architecture} to block {layer}, {precision}{with}, {slices} slices of {side} px, batches of \
                  {batch}, averaged by {group}"
             ),
             device,

@@ -45,7 +45,8 @@ pub(super) fn attend<E: Element>(
             let queries = Rows { values: &part(0)[start * stride..], n, stride };
             multiply(kernel, queries, keys, |place, tile| {
                 for (row, tile) in tile.0.iter().take(place.rows).enumerate() {
-                    let scores = &mut scores[row * score_stride + place.column..];
+                    let at = (place.row + row) * score_stride + place.column;
+                    let scores = &mut scores[at..];
                     *scores.first_chunk_mut().expect("whole tiles") = *tile;
                 }
             });

@@ -5,7 +5,6 @@ use std::{cmp::Ordering, ops::Range};
 use half::bf16;
 
 use super::{
-    instructions::Instructions,
     kernels::to_single,
     product::Element,
     whole_volume::{Factors, whole_volume},
@@ -19,15 +18,17 @@ use crate::{
     },
 };
 
-/// Exact distances on all cores. Mirrored pairs give mirrored columns, to the last bit.
+/// Distances on all cores. Products find the nearest token, its distance is taken from the differences. Mirrored
+/// pairs give mirrored columns, to the last bit.
 #[derive(Default)]
 pub struct CpuDistances {
     /// Single-precision copies of the two scans, kept for the next pair: fresh memory took as long as
     /// the search in it.
     scratch: [Vec<f32>; 2],
-    /// The same for products of f32 and of bf16.
+    /// Factors of the products for the whole volume, kept likewise.
     f32: Factors<f32>,
     bf16: Factors<bf16>,
+    /// No products of bf16.
     in_single: bool,
 }
 
@@ -54,11 +55,10 @@ impl CpuDistances {
         }
         let [one, other] = &mut self.scratch;
         let (first, second) = (Tokens::of(first, one), Tokens::of(second, other));
-        let instructions = Instructions::in_use();
-        match bf16::kernel(instructions).filter(|_| !self.in_single) {
+        match bf16::kernel().filter(|_| !self.in_single) {
             Some(kernel) => whole_volume(kernel, &first, &second, &mut self.bf16),
             None => {
-                let kernel = f32::kernel(instructions).expect("all processors have one");
+                let kernel = f32::kernel().expect("all processors have one");
                 whole_volume(kernel, &first, &second, &mut self.f32)
             }
         }
@@ -123,7 +123,7 @@ mod tests {
 
     use half::f16;
 
-    use super::*;
+    use super::{super::instructions::Instructions, *};
     use crate::numeric::{geometry::Shape3, projection::Normal};
 
     fn tokens(seed: u64, side: usize, channels: usize, keep: impl Fn(u32) -> bool) -> TokenGrid {
@@ -221,35 +221,72 @@ mod tests {
     }
 
     #[test]
-    fn candidates_from_bf16_give_the_distances_of_single_precision() {
-        if bf16::kernel(Instructions::in_use()).is_none() {
-            println!("skipped: this processor has no products of bf16");
-            return;
-        }
-        // Tokens around a few centres, as those of brains are: close ones are many.
-        let around = |seed: u64| {
-            let mut normal = Normal::new(seed);
-            let mut centres = Normal::new(9);
+    fn the_nearest_is_found_among_many_that_are_nearly_as_near() {
+        // Tokens around a few centres, as those of brains are, and closer: products lose these.
+        let around = |seed: u64, scatter: f64| {
+            let (mut normal, mut centres) = (Normal::new(seed), Normal::new(9));
             let centres: Vec<f64> = (0..8 * 96).map(|_| centres.next()).collect();
-            let cells: Vec<u32> = (0..1500).collect();
+            let cells: Vec<u32> = (0..600).collect();
             let features = cells.iter().flat_map(|&cell| {
-                let centre = &centres[cell as usize % 8 * 96..][..96];
-                centre.iter().map(|c| f16::from_f64(c + 0.4 * normal.next())).collect::<Vec<_>>()
+                let centre = centres[cell as usize % 8 * 96..][..96].iter();
+                let near = centre.map(|c| f16::from_f64(0.1 * (c + scatter * normal.next())));
+                near.collect::<Vec<_>>()
             });
             let features = features.collect();
             TokenGrid::new(Shape3::cube(12), 96, cells, features).unwrap()
         };
-        let (a, b) = (around(1), around(2));
-        let found = CpuDistances::new().nearest(&a, &b, SearchReach::WholeVolume).unwrap();
-        let exact = CpuDistances::in_single().nearest(&a, &b, SearchReach::WholeVolume).unwrap();
-        for (found, exact) in [
-            (found.first_to_second, exact.first_to_second),
-            (found.second_to_first, exact.second_to_first),
-        ] {
-            for (found, exact) in found.iter().zip(&exact) {
-                assert!((found - exact).abs() <= 1e-4 * exact, "{found} instead of {exact}");
+        for scatter in [0.4, 0.03, 0.003] {
+            let (a, b) = (around(1, scatter), around(2, scatter));
+            let expected = brute_force(&a, &b, [12; 3]);
+            for mut distances in both() {
+                let found = distances.nearest(&a, &b, SearchReach::WholeVolume).unwrap();
+                assert_close(&found.first_to_second, &expected);
             }
         }
+    }
+
+    #[test]
+    fn odd_shapes_and_scans_of_few_tokens_are_compared() {
+        for shape in [[1, 5, 7], [7, 1, 1], [3, 6, 3]] {
+            let shape = Shape3(shape);
+            let some = tokens_of(1, shape, 5, |c| c % 2 == 0);
+            for other in [
+                tokens_of(2, shape, 5, |_| true),
+                tokens_of(3, shape, 5, |c| c == 1),
+                tokens_of(4, shape, 5, |_| false),
+            ] {
+                for cells in [0, 1, 50] {
+                    let search = NonZeroUsize::new(cells);
+                    let search = search.map_or(SearchReach::WholeVolume, SearchReach::Patches);
+                    let reach = match cells {
+                        0 => [50; 3],
+                        _ => crate::numeric::token::cells_per_patch(shape).map(|n| n * cells),
+                    };
+                    for mut distances in both() {
+                        let found = distances.nearest(&some, &other, search).unwrap();
+                        let there = brute_force(&some, &other, reach);
+                        assert_close(&found.first_to_second, &there);
+                        let back = brute_force(&other, &some, reach);
+                        assert_close(&found.second_to_first, &back);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Each test is a process of its own with `cargo nextest`; with `cargo test`, the first limit counts.
+    #[test]
+    fn distances_are_those_of_the_definition_with_avx2() {
+        Instructions::Avx2.limit();
+        distances_are_those_of_the_definition_for_any_reach();
+        the_nearest_is_found_among_many_that_are_nearly_as_near();
+    }
+
+    #[test]
+    fn distances_are_those_of_the_definition_on_any_processor() {
+        Instructions::Portable.limit();
+        distances_are_those_of_the_definition_for_any_reach();
+        the_nearest_is_found_among_many_that_are_nearly_as_near();
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Scalar products of a few tokens with a few others, each read once.
 
+#[cfg(target_arch = "x86_64")]
 use super::instructions::Instructions;
 
 /// Most tokens on the left.
@@ -23,7 +24,6 @@ pub(super) fn dots(left: &[f32], right: &[f32], width: usize, products: &mut Pro
             avx512::dots(left.as_ptr(), n_left, right.as_ptr(), n_right, width, products)
         };
     }
-    let _ = Instructions::in_use();
     for (products, left) in products.iter_mut().zip(left.chunks_exact(width)) {
         super::kernels::dots_of(left, right, products);
     }

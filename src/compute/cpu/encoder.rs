@@ -7,7 +7,6 @@ use rayon::prelude::*;
 
 use super::{
     attention::{self, attend},
-    instructions::Instructions,
     kernels::{add_scaled, layer_norm, store_biased, store_gelu},
     product::{Element, Kernel, Panels, Rows, multiply},
 };
@@ -27,13 +26,12 @@ pub struct CpuEncoder(Box<dyn SliceEncoder>);
 impl CpuEncoder {
     /// The encoder for these layers, with products of [`CpuEncoder::precision`].
     pub fn new(weights: &VitWeights, options: &EncoderOptions) -> Self {
-        let instructions = Instructions::in_use();
-        match (Self::precision(weights, options), bf16::kernel(instructions)) {
+        match (Self::precision(weights, options), bf16::kernel()) {
             (Precision::Bf16, Some(kernel)) => {
                 Self(Box::new(Encoder::new(kernel, weights, options)))
             }
             _ => {
-                let kernel = f32::kernel(instructions).expect("all processors have one");
+                let kernel = f32::kernel().expect("all processors have one");
                 Self(Box::new(Encoder::new(kernel, weights, options)))
             }
         }
@@ -45,7 +43,7 @@ impl CpuEncoder {
         let Architecture { channels, heads, hidden, .. } = weights.architecture;
         let fits = |inner| bf16::padded(inner) == inner;
         let fits = fits(channels / heads) && fits(channels) && fits(hidden);
-        let has_kernel = bf16::kernel(Instructions::in_use()).is_some();
+        let has_kernel = bf16::kernel().is_some();
         if options.precision == Precision::Bf16 && fits && has_kernel {
             Precision::Bf16
         } else {

@@ -28,10 +28,10 @@ impl Instructions {
         *IN_USE.get_or_init(Self::best)
     }
 
-    /// Uses at most these from now on, for measurements; returns what is used. Without effect after the first
-    /// kernel has run.
-    pub fn limit(self) -> Self {
-        *IN_USE.get_or_init(|| self.min(Self::best()))
+    /// Uses at most these from now on, for measurements and tests. Without effect after the first kernel has
+    /// run.
+    pub fn limit(self) {
+        IN_USE.get_or_init(|| self.min(Self::best()));
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -49,7 +49,7 @@ impl Instructions {
             Self::Avx2
         } else if !is_x86_feature_detected!("avx512bf16") {
             Self::Avx512
-        } else if !super::tile::amx::is_available() {
+        } else if !has_amx() {
             Self::Avx512Bf16
         } else {
             Self::Amx
@@ -60,6 +60,14 @@ impl Instructions {
     fn best() -> Self {
         Self::Portable
     }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::tile::amx::is_available as has_amx;
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn has_amx() -> bool {
+    false
 }
 
 impl fmt::Display for Instructions {

@@ -63,7 +63,13 @@ fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
 /// The polynomial of these coefficients, the highest power's first.
 #[inline(always)]
 fn polynomial<const FUSED: bool, const N: usize>(coefficients: [f32; N], x: f32) -> f32 {
-    coefficients.into_iter().reduce(|sum, next| multiply_add::<FUSED>(sum, x, next)).unwrap_or(0.0)
+    // A loop, because builds without optimisation do not take closures into the function with the
+    // instructions.
+    let mut sum = 0.0;
+    for coefficient in coefficients {
+        sum = multiply_add::<FUSED>(sum, x, coefficient);
+    }
+    sum
 }
 
 /// exp for arguments up to 88; relative error below 2e-7. Below -87 it stays at exp(-87), which
@@ -78,12 +84,12 @@ fn exp<const FUSED: bool>(x: f32) -> f32 {
     const P: [f32; 6] =
         [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5];
     let x = if x < -87.0 { -87.0 } else { x };
-    let n = multiply_add::<FUSED>(x, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let shifted = multiply_add::<FUSED>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
     let r = multiply_add::<FUSED>(n, -LN2_LOW, multiply_add::<FUSED>(n, -LN2_HIGH, x));
     let p = multiply_add::<FUSED>(polynomial::<FUSED, 6>(P, r), r * r, r) + 1.0;
-    // SAFETY: |x| <= 88, so n lies in -126..=127.
-    let exponent = unsafe { n.to_int_unchecked::<i32>() };
-    p * f32::from_bits(((exponent + 127) << 23) as u32)
+    // The last bits of `shifted` are n: moved to the exponent, they make 2^n.
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()))
 }
 
 /// The error function; absolute error below 4e-7. Its complement is exp(-z P(z)), P fitted for the smallest
@@ -164,10 +170,12 @@ vectorised! {
 }
 
 vectorised! {
-    /// Each row of the tile times its factor, into rows of `out` that are `stride` apart.
+    /// Each row of the tile times its factor, `[rows of the product]`, into rows of `out` that are `stride`
+    /// apart.
     fn store_scaled<E>(tile: &Tile, place: Place, factors: &[f32], out: &mut [E], stride: usize) {
-        for ((row, values), factor) in tile.0.iter().take(place.rows).enumerate().zip(factors) {
-            let out = &mut out[row * stride + place.column..][..place.columns];
+        let rows = tile.0.iter().take(place.rows).zip(&factors[place.row..]);
+        for (row, (values, factor)) in rows.enumerate() {
+            let out = &mut out[(place.row + row) * stride + place.column..][..place.columns];
             for (out, value) in out.iter_mut().zip(values) {
                 *out = E::of(factor * value);
             }

@@ -33,8 +33,8 @@ pub(super) trait Element: Pod + Default + Send + Sync {
 
     fn to_f32(self) -> f32;
 
-    /// What computes tiles with these instructions; `None` if nothing does in this format.
-    fn kernel(instructions: Instructions) -> Option<Kernel<Self>>;
+    /// What computes tiles with the instructions in use; `None` if nothing does in this format.
+    fn kernel() -> Option<Kernel<Self>>;
 
     /// `inner` with the zeros that fill it up.
     fn padded(inner: usize) -> usize {
@@ -57,8 +57,8 @@ impl Element for f32 {
         self
     }
 
-    fn kernel(instructions: Instructions) -> Option<Kernel<Self>> {
-        Some(tile::kernel_f32(instructions))
+    fn kernel() -> Option<Kernel<Self>> {
+        Some(tile::kernel_f32(Instructions::in_use()))
     }
 }
 
@@ -68,11 +68,12 @@ impl Element for bf16 {
     const STEP: usize = 32;
     const UNIT: f32 = 1.0 / 256.0;
 
-    /// Rounds to nearest, ties to even; `value` is no NaN. Unlike `half`'s, without a branch.
+    /// Rounds to nearest, ties to even; `value` is no NaN. Unlike `half`'s, without a branch or a check.
     #[inline(always)]
     fn of(value: f32) -> Self {
         let bits = value.to_bits();
-        Self::from_bits(((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16)
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        Self::from_bits((rounded >> 16) as u16)
     }
 
     #[inline(always)]
@@ -80,8 +81,8 @@ impl Element for bf16 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
-    fn kernel(instructions: Instructions) -> Option<Kernel<Self>> {
-        tile::kernel_bf16(instructions)
+    fn kernel() -> Option<Kernel<Self>> {
+        tile::kernel_bf16(Instructions::in_use())
     }
 }
 

@@ -24,14 +24,13 @@ pub(super) fn kernel_f32(instructions: Instructions) -> Kernel<f32> {
 
 /// bf16, if these instructions have products of it.
 pub(super) fn kernel_bf16(instructions: Instructions) -> Option<Kernel<bf16>> {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if instructions >= Instructions::Amx {
+        return Some(Kernel { rows: amx::ROWS, compute: amx::tile_bf16 });
+    }
     #[cfg(target_arch = "x86_64")]
-    {
-        if instructions >= Instructions::Amx {
-            return Some(Kernel { rows: amx::ROWS, compute: amx::tile_bf16 });
-        }
-        if instructions >= Instructions::Avx512Bf16 {
-            return Some(Kernel { rows: avx512::ROWS, compute: avx512::tile_bf16 });
-        }
+    if instructions >= Instructions::Avx512Bf16 {
+        return Some(Kernel { rows: avx512::ROWS, compute: avx512::tile_bf16 });
     }
     let _ = instructions;
     None
@@ -185,10 +184,10 @@ mod avx512 {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) mod amx {
     //! Two by two registers of 16 x 16 sums each. The compiler does not know these registers: whatever happens
-    //! in them happens within one block of assembly.
+    //! in them happens within one block of assembly, and nothing else in the process uses them.
 
     use std::{arch::asm, cell::Cell};
 

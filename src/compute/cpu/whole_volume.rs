@@ -44,7 +44,7 @@ pub(super) fn whole_volume<E: Element>(
 }
 
 /// The tokens in the format of the products, rows filled up with zeros, and the squared lengths of what they
-/// are then: with these, rounding shifts a distance in proportion to itself.
+/// are then: with these, the distances are those of the rounded tokens, without another error.
 fn round<E: Element>(tokens: &Tokens<'_>, rows: &mut Vec<E>, norms: &mut Vec<f32>) {
     let channels = tokens.grid.channels();
     let stride = E::padded(channels);
@@ -69,59 +69,61 @@ struct Search<'a, E> {
     column_norms: &'a [f32],
 }
 
-/// The candidates of all rows in some panels.
-struct Candidates {
-    panels: Range<usize>,
-    rows: Vec<Slots<WIDTH>>,
-}
-
 impl<E: Element> Search<'_, E> {
     fn run(&self) -> PairColumns {
         let n_panels = self.panels.n_panels();
         let part = n_panels.div_ceil(2 * rayon::current_num_threads()).max(1);
         let parts: Vec<usize> = (0..n_panels).step_by(part).collect();
-        let found: Vec<(Candidates, Vec<f32>)> = parts
+        let found: Vec<[Vec<f32>; 2]> = parts
             .into_par_iter()
-            .map(|start| self.search(start..n_panels.min(start + part)))
+            .map_init(Vec::new, |slots, start| {
+                self.search(start..n_panels.min(start + part), slots)
+            })
             .collect();
-        let (rows, columns): (Vec<_>, Vec<_>) = found.into_iter().unzip();
-        let first_to_second = (0..self.rows.n)
-            .into_par_iter()
-            .with_min_len(256)
-            .map(|row| self.exact_row(row, &rows))
-            .collect();
-        PairColumns { first_to_second, second_to_first: columns.concat() }
+        let mut first_to_second = vec![f32::INFINITY; self.rows.n];
+        let mut second_to_first = Vec::with_capacity(self.n_columns());
+        for [rows, columns] in found {
+            first_to_second
+                .iter_mut()
+                .zip(rows)
+                .for_each(|(nearest, other)| *nearest = nearest.min(other));
+            second_to_first.extend(columns);
+        }
+        PairColumns { first_to_second, second_to_first }
     }
 
-    /// The candidates of all rows in these panels, and the distances of the panels' columns.
-    fn search(&self, panels: Range<usize>) -> (Candidates, Vec<f32>) {
-        let mut rows = vec![Slots::NONE; self.rows.n];
+    /// The distances of all rows to the columns of these panels, and of the columns to all rows.
+    fn search(&self, panels: Range<usize>, rows: &mut Vec<Slots<WIDTH>>) -> [Vec<f32>; 2] {
+        rows.clear();
+        rows.resize(self.rows.n, Slots::NONE);
         let mut distances = Vec::new();
         for panel in panels.clone() {
             let mut slots = [Slots::NONE; MAX_ROWS];
             let norms = self.column_norms[panel * WIDTH..].first_chunk().expect("whole panels");
-            let range = panel..panel + 1;
-            multiply_panels(self.kernel, self.rows, self.panels, range, |place, tile| {
-                keep_nearest(tile, place, self.row_norms, norms, &mut rows, &mut slots);
-            });
+            multiply_panels(
+                self.kernel,
+                self.rows,
+                self.panels,
+                panel..panel + 1,
+                |place, tile| {
+                    keep_nearest(tile, place, self.row_norms, norms, rows, &mut slots);
+                },
+            );
             let columns = panel * WIDTH..self.n_columns().min((panel + 1) * WIDTH);
             distances.extend(columns.map(|column| self.exact_column(column, &slots)));
         }
-        (Candidates { panels, rows }, distances)
+        let rows = rows.iter().enumerate().map(|(row, slots)| self.exact_row(row, slots, &panels));
+        [rows.collect(), distances]
     }
 
     fn n_columns(&self) -> usize {
         self.second.grid.n_tokens()
     }
 
-    fn exact_row(&self, row: usize, parts: &[Candidates]) -> f32 {
-        let slots = parts.iter().flat_map(|part| {
-            let end = self.n_columns().min(part.panels.end * WIDTH);
-            (0..WIDTH).map(move |lane| {
-                let members = (part.panels.start * WIDTH + lane..end).step_by(WIDTH);
-                Kept::new(&part.rows[row], lane, members)
-            })
-        });
+    fn exact_row(&self, row: usize, slots: &Slots<WIDTH>, panels: &Range<usize>) -> f32 {
+        let end = self.n_columns().min(panels.end * WIDTH);
+        let slots = (0..WIDTH)
+            .map(|lane| Kept::new(slots, lane, (panels.start * WIDTH + lane..end).step_by(WIDTH)));
         exact::<E>(self.first.row(row), self.row_norms[row], self.second, slots)
     }
 
@@ -175,9 +177,15 @@ fn exact<E: Element>(
     nearest.sqrt()
 }
 
-/// How much too large a squared distance by products may be, beyond all doubt in practice. The factors are
-/// rounded by up to a unit each, in random directions, which moves a squared distance by about
-/// 1.2 distance * length * unit / sqrt(channels), an eighth of the first term; the second is for the sums in f32.
+/// How much too large a squared distance by products may be, beyond all doubt in practice. The first term is for
+/// the rounding of the factors, by up to a unit each in random directions: over `channels` it moves a squared
+/// distance by about 1.2 distance * length * unit / sqrt(channels), an eighth of what is allowed here. The
+/// second is for the sums in f32, which drift by the root of their number (measured: a tenth of this). Where few
+/// channels hold nearly all of the length there is less to spare.
 fn margin<E: Element>(squared: f32, norm: f32, channels: usize) -> f32 {
-    10.0 * E::UNIT * (squared.max(0.0) * norm / channels as f32).sqrt() + 16.0 * f32::UNIT * norm
+    let (distance, channels) = (squared.max(0.0).sqrt(), channels as f32);
+    // The other token is at most this long.
+    let length = norm.sqrt() + distance;
+    10.0 * E::UNIT * distance * length / channels.sqrt()
+        + 4.0 * channels.sqrt() * f32::UNIT * length * length
 }

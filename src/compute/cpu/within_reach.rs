@@ -15,7 +15,8 @@ use super::{
 use crate::numeric::{geometry::Shape3, scoring::PairColumns, token::cells_per_patch};
 
 /// Each token against the tokens of the other scan at most `reach` patches away along each axis. Every
-/// product is taken once and counts for both directions.
+/// product is taken once and counts for both directions. Of two that are as near to within the rounding of
+/// products in f32, some 1e-5 of their squared lengths, either may be taken.
 pub(super) fn within_reach(first: &Tokens<'_>, second: &Tokens<'_>, reach: usize) -> PairColumns {
     let search = Search {
         first,
