@@ -53,8 +53,7 @@ impl CpuDistances {
                 second_to_first: first_to_second,
             };
         }
-        let [one, other] = &mut self.scratch;
-        let (first, second) = (Tokens::of(first, one), Tokens::of(second, other));
+        let (first, second) = Tokens::of_both([first, second], &mut self.scratch);
         match bf16::kernel().filter(|_| !self.in_single) {
             Some(kernel) => whole_volume(kernel, &first, &second, &mut self.bf16),
             None => {
@@ -85,8 +84,7 @@ impl PairDistances for CpuDistances {
         Ok(match reach {
             SearchReach::WholeVolume => self.whole_volume(first, second),
             SearchReach::Patches(reach) => {
-                let [one, other] = &mut self.scratch;
-                let (first, second) = (Tokens::of(first, one), Tokens::of(second, other));
+                let (first, second) = Tokens::of_both([first, second], &mut self.scratch);
                 within_reach(&first, &second, reach.get())
             }
         })
@@ -105,6 +103,11 @@ impl<'a> Tokens<'a> {
         scratch.resize(grid.features().len(), 0.0);
         to_single(grid.features(), scratch);
         Self { grid, values: scratch }
+    }
+
+    fn of_both([one, other]: [&'a TokenGrid; 2], scratch: &'a mut [Vec<f32>; 2]) -> (Self, Self) {
+        let [one_scratch, other_scratch] = scratch;
+        rayon::join(|| Self::of(one, one_scratch), || Self::of(other, other_scratch))
     }
 
     pub(super) fn row(&self, token: usize) -> &[f32] {

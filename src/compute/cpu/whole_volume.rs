@@ -17,7 +17,8 @@ pub(super) struct Factors<E> {
     /// Of the first scan, `[n_tokens, padded channels]`, and the squared length of each row.
     rows: Vec<E>,
     row_norms: Vec<f32>,
-    /// Of the second.
+    /// Of the second, as rows and in panels.
+    columns: Vec<E>,
     panels: Panels<E>,
     /// Infinite where a panel has no column.
     column_norms: Vec<f32>,
@@ -33,11 +34,14 @@ pub(super) fn whole_volume<E: Element>(
 ) -> PairColumns {
     let channels = first.grid.channels();
     let stride = E::padded(channels);
-    let Factors { rows, row_norms, panels, column_norms } = factors;
-    round(second, rows, column_norms);
-    panels.set_columns(Rows { values: rows, n: second.grid.n_tokens(), stride }, channels);
-    column_norms.resize(panels.n_panels() * WIDTH, f32::INFINITY);
-    round(first, rows, row_norms);
+    let Factors { rows, row_norms, columns, panels, column_norms } = factors;
+    let set_panels = || {
+        round(second, columns, column_norms);
+        let columns = Rows { values: &columns[..], n: second.grid.n_tokens(), stride };
+        panels.set_columns(columns, channels);
+        column_norms.resize(panels.n_panels() * WIDTH, f32::INFINITY);
+    };
+    rayon::join(set_panels, || round(first, rows, row_norms));
     let rows = Rows { values: &rows[..], n: first.grid.n_tokens(), stride };
     let search = Search { kernel, first, second, rows, row_norms, panels, column_norms };
     search.run()

@@ -18,11 +18,12 @@ use crate::numeric::{geometry::Shape3, scoring::PairColumns, token::cells_per_pa
 /// product is taken once and counts for both directions. Of two that are as near to within the rounding of
 /// products in f32, some 1e-5 of their squared lengths, either may be taken.
 pub(super) fn within_reach(first: &Tokens<'_>, second: &Tokens<'_>, reach: usize) -> PairColumns {
+    let places = rayon::join(|| Places::of(first), || Places::of(second));
     let search = Search {
         first,
         second,
         reach: cells_per_patch(first.grid.shape()).map(|n| n * reach),
-        places: [first, second].map(Places::of),
+        places: places.into(),
     };
     let (rows, columns) = search.run();
     PairColumns {
