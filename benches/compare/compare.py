@@ -160,7 +160,7 @@ def main():
     limits = ["--instructions", options.instructions] if options.instructions else []
     rows = []
 
-    ceilings = {precision: ceiling(precision, options.device, options.repeats) for precision in ("f32", "bf16")}
+    ceilings = {p: ceiling(p, options.device, options.repeats) for p in options.precisions}
     print("products of large matrices:", ", ".join(f"{p} {c:.0f} GFLOP/s" for p, c in ceilings.items()))
 
     def row(what, precision, ours, theirs):
@@ -189,9 +189,9 @@ def main():
     for tokens in [] if options.no_score else options.tokens:
         theirs = {
             form: torch_score(form, tokens, 384, options.device, options.window, options.repeats)
-            for form in ("addmm", "cdist", "bf16")
+            for form in ("addmm", "cdist", *set(options.precisions) & {"bf16"})
         }
-        for precision in ("f32", "bf16") if options.device == "cpu" else ("bf16",):
+        for precision in options.precisions if options.device == "cpu" else ("bf16",):
             ours = oddscan(
                 options.oddscan, "score", "--reach", 0, "--tokens", tokens, "--window", options.window,
                 "--device", options.device, "--precision", precision, "--repeats", options.repeats,

@@ -5,8 +5,8 @@ use std::{cmp::Ordering, ops::Range};
 use half::bf16;
 
 use super::{
-    kernels::to_single,
     product::Element,
+    search::to_single,
     whole_volume::{Factors, whole_volume},
     within_reach::within_reach,
 };

@@ -25,7 +25,7 @@ pub(super) fn dots(left: &[f32], right: &[f32], width: usize, products: &mut Pro
         };
     }
     for (products, left) in products.iter_mut().zip(left.chunks_exact(width)) {
-        super::kernels::dots_of(left, right, products);
+        super::search::dots_of(left, right, products);
     }
 }
 

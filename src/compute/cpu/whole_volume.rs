@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use super::{
     distances::Tokens,
-    kernels::{Slots, keep_nearest, nearest_among, round_row},
     product::{Element, Kernel, MAX_ROWS, Panels, Rows, WIDTH, multiply_panels},
+    search::{Slots, keep_nearest, nearest_among, round_row},
 };
 use crate::numeric::scoring::PairColumns;
 

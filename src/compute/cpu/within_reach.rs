@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::{
     distances::Tokens,
     dots::{LEFT, Products, RIGHT, dots},
-    kernels::{Group, NO_TOKEN, Nearest, Own, Slots, distances_to, keep_in_reach, squared_lengths},
+    search::{Group, NO_TOKEN, Nearest, Own, Slots, distances_to, keep_in_reach, squared_lengths},
 };
 use crate::numeric::{geometry::Shape3, scoring::PairColumns, token::cells_per_patch};
 
