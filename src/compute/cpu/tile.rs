@@ -36,12 +36,22 @@ pub(super) fn kernel_bf16(instructions: Instructions) -> Option<Kernel<bf16>> {
     None
 }
 
-/// One of several functions by the number of rows, so that their sums stay in registers.
+/// The function of a kernel: one of several by the number of rows, so that their sums stay in registers.
 macro_rules! by_rows {
-    ($rows:expr, $name:ident $arguments:tt, $($n:literal)*) => {
-        match $rows {
-            $($n => $name::<$n> $arguments,)*
-            _ => unreachable!("more rows than the kernel has"),
+    ($name:ident, $element:ty, $of:ident, $($n:literal)*) => {
+        pub(super) unsafe fn $name(
+            left: *const $element,
+            stride: usize,
+            rows: usize,
+            panel: *const $element,
+            inner: usize,
+            tile: &mut Tile,
+        ) {
+            match rows {
+                // SAFETY: the caller vouches for instructions and extents.
+                $($n => unsafe { $of::<$n>(left, stride, panel, inner, tile) },)*
+                _ => unreachable!("more rows than the kernel has"),
+            }
         }
     };
 }
@@ -92,19 +102,7 @@ mod avx512 {
     /// 24 sums, two lines of the panel and a broadcast: 27 of 32 registers.
     pub(super) const ROWS: usize = 12;
 
-    pub(super) unsafe fn tile_f32(
-        left: *const f32,
-        stride: usize,
-        rows: usize,
-        panel: *const f32,
-        inner: usize,
-        tile: &mut Tile,
-    ) {
-        // SAFETY: the caller vouches for instructions and extents.
-        unsafe {
-            by_rows!(rows, f32_rows(left, stride, panel, inner, tile), 1 2 3 4 5 6 7 8 9 10 11 12)
-        }
-    }
+    by_rows!(tile_f32, f32, f32_rows, 1 2 3 4 5 6 7 8 9 10 11 12);
 
     #[target_feature(enable = "avx512f")]
     unsafe fn f32_rows<const R: usize>(
@@ -130,19 +128,7 @@ mod avx512 {
         }
     }
 
-    pub(super) unsafe fn tile_bf16(
-        left: *const bf16,
-        stride: usize,
-        rows: usize,
-        panel: *const bf16,
-        inner: usize,
-        tile: &mut Tile,
-    ) {
-        // SAFETY: the caller vouches for instructions and extents.
-        unsafe {
-            by_rows!(rows, bf16_rows(left, stride, panel, inner, tile), 1 2 3 4 5 6 7 8 9 10 11 12)
-        }
-    }
+    by_rows!(tile_bf16, bf16, bf16_rows, 1 2 3 4 5 6 7 8 9 10 11 12);
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn bf16_rows<const R: usize>(
@@ -386,17 +372,7 @@ mod avx2 {
     /// 12 sums, two parts of a panel's line and a broadcast: 15 of 16 registers.
     pub(super) const ROWS: usize = 6;
 
-    pub(super) unsafe fn tile_f32(
-        left: *const f32,
-        stride: usize,
-        rows: usize,
-        panel: *const f32,
-        inner: usize,
-        tile: &mut Tile,
-    ) {
-        // SAFETY: the caller vouches for instructions and extents.
-        unsafe { by_rows!(rows, f32_rows(left, stride, panel, inner, tile), 1 2 3 4 5 6) }
-    }
+    by_rows!(tile_f32, f32, f32_rows, 1 2 3 4 5 6);
 
     #[target_feature(enable = "avx2,fma")]
     unsafe fn f32_rows<const R: usize>(
