@@ -205,6 +205,22 @@ fn no_page_is_so_large_that_the_cache_does_not_count_it() {
 }
 
 #[test]
+fn tokens_that_an_older_version_put_in_larger_chunks_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
+    store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
+    let prefix = grid_key(&[id(1)], 0);
+    let bytes = get_blob(&store.chunks, &prefix, "tokens").unwrap().unwrap();
+    remove_prefix(&store.chunks, &prefix).unwrap();
+    for (index, chunk) in bytes.chunks(60 * 1024).enumerate() {
+        let value = [&(bytes.len() as u64).to_be_bytes(), chunk].concat();
+        store.chunks.insert(chunk_key(&prefix, index), record::seal(&value)).unwrap();
+    }
+    assert_eq!(store.tokens(&id(1), 0).unwrap(), Some(tokens(1)));
+    assert_eq!(store.foreground(&id(1), 0).unwrap().as_ref(), Some(tokens(1).foreground()));
+}
+
+#[test]
 fn a_damaged_column_counts_as_not_kept() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
