@@ -2,10 +2,10 @@
 
     python3 benches/compare/compare.py ODDSCAN [--device cuda|cpu] [--networks ...] [--slices N] [--json FILE]
 
-ODDSCAN is the built binary. To mask instructions of the CPU for both sides, give --instructions avx2 and
-set ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2. PyTorch runs the network eagerly with scaled_dot_product_attention, in the
+ODDSCAN is the built binary. PyTorch runs the network eagerly with scaled_dot_product_attention, in the
 precision named. On both sides grey slices go to the device in f32 and the features, averaged over each
-seven slices, come back in f32. Medians.
+seven slices, come back in f32. Medians. To mask instructions of the CPU for both sides, give
+--instructions avx2 and set ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2.
 """
 
 import argparse

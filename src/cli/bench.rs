@@ -20,7 +20,7 @@ use crate::{
         weights::{Architecture, VitWeights},
     },
     config::DeviceChoice,
-    domain::SliceEncoder,
+    domain::{PairDistances, SliceEncoder},
     engine::{CPU_PRECISION, Devices, EngineError, GPU_PRECISION, choose_device},
     numeric::{
         geometry::Shape3, projection::Normal, scoring::SearchReach, slice::ImageBatch,
@@ -261,11 +261,7 @@ fn score(arguments: &Score) -> Result<(), Failure> {
     if tokens == 0 || channels == 0 || window == 0 {
         return Err(Failure::new(USAGE, "--tokens, --channels and --window count from 1"));
     }
-    let tiny =
-        VitWeights::random(Architecture::named("dinov2_vits14").expect("is one of the names"), 0);
-    let (encoder, mut distances) = devices(&tiny, 1, None, arguments.how.device)?;
-    let device = encoder.device().to_owned();
-    drop(encoder);
+    let (device, mut distances) = distances_on(arguments.how.device)?;
     if device == "cpu" && arguments.precision == Precision::F32 {
         distances = Box::new(CpuDistances::in_single());
     }
@@ -324,6 +320,15 @@ fn random_tokens(seed: u64, n_tokens: usize, channels: usize) -> TokenGrid {
     let features =
         (0..cells.len() * channels).map(|_| f16::from_f64(scale * normal.next())).collect();
     TokenGrid::new(shape, channels, cells, features).expect("cells are sorted, features finite")
+}
+
+/// The name of the device and the distances on it.
+fn distances_on(device: DeviceChoice) -> Result<(String, Box<dyn PairDistances>), Failure> {
+    // They need no network. One block of it is made all the same, with the device.
+    let named = Architecture::named("dinov2_vits14").expect("is one of the names");
+    let tiny = VitWeights::random(Architecture { depth: 1, ..named }, 0);
+    let (encoder, distances) = devices(&tiny, 1, None, device)?;
+    Ok((encoder.device().to_owned(), distances))
 }
 
 fn devices(

@@ -209,6 +209,9 @@ impl Score {
         for grid in 0..shared.method.n_grids() {
             let mut missing = Vec::new();
             for &other in others {
+                if !goes_on() {
+                    return Ok(n_pairs);
+                }
                 if !(store.has_column(id, other, grid)? && store.has_column(other, id, grid)?) {
                     missing.push(other);
                 }
@@ -581,6 +584,9 @@ pub(crate) fn compare_grid(
     let read = |index: usize| -> Result<Option<TokenGrid>, StoreError> {
         others.get(index).map_or(Ok(None), |other| store.tokens(other, grid))
     };
+    if others.is_empty() {
+        return Ok(0);
+    }
     let (Some(own), mut theirs) = (store.tokens(&id, grid)?, read(0)?) else { return Ok(0) };
     let mut n_pairs = 0;
     for (index, &other) in others.iter().enumerate() {

@@ -4,10 +4,9 @@ use std::{env, path::PathBuf, process::Command, time::Instant};
 
 use serde::Serialize;
 
-use super::{How, devices, random_tokens};
+use super::{How, distances_on, random_tokens};
 use crate::{
     cli::{Failure, INTERNAL, USAGE},
-    compute::weights::{Architecture, VitWeights},
     config::Config,
     domain::{
         PairDistances,
@@ -95,11 +94,7 @@ fn run_apart(scans: usize) -> Result<(), Failure> {
 
 fn run_one(arguments: &Arguments, scans: usize) -> Result<(), Failure> {
     share_one_heap();
-    // Distances need no network. One block of it is made all the same, with the device.
-    let named = Architecture::named("dinov2_vits14").expect("is one of the names");
-    let tiny = VitWeights::random(Architecture { depth: 1, ..named }, 0);
-    let (encoder, mut distances) = devices(&tiny, 1, None, arguments.how.device)?;
-    drop((encoder, tiny));
+    let (_, mut distances) = distances_on(arguments.how.device)?;
     let cost = measure(arguments, scans, distances.as_mut())
         .map_err(|error| Failure::new(INTERNAL, error))?;
     if arguments.how.json {
