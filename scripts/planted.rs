@@ -35,7 +35,7 @@ use oddscan::{
         preprocess::cube_affine,
         projection::Normal,
         scoring::{Fraction, MapProfile, PairColumns, SearchReach, label_free_threshold},
-        slice::image_batch,
+        slice::{ImageBatch, slice_pixels},
         token::{Foreground, TokenBuilder, TokenGrid, TokenSettings, smooth},
         volume::Volume,
     },
@@ -202,14 +202,20 @@ impl Bench {
         let mut builder = TokenBuilder::new(volume, *patch, *channels, 1, None, settings);
         for group in builder.due_groups() {
             let slices = builder.slices(group);
-            let images = image_batch(volume, group.axis(), &slices);
+            let pixels = slice_pixels(volume, group.axis(), &slices);
             let is_unchanged = original.is_some_and(|original| {
-                let before = image_batch(&original.volume, group.axis(), &slices);
-                let pixels = images.pixels.iter().zip(&before.pixels);
-                pixels.into_iter().all(|(a, b)| (a - b).abs() < UNCHANGED)
+                let before = slice_pixels(&original.volume, group.axis(), &slices);
+                pixels.iter().zip(&before).all(|(a, b)| (a - b).abs() < UNCHANGED)
             });
             if !is_unchanged {
-                builder.add(group, 0, &encoder.encode_pooled(&images, slices.len())?[0].values);
+                let (side, patches) = (volume.side(), builder.patches(group));
+                let images = ImageBatch {
+                    side,
+                    pixels,
+                    group: slices.len(),
+                    patches: vec![patches.clone()],
+                };
+                builder.add(group, 0, &patches, &encoder.encode(&images)?[0].values);
             }
         }
         let grids = builder.finish()?;

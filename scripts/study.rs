@@ -72,7 +72,7 @@ struct Encoding {
 
 const ALL: &[usize] = &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
 
-const ENCODINGS: [Encoding; 10] = [
+const ENCODINGS: [Encoding; 11] = [
     Encoding {
         name: "joined",
         layers: ALL,
@@ -83,6 +83,11 @@ const ENCODINGS: [Encoding; 10] = [
     Encoding { name: "2 slices", layers: &[9], settings: "tokens.slices_per_token = 2" },
     Encoding { name: "no final norm", layers: &[9], settings: "encoder.final_norm = false" },
     Encoding { name: "stride 2", layers: &[9], settings: "tokens.slice_stride = 2" },
+    Encoding {
+        name: "stride 2, background skipped",
+        layers: &[9],
+        settings: "tokens.slice_stride = 2\ntokens.skip_background = true",
+    },
     Encoding { name: "stride 7", layers: &[9], settings: "tokens.slice_stride = 7" },
     // Cheap, so that these can be compared with "stride 7".
     Encoding {
@@ -109,9 +114,11 @@ impl Encoding {
 
     fn config(&self) -> Result<Config> {
         let Self { layers, settings, .. } = self;
-        let every_slice = "tokens.slice_stride = 1\n";
-        let stride = if settings.contains("slice_stride") { "" } else { every_slice };
-        Ok(Config::parse(&format!("{RAW}encoder.layers = {layers:?}\n{stride}{settings}"))?)
+        let or = |key, default| if settings.contains(key) { "" } else { default };
+        let stride = or("slice_stride", "tokens.slice_stride = 1\n");
+        let background = or("skip_background", "tokens.skip_background = false\n");
+        let text = format!("{RAW}encoder.layers = {layers:?}\n{stride}{background}{settings}");
+        Ok(Config::parse(&text)?)
     }
 }
 

@@ -40,8 +40,8 @@ const PRESETS: [(&str, &str); 2] = [
     (
         "paper",
         "[scoring]\nreach_patches = 0\nkeep_fraction = 0.3\nplace_share = 0.0\n[tokens]\n\
-         join_views = true\nslices_per_token = 0\nslice_stride = 1\nprojection = 128\n\
-         smoothing_patches = 0.0\n",
+         join_views = true\nslices_per_token = 0\nslice_stride = 1\nskip_background = false\n\
+         projection = 128\nsmoothing_patches = 0.0\n",
     ),
 ];
 
@@ -531,6 +531,7 @@ struct RawTokens {
     join_views: bool,
     slices_per_token: i64,
     slice_stride: i64,
+    skip_background: bool,
     projection: i64,
     projection_seed: i64,
     min_brain_fraction: f64,
@@ -858,6 +859,7 @@ impl Checker {
             join_views: raw.join_views,
             slices_per_token,
             slice_stride,
+            skip_background: raw.skip_background,
             min_brain_fraction: self.number(key, raw.min_brain_fraction, 0.0, 1.0),
             smoothing_patches: self.number(
                 "tokens.smoothing_patches",
@@ -971,6 +973,7 @@ mod tests {
         assert_eq!((fast.tokens.slice_stride, config.tokens.slice_stride), (7, 2));
         let paper = Config::parse("preset = \"paper\"").unwrap();
         assert_eq!((paper.preset, paper.tokens.slice_stride), (Preset::Paper, 1));
+        assert!(config.tokens.skip_background && !paper.tokens.skip_background);
         assert_eq!(paper.layers(12), [3, 6, 9, 12]);
         assert_eq!(paper.layers(24), [6, 12, 18, 24]);
         assert_eq!(paper.scoring.reach, SearchReach::WholeVolume);

@@ -29,7 +29,7 @@ pub fn encode(architecture: Architecture, side: usize, precision: Precision) -> 
     let mut encoder = CpuEncoder::new(&weights, &options);
     let mut normal = Normal::new(2);
     let pixels = (0..side * side).map(|_| normal.uniform() as f32).collect();
-    let images = ImageBatch { n_images: 1, side, pixels };
+    let images = ImageBatch::whole(1, side, architecture.patch, pixels);
     move || drop(std::hint::black_box(encoder.encode(&images)))
 }
 

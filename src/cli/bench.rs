@@ -182,15 +182,18 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
         (arguments.batch.next_multiple_of(group), arguments.slices.next_multiple_of(group));
     let mut batch_of = |n_images: usize| {
         let pixels = (0..n_images * image).map(|_| normal.uniform() as f32).collect();
-        ImageBatch { n_images, side, pixels }
+        let mut images = ImageBatch::whole(n_images, side, architecture.patch, pixels);
+        images.group = group;
+        images.patches.truncate(n_images / group);
+        images
     };
     let (whole, rest) = (batch_of(batch), batch_of(slices % batch));
     let once = || {
         for _ in 0..slices / batch {
-            encoder.encode_pooled(&whole, group)?;
+            encoder.encode(&whole)?;
         }
-        if rest.n_images > 0 {
-            encoder.encode_pooled(&rest, group)?;
+        if rest.n_images() > 0 {
+            encoder.encode(&rest)?;
         }
         Ok(())
     };
@@ -242,7 +245,7 @@ fn cosine_to_cpu(
         0.5 + 0.25 * ((0.05 * x + image).sin() + (0.03 * x * (0.02 * y).cos()).cos())
     };
     let pixels = (0..2 * side * side).map(pixel).collect();
-    let images = ImageBatch { n_images: 2, side, pixels };
+    let images = ImageBatch::whole(2, side, weights.architecture.patch, pixels);
     let mut reference = CpuEncoder::new(weights, &options(layer, Precision::F32));
     let [found, expected] = [encoder.encode(&images), reference.encode(&images)];
     let unwrapped = found.and_then(|found| Ok((found, expected?)));

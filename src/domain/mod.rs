@@ -23,21 +23,11 @@ use error::DeviceError;
 
 /// A frozen vision transformer that describes slices.
 pub trait SliceEncoder: Send {
-    /// The patch features of every image at every layer that the encoder was built for, in the
-    /// order of those layers.
+    /// The features of every patch at every layer that the encoder was built for, in the order of those
+    /// layers, averaged over the images of each group.
     ///
-    /// The features of an image do not depend on the other images of its batch.
+    /// They do not depend on the other images of the batch.
     fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError>;
-
-    /// The same, averaged over each `group` consecutive images: `n_images / group` of them are
-    /// returned. A device that averages by itself has less to send.
-    fn encode_pooled(
-        &mut self,
-        images: &ImageBatch,
-        group: usize,
-    ) -> Result<Vec<PatchFeatures>, DeviceError> {
-        Ok(self.encode(images)?.iter().map(|features| features.pooled(group)).collect())
-    }
 
     /// Pixels along the edge of a patch.
     fn patch(&self) -> usize;

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::{SliceEncoder, error::DeviceError};
 use crate::numeric::{
     projection::Projection,
-    slice::{ImageBatch, PatchFeatures, image_batch},
+    slice::{ImageBatch, PatchFeatures, slice_pixels},
     token::{SliceGroup, TokenBuilder, TokenGrid, TokenGridError, TokenSettings},
     volume::Volume,
 };
@@ -98,9 +98,9 @@ impl Tokeniser {
             let n_groups = (*max_batch / slices).clamp(1, groups.len() - start);
             let batch = &groups[start..start + n_groups];
             let images = images_of(volume, &builder, batch);
-            let layers = match encoder.encode_pooled(&images, slices) {
+            let layers = match encoder.encode(&images) {
                 Err(DeviceError::OutOfMemory { .. }) if n_groups > 1 => {
-                    *max_batch = images.n_images / 2;
+                    *max_batch = images.n_images() / 2;
                     continue;
                 }
                 Err(DeviceError::OutOfMemory { .. }) if slices > 1 => {
@@ -110,13 +110,15 @@ impl Tokeniser {
                 done => done?,
             };
             for (layer, features) in layers.iter().enumerate() {
-                let features = features.values.chunks_exact(features.n_patches * channels);
-                for (&group, features) in batch.iter().zip(features) {
-                    builder.add(group, layer, features);
+                let mut features = &features.values[..];
+                for (&group, patches) in batch.iter().zip(&images.patches) {
+                    let (own, others) = features.split_at(patches.len() * channels);
+                    builder.add(group, layer, patches, own);
+                    features = others;
                 }
             }
             start += n_groups;
-            encoded(images.n_images)?;
+            encoded(images.n_images())?;
         }
         Ok(builder.finish()?)
     }
@@ -124,14 +126,15 @@ impl Tokeniser {
 
 /// The slices of some groups, of one or several axes.
 fn images_of(volume: &Volume, builder: &TokenBuilder<'_>, groups: &[SliceGroup]) -> ImageBatch {
-    let parts: Vec<ImageBatch> = groups
+    let pixels: Vec<Vec<f32>> = groups
         .par_iter()
-        .map(|&group| image_batch(volume, group.axis(), &builder.slices(group)))
+        .map(|&group| slice_pixels(volume, group.axis(), &builder.slices(group)))
         .collect();
     ImageBatch {
-        n_images: parts.iter().map(|part| part.n_images).sum(),
         side: volume.side(),
-        pixels: parts.into_iter().flat_map(|part| part.pixels).collect(),
+        pixels: pixels.concat(),
+        group: groups.first().map_or(1, |&group| builder.slices(group).len()),
+        patches: groups.iter().map(|&group| builder.patches(group)).collect(),
     }
 }
 
@@ -142,13 +145,14 @@ fn encode_in_parts(
     images: &ImageBatch,
     max_batch: &mut usize,
 ) -> Result<Vec<PatchFeatures>, TokeniseError> {
-    let image = images.side * images.side;
+    let (side, n_pixels) = (images.side, images.n_pixels());
     let mut joined: Vec<PatchFeatures> = Vec::new();
     let mut start = 0;
-    while start < images.n_images {
-        let n_images = (*max_batch).clamp(1, images.n_images - start);
-        let pixels = images.pixels[start * image..(start + n_images) * image].to_vec();
-        match encoder.encode(&ImageBatch { n_images, side: images.side, pixels }) {
+    while start < images.n_images() {
+        let n_images = (*max_batch).clamp(1, images.n_images() - start);
+        let pixels = images.pixels[start * n_pixels..(start + n_images) * n_pixels].to_vec();
+        let patches = vec![images.patches[0].clone(); n_images];
+        match encoder.encode(&ImageBatch { side, pixels, group: 1, patches }) {
             Ok(features) => {
                 join(&mut joined, features);
                 start += n_images;
@@ -157,7 +161,7 @@ fn encode_in_parts(
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(joined.iter().map(|features| features.pooled(images.n_images)).collect())
+    Ok(joined.into_iter().map(|features| features.pooled(images)).collect())
 }
 
 fn join(joined: &mut Vec<PatchFeatures>, part: Vec<PatchFeatures>) {
@@ -166,7 +170,6 @@ fn join(joined: &mut Vec<PatchFeatures>, part: Vec<PatchFeatures>) {
         return;
     }
     for (all, part) in joined.iter_mut().zip(part) {
-        all.n_images += part.n_images;
         all.values.extend(part.values);
     }
 }
@@ -187,19 +190,18 @@ mod tests {
 
     impl SliceEncoder for Mean {
         fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError> {
-            if images.n_images > self.limit {
-                return Err(DeviceError::OutOfMemory { batch: images.n_images });
+            if images.n_images() > self.limit {
+                return Err(DeviceError::OutOfMemory { batch: images.n_images() });
             }
             let side = images.side / 4;
             let mut values = Vec::new();
-            for image in images.pixels.chunks_exact(images.side * images.side) {
-                for patch in 0..side * side {
-                    let pixel = (patch / side) * 4 * images.side + (patch % side) * 4;
-                    values.extend([image[pixel], 1.0]);
+            for (index, image) in images.pixels.chunks_exact(images.n_pixels()).enumerate() {
+                for &patch in &images.patches[index / images.group] {
+                    let (row, column) = (patch as usize / side, patch as usize % side);
+                    values.extend([image[row * 4 * images.side + column * 4], 1.0]);
                 }
             }
-            let n_patches = side * side;
-            Ok(vec![PatchFeatures { n_images: images.n_images, n_patches, channels: 2, values }])
+            Ok(vec![PatchFeatures { channels: 2, values }.pooled(images)])
         }
 
         fn patch(&self) -> usize {
@@ -236,6 +238,7 @@ mod tests {
             join_views: true,
             slices_per_token: 4,
             slice_stride: 1,
+            skip_background: true,
             min_brain_fraction: 0.3,
             smoothing_patches: 0.0,
         };

@@ -12,58 +12,83 @@ pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// standard deviation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageBatch {
-    /// Number of images.
-    pub n_images: usize,
     /// Pixels along each edge.
     pub side: usize,
     /// `n_images * colours * side * side` pixels.
     pub pixels: Vec<f32>,
+    /// How many images that follow one another are a group: they share their patches, and their features
+    /// are averaged.
+    pub group: usize,
+    /// For each group the patches that are encoded, numbered row by row, ascending. The network does not see
+    /// the others.
+    pub patches: Vec<Vec<u32>>,
 }
 
-/// Patch features of a batch at one layer: `[n_images, n_patches, channels]`, row-major; patches
-/// in image order (row by row), class and register tokens dropped.
+impl ImageBatch {
+    /// `n_images` images on their own, with all patches, which have `patch` pixels along each edge.
+    pub fn whole(n_images: usize, side: usize, patch: usize, pixels: Vec<f32>) -> Self {
+        let all: Vec<u32> = (0..(side / patch).pow(2) as u32).collect();
+        Self { side, pixels, group: 1, patches: vec![all; n_images] }
+    }
+
+    /// Number of images.
+    pub fn n_images(&self) -> usize {
+        self.patches.len() * self.group
+    }
+
+    /// Pixels of an image, all its colours together.
+    ///
+    /// # Panics
+    /// If the pixels are not those of whole images.
+    pub fn n_pixels(&self) -> usize {
+        let n_images = self.n_images().max(1);
+        assert!(self.pixels.len().is_multiple_of(n_images), "pixels of whole images");
+        self.pixels.len() / n_images
+    }
+}
+
+/// Patch features at one layer: `[n_rows, channels]`, row-major; a row for each patch of each group of an
+/// [`ImageBatch`], in its order. Class and register tokens are dropped.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PatchFeatures {
-    /// Number of images.
-    pub n_images: usize,
-    /// Patches per image.
-    pub n_patches: usize,
     /// Features per patch.
     pub channels: usize,
-    /// `n_images * n_patches * channels` features.
+    /// `n_rows * channels` features.
     pub values: Vec<f32>,
 }
 
 impl PatchFeatures {
-    /// The mean over each `group` consecutive images.
+    /// From those of each image on its own to the mean over each group of `images`.
     ///
     /// # Panics
-    /// If the images are not whole groups.
-    pub fn pooled(&self, group: usize) -> Self {
-        let Self { n_images, n_patches, channels, ref values } = *self;
-        assert!(group > 0 && n_images.is_multiple_of(group), "whole groups");
-        let (per_image, scale) = (n_patches * channels, 1.0 / group as f32);
-        let mut pooled = Vec::with_capacity(values.len() / group);
-        for images in values.chunks_exact((group * per_image).max(1)) {
-            let (first, others) = images.split_at(per_image);
-            let start = pooled.len();
-            pooled.extend_from_slice(first);
-            let sums = &mut pooled[start..];
-            for image in others.chunks_exact(per_image) {
-                sums.iter_mut().zip(image).for_each(|(sum, value)| *sum += value);
+    /// If there are not as many as `images` has.
+    pub fn pooled(self, images: &ImageBatch) -> Self {
+        let Self { channels, mut values } = self;
+        let group = images.group;
+        let (mut read, mut written) = (0, 0);
+        for patches in &images.patches {
+            let n = patches.len() * channels;
+            values.copy_within(read..read + n, written);
+            let (means, others) = values.split_at_mut((written + n).max(read + n));
+            let means = &mut means[written..written + n];
+            for image in others[..(group - 1) * n].chunks_exact(n.max(1)) {
+                means.iter_mut().zip(image).for_each(|(sum, value)| *sum += value);
             }
-            sums.iter_mut().for_each(|sum| *sum *= scale);
+            means.iter_mut().for_each(|sum| *sum *= 1.0 / group as f32);
+            (read, written) = (read + group * n, written + n);
         }
-        Self { n_images: n_images / group, n_patches, channels, values: pooled }
+        assert_eq!(read, values.len(), "features of each image");
+        values.truncate(written);
+        Self { channels, values }
     }
 }
 
-/// The slices `indices` of the volume along `axis` as a batch for the encoder.
+/// The pixels of the slices `indices` of the volume along `axis`, `[n, side, side]`.
 ///
 /// Rows and columns of a slice are the two other axes in ascending order, the lower one as row:
 /// a sagittal slice is `[y, z]`, a coronal one `[x, z]`, an axial one `[x, y]`. Grey values, as a
 /// network of one colour wants them.
-pub fn image_batch(volume: &Volume, axis: Axis, indices: &[usize]) -> ImageBatch {
+pub fn slice_pixels(volume: &Volume, axis: Axis, indices: &[usize]) -> Vec<f32> {
     let side = volume.side();
     let mut pixels = Vec::with_capacity(indices.len() * side * side);
     let (row_axis, column_axis) = in_plane(axis);
@@ -75,7 +100,7 @@ pub fn image_batch(volume: &Volume, axis: Axis, indices: &[usize]) -> ImageBatch
             pixels.extend(line.take(side));
         }
     }
-    ImageBatch { n_images: indices.len(), side, pixels }
+    pixels
 }
 
 /// The two axes of a slice along `axis`: (rows, columns), in ascending order.
@@ -99,10 +124,10 @@ mod tests {
         let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
         let volume = Volume { side: 3, voxels, brain: vec![true; 27], affine };
         for axis in Axis::VIEWS {
-            let batch = image_batch(&volume, axis, &[2, 0]);
-            assert_eq!(batch.n_images, 2);
+            let pixels = slice_pixels(&volume, axis, &[2, 0]);
+            assert_eq!(pixels.len(), 18);
             let (rows, columns) = in_plane(axis);
-            for (at, &pixel) in batch.pixels.iter().enumerate() {
+            for (at, &pixel) in pixels.iter().enumerate() {
                 let mut voxel = [0; 3];
                 voxel[axis.index()] = [2, 0][at / 9];
                 voxel[rows] = at / 3 % 3;
@@ -113,11 +138,19 @@ mod tests {
     }
 
     #[test]
-    fn pooling_averages_each_group() {
-        let values = vec![1.0, 2.0, 3.0, 6.0, 10.0, 20.0, 30.0, 60.0];
-        let features = PatchFeatures { n_images: 4, n_patches: 1, channels: 2, values };
-        let pooled = features.pooled(2);
-        assert_eq!((pooled.n_images, pooled.values), (2, vec![2.0, 4.0, 20.0, 40.0]));
-        assert_eq!(features.pooled(1), features);
+    fn pooling_averages_the_images_of_each_group_patch_by_patch() {
+        let mut images = ImageBatch::whole(2, 2, 1, vec![0.0; 16]);
+        images.group = 2;
+        images.patches = vec![vec![0, 3], vec![1]];
+        let values = vec![1.0, 2.0, 3.0, 6.0, 10.0, 20.0, 30.0, 60.0, 5.0, 6.0, 7.0, 8.0];
+        let features = PatchFeatures { channels: 2, values };
+        assert_eq!(features.pooled(&images).values, [5.5, 11.0, 16.5, 33.0, 6.0, 7.0]);
+    }
+
+    #[test]
+    fn groups_of_one_image_stay_as_they_are() {
+        let images = ImageBatch::whole(3, 2, 1, vec![0.0; 12]);
+        let features = PatchFeatures { channels: 1, values: (0..12).map(|v| v as f32).collect() };
+        assert_eq!(features.clone().pooled(&images), features);
     }
 }

@@ -137,6 +137,9 @@ pub struct TokenSettings {
     pub slices_per_token: usize,
     /// Every how many-th slice of a depth group is encoded; 1 = all (the paper).
     pub slice_stride: usize,
+    /// Whether the network is spared the patches of a slice group that hold no brain (ours; the paper
+    /// encodes whole slices).
+    pub skip_background: bool,
     /// Share of a cell's voxels that must lie in the brain. At 0 a single voxel is enough, and the
     /// rim of the brain, where masks differ, turns noisy.
     pub min_brain_fraction: f64,
@@ -192,16 +195,19 @@ struct Part {
     foreground: Foreground,
     /// Row of a cell in `rows`, or `None` in the background.
     token_of_cell: Vec<Option<u32>>,
+    /// Voxels of the brain in each cell.
+    n_brain: Vec<usize>,
     /// For each layer `[n_tokens, channels]`.
     rows: Vec<Vec<f32>>,
     channels: usize,
 }
 
 impl Part {
-    fn new(foreground: Foreground, n_layers: usize, channels: usize) -> Self {
+    fn new(foreground: Foreground, volume: &Volume, n_layers: usize, channels: usize) -> Self {
         let token_of_cell = foreground.token_of_cell();
+        let n_brain = brain_per_cell(volume, foreground.shape);
         let rows = vec![vec![0.0; foreground.cells.len() * channels]; n_layers];
-        Self { foreground, token_of_cell, rows, channels }
+        Self { foreground, token_of_cell, n_brain, rows, channels }
     }
 }
 
@@ -231,11 +237,11 @@ impl<'a> TokenBuilder<'a> {
         let of_view = |axis: &Axis| {
             let mut cell = [patch; 3];
             cell[axis.index()] = depth;
-            Part::new(foreground(cell), n_layers, width)
+            Part::new(foreground(cell), volume, n_layers, width)
         };
         let parts = if settings.join_views {
             let channels = settings.views.len() * width;
-            vec![Part::new(foreground([patch; 3]), n_layers, channels)]
+            vec![Part::new(foreground([patch; 3]), volume, n_layers, channels)]
         } else {
             settings.views.iter().map(of_view).collect()
         };
@@ -270,17 +276,25 @@ impl<'a> TokenBuilder<'a> {
         (first..(group.depth + 1) * depth).step_by(stride).collect()
     }
 
-    /// Takes in the features of a group at one layer, which are the mean over its slices
-    /// (`[n_patches, channels]`): l2 norm (eq. 1), projection (eq. 2), and the place of this view in the
+    /// The patches of a group that are encoded, numbered row by row, ascending.
+    pub fn patches(&self, group: SliceGroup) -> Vec<u32> {
+        let Part { foreground, n_brain, .. } = &self.parts[self.place(group.view).0];
+        let holds_brain =
+            |patch: &u32| n_brain[cell_of(group, *patch as usize, self.side, foreground.shape)] > 0;
+        let all = 0..(self.side * self.side) as u32;
+        all.filter(|patch| !self.settings.skip_background || holds_brain(patch)).collect()
+    }
+
+    /// Takes in the features of these patches of a group at one layer, which are the mean over its slices
+    /// (`[patches.len(), channels]`): l2 norm (eq. 1), projection (eq. 2), and the place of this view in the
     /// joined token (eq. 3).
-    pub fn add(&mut self, group: SliceGroup, layer: usize, features: &[f32]) {
-        let n_patches = self.side * self.side;
+    pub fn add(&mut self, group: SliceGroup, layer: usize, patches: &[u32], features: &[f32]) {
         let channels = self.projection.map_or(self.width, Projection::n_inputs);
-        assert_eq!(features.len(), n_patches * channels, "features of one group");
+        assert_eq!(features.len(), patches.len() * channels, "features of one group");
         let (part, first_channel) = self.place(group.view);
         let part = &mut self.parts[part];
-        for (patch_index, feature) in features.chunks_exact(channels).enumerate() {
-            let cell = cell_of(group, patch_index, self.side, part.foreground.shape);
+        for (&patch, feature) in patches.iter().zip(features.chunks_exact(channels)) {
+            let cell = cell_of(group, patch as usize, self.side, part.foreground.shape);
             let Some(token) = part.token_of_cell[cell] else { continue };
             let feature = of_unit_length(feature);
             let start = token as usize * part.channels + first_channel;
@@ -412,6 +426,7 @@ mod tests {
             join_views: true,
             slices_per_token: 2,
             slice_stride: 1,
+            skip_background: false,
             min_brain_fraction: 0.3,
             smoothing_patches: 0.0,
         }
@@ -449,7 +464,7 @@ mod tests {
                 let angle = shape.offset(cell) as f32 / 27.0;
                 features.extend([angle.cos(), angle.sin()]);
             }
-            builder.add(group, 0, &features);
+            builder.add(group, 0, &builder.patches(group), &features);
         }
         let grid = &builder.finish().unwrap()[0];
         assert_eq!((grid.n_tokens(), grid.channels()), (27, 6));
@@ -479,7 +494,9 @@ mod tests {
         for group in groups {
             let slices = builder.slices(group);
             let angle = slices.iter().sum::<usize>() as f32 / slices.len() as f32 / 8.0;
-            builder.add(group, 0, &[angle.cos(), angle.sin()].repeat(4));
+            let patches = builder.patches(group);
+            let features = [angle.cos(), angle.sin()].repeat(patches.len());
+            builder.add(group, 0, &patches, &features);
         }
         let grids = builder.finish().unwrap();
         assert_eq!(grids.len(), 2);
@@ -502,7 +519,7 @@ mod tests {
         let settings = settings(&[Axis::Axial]);
         let mut builder = TokenBuilder::new(&volume, 2, 2, 1, None, &settings);
         let group = builder.due_groups()[0];
-        builder.add(group, 0, &[3.0, 1.0]);
+        builder.add(group, 0, &[0], &[3.0, 1.0]);
         let expected = [3.0 / 10.0_f32.sqrt(), 1.0 / 10.0_f32.sqrt()].map(f16::from_f32);
         assert_eq!(builder.finish().unwrap()[0].features(), expected);
     }
@@ -516,6 +533,24 @@ mod tests {
         let groups = builder.due_groups();
         assert_eq!(groups.len(), 1);
         assert_eq!(builder.slices(groups[0]), [1, 4, 7, 10, 13]);
+    }
+
+    #[test]
+    fn patches_without_any_brain_in_the_slices_of_a_group_may_be_skipped() {
+        // Of 4^3 voxels two in the brain: one in each axial group of two slices.
+        let volume = volume(4, |v| v == [3, 0, 1] || v == [0, 3, 3]);
+        let patches = |skip_background| {
+            let settings = TokenSettings {
+                skip_background,
+                min_brain_fraction: 0.0,
+                ..settings(&[Axis::Axial])
+            };
+            let builder = TokenBuilder::new(&volume, 2, 2, 1, None, &settings);
+            builder.due_groups().into_iter().map(|g| builder.patches(g)).collect::<Vec<_>>()
+        };
+        // A row of patches holds those with the same x.
+        assert_eq!(patches(true), [[2], [1]]);
+        assert_eq!(patches(false), [[0, 1, 2, 3], [0, 1, 2, 3]]);
     }
 
     #[test]

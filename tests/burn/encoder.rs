@@ -43,12 +43,23 @@ fn every_layer_equals_that_of_the_native_engine() {
     }
 }
 
+#[test]
+fn groups_of_images_with_patches_left_out_equal_those_of_the_native_engine() {
+    let weights = tiny::network(4);
+    let options = options(&[1, 4], true, PositionResize::Offset);
+    let images = tiny::some_patches();
+    let expected = CpuEncoder::new(&weights, &options).encode(&images).unwrap();
+    let found = burn(&weights, &options, Precision::F32).encode(&images).unwrap();
+    assert_eq!(found.len(), 2);
+    for (found, expected) in found.iter().zip(&expected) {
+        assert_close(found, expected);
+    }
+}
+
 /// Both in f32 over sums of at most 192 terms of size one, four blocks deep.
 fn assert_close(found: &PatchFeatures, expected: &PatchFeatures) {
-    assert_eq!(
-        (found.n_images, found.n_patches, found.channels),
-        (expected.n_images, expected.n_patches, expected.channels)
-    );
+    assert_eq!(found.channels, expected.channels);
+    assert_eq!(found.values.len(), expected.values.len());
     for (found, expected) in found.values.iter().zip(&expected.values) {
         assert!((found - expected).abs() < 1e-4 * expected.abs().max(1.0), "{found} {expected}");
     }
@@ -64,7 +75,7 @@ fn an_image_has_the_same_features_in_any_batch() {
     let n_pixels = batch.pixels.len() / 3;
     for index in 0..3 {
         let pixels = batch.pixels[index * n_pixels..(index + 1) * n_pixels].to_vec();
-        let single = ImageBatch { n_images: 1, side: batch.side, pixels };
+        let single = ImageBatch::whole(1, batch.side, tiny::PATCH, pixels);
         let alone = encoder.encode(&single).unwrap().remove(0);
         let values = together.values.chunks(alone.values.len()).nth(index).unwrap().to_vec();
         assert_close(&PatchFeatures { values, ..alone.clone() }, &alone);
@@ -90,7 +101,7 @@ fn half_precision_keeps_the_direction_of_the_features() {
 fn an_image_that_is_no_multiple_of_the_patch_is_an_error_that_says_so() {
     let weights = tiny::network(0);
     let mut encoder = burn(&weights, &options(&[1], true, PositionResize::Size), Precision::F32);
-    let images = ImageBatch { n_images: 1, side: 29, pixels: vec![0.0; 3 * 29 * 29] };
+    let images = ImageBatch::whole(1, 29, tiny::PATCH, vec![0.0; 3 * 29 * 29]);
     let error = encoder.encode(&images).unwrap_err().to_string();
     assert!(error.contains("burn-cpu") && error.contains("multiple of the patch"), "{error}");
 }
@@ -105,7 +116,7 @@ fn the_real_network_reaches_the_golden_features() {
     };
     let weights = VitWeights::load(&weights).unwrap();
     let golden = Goldens::open(&golden);
-    let images = ImageBatch { n_images: 1, side: 224, pixels: golden.values("input_224") };
+    let images = ImageBatch::whole(1, 224, 14, golden.values("input_224"));
     let plain = options(&[3, 6, 9, 12], false, PositionResize::Size);
     let normed = options(&[12], true, PositionResize::Size);
     let mut found = burn(&weights, &plain, Precision::F32).encode(&images).unwrap();

@@ -67,15 +67,18 @@ mod with_cuda {
         if !gpu_is_there() {
             return;
         }
-        let (weights, images) = (tiny::network(4), tiny::images(3));
+        let weights = tiny::network(4);
         let options = options(&[2, 4], true, PositionResize::Offset);
-        let expected = CpuEncoder::new(&weights, &options).encode(&images).unwrap();
+        let mut cpu = CpuEncoder::new(&weights, &options);
         for (precision, floor) in PRECISIONS {
             let (mut encoder, _) =
                 cuda_encoder(&weights, &EncoderOptions { precision, ..options.clone() }, 0)
                     .unwrap();
-            for (found, expected) in encoder.encode(&images).unwrap().iter().zip(&expected) {
-                assert_like(found, &expected.values, floor, &format!("{precision:?}"));
+            for images in [tiny::images(3), tiny::some_patches()] {
+                let expected = cpu.encode(&images).unwrap();
+                for (found, expected) in encoder.encode(&images).unwrap().iter().zip(&expected) {
+                    assert_like(found, &expected.values, floor, &format!("{precision:?}"));
+                }
             }
         }
         let (_, mut distances) = cuda_encoder(&weights, &options, 0).unwrap();
@@ -113,7 +116,7 @@ mod with_cuda {
         };
         let weights = VitWeights::load(&weights).unwrap();
         let golden = Goldens::open(&golden);
-        let image = ImageBatch { n_images: 1, side: 224, pixels: golden.values("input_224") };
+        let image = ImageBatch::whole(1, 224, 14, golden.values("input_224"));
         let options = options(&[3, 6, 9, 12], false, PositionResize::Size);
         for (precision, floor) in PRECISIONS {
             let engine =
@@ -137,7 +140,7 @@ mod with_cuda {
         image: &ImageBatch,
         n_images: usize,
     ) -> f64 {
-        let batch = ImageBatch { n_images, side: 224, pixels: image.pixels.repeat(n_images) };
+        let batch = ImageBatch::whole(n_images, 224, 14, image.pixels.repeat(n_images));
         encoder.encode(&batch).unwrap();
         let started = Instant::now();
         (0..10).for_each(|_| drop(encoder.encode(&batch).unwrap()));

@@ -18,7 +18,7 @@ use crate::{
 #[test]
 fn every_block_is_that_of_the_reference() {
     let goldens = Goldens::load();
-    let images = ImageBatch { n_images: 3, side: CUBE_SIDE, pixels: goldens.values("images") };
+    let images = ImageBatch::whole(3, CUBE_SIDE, 6, goldens.values("images"));
     for (position, mode) in [(PositionResize::Offset, "offset"), (PositionResize::Size, "size")] {
         for (final_norm, kind) in [(false, "plain"), (true, "normed")] {
             let options = options(&[1, 2, 3, 4], final_norm, position);

@@ -9,6 +9,9 @@ use oddscan::{
 /// Pixels along an image edge: four patches, fewer than the position embedding has.
 pub const SIDE: usize = 28;
 
+/// Pixels along the edge of a patch.
+pub const PATCH: usize = 7;
+
 /// Four blocks of 48 channels, with every tensor random, so that none can be left out unnoticed.
 pub fn network(registers: usize) -> VitWeights {
     let architecture = Architecture {
@@ -16,7 +19,7 @@ pub fn network(registers: usize) -> VitWeights {
         depth: 4,
         heads: 3,
         hidden: 192,
-        patch: 7,
+        patch: PATCH,
         registers,
         position_side: 5,
     };
@@ -36,7 +39,14 @@ pub fn network(registers: usize) -> VitWeights {
 
 pub fn images(n_images: usize) -> ImageBatch {
     let pixels = Random(Normal::new(23)).around(0.0, 1.0, n_images * 3 * SIDE * SIDE);
-    ImageBatch { n_images, side: SIDE, pixels }
+    ImageBatch::whole(n_images, SIDE, PATCH, pixels)
+}
+
+/// Groups of two images, with some of the sixteen patches.
+pub fn some_patches() -> ImageBatch {
+    let some = |step: usize, from: u32| (from..16).step_by(step).collect::<Vec<u32>>();
+    let patches = vec![some(3, 1), some(1, 0), some(1, 0), some(5, 15), some(2, 4)];
+    ImageBatch { group: 2, patches, ..images(10) }
 }
 
 /// The cells of a cube that `keep` wants, with random features.

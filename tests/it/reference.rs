@@ -54,6 +54,7 @@ fn the_settings_are_those_of_the_reference() {
             "projection": case.projected.then(|| json!({ "seed": SEED, "channels": 8 })),
             "join_views": case.tokens.join_views,
             "slices_per_token": case.tokens.slices_per_token,
+            "skip_background": case.tokens.skip_background,
             "smoothing_patches": case.tokens.smoothing_patches,
             "reach_patches": match case.reach {
                 SearchReach::WholeVolume => None,
@@ -99,7 +100,7 @@ fn the_position_embedding_is_that_of_the_reference() {
 #[test]
 fn every_block_is_that_of_the_reference() {
     let goldens = Goldens::load();
-    let images = ImageBatch { n_images: 3, side: CUBE_SIDE, pixels: goldens.values("images") };
+    let images = ImageBatch::whole(3, CUBE_SIDE, 6, goldens.values("images"));
     for (position, mode) in MODES {
         for (final_norm, kind) in [(false, "plain"), (true, "normed")] {
             let options = EncoderOptions {
@@ -289,8 +290,7 @@ fn the_real_network_reaches_its_golden_features() {
         [(small, 224, vec![3, 6, 9, 12], "last_norm"), (native, 518, vec![], "last_norm_518")]
     {
         let goldens = Goldens::open(&file);
-        let images =
-            ImageBatch { n_images: 1, side, pixels: goldens.values(&format!("input_{side}")) };
+        let images = ImageBatch::whole(1, side, 14, goldens.values(&format!("input_{side}")));
         let encode = |layers: &[usize], final_norm| {
             let position = PositionResize::Size;
             let options = EncoderOptions {

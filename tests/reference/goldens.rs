@@ -134,12 +134,14 @@ pub fn cases() -> [Case; 2] {
         join_views: true,
         slices_per_token: PATCH,
         slice_stride: 1,
+        skip_background: false,
         min_brain_fraction: 0.3,
         smoothing_patches: 0.0,
     };
     let default_tokens = TokenSettings {
         join_views: false,
         slices_per_token: 3,
+        skip_background: true,
         smoothing_patches: 0.4,
         ..tokens.clone()
     };

@@ -40,6 +40,7 @@ METHODS = {
         "projection": {"seed": 20260211, "channels": 8},
         "join_views": True,
         "slices_per_token": 6,
+        "skip_background": False,
         "smoothing_patches": 0.0,
         "reach_patches": None,
         "keep_fraction": 0.3,
@@ -49,6 +50,7 @@ METHODS = {
         "projection": None,
         "join_views": False,
         "slices_per_token": 3,
+        "skip_background": True,
         "smoothing_patches": 0.4,
         "reach_patches": 1,
         "keep_fraction": 0.4,
@@ -139,9 +141,9 @@ except ImportError:
     erf = np.vectorize(scalar_erf)
 
 
-def encode(tensors, images, mode, depth=None):
+def encode(tensors, images, mode, depth=None, seen=None):
     """`[n, 3, s, s]` -> after each of `depth` blocks (all by default) `[n, patches, channels]`, plain
-    and with final norm."""
+    and with final norm. The network sees these patches only, all by default."""
     n = SETTINGS["network"]
     d, heads, patch = n["channels"], n["heads"], n["patch"]
     t = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
@@ -151,6 +153,8 @@ def encode(tensors, images, mode, depth=None):
     x = tiles.reshape(len(images), side * side, -1) @ kernel.T + t["patch_embed.proj.bias"]
     x = np.concatenate([np.broadcast_to(t["cls_token"], (len(images), 1, d)), x], axis=1)
     x = x + position_embedding(tensors, side, mode)
+    if seen is not None:
+        x = x[:, np.concatenate([[0], 1 + seen])]
     plain, normed = [], []
     for b in range(depth or n["depth"]):
 
@@ -318,12 +322,22 @@ def tokens(tensors, cube, brain, method):
     views = []
     for axis in VIEWS:
         groups = slices_of(cube, axis).reshape(-1, depth, 3, *cube.shape[1:])
-        images = groups[:, (stride - 1) // 2 :: stride].reshape(-1, 3, *cube.shape[1:])
-        _, normed = encode(tensors, images, "offset", max(SETTINGS["layers"]))
+        brains = np.moveaxis(brain, axis, 0).reshape(-1, depth, side, patch, side, patch)
+        shape = (len(groups), side * side, SETTINGS["network"]["channels"])
+        pooled = {layer: np.zeros(shape) for layer in SETTINGS["layers"]}
+        for index, (group, inside) in enumerate(zip(groups, brains)):
+            seen = np.arange(side * side)
+            if method["skip_background"]:
+                seen = np.flatnonzero(inside.any((0, 2, 4)))
+                if len(seen) == 0:
+                    continue
+            images = group[(stride - 1) // 2 :: stride]
+            _, normed = encode(tensors, images, "offset", max(SETTINGS["layers"]), seen)
+            for layer in SETTINGS["layers"]:
+                pooled[layer][index, seen] = normed[layer - 1].mean(0)
         grids = {}
-        for layer in SETTINGS["layers"]:
-            features = normed[layer - 1].reshape(len(groups), -1, side, side, matrix.shape[0])
-            features = features.mean(1)
+        for layer, features in pooled.items():
+            features = features.reshape(len(groups), side, side, -1)
             features /= np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-6)
             grids[layer] = np.moveaxis(features @ matrix, 0, axis)
         edges = [depth if other == axis else patch for other in range(3)]

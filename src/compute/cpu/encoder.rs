@@ -107,37 +107,35 @@ impl<E: Element> SliceEncoder for Encoder<E> {
     fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError> {
         let Architecture { patch, channels, .. } = self.network.architecture;
         assert_eq!(images.side % patch, 0, "image side is no multiple of the patch");
-        let n_pixels = images.n_images * self.network.colours * images.side.pow(2);
-        assert_eq!(images.pixels.len(), n_pixels, "images of the network's colours");
+        let n_pixels = self.network.colours * images.side.pow(2);
+        assert_eq!(images.n_pixels(), n_pixels, "images of the network's colours");
         self.resize_position(images.side);
-        let n_patches = (images.side / patch).pow(2);
-        let (n_images, per_image) = (images.n_images, n_patches * channels);
-        let empty = || PatchFeatures {
-            n_images,
-            n_patches,
-            channels,
-            values: vec![0.0; n_images * per_image],
-        };
+        let group = images.group;
+        let patches_of = (0..images.n_images()).map(|image| &images.patches[image / group][..]);
+        let n_rows: usize = patches_of.clone().map(<[u32]>::len).sum();
+        let empty = || PatchFeatures { channels, values: vec![0.0; n_rows * channels] };
         let mut features: Vec<PatchFeatures> =
             self.network.options.layers.iter().map(|_| empty()).collect();
-        // One job per image: its pixels and the places of its features at each layer.
-        let mut outputs: Vec<Vec<&mut [f32]>> = (0..n_images).map(|_| Vec::new()).collect();
+        // The places of the features of each image, at each layer.
+        let mut outputs: Vec<Vec<&mut [f32]>> = patches_of.clone().map(|_| Vec::new()).collect();
         for layer in &mut features {
-            for (output, values) in outputs.iter_mut().zip(layer.values.chunks_exact_mut(per_image))
-            {
-                output.push(values);
+            let mut left = &mut layer.values[..];
+            for (output, patches) in outputs.iter_mut().zip(patches_of.clone()) {
+                let (own, others) = left.split_at_mut(patches.len() * channels);
+                output.push(own);
+                left = others;
             }
         }
-        let pixels = images.pixels.chunks_exact(images.pixels.len() / n_images.max(1));
-        let jobs = Mutex::new(pixels.zip(outputs));
+        let pixels = images.pixels.chunks_exact(n_pixels);
+        let jobs = Mutex::new(pixels.zip(patches_of).zip(outputs));
         self.workspaces.par_iter_mut().for_each(|workspace| {
             loop {
                 let job = jobs.lock().expect("no holder of the lock can panic").next();
-                let Some((pixels, mut outputs)) = job else { break };
-                self.network.forward(pixels, workspace, &mut outputs);
+                let Some(((pixels, patches), mut outputs)) = job else { break };
+                self.network.forward(pixels, patches, workspace, &mut outputs);
             }
         });
-        Ok(features)
+        Ok(features.into_iter().map(|features| features.pooled(images)).collect())
     }
 
     fn patch(&self) -> usize {
@@ -256,13 +254,18 @@ impl<E: Element> Network<E> {
         }
     }
 
-    /// One image, `[colours, side, side]`, to its patch features at each layer.
-    fn forward(&self, pixels: &[f32], workspace: &mut Workspace<E>, outputs: &mut [&mut [f32]]) {
+    /// These patches of an image, `[colours, side, side]`, to their features at each layer.
+    fn forward(
+        &self,
+        pixels: &[f32],
+        patches: &[u32],
+        workspace: &mut Workspace<E>,
+        outputs: &mut [&mut [f32]],
+    ) {
         let architecture = &self.architecture;
-        let n_patches = (self.side / architecture.patch).pow(2);
         let n_first = 1 + architecture.registers;
-        workspace.fit(n_first + n_patches, architecture);
-        self.embed(pixels, n_patches, workspace);
+        workspace.fit(n_first + patches.len(), architecture);
+        self.embed(pixels, patches, workspace);
         let mut outputs = self.options.layers.iter().zip(outputs).peekable();
         for (index, block) in self.blocks.iter().enumerate() {
             self.run_block(block, workspace);
@@ -277,14 +280,15 @@ impl<E: Element> Network<E> {
         }
     }
 
-    /// Class token, registers and patches with their positions: `[n_tokens, channels]`.
-    fn embed(&self, pixels: &[f32], n_patches: usize, workspace: &mut Workspace<E>) {
+    /// Class token, registers and these patches with their positions: `[n_tokens, channels]`.
+    fn embed(&self, pixels: &[f32], patches: &[u32], workspace: &mut Workspace<E>) {
         let Architecture { channels, patch, .. } = self.architecture;
         let grid = self.side / patch;
         let inputs = self.colours * patch * patch;
         let stride = E::padded(inputs);
-        workspace.patches.resize(n_patches * stride, E::default());
-        for (index, row) in workspace.patches.chunks_exact_mut(stride).enumerate() {
+        workspace.patches.resize(patches.len() * stride, E::default());
+        let rows = workspace.patches.chunks_exact_mut(stride);
+        for (index, row) in patches.iter().map(|&index| index as usize).zip(rows) {
             let (top, left) = (index / grid * patch, index % grid * patch);
             for (line, out) in row[..inputs].chunks_exact_mut(patch).enumerate() {
                 let (colour, y) = (line / patch, top + line % patch);
@@ -295,12 +299,15 @@ impl<E: Element> Network<E> {
         }
         let (first, tokens) = workspace.tokens.split_at_mut(self.first_tokens.len());
         let Linear { weight, bias } = &self.patch_embedding;
-        let patches = Rows { values: &workspace.patches, n: n_patches, stride };
-        multiply(self.kernel, patches, weight, |place, tile| {
+        let rows = Rows { values: &workspace.patches, n: patches.len(), stride };
+        multiply(self.kernel, rows, weight, |place, tile| {
             store_biased(tile, place, bias, tokens, channels);
         });
         let (class_position, positions) = self.position.split_at(channels);
-        tokens.iter_mut().zip(positions).for_each(|(value, position)| *value += position);
+        for (token, &patch) in tokens.chunks_exact_mut(channels).zip(patches) {
+            let position = &positions[patch as usize * channels..];
+            token.iter_mut().zip(position).for_each(|(value, position)| *value += position);
+        }
         first.copy_from_slice(&self.first_tokens);
         first.iter_mut().zip(class_position).for_each(|(value, position)| *value += position);
     }
@@ -350,7 +357,7 @@ mod tests {
     fn images(n_images: usize) -> ImageBatch {
         let (mut normal, side) = (Normal::new(2), 9 * 14);
         let pixels = (0..n_images * side * side).map(|_| normal.uniform() as f32).collect();
-        ImageBatch { n_images, side, pixels }
+        ImageBatch::whole(n_images, side, 14, pixels)
     }
 
     fn encoder(precision: Precision) -> CpuEncoder {
@@ -367,12 +374,32 @@ mod tests {
             let together = encoder.encode(&all).unwrap();
             let per_image = all.pixels.len() / 5;
             for (index, pixels) in all.pixels.chunks_exact(per_image).enumerate() {
-                let one = ImageBatch { n_images: 1, side: all.side, pixels: pixels.to_vec() };
+                let one = ImageBatch::whole(1, all.side, 14, pixels.to_vec());
                 for (alone, together) in encoder.encode(&one).unwrap().iter().zip(&together) {
                     let n = alone.values.len();
                     assert_eq!(alone.values, together.values[index * n..(index + 1) * n]);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn patches_that_are_left_out_are_not_seen() {
+        let side = 9 * 14;
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut encoder = encoder(precision);
+            let patches = vec![vec![], vec![1, 9, 80]];
+            let mut batch = ImageBatch { group: 2, patches, ..images(4) };
+            let found = encoder.encode(&batch).unwrap();
+            assert_eq!(found[0].values.len(), 3 * 64);
+            // Patches 0 and 10 of the third image.
+            let third = 2 * side * side;
+            batch.pixels[third] += 1.0;
+            batch.pixels[third + (14 + 3) * side + 14 + 5] += 1.0;
+            assert_eq!(encoder.encode(&batch).unwrap(), found);
+            // Patch 9.
+            batch.pixels[third + 14 * side] += 1.0;
+            assert_ne!(encoder.encode(&batch).unwrap(), found);
         }
     }
 

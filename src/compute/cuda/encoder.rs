@@ -5,14 +5,15 @@ use std::sync::Arc;
 use cudarc::{
     cublaslt::{CudaBlasLT, Matmul, MatmulConfig, result::CublasError},
     driver::{
-        CudaContext, CudaFunction, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchConfig,
-        PinnedHostSlice, PushKernelArg, ValidAsZeroBits, sys::CUresult,
+        CudaContext, CudaFunction, CudaSlice, CudaStream, CudaView, DeviceRepr, DriverError,
+        LaunchConfig, PinnedHostSlice, PushKernelArg, ValidAsZeroBits, sys::CUresult,
     },
     nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts},
 };
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
+use super::parts::{Extent, PART, Part, parts, tables};
 use crate::{
     compute::{
         EncoderOptions,
@@ -22,10 +23,6 @@ use crate::{
     domain::{SliceEncoder, error::DeviceError},
     numeric::slice::{ImageBatch, PatchFeatures},
 };
-
-/// Images that go through the network at a time: enough to fill the largest GPUs, few enough for a
-/// ViT-L in 4 GB.
-const PART: usize = 56;
 
 /// Threads per block of the kernels that treat entries one by one.
 const THREADS: u32 = 256;
@@ -132,13 +129,15 @@ struct Block<T> {
     scale2: CudaSlice<f32>,
 }
 
-/// Buffers for one part of a batch; nothing is allocated while its shape stays the same.
+/// Buffers for one part of a batch; nothing is allocated while they are large enough.
 struct Workspace<T> {
-    n_images: usize,
     side: usize,
-    /// Two, so that one is filled while the other one travels.
+    capacity: Extent,
+    /// Two of each, so that one is filled while the other one travels.
     staging: [PinnedHostSlice<T>; 2],
+    staging_tables: [PinnedHostSlice<i32>; 2],
     pixels: CudaSlice<T>,
+    tables: CudaSlice<i32>,
     tokens: CudaSlice<f32>,
     normed: CudaSlice<T>,
     branch: CudaSlice<T>,
@@ -250,32 +249,38 @@ where
         Ok(())
     }
 
-    fn fit_workspace(&mut self, n_images: usize, side: usize) -> Result<(), Failure> {
-        let fits = |w: &Workspace<T>| w.side == side && w.n_images == n_images;
-        if self.workspace.as_ref().is_some_and(fits) {
+    fn fit_workspace(&mut self, needed: Extent, side: usize) -> Result<(), Failure> {
+        let known = self.workspace.as_ref().filter(|workspace| workspace.side == side);
+        let known = known.map_or(Extent::default(), |workspace| workspace.capacity);
+        let capacity = known.or(needed);
+        if capacity == known {
             return Ok(());
         }
         // Freed before the next one is made.
         self.workspace = None;
         let Architecture { channels, hidden, patch, .. } = self.architecture;
-        let n_patches = n_images * (side / patch).pow(2);
-        let rows = n_images * self.n_tokens(side);
-        let widest =
-            (rows * hidden.max(3 * channels)).max(n_patches * patch_width(self.colours, patch));
+        let Extent { n_images, n_rows, n_means } = capacity;
+        let width = hidden.max(3 * channels).max(patch_width(self.colours, patch));
         let n_pixels = n_images * self.colours * side * side;
+        let n_entries = capacity.n_entries();
         let (stream, context) = (&self.stream, self.stream.context());
         // SAFETY: every kernel writes what a later one reads of these buffers, and any bits are a number.
         self.workspace = Some(unsafe {
             Workspace {
-                n_images,
                 side,
+                capacity,
                 staging: [context.alloc_pinned(n_pixels)?, context.alloc_pinned(n_pixels)?],
+                staging_tables: [
+                    context.alloc_pinned(n_entries)?,
+                    context.alloc_pinned(n_entries)?,
+                ],
                 pixels: stream.alloc(n_pixels)?,
-                tokens: stream.alloc(rows * channels)?,
-                normed: stream.alloc(rows * channels)?,
-                branch: stream.alloc(rows * channels)?,
-                wide: stream.alloc(widest)?,
-                features: stream.alloc(n_patches * channels)?,
+                tables: stream.alloc(n_entries)?,
+                tokens: stream.alloc(n_rows * channels)?,
+                normed: stream.alloc(n_rows * channels)?,
+                branch: stream.alloc(n_rows * channels)?,
+                wide: stream.alloc(n_rows * width)?,
+                features: stream.alloc(n_means * channels)?,
             }
         });
         Ok(())
@@ -293,36 +298,37 @@ where
         Ok(())
     }
 
-    /// Class token, registers and patches of an image.
-    fn n_tokens(&self, side: usize) -> usize {
-        1 + self.architecture.registers + (side / self.architecture.patch).pow(2)
+    /// Class token and registers.
+    fn n_first(&self) -> usize {
+        1 + self.architecture.registers
     }
 
-    /// The mean features over each `group` consecutive images. The batch goes through in parts: while the
-    /// GPU works on one, the next is converted and sent.
-    fn forward(
-        &mut self,
-        images: &ImageBatch,
-        group: usize,
-    ) -> Result<Vec<PatchFeatures>, Failure> {
-        let &ImageBatch { n_images, side, ref pixels } = images;
+    /// Patches of a whole image.
+    fn n_patches(&self, side: usize) -> usize {
+        (side / self.architecture.patch).pow(2)
+    }
+
+    /// The features at each layer. The batch goes through in parts: while the GPU works on one, the next is
+    /// converted and sent.
+    fn forward(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, Failure> {
+        let side = images.side;
         let Architecture { patch, channels, .. } = self.architecture;
-        if side % patch != 0 {
+        if !side.is_multiple_of(patch) {
             return Err(Failure::Unfit(format!("side {side} is no multiple of the patch {patch}")));
         }
-        let n_pixels = self.colours * side * side;
-        assert_eq!(pixels.len(), n_images * n_pixels, "images of the network's colours");
-        let part = (PART / group * group).clamp(group, n_images);
-        let n_patches = (side / patch).pow(2);
+        assert_eq!(images.n_pixels(), self.colours * side * side, "the network's colours");
+        let n_first = self.n_first();
+        let parts = parts(images, n_first, PART * (n_first + self.n_patches(side)));
+        let largest = parts.iter().fold(Extent::default(), |all, part| all.or(part.extent));
         let n_layers = self.options.layers.len();
-        let per_layer = n_images / group * n_patches * channels;
+        let per_layer = parts.iter().map(|part| part.extent.n_means).sum::<usize>() * channels;
         self.stream.context().bind_to_thread()?;
         self.fit_positions(side)?;
-        self.fit_workspace(part, side)?;
+        self.fit_workspace(largest, side)?;
         self.fit_results(n_layers * per_layer)?;
         let mut workspace = self.workspace.take().expect("was just made to fit");
         let mut results = self.results.take().expect("was just made to fit");
-        let sent = self.send_parts(&mut workspace, &mut results, images, group, per_layer);
+        let sent = self.send_parts(&mut workspace, &mut results, images, &parts, per_layer);
         // Also after an error: the GPU may still write into what is put back here.
         let done = self.stream.synchronize();
         let values = results.as_slice().map(|all| copies(&all[..n_layers * per_layer], per_layer));
@@ -330,60 +336,62 @@ where
         self.results = Some(results);
         sent?;
         done?;
-        let layers = values?.into_iter().map(|values| PatchFeatures {
-            n_images: n_images / group,
-            n_patches,
-            channels,
-            values,
-        });
-        Ok(layers.collect())
+        Ok(values?.into_iter().map(|values| PatchFeatures { channels, values }).collect())
     }
 
     /// Gives all the work to the GPU, which is done once the stream is synchronised. `results` is
-    /// `[n_layers, n_images / group, n_patches, channels]`.
+    /// `[n_layers, per_layer]`.
     fn send_parts(
         &self,
         workspace: &mut Workspace<T>,
         results: &mut PinnedHostSlice<f32>,
         images: &ImageBatch,
-        group: usize,
+        parts: &[Part],
         per_layer: usize,
     ) -> Result<(), Failure> {
-        let n_pixels = self.colours * images.side * images.side;
+        let per_group = images.group * images.n_pixels();
         let results = results.as_mut_slice()?;
-        let mut start = 0;
-        for (index, pixels) in images.pixels.chunks(workspace.n_images * n_pixels).enumerate() {
-            let n_images = pixels.len() / n_pixels;
+        let mut place = 0;
+        for (index, part) in parts.iter().enumerate() {
+            let (start, end) = (part.groups.start, part.groups.end);
+            let pixels = &images.pixels[start * per_group..end * per_group];
             let staging = &mut workspace.staging[index % 2];
             T::convert(pixels, &mut staging.as_mut_slice()?[..pixels.len()]);
             self.stream.memcpy_htod(staging, &mut workspace.pixels)?;
-            let place = (start, per_layer);
-            start += self.run(workspace, n_images, group, images.side, results, place)?;
+            let (entries, longest) =
+                tables(images, part, self.n_first(), self.n_patches(images.side));
+            let staging = &mut workspace.staging_tables[index % 2];
+            staging.as_mut_slice()?[..entries.len()].copy_from_slice(&entries);
+            self.stream.memcpy_htod(staging, &mut workspace.tables)?;
+            self.run(workspace, part.extent, images.group, longest, |layer, features| {
+                let start = layer * per_layer + place;
+                let to = &mut results[start..start + features.len()];
+                Ok(self.stream.memcpy_dtoh(&features, to)?)
+            })?;
+            place += part.extent.n_means * self.architecture.channels;
         }
         Ok(())
     }
 
-    /// One part through the network; its features go to `results` from `place` on: the offset within a
-    /// layer, and the offset of each next layer. Returns how many there are per layer.
+    /// One part through the network. `give` gets the number of each layer and its features.
     fn run(
         &self,
         workspace: &mut Workspace<T>,
-        n_images: usize,
+        extent: Extent,
         group: usize,
-        side: usize,
-        results: &mut [f32],
-        (mut place, per_layer): (usize, usize),
-    ) -> Result<usize, Failure> {
-        let heads = self.architecture.heads;
-        let rows = n_images * self.n_tokens(side);
-        self.embed(workspace, n_images, side)?;
-        let Workspace { tokens, normed, branch, wide, features, .. } = workspace;
-        let Some(first) = self.blocks.first() else { return Ok(0) };
-        let mut n_values = 0;
+        longest: usize,
+        mut give: impl FnMut(usize, CudaView<'_, f32>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let Extent { n_images, n_rows: rows, n_means } = extent;
+        self.embed(workspace, extent)?;
+        let Workspace { tables, tokens, normed, branch, wide, features, .. } = workspace;
+        let Some(first) = self.blocks.first() else { return Ok(()) };
+        let starts = tables.slice(2 * n_means + rows..extent.n_entries());
+        let mut n_given = 0;
         self.add_norm(tokens, None, &first.norm1, normed, rows)?;
         for (index, block) in self.blocks.iter().enumerate() {
             self.product(&block.qkv, normed, wide, rows)?;
-            self.attention(wide, normed, n_images, rows / n_images, heads)?;
+            self.attention(wide, &starts, normed, n_images, longest)?;
             self.product(&block.projection, normed, branch, rows)?;
             self.add_norm(tokens, Some((branch, &block.scale1)), &block.norm2, normed, rows)?;
             self.product(&block.fc1, normed, wide, rows)?;
@@ -393,41 +401,37 @@ where
             let next = self.blocks.get(index + 1).map_or(&self.norm, |next| &next.norm1);
             self.add_norm(tokens, Some((branch, &block.scale2)), next, normed, rows)?;
             if self.options.layers.contains(&(index + 1)) {
-                n_values = self.features(tokens, features, n_images / group, group, side)?;
-                let to = &mut results[place..place + n_values];
-                self.stream.memcpy_dtoh(&features.slice(..n_values), to)?;
-                place += per_layer;
+                let places = tables.slice(..2 * n_means);
+                self.features(tokens, &places, features, n_means, group)?;
+                give(n_given, features.slice(..n_means * self.architecture.channels))?;
+                n_given += 1;
             }
         }
-        Ok(n_values)
+        Ok(())
     }
 
-    fn embed(
-        &self,
-        workspace: &mut Workspace<T>,
-        n_images: usize,
-        side: usize,
-    ) -> Result<(), Failure> {
-        let Architecture { channels, patch, registers, .. } = self.architecture;
+    fn embed(&self, workspace: &mut Workspace<T>, extent: Extent) -> Result<(), Failure> {
+        let Architecture { channels, patch, .. } = self.architecture;
         let (_, first, positions) = self.positions.as_ref().expect("was made to fit before");
-        let Workspace { pixels, tokens, branch, wide, .. } = workspace;
-        let (n_tokens, n_first) = (self.n_tokens(side), 1 + registers);
+        let Workspace { side, tables, pixels, tokens, branch, wide, .. } = workspace;
+        let Extent { n_rows, n_means, .. } = extent;
+        let sources = tables.slice(2 * n_means..2 * n_means + n_rows);
         let width = patch_width(self.colours, patch);
-        let n_patches = n_images * (n_tokens - n_first);
-        let n_entries = (n_patches * width) as i64;
-        let (side, patch, width) = (side as i32, patch as i32, width as i32);
+        let n_patches = self.n_patches(*side) as i32;
+        let n_entries = (n_rows * width) as i64;
+        let (side, patch, width) = (*side as i32, patch as i32, width as i32);
         let colours = self.colours as i32;
         let mut launch = self.stream.launch_builder(&self.kernels.patches);
-        launch.arg(&*pixels).arg(&mut *wide).arg(&n_entries);
+        launch.arg(&*pixels).arg(&sources).arg(&mut *wide).arg(&n_entries);
         launch.arg(&side).arg(&patch).arg(&width).arg(&colours);
         // SAFETY: the arguments are those of the kernel, the buffers hold what it reads and writes.
         unsafe { launch.launch(one_thread_each(n_entries))? };
-        self.product(&self.patch_embedding, wide, branch, n_patches)?;
-        let n_entries = (n_images * n_tokens * channels) as i64;
-        let (n_tokens, n_first, channels) = (n_tokens as i32, n_first as i32, channels as i32);
+        self.product(&self.patch_embedding, wide, branch, n_rows)?;
+        let n_entries = (n_rows * channels) as i64;
+        let channels = channels as i32;
         let mut launch = self.stream.launch_builder(&self.kernels.tokens);
-        launch.arg(&*branch).arg(first).arg(positions).arg(&mut *tokens);
-        launch.arg(&n_entries).arg(&n_tokens).arg(&n_first).arg(&channels);
+        launch.arg(&*branch).arg(&sources).arg(first).arg(positions).arg(&mut *tokens);
+        launch.arg(&n_entries).arg(&n_patches).arg(&channels);
         // SAFETY: as above.
         unsafe { launch.launch(one_thread_each(n_entries))? };
         Ok(())
@@ -487,30 +491,30 @@ where
         };
         launch.arg(&norm.weight).arg(&norm.bias).arg(normed).arg(&channels).arg(&has_branch);
         // SAFETY: the arguments are those of the kernel, the buffers hold what it reads and writes.
-        unsafe { launch.launch(blocks_of_norm_threads(rows, 1))? };
+        unsafe { launch.launch(blocks_of_norm_threads(rows))? };
         Ok(())
     }
 
     fn attention(
         &self,
         qkv: &CudaSlice<T>,
+        starts: &CudaView<'_, i32>,
         out: &mut CudaSlice<T>,
         n_images: usize,
-        n_tokens: usize,
-        heads: usize,
+        longest: usize,
     ) -> Result<(), Failure> {
-        let width = self.architecture.channels / heads;
-        let scale_log2 = std::f32::consts::LOG2_E / (width as f32).sqrt();
+        let Architecture { channels, heads, .. } = self.architecture;
+        let scale_log2 = std::f32::consts::LOG2_E / ((channels / heads) as f32).sqrt();
         let (warps, queries) = ATTEND;
-        let tiles = n_tokens.div_ceil(warps as usize * queries) as u32;
+        let tiles = longest.div_ceil(warps as usize * queries) as u32;
         let shape = LaunchConfig {
             grid_dim: (tiles, heads as u32, n_images as u32),
             block_dim: (32 * warps, 1, 1),
             shared_mem_bytes: 0,
         };
-        let (n_tokens, heads) = (n_tokens as i32, heads as i32);
+        let heads = heads as i32;
         let mut launch = self.stream.launch_builder(&self.kernels.attention);
-        launch.arg(qkv).arg(out).arg(&n_tokens).arg(&heads).arg(&scale_log2);
+        launch.arg(qkv).arg(starts).arg(out).arg(&heads).arg(&scale_log2);
         // SAFETY: the arguments are those of the kernel, the buffers hold what it reads and writes.
         unsafe { launch.launch(shape)? };
         Ok(())
@@ -525,26 +529,22 @@ where
         Ok(())
     }
 
-    /// Returns how many features it wrote.
     fn features(
         &self,
         tokens: &CudaSlice<f32>,
+        places: &CudaView<'_, i32>,
         out: &mut CudaSlice<f32>,
-        n_groups: usize,
+        n_means: usize,
         group: usize,
-        side: usize,
-    ) -> Result<usize, Failure> {
-        let Architecture { channels, registers, .. } = self.architecture;
-        let n_patches = self.n_tokens(side) - 1 - registers;
-        let [n_tokens, n_first, width, n_pooled] =
-            [self.n_tokens(side), 1 + registers, channels, group].map(|n| n as i32);
+    ) -> Result<(), Failure> {
+        let (channels, group) = (self.architecture.channels as i32, group as i32);
         let with_norm = i32::from(self.options.final_norm);
         let mut launch = self.stream.launch_builder(&self.kernels.features);
-        launch.arg(tokens).arg(&self.norm.weight).arg(&self.norm.bias).arg(out);
-        launch.arg(&n_tokens).arg(&n_first).arg(&width).arg(&with_norm).arg(&n_pooled);
+        launch.arg(tokens).arg(places).arg(&self.norm.weight).arg(&self.norm.bias).arg(out);
+        launch.arg(&channels).arg(&with_norm).arg(&group);
         // SAFETY: the arguments are those of the kernel, the buffers hold what it reads and writes.
-        unsafe { launch.launch(blocks_of_norm_threads(n_patches, n_groups))? };
-        Ok(n_groups * n_patches * channels)
+        unsafe { launch.launch(blocks_of_norm_threads(n_means))? };
+        Ok(())
     }
 }
 
@@ -580,9 +580,9 @@ fn one_thread_each(n_entries: i64) -> LaunchConfig {
     LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
 }
 
-fn blocks_of_norm_threads(x: usize, y: usize) -> LaunchConfig {
+fn blocks_of_norm_threads(n: usize) -> LaunchConfig {
     LaunchConfig {
-        grid_dim: (x as u32, y as u32, 1),
+        grid_dim: (n as u32, 1, 1),
         block_dim: (NORM_THREADS, 1, 1),
         shared_mem_bytes: 0,
     }
@@ -674,16 +674,8 @@ where
     CudaBlasLT: Matmul<T>,
 {
     fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError> {
-        self.encode_pooled(images, 1)
-    }
-
-    fn encode_pooled(
-        &mut self,
-        images: &ImageBatch,
-        group: usize,
-    ) -> Result<Vec<PatchFeatures>, DeviceError> {
-        assert!(group > 0 && images.n_images.is_multiple_of(group), "whole groups");
-        self.forward(images, group).map_err(|error| error.of_device(&self.name, images.n_images))
+        let batch = images.n_images();
+        self.forward(images).map_err(|error| error.of_device(&self.name, batch))
     }
 
     fn patch(&self) -> usize {

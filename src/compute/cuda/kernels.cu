@@ -40,37 +40,33 @@ __device__ __forceinline__ float block_sum(float value) {
     return sum;
 }
 
-// Pixels [n_images, colours, side, side] to patches [n_images * grid^2, width], each colour by colour, row
-// by row; width may be larger than colours * patch^2, the rest is 0. One thread per entry.
-extern "C" __global__ void patches(const half_t *pixels, half_t *out, long n_entries, int side, int patch, int width,
-                                   int colours) {
+// What each row of tokens comes from, `sources`: a patch, counted through all patches of all images, or, below
+// zero, -1 - the number of a first token (class, registers). Patches that are left out have no row.
+
+// Pixels [n_images, colours, side, side] to rows [n_rows, width], each colour by colour, line by line; width
+// may be larger than colours * patch^2. That rest and the rows of first tokens are 0. One thread per entry.
+extern "C" __global__ void patches(const half_t *pixels, const int *sources, half_t *out, long n_entries, int side,
+                                   int patch, int width, int colours) {
     long entry = (long)blockIdx.x * blockDim.x + threadIdx.x;
     if (entry >= n_entries) return;
-    int grid = side / patch, column = entry % width;
-    long row = entry / width;
-    int across = row % grid, down = row / grid % grid;
-    long image = row / (grid * grid);
+    int grid = side / patch, column = entry % width, source = sources[entry / width];
+    int across = source % grid, down = source / grid % grid;
+    long image = source / (grid * grid);
     int x = column % patch, y = column / patch % patch, colour = column / (patch * patch);
     half_t value = 0;
-    if (colour < colours) value = pixels[((image * colours + colour) * side + down * patch + y) * side + across * patch + x];
+    if (colour < colours && source >= 0)
+        value = pixels[((image * colours + colour) * side + down * patch + y) * side + across * patch + x];
     out[entry] = value;
 }
 
-// First tokens (class, registers) and embedded patches with their positions: [n_images, n_tokens, channels].
-// One thread per entry.
-extern "C" __global__ void tokens(const half_t *embedded, const float *first, const float *positions, float *out,
-                                  long n_entries, int n_tokens, int n_first, int channels) {
+// First tokens and embedded patches with their positions: [n_rows, channels]. One thread per entry.
+extern "C" __global__ void tokens(const half_t *embedded, const int *sources, const float *first,
+                                  const float *positions, float *out, long n_entries, int n_patches, int channels) {
     long entry = (long)blockIdx.x * blockDim.x + threadIdx.x;
     if (entry >= n_entries) return;
-    int channel = entry % channels, token = entry / channels % n_tokens;
-    long image = entry / channels / n_tokens;
-    if (token < n_first) {
-        out[entry] = first[token * channels + channel];
-    } else {
-        long patch = token - n_first;
-        out[entry] = positions[patch * channels + channel] +
-                     widen(embedded[(image * (n_tokens - n_first) + patch) * channels + channel]);
-    }
+    int channel = entry % channels, source = sources[entry / channels];
+    out[entry] = source < 0 ? first[(-1 - source) * channels + channel]
+                            : positions[source % n_patches * channels + channel] + widen(embedded[entry]);
 }
 
 // A block of NORM_THREADS holds one token, each thread four neighbouring channels at a time.
@@ -121,15 +117,16 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS) add_norm(
         *(uint2 *)(normed + start + channel) = make_uint2(pack(own[i].x, own[i].y), pack(own[i].z, own[i].w));
 }
 
-// The patch tokens, with the final norm or as they are, averaged over each `group` consecutive images:
-// [n_images / group, n_patches, channels]. Blocks of NORM_THREADS: (n_patches, n_images / group).
+// Tokens, with the final norm or as they are, averaged over the images of a group: [n_means, channels]. For
+// each mean `places` holds the row of the first image's token and how many rows lie between images. One block
+// of NORM_THREADS per mean.
 extern "C" __global__ void __launch_bounds__(NORM_THREADS) features(
-    const float *tokens, const float *weight, const float *bias, float *out, int n_tokens, int n_first,
-    int channels, int with_norm, int group) {
-    long patch = blockIdx.x, n_patches = n_tokens - n_first;
+    const float *tokens, const int2 *places, const float *weight, const float *bias, float *out, int channels,
+    int with_norm, int group) {
+    int2 place = places[blockIdx.x];
     float4 mean[NORM_MOST] = {};
-    for (int image = blockIdx.y * group; image < (blockIdx.y + 1) * group; ++image) {
-        const float *token = tokens + ((long)image * n_tokens + n_first + patch) * channels;
+    for (int image = 0; image < group; ++image) {
+        const float *token = tokens + (place.x + (long)image * place.y) * channels;
         float4 own[NORM_MOST];
         FOR_OWN(i, channel) own[i] = *(const float4 *)(token + channel);
         if (with_norm) normalise(own, channels, weight, bias);
@@ -140,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS) features(
     }
     FOR_OWN(i, channel) {
         float4 m = mean[i];
-        *(float4 *)(out + (blockIdx.y * n_patches + patch) * channels + channel) =
+        *(float4 *)(out + (long)blockIdx.x * channels + channel) =
             make_float4(m.x / group, m.y / group, m.z / group, m.w / group);
     }
 }
@@ -184,16 +181,19 @@ __device__ __forceinline__ void multiply(float *acc, const half2_t *a, half2_t b
 #define ROW (WIDTH + 8)
 
 // softmax(Q K^T / sqrt(WIDTH)) V for one head of one image and 16 * ATTEND_WARPS of its queries, without
-// the whole matrix in memory (Dao et al. 2022). qkv is [n_images, n_tokens, 3, heads, WIDTH], out
-// [n_images, n_tokens, heads, WIDTH]. Blocks of 32 * ATTEND_WARPS: (query tiles, heads, n_images).
+// the whole matrix in memory (Dao et al. 2022). qkv is [n_rows, 3, heads, WIDTH], out [n_rows, heads, WIDTH];
+// the rows of image i are starts[i] to starts[i + 1]. Blocks of 32 * ATTEND_WARPS: (query tiles of the longest
+// image, heads, n_images).
 extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS, 2) attention(
-    const half_t *qkv, half_t *out, int n_tokens, int heads, float scale_log2) {
+    const half_t *qkv, const int *starts, half_t *out, int heads, float scale_log2) {
     __shared__ __align__(16) half_t keys[ATTEND_KEYS * ROW];
     __shared__ __align__(16) half_t values[ATTEND_KEYS * ROW];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int group = lane / 4, quad = lane % 4; // row and column pair within a tile
-    long stride = 3l * heads * WIDTH;
-    const half_t *own = qkv + (long)blockIdx.z * n_tokens * stride + blockIdx.y * WIDTH;
+    long stride = 3l * heads * WIDTH, start_row = starts[blockIdx.z];
+    int n_tokens = starts[blockIdx.z + 1] - start_row;
+    if (blockIdx.x * ATTEND_WARPS * 16 >= n_tokens) return; // an image shorter than the longest
+    const half_t *own = qkv + start_row * stride + blockIdx.y * WIDTH;
     int first = (blockIdx.x * ATTEND_WARPS + warp) * 16;
     int rows[2] = {first + group, first + group + 8};
     bool is_busy = first < n_tokens;
@@ -293,7 +293,7 @@ extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS, 2) attention(
         total[row] += __shfl_xor_sync(~0u, total[row], 1);
         total[row] += __shfl_xor_sync(~0u, total[row], 2);
         if (rows[row] >= n_tokens) continue;
-        half_t *to = out + (((long)blockIdx.z * n_tokens + rows[row]) * heads + blockIdx.y) * WIDTH;
+        half_t *to = out + ((start_row + rows[row]) * heads + blockIdx.y) * WIDTH;
         float scale = 1.0f / total[row];
 #pragma unroll
         for (int tile = 0; tile < WIDTH / 8; ++tile)

@@ -8,5 +8,6 @@
 //! toolkit.
 
 mod encoder;
+mod parts;
 
 pub use encoder::CudaEncoder;

@@ -55,8 +55,8 @@ pub fn cuda_encoder(
 /// Encodes a blank image: compiles the kernels, and shows now rather than at the first scan
 /// whether they run.
 fn try_out(encoder: &mut dyn SliceEncoder, colours: usize) -> Result<(), DeviceError> {
-    let side = 16 * encoder.patch();
-    let blank = ImageBatch { n_images: 1, side, pixels: vec![0.0; colours * side * side] };
+    let (patch, side) = (encoder.patch(), 16 * encoder.patch());
+    let blank = ImageBatch::whole(1, side, patch, vec![0.0; colours * side * side]);
     let features = encoder.encode(&blank)?;
     if features.iter().flat_map(|layer| &layer.values).all(|value| value.is_finite()) {
         return Ok(());

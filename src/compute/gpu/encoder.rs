@@ -68,28 +68,53 @@ impl<B: Backend> BurnEncoder<B> {
     }
 
     fn forward(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, ExecutionError> {
-        let &ImageBatch { n_images, side, ref pixels } = images;
-        self.fit_positions(side);
+        self.fit_positions(images.side);
+        let n_pixels = images.n_pixels();
+        let channels = self.vit.architecture().channels;
+        let empty = || PatchFeatures { channels, values: Vec::new() };
+        let mut features: Vec<PatchFeatures> =
+            self.options.layers.iter().map(|_| empty()).collect();
+        let mut pixels = &images.pixels[..];
+        // A tensor has no ragged rows: groups with the same patches go through together.
+        for alike in images.patches.chunk_by(|a, b| a == b) {
+            let n_images = alike.len() * images.group;
+            let (own, others) = pixels.split_at(n_images * n_pixels);
+            let run = self.run(own, n_images, images.side, &alike[0])?;
+            for (all, part) in features.iter_mut().zip(run) {
+                all.values.extend(part);
+            }
+            pixels = others;
+        }
+        Ok(features.into_iter().map(|features| features.pooled(images)).collect())
+    }
+
+    /// Images with the same patches to the features at each layer, `[n_images, patches.len(), channels]`.
+    fn run(
+        &self,
+        pixels: &[f32],
+        n_images: usize,
+        side: usize,
+        patches: &[u32],
+    ) -> Result<Vec<Vec<f32>>, ExecutionError> {
         let (_, positions) = self.positions.as_ref().expect("was just made to fit");
         let colours = pixels.len() / (n_images * side * side).max(1);
-        let data = TensorData::new(pixels.clone(), [n_images, colours, side, side]);
+        let data = TensorData::new(pixels.to_vec(), [n_images, colours, side, side]);
         let images = Tensor::from_data(data, (&self.device, DType::F32));
-        let features =
-            self.vit.forward(images, positions, &self.options.layers, self.options.final_norm);
-        features.into_iter().map(patch_features).collect()
+        let places: Vec<i32> = patches.iter().map(|&patch| patch as i32).collect();
+        let places =
+            Tensor::from_data(TensorData::new(places, [patches.len()]), (&self.device, DType::I32));
+        let Self { vit, options, .. } = self;
+        let features = vit.forward(images, positions, places, &options.layers, options.final_norm);
+        let values =
+            |layer: Tensor<B, 3>| Ok(layer.try_into_data()?.into_vec().expect("features are f32"));
+        features.into_iter().map(values).collect()
     }
-}
-
-fn patch_features<B: Backend>(features: Tensor<B, 3>) -> Result<PatchFeatures, ExecutionError> {
-    let [n_images, n_patches, channels] = features.dims();
-    let values = features.try_into_data()?.into_vec().expect("features are f32");
-    Ok(PatchFeatures { n_images, n_patches, channels, values })
 }
 
 impl<B: Backend> SliceEncoder for BurnEncoder<B> {
     fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError> {
         let name = self.name.clone();
-        guarded(&name, images.n_images, || self.forward(images))
+        guarded(&name, images.n_images(), || self.forward(images))
     }
 
     fn patch(&self) -> usize {

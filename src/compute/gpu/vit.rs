@@ -2,7 +2,7 @@
 //! GELU, LayerScale, bias on query, key and value.
 
 use burn::{
-    prelude::{Backend, Tensor, TensorData},
+    prelude::{Backend, Int, Tensor, TensorData},
     tensor::{
         FloatDType, TensorPrimitive, activation::gelu, module::attention,
         ops::AttentionModuleOptions,
@@ -71,7 +71,7 @@ impl<B: Backend> Vit<B> {
         }
     }
 
-    /// The patch features `[n_images, n_patches, channels]` after each of the blocks `layers`
+    /// The features `[n_images, n_patches, channels]` of these patches after each of the blocks `layers`
     /// (counted from 1, ascending) of images `[n_images, colours, side, side]`; later blocks are not
     /// computed.
     ///
@@ -81,15 +81,17 @@ impl<B: Backend> Vit<B> {
         &self,
         images: Tensor<B, 4>,
         positions: &Positions<B>,
+        patches: Tensor<B, 1, Int>,
         layers: &[usize],
         final_norm: bool,
     ) -> Vec<Tensor<B, 3>> {
         let [n_images, ..] = images.dims();
-        let [n_patches, channels] = positions.patches.dims();
+        let [n_patches] = patches.dims();
+        let channels = self.architecture.channels;
         let n_first = 1 + self.architecture.registers;
         let n_tokens = n_first + n_patches;
         let last = layers.last().copied().unwrap_or(0);
-        let mut tokens = self.embed(images, positions);
+        let mut tokens = self.embed(images, positions, patches);
         let mut features = Vec::with_capacity(layers.len());
         for (index, block) in self.blocks.iter().enumerate().take(last) {
             tokens = block.forward(tokens, n_images, self.architecture.heads);
@@ -104,20 +106,29 @@ impl<B: Backend> Vit<B> {
         features
     }
 
-    /// Class token, registers and patches of all images with their positions, one row each:
+    /// Class token, registers and these patches of all images with their positions, one row each:
     /// `[n_images * n_tokens, channels]`. Registers have no position.
-    fn embed(&self, images: Tensor<B, 4>, positions: &Positions<B>) -> Tensor<B, 2> {
+    fn embed(
+        &self,
+        images: Tensor<B, 4>,
+        positions: &Positions<B>,
+        patches: Tensor<B, 1, Int>,
+    ) -> Tensor<B, 2> {
         let Architecture { channels, patch, .. } = self.architecture;
+        let [n_patches] = patches.dims();
         let [n_images, colours, side, _] = images.dims();
         assert_eq!(side % patch, 0, "image side is no multiple of the patch");
         let grid = side / patch;
         let pixels = images
             .reshape([n_images, colours, grid, patch, grid, patch])
             .permute([0, 2, 4, 1, 3, 5])
-            .reshape([n_images * grid * grid, colours * patch * patch]);
+            .reshape([n_images, grid * grid, colours * patch * patch])
+            .select(1, patches.clone())
+            .reshape([n_images * n_patches, colours * patch * patch]);
+        let positions_of_patches = positions.patches.clone().select(0, patches);
         let patches = self.patch_embedding.forward(pixels).cast(FloatDType::F32);
-        let patches = patches.reshape([n_images, grid * grid, channels])
-            + positions.patches.clone().unsqueeze();
+        let patches =
+            patches.reshape([n_images, n_patches, channels]) + positions_of_patches.unsqueeze();
         let class = self.class_token.clone() + positions.class.clone();
         let first = match &self.registers {
             Some(registers) => Tensor::cat(vec![class, registers.clone()], 0),
@@ -125,7 +136,7 @@ impl<B: Backend> Vit<B> {
         };
         let n_first = first.dims()[0];
         let first = first.unsqueeze::<3>().expand([n_images, n_first, channels]);
-        Tensor::cat(vec![first, patches], 1).reshape([n_images * (n_first + grid * grid), channels])
+        Tensor::cat(vec![first, patches], 1).reshape([n_images * (n_first + n_patches), channels])
     }
 }
 
