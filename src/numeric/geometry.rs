@@ -76,6 +76,21 @@ impl Shape3 {
         let [nx, ny, _] = self.0;
         [offset % nx, offset / nx % ny, offset / (nx * ny)]
     }
+
+    /// Position in memory of the voxel that a place, in voxels, is nearest to; `None` beyond the grid.
+    #[inline]
+    pub fn nearest(self, place: [f64; 3]) -> Option<usize> {
+        let mut voxel = [0; 3];
+        for axis in 0..3 {
+            let index = place[axis] + 0.5;
+            // Said so that a place that is no number, as wild affines make, lies outside.
+            if !(0.0..self.0[axis] as f64).contains(&index) {
+                return None;
+            }
+            voxel[axis] = index as usize;
+        }
+        Some(self.offset(voxel))
+    }
 }
 
 /// A place in a voxel grid; whole numbers are voxel centres.

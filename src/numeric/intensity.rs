@@ -86,8 +86,7 @@ fn is_increasing(values: &[f64]) -> bool {
 /// Percentiles of the brain's intensities, in the scan's units, by linear interpolation: one for each
 /// asked for; none of an empty brain.
 pub fn of_scan(raw: &RawVolume, brain: &RawMask, percentiles: &[f64]) -> Vec<f64> {
-    let voxels = raw.voxels.iter().zip(&brain.inside);
-    let mut inside: Vec<f32> = voxels.filter(|(_, inside)| **inside).map(|(v, _)| *v).collect();
+    let mut inside = brain.values(&raw.voxels);
     if inside.is_empty() {
         return Vec::new();
     }

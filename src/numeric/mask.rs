@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::{
     geometry::{Affine, Shape3},
     token::Foreground,
-    volume::RawMask,
+    volume::{RawMask, interpolate},
 };
 
 /// Where a grid of cells lies in the world.
@@ -82,7 +82,7 @@ impl<'a> View<'a> {
 
     fn at(&self, place: [f64; 3]) -> f32 {
         let shape = self.of.foreground.shape;
-        trilinear(&self.grid, shape, [0, 1, 2].map(|a| place[a] * shape.0[a] as f64 - 0.5))
+        interpolate(&self.grid, shape, [0, 1, 2].map(|a| place[a] * shape.0[a] as f64 - 0.5))
     }
 }
 
@@ -103,14 +103,14 @@ pub fn score_map(
     let per_cell = shape.0.map(|n| placement.cube_side as f64 / n as f64);
     let to_cube = placement.cube.inverse().after(&brain.affine);
     let mut map = vec![0.0; brain.shape.n_voxels()];
-    map.par_chunks_mut(4096).enumerate().for_each(|(chunk, voxels)| {
-        for (index, value) in voxels.iter_mut().enumerate() {
-            let offset = chunk * 4096 + index;
-            if brain.inside[offset] {
-                let place = to_cube.apply(brain.shape.voxel(offset).map(|v| v as f64));
-                let place = [0, 1, 2].map(|axis| (place[axis] + 0.5) / per_cell[axis] - 0.5);
-                *value = trilinear(&grid, shape, place);
-            }
+    let width = brain.shape.0[0];
+    let rows = map.par_chunks_mut(width.max(1)).zip(brain.inside.par_chunks(width.max(1)));
+    rows.enumerate().for_each(|(row, (values, inside))| {
+        let [_, y, z] = brain.shape.voxel(row * width);
+        for (x, (value, _)) in values.iter_mut().zip(inside).enumerate().filter(|(_, v)| *v.1) {
+            let place = to_cube.apply([x, y, z].map(|v| v as f64));
+            let place = [0, 1, 2].map(|axis| (place[axis] + 0.5) / per_cell[axis] - 0.5);
+            *value = interpolate(&grid, shape, place);
         }
     });
     map
@@ -123,25 +123,6 @@ fn dense(foreground: &Foreground, scores: &[f32]) -> Vec<f32> {
         grid[cell as usize] = score;
     }
     grid
-}
-
-/// Between cell centres, held constant beyond the outermost ones.
-fn trilinear(grid: &[f32], shape: Shape3, place: [f64; 3]) -> f32 {
-    let place = [0, 1, 2].map(|axis| place[axis].clamp(0.0, (shape.0[axis] - 1) as f64));
-    let mut sum = 0.0;
-    for corner in 0..8_usize {
-        let mut weight = 1.0;
-        let mut cell = [0; 3];
-        for axis in 0..3 {
-            let step = (corner >> axis) & 1;
-            let floor = place[axis].floor();
-            let fraction = place[axis] - floor;
-            weight *= if step == 1 { fraction } else { 1.0 - fraction };
-            cell[axis] = (floor as usize + step).min(shape.0[axis] - 1);
-        }
-        sum += weight * f64::from(grid[shape.offset(cell)]);
-    }
-    sum as f32
 }
 
 /// Voxels of one connected region, as positions in memory, ascending.

@@ -4,6 +4,8 @@
 //! where that was aligned, of the template's; intensities are divided by a high percentile inside the
 //! brain, or brought to landmarks ([`intensity`]).
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use thiserror::Error;
 
@@ -172,13 +174,7 @@ fn share(inside: &[bool]) -> f64 {
 /// The intensity that becomes 1: a percentile with linear interpolation between the two voxels
 /// around it. Finite and above 0, so that no voxel divided by it becomes NaN.
 pub fn white_level(raw: &RawVolume, brain: &RawMask) -> Result<f64, PreprocessError> {
-    let mut values: Vec<f32> = raw
-        .voxels
-        .iter()
-        .zip(&brain.inside)
-        .filter(|(_, inside)| **inside)
-        .map(|(v, _)| *v)
-        .collect();
+    let mut values = brain.values(&raw.voxels);
     let position = (values.len() - 1) as f64 * WHITE_PERCENTILE / 100.0;
     let (below, at, above) =
         values.select_nth_unstable_by(position.floor() as usize, f32::total_cmp);
@@ -193,32 +189,13 @@ pub fn white_level(raw: &RawVolume, brain: &RawMask) -> Result<f64, PreprocessEr
     Ok(white)
 }
 
-/// Middle of the box around the brain's voxel centres, along the world axes.
-fn centre_of_brain_box(brain: &RawMask) -> WorldPoint {
-    let mut low = [f64::INFINITY; 3];
-    let mut high = [f64::NEG_INFINITY; 3];
-    for_each_brain_point(brain, |point| {
-        for axis in 0..3 {
-            low[axis] = low[axis].min(point[axis]);
-            high[axis] = high[axis].max(point[axis]);
-        }
-    });
-    WorldPoint([0, 1, 2].map(|axis| 0.5 * (low[axis] + high[axis])))
-}
-
-fn for_each_brain_point(brain: &RawMask, mut visit: impl FnMut([f64; 3])) {
-    for (offset, _) in brain.inside.iter().enumerate().filter(|(_, inside)| **inside) {
-        visit(brain.affine.apply(brain.shape.voxel(offset).map(|v| v as f64)));
-    }
-}
-
 /// Cube voxel -> world mm for the cube around this brain: axes along the world's, centred on the
 /// middle of the box around the brain's voxel centres.
 pub fn cube_affine(brain: &RawMask, settings: &CubeSettings) -> Result<Affine, AffineError> {
-    let centre = centre_of_brain_box(brain);
+    let [low, high] = brain.world_box();
     let spacing = settings.field_of_view_mm / settings.side as f64;
     let half = 0.5 * (settings.side as f64 - 1.0) * spacing;
-    Affine::scaling(spacing, WorldPoint(centre.0.map(|c| c - half)))
+    Affine::scaling(spacing, WorldPoint([0, 1, 2].map(|a| 0.5 * (low[a] + high[a]) - half)))
 }
 
 /// Cube voxel -> world mm of an aligned scan: the cube around the template's brain, `to_scan` the
@@ -232,14 +209,20 @@ pub fn aligned_cube_affine(
 }
 
 fn cut_fraction(brain: &RawMask, cube: &Affine, side: usize) -> f64 {
-    let to_cube = cube.inverse();
-    let (mut all, mut cut) = (0_u64, 0_u64);
-    for_each_brain_point(brain, |point| {
-        all += 1;
-        let place = to_cube.apply(point);
-        cut +=
-            u64::from(place.iter().any(|p| !(-0.5 - 1e-9..=side as f64 - 0.5 + 1e-9).contains(p)));
-    });
+    let to_cube = cube.inverse().after(&brain.affine);
+    let is_cut = |offset: usize| {
+        let place = to_cube.apply(brain.shape.voxel(offset).map(|v| v as f64));
+        place.iter().any(|p| !(-0.5 - 1e-9..=side as f64 - 0.5 + 1e-9).contains(p))
+    };
+    let n_inside = |span: Range<usize>| brain.inside[span].iter().filter(|&&i| i).count();
+    let (mut all, mut cut) = (0, 0);
+    for span in brain.spans() {
+        all += n_inside(span.clone());
+        // What lies between two places within the cube lies within it.
+        if is_cut(span.start) || is_cut(span.end - 1) {
+            cut += span.filter(|&offset| brain.inside[offset] && is_cut(offset)).count();
+        }
+    }
     cut as f64 / all.max(1) as f64
 }
 
@@ -254,13 +237,14 @@ fn resample(
     let shape = Shape3::cube(side);
     let mut voxels = vec![0.0; shape.n_voxels()];
     let mut inside = vec![false; shape.n_voxels()];
-    let planes = voxels.par_chunks_mut(side * side).zip(inside.par_chunks_mut(side * side));
-    planes.enumerate().for_each(|(z, (voxel_plane, inside_plane))| {
-        for offset in 0..side * side {
-            let place = to_raw.apply([(offset % side) as f64, (offset / side) as f64, z as f64]);
+    let rows = voxels.par_chunks_mut(side).zip(inside.par_chunks_mut(side));
+    rows.enumerate().for_each(|(row, (voxels, inside))| {
+        let (y, z) = ((row % side) as f64, (row / side) as f64);
+        for (x, (voxel, inside)) in voxels.iter_mut().zip(inside).enumerate() {
+            let place = to_raw.apply([x as f64, y, z]);
             if brain.at(place) {
-                inside_plane[offset] = true;
-                voxel_plane[offset] = scale.value(trilinear(raw, place)) as f32;
+                *inside = true;
+                *voxel = scale.value(trilinear(raw, place)) as f32;
             }
         }
     });
@@ -268,7 +252,27 @@ fn resample(
 }
 
 /// The intensity between voxel centres; what lies beyond the grid counts as 0.
+#[inline]
 pub(super) fn trilinear(raw: &RawVolume, place: [f64; 3]) -> f64 {
+    let Shape3([nx, ny, nz]) = raw.shape;
+    let [x, y, z] = place;
+    let is_within = |p: f64, n: usize| p >= 0.0 && p < (n - 1) as f64;
+    if !(is_within(x, nx) && is_within(y, ny) && is_within(z, nz)) {
+        return trilinear_at_rim(raw, place);
+    }
+    let first = raw.shape.offset(place.map(|p| p as usize));
+    let [fx, fy, fz] = place.map(|p| p - p as usize as f64);
+    let row = |start: usize, weight: f64| {
+        let [low, high] = [start, start + 1].map(|offset| f64::from(raw.voxels[offset]));
+        weight * ((1.0 - fx) * low + fx * high)
+    };
+    let plane = |start: usize| row(start, 1.0 - fy) + row(start + nx, fy);
+    (1.0 - fz) * plane(first) + fz * plane(first + nx * ny)
+}
+
+/// The same where not all eight voxels around the place need be there.
+#[cold]
+fn trilinear_at_rim(raw: &RawVolume, place: [f64; 3]) -> f64 {
     let floor = place.map(f64::floor);
     let mut sum = 0.0;
     for corner in 0..8_usize {

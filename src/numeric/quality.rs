@@ -38,10 +38,15 @@ const MEDIAN_SIZE: f64 = 0.674_489_750_196_081_7;
 pub fn noise(raw: &RawVolume, brain: &RawMask) -> Option<f64> {
     let contrast = contrast(raw, brain);
     let across = across(raw);
-    let mut answers: Vec<f32> = (0..raw.voxels.len())
-        .filter(|&offset| brain.inside[offset])
-        .filter_map(|offset| answer(raw, brain, offset, across))
-        .collect();
+    let mut answers = Vec::new();
+    for span in brain.spans() {
+        let [first, y, z] = raw.shape.voxel(span.start);
+        for (x, offset) in (first..).zip(span) {
+            if brain.inside[offset] {
+                answers.extend(answer(raw, brain, [x, y, z], across));
+            }
+        }
+    }
     if answers.len() < MIN_PLACES || contrast <= 0.0 {
         return None;
     }
@@ -49,8 +54,7 @@ pub fn noise(raw: &RawVolume, brain: &RawMask) -> Option<f64> {
 }
 
 fn contrast(raw: &RawVolume, brain: &RawMask) -> f64 {
-    let voxels = raw.voxels.iter().zip(&brain.inside);
-    let mut inside: Vec<f32> = voxels.filter(|(_, inside)| **inside).map(|(v, _)| *v).collect();
+    let mut inside = brain.values(&raw.voxels);
     if inside.is_empty() {
         return 0.0;
     }
@@ -64,16 +68,15 @@ fn across(raw: &RawVolume) -> usize {
 }
 
 /// The size of the mask's answer at a voxel; `None` at the rim of the brain or of the grid.
-fn answer(raw: &RawVolume, brain: &RawMask, offset: usize, across: usize) -> Option<f32> {
+fn answer(raw: &RawVolume, brain: &RawMask, place: [usize; 3], across: usize) -> Option<f32> {
     const WEIGHTS: [f32; 3] = [1.0, -2.0, 1.0];
     let Shape3([nx, ny, _]) = raw.shape;
     let strides = [1, nx, nx * ny];
     let [one, other] = [[1, 2], [0, 2], [0, 1]][across];
-    let place = raw.shape.voxel(offset);
     if [one, other].iter().any(|&axis| place[axis] == 0 || place[axis] + 1 == raw.shape.0[axis]) {
         return None;
     }
-    let corner = offset - strides[one] - strides[other];
+    let corner = raw.shape.offset(place) - strides[one] - strides[other];
     let mut sum = 0.0;
     for (i, down) in WEIGHTS.iter().enumerate() {
         for (j, right) in WEIGHTS.iter().enumerate() {
@@ -108,7 +111,7 @@ mod tests {
         // A single voxel of 5 in nothing: four times 5 there, twice beside it, once at its corners, and
         // only in its own plane, which is that of x and z.
         let (raw, mut brain) = scan(|place| if place == [7, 8, 9] { 5.0 } else { 0.0 });
-        let at = |place| answer(&raw, &brain, raw.shape.offset(place), across(&raw));
+        let at = |place| answer(&raw, &brain, place, across(&raw));
         assert_eq!(at([7, 8, 9]), Some(20.0));
         assert_eq!((at([8, 8, 9]), at([7, 8, 8])), (Some(10.0), Some(10.0)));
         assert_eq!(
@@ -117,7 +120,7 @@ mod tests {
         );
         assert_eq!((at([0, 8, 9]), at([7, 8, 21])), (None, None), "the rim of the grid");
         brain.inside[raw.shape.offset([8, 8, 10])] = false;
-        let at = |place| answer(&raw, &brain, raw.shape.offset(place), across(&raw));
+        let at = |place| answer(&raw, &brain, place, across(&raw));
         assert_eq!(at([7, 8, 9]), None, "the rim of the brain");
     }
 

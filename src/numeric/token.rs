@@ -203,9 +203,17 @@ struct Part {
 }
 
 impl Part {
-    fn new(foreground: Foreground, volume: &Volume, n_layers: usize, channels: usize) -> Self {
+    fn new(
+        volume: &Volume,
+        cell: [usize; 3],
+        min_fraction: f64,
+        n_layers: usize,
+        channels: usize,
+    ) -> Self {
+        let shape = Shape3(cell.map(|edge| volume.side() / edge));
+        let n_brain = brain_per_cell(volume, shape);
+        let foreground = foreground_of(shape, &n_brain, cell, min_fraction);
         let token_of_cell = foreground.token_of_cell();
-        let n_brain = brain_per_cell(volume, foreground.shape);
         let rows = vec![vec![0.0; foreground.cells.len() * channels]; n_layers];
         Self { foreground, token_of_cell, n_brain, rows, channels }
     }
@@ -233,15 +241,16 @@ impl<'a> TokenBuilder<'a> {
             "whole groups"
         );
         let width = projection.map_or(channels, Projection::n_outputs);
-        let foreground = |cell| foreground_cells(volume, cell, settings.min_brain_fraction);
+        let part = |cell, channels| {
+            Part::new(volume, cell, settings.min_brain_fraction, n_layers, channels)
+        };
         let of_view = |axis: &Axis| {
             let mut cell = [patch; 3];
             cell[axis.index()] = depth;
-            Part::new(foreground(cell), volume, n_layers, width)
+            part(cell, width)
         };
         let parts = if settings.join_views {
-            let channels = settings.views.len() * width;
-            vec![Part::new(foreground([patch; 3]), volume, n_layers, channels)]
+            vec![part([patch; 3], settings.views.len() * width)]
         } else {
             settings.views.iter().map(of_view).collect()
         };
@@ -381,19 +390,30 @@ pub fn smooth(foreground: &Foreground, rows: &[f32], sigma: f64) -> Vec<f32> {
 pub fn foreground_cells(volume: &Volume, cell: [usize; 3], min_fraction: f64) -> Foreground {
     assert!(cell.iter().all(|&edge| volume.side().is_multiple_of(edge)), "whole cells");
     let shape = Shape3(cell.map(|edge| volume.side() / edge));
-    let counts = brain_per_cell(volume, shape);
+    foreground_of(shape, &brain_per_cell(volume, shape), cell, min_fraction)
+}
+
+fn foreground_of(
+    shape: Shape3,
+    n_brain: &[usize],
+    cell: [usize; 3],
+    min_fraction: f64,
+) -> Foreground {
     let needed = (min_fraction * cell.iter().product::<usize>() as f64).max(1.0);
-    let inside = counts.iter().enumerate().filter(|(_, count)| **count as f64 >= needed);
+    let inside = n_brain.iter().enumerate().filter(|(_, count)| **count as f64 >= needed);
     Foreground { shape, cells: inside.map(|(cell, _)| cell as u32).collect() }
 }
 
 /// Voxels of the brain in each cell of a grid over the volume.
 pub fn brain_per_cell(volume: &Volume, shape: Shape3) -> Vec<usize> {
-    let edges = shape.0.map(|n| volume.side() / n);
+    let side = volume.side();
+    let edges = shape.0.map(|n| side / n);
     let mut counts = vec![0; shape.n_voxels()];
-    for (offset, _) in volume.brain().iter().enumerate().filter(|(_, inside)| **inside) {
-        let voxel = volume.shape().voxel(offset);
-        counts[shape.offset([0, 1, 2].map(|axis| voxel[axis] / edges[axis]))] += 1;
+    for (row, brain) in volume.brain().chunks_exact(side.max(1)).enumerate() {
+        let first = shape.offset([0, row % side / edges[1], row / side / edges[2]]);
+        for (count, cell) in counts[first..].iter_mut().zip(brain.chunks_exact(edges[0])) {
+            *count += cell.iter().filter(|&&inside| inside).count();
+        }
     }
     counts
 }

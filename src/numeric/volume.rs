@@ -1,5 +1,7 @@
 //! A scan as scanned ([`RawVolume`], [`RawMask`]) and as the method sees it ([`Volume`]).
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::geometry::{Affine, Shape3};
@@ -37,17 +39,58 @@ impl RawMask {
     /// Whether the voxel nearest to a voxel place is inside; beyond the grid nothing is.
     #[inline]
     pub fn at(&self, place: [f64; 3]) -> bool {
-        let mut voxel = [0; 3];
-        for axis in 0..3 {
-            let index = (place[axis] + 0.5).floor();
-            // Said so that a place that is no number, as wild affines make, lies outside.
-            if !(0.0..self.shape.0[axis] as f64).contains(&index) {
-                return false;
-            }
-            voxel[axis] = index as usize;
-        }
-        self.inside[self.shape.offset(voxel)]
+        self.shape.nearest(place).is_some_and(|offset| self.inside[offset])
     }
+
+    /// For each row along x that holds something, the positions in memory from its first voxel inside to
+    /// its last.
+    pub fn spans(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let width = self.shape.0[0];
+        self.inside.chunks_exact(width.max(1)).enumerate().filter_map(move |(row, inside)| {
+            let first = inside.iter().position(|&inside| inside)?;
+            let last = inside.iter().rposition(|&inside| inside)?;
+            Some(row * width + first..row * width + last + 1)
+        })
+    }
+
+    /// The values inside, of those of all voxels, in the order of memory.
+    pub fn values(&self, all: &[f32]) -> Vec<f32> {
+        let mut values = Vec::with_capacity(all.len() / 4);
+        for span in self.spans() {
+            let voxels = all[span.clone()].iter().zip(&self.inside[span]);
+            values.extend(voxels.filter(|(_, inside)| **inside).map(|(value, _)| value));
+        }
+        values
+    }
+
+    /// The lowest and the highest world coordinates, mm, of the voxel centres inside; infinite where there are
+    /// none.
+    pub fn world_box(&self) -> [[f64; 3]; 2] {
+        let (mut low, mut high) = ([f64::INFINITY; 3], [f64::NEG_INFINITY; 3]);
+        // Coordinates grow or fall all along a row: its ends are enough.
+        for offset in self.spans().flat_map(|span| [span.start, span.end - 1]) {
+            let place = self.affine.apply(self.shape.voxel(offset).map(|v| v as f64));
+            for axis in 0..3 {
+                low[axis] = low[axis].min(place[axis]);
+                high[axis] = high[axis].max(place[axis]);
+            }
+        }
+        [low, high]
+    }
+}
+
+/// The value between voxel centres (trilinear), held constant beyond the outermost ones.
+pub fn interpolate(values: &[f32], shape: Shape3, place: [f64; 3]) -> f32 {
+    let place = [0, 1, 2].map(|axis| place[axis].clamp(0.0, (shape.0[axis] - 1) as f64));
+    let low = place.map(|p| p as usize);
+    let high = [0, 1, 2].map(|axis| (low[axis] + 1).min(shape.0[axis] - 1));
+    let [fx, fy, fz] = [0, 1, 2].map(|axis| place[axis] - low[axis] as f64);
+    let row = |y: usize, z: usize| {
+        let [a, b] = [low[0], high[0]].map(|x| f64::from(values[shape.offset([x, y, z])]));
+        (1.0 - fx) * a + fx * b
+    };
+    let plane = |z: usize| (1.0 - fy) * row(low[1], z) + fy * row(high[1], z);
+    ((1.0 - fz) * plane(low[2]) + fz * plane(high[2])) as f32
 }
 
 /// The canonical volume: a cube `[side, side, side]` along the world axes (RAS+), x fastest.
@@ -93,6 +136,27 @@ impl Volume {
 mod tests {
     use super::*;
     use crate::numeric::geometry::WorldPoint;
+
+    #[test]
+    fn the_box_of_a_mask_is_that_of_its_voxel_centres() {
+        let shape = Shape3([5, 4, 3]);
+        let rows = [[-1.0, 0.2, 0.0, 3.0], [0.3, 2.0, -0.1, 0.0], [0.0, 0.1, 1.5, -7.0]];
+        let affine = Affine::new(rows).unwrap();
+        let few = [[1, 0, 0], [3, 0, 0], [4, 2, 1], [0, 3, 2], [2, 3, 2]].map(|v| shape.offset(v));
+        let inside = (0..shape.n_voxels()).map(|offset| few.contains(&offset)).collect();
+        let mask = RawMask { shape, inside, affine };
+        let offsets: Vec<f32> = (0..shape.n_voxels()).map(|offset| offset as f32).collect();
+        assert_eq!(mask.values(&offsets), few.map(|offset| offset as f32));
+        assert_eq!(mask.spans().collect::<Vec<_>>(), [1..4, 34..35, 55..58]);
+        let places = few.map(|offset| affine.apply(shape.voxel(offset).map(|v| v as f64)));
+        let of = |best: fn(f64, f64) -> f64, from: f64| {
+            [0, 1, 2].map(|axis| places.iter().map(|place| place[axis]).fold(from, best))
+        };
+        let expected = [of(f64::min, f64::INFINITY), of(f64::max, f64::NEG_INFINITY)];
+        assert_eq!(mask.world_box(), expected);
+        let empty = RawMask { inside: vec![false; shape.n_voxels()], ..mask };
+        assert_eq!((empty.spans().count(), empty.world_box()[0]), (0, [f64::INFINITY; 3]));
+    }
 
     #[test]
     fn a_place_that_is_no_number_lies_outside_of_every_mask() {

@@ -13,8 +13,8 @@ use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 
 use super::RESEARCH_USE_ONLY;
 use crate::numeric::{
-    geometry::{Affine, Shape3, VoxelPoint},
-    volume::{RawMask, RawVolume},
+    geometry::{Affine, VoxelPoint},
+    volume::{RawMask, RawVolume, interpolate},
 };
 
 /// What the picture shows.
@@ -127,20 +127,14 @@ impl<'a> Scene<'a> {
         let (shape, affine) = (input.scan.shape, &input.scan.affine);
         let world =
             |offset: usize| affine.to_world(VoxelPoint(shape.voxel(offset).map(|v| v as f64))).0;
-        let inside = || (0..shape.n_voxels()).filter(|&offset| input.brain.inside[offset]);
-        let (mut low, mut high) = ([f64::INFINITY; 3], [f64::NEG_INFINITY; 3]);
-        for offset in inside() {
-            for (axis, place) in world(offset).into_iter().enumerate() {
-                low[axis] = low[axis].min(place);
-                high[axis] = high[axis].max(place);
-            }
-        }
+        let inside = input.brain.spans().flatten().filter(|&offset| input.brain.inside[offset]);
+        let [low, high] = input.brain.world_box();
         let centre = [0, 1, 2].map(|axis| 0.5 * (low[axis] + high[axis]));
         let extent = (0..3).map(|axis| high[axis] - low[axis]).fold(0.0, f64::max);
-        let peak = inside().max_by(|&a, &b| input.map[a].total_cmp(&input.map[b]));
+        let peak = inside.max_by(|&a, &b| input.map[a].total_cmp(&input.map[b]));
         let marked = peak.filter(|&offset| input.map[offset] > 0.0);
-        let grey = quantile(inside().map(|o| input.scan.voxels[o]).collect(), 0.995);
-        let median = quantile(inside().map(|o| input.map[o]).collect(), 0.5);
+        let grey = quantile(input.brain.values(&input.scan.voxels), 0.995);
+        let median = quantile(input.brain.values(input.map), 0.5);
         Self {
             input,
             to_voxel: affine.inverse(),
@@ -190,19 +184,16 @@ fn draw_pane(
     for row in 0..PANE {
         for column in 0..PANE {
             let voxel = scene.to_voxel.apply(scene.place(plane, column, row));
-            let Some(nearest) = nearest(shape, voxel) else {
+            let nearest = shape.nearest(voxel).filter(|&offset| input.brain.inside[offset]);
+            let Some(nearest) = nearest else {
                 canvas.set(left + column, top + row, Rgb888::BLACK);
                 continue;
             };
-            if !input.brain.inside[nearest] {
-                canvas.set(left + column, top + row, Rgb888::BLACK);
-                continue;
-            }
-            let grey = sample(&input.scan.voxels, shape, voxel) / scene.white;
+            let grey = interpolate(&input.scan.voxels, shape, voxel) / scene.white;
             let grey = grey.clamp(0.0, 1.0).powf(0.9);
             let mut colour = [grey * 0.96; 3];
             if overlaid {
-                let share = scene.share(sample(input.map, shape, voxel));
+                let share = scene.share(interpolate(input.map, shape, voxel));
                 let strength = (share * 1.6).min(1.0).powi(2) * 0.85;
                 let heat = heat(share);
                 colour = [0, 1, 2].map(|c| colour[c] * (1.0 - strength) + heat[c] * strength);
@@ -319,37 +310,6 @@ fn to_rgb(colour: [f32; 3]) -> Rgb888 {
     Rgb888::new(r, g, b)
 }
 
-fn nearest(shape: Shape3, voxel: [f64; 3]) -> Option<usize> {
-    let mut index = [0; 3];
-    for axis in 0..3 {
-        let rounded = (voxel[axis] + 0.5).floor();
-        if rounded < 0.0 || rounded >= shape.0[axis] as f64 {
-            return None;
-        }
-        index[axis] = rounded as usize;
-    }
-    Some(shape.offset(index))
-}
-
-/// Trilinear, held constant beyond the border.
-fn sample(values: &[f32], shape: Shape3, voxel: [f64; 3]) -> f32 {
-    let mut sum = 0.0;
-    for corner in 0..8_usize {
-        let mut weight = 1.0;
-        let mut index = [0; 3];
-        for axis in 0..3 {
-            let step = (corner >> axis) & 1;
-            let floor = voxel[axis].floor();
-            let fraction = voxel[axis] - floor;
-            weight *= if step == 1 { fraction } else { 1.0 - fraction };
-            let last = (shape.0[axis] - 1) as f64;
-            index[axis] = (floor + step as f64).clamp(0.0, last) as usize;
-        }
-        sum += weight * f64::from(values[shape.offset(index)]);
-    }
-    sum as f32
-}
-
 /// An RGB picture that text can be drawn on.
 struct Canvas {
     pixels: Vec<u8>,
@@ -424,6 +384,7 @@ impl DrawTarget for Canvas {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numeric::geometry::Shape3;
 
     /// A ball of brain with an odd spot at the patient's left front.
     fn picture(rows: [[f64; 4]; 3]) -> Vec<u8> {
