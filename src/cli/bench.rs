@@ -20,7 +20,7 @@ use crate::{
         weights::{Architecture, VitWeights},
     },
     config::DeviceChoice,
-    domain::{PairDistances, SliceEncoder},
+    domain::{GridName, PairDistances, SliceEncoder, scan::ScanId},
     engine::{CPU_PRECISION, Devices, EngineError, GPU_PRECISION, choose_device},
     numeric::{
         geometry::Shape3, projection::Normal, scoring::SearchReach, slice::ImageBatch,
@@ -275,9 +275,21 @@ fn score(arguments: &Score) -> Result<(), Failure> {
         (1..=n_distinct as u64).map(|seed| random_tokens(seed, tokens, channels)).collect();
     let search =
         std::num::NonZeroUsize::new(reach).map_or(SearchReach::WholeVolume, SearchReach::Patches);
+    // A device that keeps tokens is not given them anew for each pair.
+    let name = |number: usize| GridName { scan: ScanId([number as u8; 32]), grid: 0 };
+    let keep = |(number, tokens)| distances.keep(name(number), tokens);
+    members
+        .iter()
+        .chain([&new])
+        .enumerate()
+        .try_for_each(keep)
+        .map_err(|error| Failure::new(INTERNAL, error))?;
+    let others: Vec<usize> = (0..window * grids).map(|other| other % n_distinct).collect();
+    let names: Vec<GridName> = others.iter().map(|&other| name(other)).collect();
     let once = || {
-        for other in 0..window * grids {
-            distances.nearest(&new, &members[other % n_distinct], search)?;
+        let found = distances.nearest_of_kept(name(n_distinct), &names, search)?;
+        for (&other, _) in others.iter().zip(found).filter(|(_, found)| found.is_none()) {
+            distances.nearest(&new, &members[other], search)?;
         }
         Ok(())
     };

@@ -1,7 +1,7 @@
 //! What things are and may become: scans, cohorts, windows, findings, errors. No I/O.
 //!
-//! The two traits here are the only seams between the method and a device; each has two real
-//! implementations, burn (CUDA) and the native CPU engine.
+//! The two traits here are the only seams between the method and a device; each has three real
+//! implementations: the native CPU engine, CUDA, and burn.
 
 pub mod acquisition;
 pub mod cohort;
@@ -20,6 +20,7 @@ use crate::numeric::{
     token::TokenGrid,
 };
 use error::DeviceError;
+use scan::ScanId;
 
 /// A frozen vision transformer that describes slices.
 pub trait SliceEncoder: Send {
@@ -39,7 +40,17 @@ pub trait SliceEncoder: Send {
     fn device(&self) -> &str;
 }
 
-/// Distances from each token of one scan to its nearest token of another.
+/// Names one grid of tokens of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GridName {
+    /// Whose tokens.
+    pub scan: ScanId,
+    /// Which of its grids.
+    pub grid: usize,
+}
+
+/// Distances from each token of one scan to its nearest token of another. Mirrored pairs give mirrored
+/// columns, to the last bit.
 pub trait PairDistances: Send {
     /// Both directions of one pair of grids, which have the same shape and channels.
     fn nearest(
@@ -48,4 +59,21 @@ pub trait PairDistances: Send {
         second: &TokenGrid,
         reach: SearchReach,
     ) -> Result<PairColumns, DeviceError>;
+
+    /// Gives the device tokens to keep under a name, instead of those that had it. It keeps them if it has
+    /// memory of its own, and for as long as there is room.
+    fn keep(&mut self, _name: GridName, _tokens: &TokenGrid) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// As [`PairDistances::nearest`], of one grid with each of others of its shape and channels; `None` where
+    /// the device does not have both.
+    fn nearest_of_kept(
+        &mut self,
+        _name: GridName,
+        others: &[GridName],
+        _reach: SearchReach,
+    ) -> Result<Vec<Option<PairColumns>>, DeviceError> {
+        Ok(others.iter().map(|_| None).collect())
+    }
 }

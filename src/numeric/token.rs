@@ -1,6 +1,8 @@
 //! From slice features to localised 3D tokens: depth pooling, l2 norm, projection, joining of views
 //! (Le-Gia and Ahn 2026, section 3; `eq. 1` to `eq. 3`).
 
+use std::sync::Arc;
+
 use half::f16;
 use rayon::prelude::*;
 
@@ -41,7 +43,7 @@ impl Foreground {
 pub struct TokenGrid {
     foreground: Foreground,
     channels: usize,
-    features: Vec<f16>,
+    features: Arc<Vec<f16>>,
 }
 
 /// What makes the parts of a [`TokenGrid`] contradict each other.
@@ -67,7 +69,10 @@ impl TokenGrid {
     ) -> Result<Self, TokenGridError> {
         let ascending = cells.windows(2).all(|pair| pair[0] < pair[1]);
         let in_range = cells.last().is_none_or(|&last| (last as usize) < shape.n_voxels());
-        let finite = features.iter().all(|f| f.is_finite());
+        // Without a way out of the loop, so that it is vectorised: this is done for each scan that is read.
+        let exponent = f16::INFINITY.to_bits();
+        let finite =
+            !features.iter().fold(false, |bad, f| bad | (f.to_bits() & exponent == exponent));
         if !ascending || !in_range || !finite || features.len() != cells.len() * channels {
             return Err(TokenGridError {
                 shape: shape.0,
@@ -76,6 +81,7 @@ impl TokenGrid {
                 n_features: features.len(),
             });
         }
+        let features = Arc::new(features);
         Ok(Self { foreground: Foreground { shape, cells }, channels, features })
     }
 
@@ -109,6 +115,11 @@ impl TokenGrid {
         &self.features
     }
 
+    /// The same, as it is held: grids that hold the same are copies of one another.
+    pub fn shared_features(&self) -> &Arc<Vec<f16>> {
+        &self.features
+    }
+
     /// The grid without these tokens (positions in [`TokenGrid::cells`]), as if their cells were
     /// background.
     pub fn without(&self, tokens: &[usize]) -> Self {
@@ -120,7 +131,7 @@ impl TokenGrid {
             features.extend_from_slice(&self.features[row]);
         }
         let foreground = Foreground { shape: self.shape(), cells };
-        Self { foreground, channels: self.channels, features }
+        Self { foreground, channels: self.channels, features: Arc::new(features) }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod acquisition;
 mod archive;
 pub mod board;
 pub mod child;
+mod compare;
 pub mod convert;
 mod encode;
 pub mod hook;
@@ -16,7 +17,7 @@ mod reporting;
 mod score;
 pub mod steps;
 
-pub(crate) use score::compare_grid;
+pub(crate) use compare::compare_grid;
 
 use std::{
     collections::HashSet,

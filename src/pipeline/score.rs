@@ -24,6 +24,7 @@ use tracing::{error, info, warn};
 use super::{
     ARCHIVED, IDLE, Shared,
     board::{CohortStatus, StageName},
+    compare::{compare_grid, compute_again},
     now_secs, panic_text,
     reporting::{ReportInput, SHIFTED, build_results, result_key, sidecar},
     steps::{self, Member, WindowScores},
@@ -36,15 +37,12 @@ use crate::{
         error::{Disposition, ScanError},
         finding::WindowIdentity,
         scan::{Reported, ScanId, ScanRecord},
-        window::{Window, pair_order},
+        window::Window,
     },
     metrics::{EvictionReason, OutputKind, ScoreResult, Stage, Trigger},
-    numeric::{
-        scoring::{self, SearchReach},
-        token::TokenGrid,
-    },
+    numeric::scoring::{self, SearchReach},
     report,
-    store::{Store, StoreError},
+    store::StoreError,
 };
 
 /// Key of a result that only says that its window is not full enough. Never equal to the key of a
@@ -568,68 +566,6 @@ fn n_tokens(member: &Member) -> (ScanId, Vec<usize>) {
 /// Whether a scan has ever had more than the notice that it waits.
 fn was_scored(record: &ScanRecord) -> bool {
     record.reported.as_ref().is_some_and(|done| done.key != WAITING)
-}
-
-/// Computes and keeps the columns of one grid of a scan against others, of which the next is read while the
-/// distances to one are computed. `goes_on` is asked before each pair. Returns the number of pairs.
-pub(crate) fn compare_grid(
-    store: &Store,
-    distances: &mut dyn PairDistances,
-    reach: SearchReach,
-    grid: usize,
-    id: ScanId,
-    others: &[ScanId],
-    mut goes_on: impl FnMut() -> bool,
-) -> Result<u64, ScanError> {
-    let read = |index: usize| -> Result<Option<TokenGrid>, StoreError> {
-        others.get(index).map_or(Ok(None), |other| store.tokens(other, grid))
-    };
-    if others.is_empty() {
-        return Ok(0);
-    }
-    let (Some(own), mut theirs) = (store.tokens(&id, grid)?, read(0)?) else { return Ok(0) };
-    let mut n_pairs = 0;
-    for (index, &other) in others.iter().enumerate() {
-        if !goes_on() {
-            break;
-        }
-        let compute = |theirs: &TokenGrid| {
-            compute_pair(store, &mut *distances, reach, grid, [(id, &own), (other, theirs)])
-        };
-        let (done, next) =
-            rayon::join(|| theirs.as_ref().map(compute).transpose(), || read(index + 1));
-        n_pairs += u64::from(done?.is_some());
-        theirs = next?;
-    }
-    Ok(n_pairs)
-}
-
-/// Computes and keeps the columns of a pair for one grid of tokens, in an order of its own, not of arrival.
-fn compute_pair(
-    store: &Store,
-    distances: &mut dyn PairDistances,
-    reach: SearchReach,
-    grid: usize,
-    [(one, one_tokens), (other, other_tokens)]: [(ScanId, &TokenGrid); 2],
-) -> Result<(), ScanError> {
-    let (first, second) = pair_order(one, other);
-    let (a, b) = if first == one { (one_tokens, other_tokens) } else { (other_tokens, one_tokens) };
-    let columns = distances.nearest(a, b, reach)?;
-    Ok(store.put_columns(first, second, grid, &columns)?)
-}
-
-fn compute_again(
-    store: &Store,
-    distances: &mut dyn PairDistances,
-    reach: SearchReach,
-    grid: usize,
-    one: ScanId,
-    other: ScanId,
-) -> Result<(), ScanError> {
-    let (Some(a), Some(b)) = (store.tokens(&one, grid)?, store.tokens(&other, grid)?) else {
-        return Ok(());
-    };
-    compute_pair(store, distances, reach, grid, [(one, &a), (other, &b)])
 }
 
 fn writing(source: std::io::Error) -> ScanError {

@@ -61,10 +61,7 @@ pub fn render(input: &PictureInput<'_>) -> Vec<u8> {
     canvas.text(input.quality, GAP, 66, &FONT_6X13, FAINT);
     for (column, plane) in PLANES.iter().enumerate() {
         let left = GAP + column * (PANE + GAP);
-        for (row, overlaid) in [false, true].into_iter().enumerate() {
-            let top = TOP + row * (PANE + GAP / 2);
-            draw_pane(&mut canvas, &scene, plane, (left, top), overlaid);
-        }
+        draw_panes(&mut canvas, &scene, plane, left);
         let place = scene.focus[plane.through];
         let caption = format!("{}  {} = {place:.0} mm", plane.name, ["x", "y", "z"][plane.through]);
         canvas.text(&caption, left + 8, TOP + 6, &FONT_6X13, FAINT);
@@ -171,13 +168,11 @@ fn quantile(mut values: Vec<f32>, share: f64) -> f32 {
     *values.select_nth_unstable_by(index, f32::total_cmp).1
 }
 
-fn draw_pane(
-    canvas: &mut Canvas,
-    scene: &Scene<'_>,
-    plane: &Plane,
-    (left, top): (usize, usize),
-    overlaid: bool,
-) {
+/// Upper edges of the two panes of a plane.
+const TOPS: [usize; 2] = [TOP, TOP + PANE + GAP / 2];
+
+/// A plane of the scan, and below it the same plane with map and mask.
+fn draw_panes(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, left: usize) {
     let input = scene.input;
     let shape = input.scan.shape;
     let mut marked = vec![false; PANE * PANE];
@@ -185,28 +180,24 @@ fn draw_pane(
         for column in 0..PANE {
             let voxel = scene.to_voxel.apply(scene.place(plane, column, row));
             let nearest = shape.nearest(voxel).filter(|&offset| input.brain.inside[offset]);
-            let Some(nearest) = nearest else {
-                canvas.set(left + column, top + row, Rgb888::BLACK);
-                continue;
-            };
-            let grey = interpolate(&input.scan.voxels, shape, voxel) / scene.white;
-            let grey = grey.clamp(0.0, 1.0).powf(0.9);
-            let mut colour = [grey * 0.96; 3];
-            if overlaid {
+            let mut colours = [[0.0; 3]; 2];
+            if let Some(nearest) = nearest {
+                let grey = interpolate(&input.scan.voxels, shape, voxel) / scene.white;
+                let grey = grey.clamp(0.0, 1.0).powf(0.9) * 0.96;
                 let share = scene.share(interpolate(input.map, shape, voxel));
                 let strength = (share * 1.6).min(1.0).powi(2) * 0.85;
-                let heat = heat(share);
-                colour = [0, 1, 2].map(|c| colour[c] * (1.0 - strength) + heat[c] * strength);
+                let heat = heat(share).map(|heat| grey * (1.0 - strength) + heat * strength);
+                colours = [[grey; 3], heat];
                 marked[row * PANE + column] = input.mask[nearest];
             }
-            canvas.set(left + column, top + row, to_rgb(colour));
+            for (top, colour) in TOPS.into_iter().zip(colours) {
+                canvas.set(left + column, top + row, to_rgb(colour));
+            }
         }
     }
-    if overlaid {
-        outline(canvas, &marked, (left, top));
-        cross(canvas, scene, plane, (left, top));
-    }
-    letters(canvas, plane, (left, top));
+    outline(canvas, &marked, (left, TOPS[1]));
+    cross(canvas, scene, plane, (left, TOPS[1]));
+    TOPS.into_iter().for_each(|top| letters(canvas, plane, (left, top)));
 }
 
 /// A line of two pixels along the inner edge of the mask.

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use bytemuck::cast_slice;
+use bytemuck::{cast_slice, pod_collect_to_vec};
 use half::f16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -268,9 +268,9 @@ impl Store {
         let bytes = get_blob(&self.chunks, &grid_key(&[*id], grid), "tokens")?;
         let bytes = bytes.filter(|b| b.len() as u64 == shape.n_bytes()).ok_or_else(damaged)?;
         let (cells, features) = bytes.split_at(shape.n_tokens * 4);
-        let cells = cells.chunks_exact(4).map(word);
-        let features = features.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]));
-        TokenGrid::new(Shape3(shape.shape), shape.channels, cells.collect(), features.collect())
+        let cells = cells.chunks_exact(4).map(word).collect();
+        let features: Vec<f16> = pod_collect_to_vec(features);
+        TokenGrid::new(Shape3(shape.shape), shape.channels, cells, features)
             .map(Some)
             .map_err(|_| damaged())
     }
@@ -321,8 +321,7 @@ impl Store {
             bytes => bytes?,
         };
         let whole = bytes.filter(|bytes| bytes.len() == 4 * n_tokens);
-        let number = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        Ok(whole.map(|bytes| bytes.chunks_exact(4).map(number).collect()))
+        Ok(whole.map(|bytes| pod_collect_to_vec(&bytes)))
     }
 
     /// As [`Store::column`], to several other scans at once, on all cores.

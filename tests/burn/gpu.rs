@@ -9,7 +9,7 @@ fn a_cuda_gpu_gives_the_features_and_distances_of_the_cpu() {
 
 #[cfg(feature = "cuda")]
 mod with_cuda {
-    use std::time::Instant;
+    use std::{num::NonZeroUsize, time::Instant};
 
     use oddscan::{
         compute::{
@@ -19,7 +19,7 @@ mod with_cuda {
             position::PositionResize,
             weights::VitWeights,
         },
-        domain::{PairDistances, SliceEncoder},
+        domain::{GridName, PairDistances, SliceEncoder, scan::ScanId},
         numeric::{
             scoring::{PairColumns, SearchReach},
             slice::{ImageBatch, PatchFeatures},
@@ -88,21 +88,43 @@ mod with_cuda {
     fn assert_distances(distances: &mut dyn PairDistances) {
         let a = tiny::tokens(1, 13, 1152, |cell| cell % 7 != 0);
         let b = tiny::tokens(2, 13, 1152, |cell| cell % 9 != 0);
-        let mut nearest = |second| distances.nearest(&a, second, SearchReach::WholeVolume).unwrap();
-        let expected = CpuDistances::new().nearest(&a, &b, SearchReach::WholeVolume).unwrap();
-        let both = |columns: PairColumns| [columns.first_to_second, columns.second_to_first];
-        for (found, expected) in both(nearest(&b)).iter().zip(both(expected)) {
-            assert_eq!(found.len(), expected.len());
-            for (found, expected) in found.iter().zip(expected) {
-                // Another winner can only be one that is nearly as near.
-                assert!((found - expected).abs() <= 1e-4 * expected, "{found} {expected}");
+        for reach in [SearchReach::WholeVolume, SearchReach::Patches(NonZeroUsize::MIN)] {
+            let expected = CpuDistances::new().nearest(&a, &b, reach).unwrap();
+            let found = distances.nearest(&a, &b, reach).unwrap();
+            for (found, expected) in both(&found).into_iter().zip(both(&expected)) {
+                assert_eq!(found.len(), expected.len());
+                for (found, expected) in found.iter().zip(expected) {
+                    // Another winner can only be one that is nearly as near.
+                    assert!((found - expected).abs() <= 1e-4 * expected, "{found} {expected}");
+                }
             }
+            let mirrored = distances.nearest(&b, &a, reach).unwrap();
+            assert_eq!(found.first_to_second, mirrored.second_to_first);
+            assert_eq!(found.second_to_first, mirrored.first_to_second);
+            let own = distances.nearest(&a, &a, reach).unwrap();
+            assert!(own.first_to_second.iter().all(|&distance| distance == 0.0));
+            let [one, other, unknown] =
+                [1, 2, 3].map(|n| GridName { scan: ScanId([n; 32]), grid: 0 });
+            distances.keep(one, &a).unwrap();
+            distances.keep(other, &b).unwrap();
+            let kept = distances.nearest_of_kept(one, &[unknown, other], reach).unwrap();
+            println!("{reach:?}: tokens are kept: {}", kept[1].is_some());
+            assert_eq!(kept[0], None);
+            assert!(kept[1].is_none() || kept[1] == Some(found));
+            let others = [other; 100];
+            let started = Instant::now();
+            distances.nearest_of_kept(one, &others, reach).unwrap();
+            let kept = started.elapsed().as_secs_f64() * 10.0;
+            let started = Instant::now();
+            (0..20).for_each(|_| drop(distances.nearest(&a, &b, reach).unwrap()));
+            let given = started.elapsed().as_secs_f64() * 50.0;
+            let [n_a, n_b] = [a.n_tokens(), b.n_tokens()];
+            println!("a pair of {n_a} and {n_b} tokens: {given:.2} ms, kept ones {kept:.3} ms");
         }
-        assert!(nearest(&a).first_to_second.iter().all(|&distance| distance == 0.0));
-        let started = Instant::now();
-        (0..20).for_each(|_| drop(nearest(&b)));
-        let milliseconds = started.elapsed().as_secs_f64() * 50.0;
-        println!("a pair of {} and {} tokens: {milliseconds:.1} ms", a.n_tokens(), b.n_tokens());
+    }
+
+    fn both(columns: &PairColumns) -> [&[f32]; 2] {
+        [&columns.first_to_second, &columns.second_to_first]
     }
 
     #[test]

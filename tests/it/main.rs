@@ -14,6 +14,7 @@ mod evaluation;
 mod goldens;
 mod hostile;
 mod intensity;
+mod kernels;
 mod layers;
 mod model;
 mod nibabel;

@@ -1,12 +1,13 @@
 //! Nearest distances between the tokens of two scans on the CPU.
 
-use std::{cmp::Ordering, ops::Range};
+use std::{cmp::Ordering, ops::Range, sync::Arc};
 
-use half::bf16;
+use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::{
     product::Element,
-    search::to_single,
+    search::{squared_lengths, to_single},
     whole_volume::{Factors, whole_volume},
     within_reach::within_reach,
 };
@@ -22,9 +23,9 @@ use crate::{
 /// pairs give mirrored columns, to the last bit.
 #[derive(Default)]
 pub struct CpuDistances {
-    /// Single-precision copies of the two scans, kept for the next pair: fresh memory took as long as
-    /// the search in it.
-    scratch: [Vec<f32>; 2],
+    /// The two scans of the last pair made ready: one of them is often in the next pair, too, and fresh memory
+    /// took as long as the search in it.
+    ready: [Ready; 2],
     /// Factors of the products for the whole volume, kept likewise.
     f32: Factors<f32>,
     bf16: Factors<bf16>,
@@ -53,7 +54,7 @@ impl CpuDistances {
                 second_to_first: first_to_second,
             };
         }
-        let (first, second) = Tokens::of_both([first, second], &mut self.scratch);
+        let (first, second) = both(&mut self.ready, [first, second]);
         match bf16::kernel().filter(|_| !self.in_single) {
             Some(kernel) => whole_volume(kernel, &first, &second, &mut self.bf16),
             None => {
@@ -84,11 +85,55 @@ impl PairDistances for CpuDistances {
         Ok(match reach {
             SearchReach::WholeVolume => self.whole_volume(first, second),
             SearchReach::Patches(reach) => {
-                let (first, second) = Tokens::of_both([first, second], &mut self.scratch);
+                let (first, second) = both(&mut self.ready, [first, second]);
                 within_reach(&first, &second, reach.get())
             }
         })
     }
+}
+
+/// Rows that are made ready at a time.
+const ROWS: usize = 64;
+
+/// What is made of a scan once for all its pairs.
+#[derive(Default)]
+struct Ready {
+    /// Whose it is. Held, so that another scan cannot come to lie in the same place.
+    of: Option<Arc<Vec<f16>>>,
+    values: Vec<f32>,
+    norms: Vec<f32>,
+}
+
+impl Ready {
+    fn is_of(&self, grid: &TokenGrid) -> bool {
+        self.of.as_ref().is_some_and(|features| Arc::ptr_eq(features, grid.shared_features()))
+    }
+
+    fn make(&mut self, grid: &TokenGrid) {
+        if !self.is_of(grid) {
+            self.of = None;
+            self.values.resize(grid.features().len(), 0.0);
+            self.norms.resize(grid.n_tokens(), 0.0);
+            // A few rows at a time: their lengths are taken while they are in the cache.
+            let (width, rows) = (grid.channels(), (ROWS * grid.channels()).max(1));
+            let parts = self.values.par_chunks_mut(rows).zip(grid.features().par_chunks(rows));
+            parts.zip(self.norms.par_chunks_mut(ROWS)).for_each(|((values, features), norms)| {
+                to_single(features, values);
+                squared_lengths(values, width, norms);
+            });
+            self.of = Some(grid.shared_features().clone());
+        }
+    }
+}
+
+fn both<'a>(ready: &'a mut [Ready; 2], grids: [&'a TokenGrid; 2]) -> (Tokens<'a>, Tokens<'a>) {
+    if ready[0].is_of(grids[1]) || ready[1].is_of(grids[0]) {
+        ready.swap(0, 1);
+    }
+    for (ready, grid) in ready.iter_mut().zip(grids) {
+        ready.make(grid);
+    }
+    (Tokens::of(grids[0], &ready[0]), Tokens::of(grids[1], &ready[1]))
 }
 
 /// The tokens of one scan in single precision.
@@ -96,18 +141,13 @@ pub(super) struct Tokens<'a> {
     pub(super) grid: &'a TokenGrid,
     /// `[n_tokens, channels]`.
     pub(super) values: &'a [f32],
+    /// The squared length of each token.
+    pub(super) norms: &'a [f32],
 }
 
 impl<'a> Tokens<'a> {
-    fn of(grid: &'a TokenGrid, scratch: &'a mut Vec<f32>) -> Self {
-        scratch.resize(grid.features().len(), 0.0);
-        to_single(grid.features(), scratch);
-        Self { grid, values: scratch }
-    }
-
-    fn of_both([one, other]: [&'a TokenGrid; 2], scratch: &'a mut [Vec<f32>; 2]) -> (Self, Self) {
-        let [one_scratch, other_scratch] = scratch;
-        rayon::join(|| Self::of(one, one_scratch), || Self::of(other, other_scratch))
+    fn of(grid: &'a TokenGrid, ready: &'a Ready) -> Self {
+        Self { grid, values: &ready.values, norms: &ready.norms }
     }
 
     pub(super) fn row(&self, token: usize) -> &[f32] {
@@ -123,8 +163,6 @@ impl<'a> Tokens<'a> {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
-
-    use half::f16;
 
     use super::{super::instructions::Instructions, *};
     use crate::numeric::{geometry::Shape3, projection::Normal};

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::{
     distances::Tokens,
     dots::{LEFT, Products, RIGHT, dots},
-    search::{Group, NO_TOKEN, Nearest, Own, Slots, distances_to, keep_in_reach, squared_lengths},
+    search::{Group, NO_TOKEN, Nearest, Own, Slots, distances_to, keep_in_reach},
 };
 use crate::numeric::{geometry::Shape3, scoring::PairColumns, token::cells_per_patch};
 
@@ -56,8 +56,8 @@ impl Places {
         let mut x: Vec<i32> =
             cells.iter().map(|&cell| shape.voxel(cell as usize)[0] as i32).collect();
         x.resize(cells.len() + RIGHT, 0);
-        let mut norms = vec![0.0; cells.len() + RIGHT];
-        squared_lengths(tokens.values, tokens.grid.channels(), &mut norms);
+        let mut norms = tokens.norms.to_vec();
+        norms.resize(cells.len() + RIGHT, 0.0);
         Self { shape, before, x, norms }
     }
 

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 
 use cudarc::{
-    cublaslt::{CudaBlasLT, Matmul, MatmulConfig, result::CublasError},
+    cublaslt::{CudaBlasLT, Matmul, MatmulConfig},
     driver::{
-        CudaContext, CudaFunction, CudaSlice, CudaStream, CudaView, DeviceRepr, DriverError,
-        LaunchConfig, PinnedHostSlice, PushKernelArg, ValidAsZeroBits, sys::CUresult,
+        CudaContext, CudaFunction, CudaSlice, CudaStream, CudaView, DeviceRepr, LaunchConfig,
+        PinnedHostSlice, PushKernelArg, ValidAsZeroBits,
     },
-    nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts},
+    nvrtc::{CompileOptions, compile_ptx_with_opts},
 };
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
-use super::parts::{Extent, PART, Part, parts, tables};
+use super::{
+    failure::Failure,
+    parts::{Extent, PART, Part, parts, tables},
+};
 use crate::{
     compute::{
         EncoderOptions,
@@ -145,30 +148,6 @@ struct Workspace<T> {
     /// patches before they are embedded.
     wide: CudaSlice<T>,
     features: CudaSlice<f32>,
-}
-
-/// What can go wrong on the GPU.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error("{0}")]
-    Driver(#[from] DriverError),
-    #[error("cuBLASLt: {0}")]
-    Blas(#[from] CublasError),
-    #[error("NVRTC: {0:?}")]
-    Compiler(CompileError),
-    #[error("{0}")]
-    Unfit(String),
-}
-
-impl Failure {
-    fn of_device(self, device: &str, batch: usize) -> DeviceError {
-        match self {
-            Self::Driver(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                DeviceError::OutOfMemory { batch }
-            }
-            other => DeviceError::Failed { device: device.to_owned(), message: other.to_string() },
-        }
-    }
 }
 
 impl<T: Half> CudaEncoder<T>
@@ -612,8 +591,11 @@ impl Kernels {
         ];
         options.extend(defines.iter().map(ToString::to_string));
         let options = CompileOptions { options, ..CompileOptions::default() };
-        let compiled = compile_ptx_with_opts(include_str!("kernels.cu"), options)
-            .map_err(Failure::Compiler)?;
+        let compiled = compile_ptx_with_opts(
+            concat!(include_str!("halves.cu"), include_str!("kernels.cu")),
+            options,
+        )
+        .map_err(Failure::Compiler)?;
         let module = context.load_module(compiled)?;
         let function = |name| module.load_function(name);
         Ok(Self {

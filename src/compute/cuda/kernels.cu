@@ -1,32 +1,7 @@
 // The kernels between the matrix products, compiled by NVRTC when the engine starts.
 //
-// No header is needed. The half-precision format is f16, or bf16 where BF16 is defined; sums, norms,
-// softmax and the stream of tokens are f32. Everything is row-major. Launch shapes stand at each kernel.
-
-typedef unsigned short half_t;
-typedef unsigned int half2_t; // low half first
-
-__device__ __forceinline__ half2_t pack(float low, float high) {
-    half2_t packed;
-#ifdef BF16
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-#else
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-#endif
-    return packed;
-}
-
-__device__ __forceinline__ float widen(half_t value) {
-#ifdef BF16
-    return __uint_as_float((unsigned int)value << 16);
-#else
-    float wide;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value));
-    return wide;
-#endif
-}
-
-__device__ __forceinline__ half_t narrow(float value) { return (half_t)pack(value, 0.0f); }
+// `halves.cu` stands in front. Sums, norms, softmax and the stream of tokens are f32. Everything is row-major.
+// Launch shapes stand at each kernel.
 
 // Sum over the threads of a block of whole warps, at most 32 of them; every thread gets it.
 __device__ __forceinline__ float block_sum(float value) {
@@ -158,18 +133,6 @@ extern "C" __global__ void gelu(uint4 *values, long n_eights) {
     values[index] = eight;
 }
 
-// acc += a * b for one 16 x 8 tile and 16 inner channels; which thread holds what is in NVIDIA's PTX
-// manual under mma.m16n8k16.
-__device__ __forceinline__ void multiply(float *acc, const half2_t *a, half2_t b0, half2_t b1) {
-#ifdef BF16
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-#else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-#endif
-        : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 #ifndef WIDTH
 #define WIDTH 64 // channels per head, a multiple of 16
 #endif
@@ -277,11 +240,8 @@ extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS, 2) attention(
             for (int tile = 0; tile < WIDTH / 8; tile += 2) {
                 // Four 8 x 8 tiles of values, transposed: keys 0 and 8 of this tile, then of the next.
                 const half_t *from = values + (k * 16 + lane % 16) * ROW + (tile + lane / 16) * 8;
-                unsigned int at = (unsigned int)__cvta_generic_to_shared(from);
                 half2_t v[4];
-                asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                             : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                             : "r"(at));
+                load_transposed(v, from);
                 multiply(sums[tile], weights, v[0], v[1]);
                 multiply(sums[tile + 1], weights, v[2], v[3]);
             }

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
@@ -9,12 +10,24 @@ use burn_cuda::{Cuda, CudaDevice};
 use cudarc::driver::{result as driver, result::DriverError};
 
 use half::{bf16, f16};
+use tracing::warn;
 
 use super::{BurnDistances, BurnEncoder, failure::guarded};
 use crate::{
-    compute::{EncoderOptions, Precision, cuda::CudaEncoder, weights::VitWeights},
+    compute::{
+        EncoderOptions, Precision,
+        cpu::CpuDistances,
+        cuda::{CudaDistances, CudaEncoder},
+        weights::VitWeights,
+    },
     domain::{PairDistances, SliceEncoder, error::DeviceError},
-    numeric::slice::ImageBatch,
+    numeric::{
+        geometry::Shape3,
+        projection::Normal,
+        scoring::{PairColumns, SearchReach},
+        slice::ImageBatch,
+        token::TokenGrid,
+    },
 };
 
 /// Encoder and distances on one device.
@@ -49,7 +62,45 @@ pub fn cuda_encoder(
         Precision::Bf16 => Box::new(CudaEncoder::<bf16>::new(weights, options, index, &name)?),
     };
     try_out(&mut *encoder, weights.colours())?;
-    Ok((encoder, Box::new(BurnDistances::<Cuda>::new(device, &name))))
+    let distances = CudaDistances::new(index, &name);
+    Ok((
+        encoder,
+        match distances.and_then(|distances| tried_out(distances, &name)) {
+            Ok(distances) => Box::new(distances),
+            Err(reason) => {
+                warn!(%reason, "distances are taken through burn, and near ones on the CPU");
+                Box::new(BurnDistances::<Cuda>::new(device, &name))
+            }
+        },
+    ))
+}
+
+/// Distances that agree with the CPU's on a pair of made-up scans: wrong ones would be worse than slow ones.
+fn tried_out(mut distances: CudaDistances, device: &str) -> Result<CudaDistances, DeviceError> {
+    const CHANNELS: usize = 72;
+    let tokens = |seed: u64| {
+        let mut normal = Normal::new(seed);
+        let cells: Vec<u32> = (0..512).filter(|cell| u64::from(*cell) % 7 != seed).collect();
+        let features = (0..cells.len() * CHANNELS).map(|_| f16::from_f64(normal.next())).collect();
+        TokenGrid::new(Shape3::cube(8), CHANNELS, cells, features).expect("cells ascend")
+    };
+    let (first, second) = (tokens(1), tokens(2));
+    for reach in [SearchReach::WholeVolume, SearchReach::Patches(NonZeroUsize::MIN)] {
+        let found = distances.nearest(&first, &second, reach)?;
+        let expected = CpuDistances::new().nearest(&first, &second, reach)?;
+        let both =
+            |columns: PairColumns| [columns.first_to_second, columns.second_to_first].concat();
+        let (found, expected) = (both(found), both(expected));
+        let apart = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-3 * b;
+        if found.len() != expected.len() || found.iter().zip(&expected).any(apart) {
+            return Err(DeviceError::Failed {
+                device: device.to_owned(),
+                message: "found distances other than the CPU's; report the GPU and driver version"
+                    .into(),
+            });
+        }
+    }
+    Ok(distances)
 }
 
 /// Encodes a blank image: compiles the kernels, and shows now rather than at the first scan

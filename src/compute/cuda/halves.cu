@@ -1,0 +1,49 @@
+// Numbers in half precision and their products, put in front of the kernels. The format is f16, or bf16 where
+// BF16 is defined. No header is needed. `tests/kernels` runs the kernels on a CPU, with functions of its own
+// (EMULATED) for those with assembly.
+
+typedef unsigned short half_t;
+typedef unsigned int half2_t; // low half first
+
+#ifndef EMULATED
+__device__ __forceinline__ half2_t pack(float low, float high) {
+    half2_t packed;
+#ifdef BF16
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#endif
+    return packed;
+}
+
+__device__ __forceinline__ float widen(half_t value) {
+#ifdef BF16
+    return __uint_as_float((unsigned int)value << 16);
+#else
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value));
+    return wide;
+#endif
+}
+
+// acc += a * b for one 16 x 8 tile and 16 inner channels; which thread holds what is in NVIDIA's PTX
+// manual under mma.m16n8k16.
+__device__ __forceinline__ void multiply(float *acc, const half2_t *a, half2_t b0, half2_t b1) {
+#ifdef BF16
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#endif
+        : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Four 8 x 8 tiles in shared memory, transposed; each thread gives the start of one of their rows.
+__device__ __forceinline__ void load_transposed(half2_t *v, const half_t *row) {
+    unsigned int at = (unsigned int)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "r"(at));
+}
+#endif
+

@@ -1,0 +1,230 @@
+//! The distances between scans, from stored tokens into the store.
+
+use crate::{
+    domain::{GridName, PairDistances, error::ScanError, scan::ScanId, window::pair_order},
+    numeric::{scoring::SearchReach, token::TokenGrid},
+    store::{Store, StoreError},
+};
+
+/// Scans that are compared at once where the device keeps their tokens.
+const KEPT_BATCH: usize = 32;
+
+/// Computes and keeps the columns of one grid of a scan against others: first those whose tokens the device
+/// has, then the rest, of which the next is read while the distances to one are computed. `goes_on` is asked
+/// before each pair or batch of pairs. Returns the number of pairs.
+pub(crate) fn compare_grid(
+    store: &Store,
+    distances: &mut dyn PairDistances,
+    reach: SearchReach,
+    grid: usize,
+    id: ScanId,
+    others: &[ScanId],
+    mut goes_on: impl FnMut() -> bool,
+) -> Result<u64, ScanError> {
+    let name = |scan: ScanId| GridName { scan, grid };
+    if others.is_empty() {
+        return Ok(0);
+    }
+    let Some(own) = store.tokens(&id, grid)? else { return Ok(0) };
+    distances.keep(name(id), &own)?;
+    let (mut n_pairs, mut to_read) = (0, Vec::new());
+    for batch in others.chunks(KEPT_BATCH) {
+        if !goes_on() {
+            return Ok(n_pairs);
+        }
+        let names: Vec<GridName> = batch.iter().copied().map(name).collect();
+        let found = distances.nearest_of_kept(name(id), &names, reach)?;
+        for (&other, columns) in batch.iter().zip(found) {
+            let Some(columns) = columns else {
+                to_read.push(other);
+                continue;
+            };
+            store.put_columns(id, other, grid, &columns)?;
+            n_pairs += 1;
+        }
+    }
+    let read = |index: usize| -> Result<Option<TokenGrid>, StoreError> {
+        to_read.get(index).map_or(Ok(None), |other| store.tokens(other, grid))
+    };
+    let mut theirs = read(0)?;
+    for (index, &other) in to_read.iter().enumerate() {
+        if !goes_on() {
+            break;
+        }
+        let compute = |theirs: &TokenGrid| {
+            distances.keep(name(other), theirs)?;
+            match distances.nearest_of_kept(name(id), &[name(other)], reach)?.pop().flatten() {
+                Some(columns) => Ok(store.put_columns(id, other, grid, &columns)?),
+                None => {
+                    let pair = [(id, &own), (other, theirs)];
+                    compute_pair(store, &mut *distances, reach, grid, pair)
+                }
+            }
+        };
+        let (done, next) =
+            rayon::join(|| theirs.as_ref().map(compute).transpose(), || read(index + 1));
+        n_pairs += u64::from(done?.is_some());
+        theirs = next?;
+    }
+    Ok(n_pairs)
+}
+
+/// Computes and keeps the columns of a pair for one grid of tokens, in an order of its own, not of arrival.
+fn compute_pair(
+    store: &Store,
+    distances: &mut dyn PairDistances,
+    reach: SearchReach,
+    grid: usize,
+    [(one, one_tokens), (other, other_tokens)]: [(ScanId, &TokenGrid); 2],
+) -> Result<(), ScanError> {
+    let (first, second) = pair_order(one, other);
+    let (a, b) = if first == one { (one_tokens, other_tokens) } else { (other_tokens, one_tokens) };
+    let columns = distances.nearest(a, b, reach)?;
+    Ok(store.put_columns(first, second, grid, &columns)?)
+}
+
+/// The same for two scans of the store.
+pub(super) fn compute_again(
+    store: &Store,
+    distances: &mut dyn PairDistances,
+    reach: SearchReach,
+    grid: usize,
+    one: ScanId,
+    other: ScanId,
+) -> Result<(), ScanError> {
+    let (Some(a), Some(b)) = (store.tokens(&one, grid)?, store.tokens(&other, grid)?) else {
+        return Ok(());
+    };
+    compute_pair(store, distances, reach, grid, [(one, &a), (other, &b)])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, num::NonZeroUsize};
+
+    use half::f16;
+
+    use super::*;
+    use crate::{
+        compute::cpu::CpuDistances,
+        domain::{
+            acquisition::AcquisitionFacts,
+            cohort::CohortKey,
+            error::DeviceError,
+            scan::{ScanRecord, ScanState},
+        },
+        numeric::{geometry::Shape3, projection::Normal, scoring::PairColumns},
+        store::MIN_MEMORY,
+    };
+
+    /// Keeps tokens as a GPU does, and counts the pairs that it had to be given.
+    #[derive(Default)]
+    struct Keeping {
+        cpu: CpuDistances,
+        kept: HashMap<GridName, TokenGrid>,
+        n_given: usize,
+    }
+
+    impl PairDistances for Keeping {
+        fn nearest(
+            &mut self,
+            first: &TokenGrid,
+            second: &TokenGrid,
+            reach: SearchReach,
+        ) -> Result<PairColumns, DeviceError> {
+            self.cpu.nearest(first, second, reach)
+        }
+
+        fn keep(&mut self, name: GridName, tokens: &TokenGrid) -> Result<(), DeviceError> {
+            self.n_given += 1;
+            self.kept.insert(name, tokens.clone());
+            Ok(())
+        }
+
+        fn nearest_of_kept(
+            &mut self,
+            name: GridName,
+            others: &[GridName],
+            reach: SearchReach,
+        ) -> Result<Vec<Option<PairColumns>>, DeviceError> {
+            let Self { cpu, kept, .. } = self;
+            let pair = |other: &GridName| Some((kept.get(&name)?, kept.get(other)?));
+            let columns = |other| pair(other).map(|(a, b)| cpu.nearest(a, b, reach)).transpose();
+            others.iter().map(columns).collect()
+        }
+    }
+
+    fn id(n: u8) -> ScanId {
+        ScanId([n; 32])
+    }
+
+    fn store_of(folder: &std::path::Path, n_scans: u8) -> Store {
+        let store = Store::open(folder, MIN_MEMORY).unwrap();
+        for n in 0..n_scans {
+            let cells: Vec<u32> = (0..125).filter(|cell| cell % 5 != u32::from(n) % 5).collect();
+            let mut normal = Normal::new(u64::from(n));
+            let features =
+                (0..cells.len() * 24).map(|_| f16::from_f64(normal.next())).collect::<Vec<_>>();
+            let tokens = TokenGrid::new(Shape3::cube(5), 24, cells, features).unwrap();
+            let record = ScanRecord {
+                id: id(n),
+                state: ScanState::Encoded,
+                source_name: String::new(),
+                output_stem: String::new(),
+                cohort: CohortKey { name: "t1w".into(), method: "m".into() },
+                acquisition: AcquisitionFacts::default(),
+                notes: Vec::new(),
+                sequence: u64::from(n),
+                first_seen_secs: 0,
+                attempts: 0,
+                alignment: None,
+                preprocess: None,
+                encoded: None,
+                reported: None,
+            };
+            store.put_encoded(&record, &[tokens]).unwrap();
+        }
+        store
+    }
+
+    #[test]
+    fn tokens_that_the_device_keeps_are_not_read_again_and_columns_are_the_same() {
+        let reach = SearchReach::Patches(NonZeroUsize::MIN);
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [plain, keeping] = folders.each_ref().map(|folder| store_of(folder.path(), 5));
+        let (mut cpu, mut device) = (CpuDistances::new(), Keeping::default());
+        for new in 1..5 {
+            let others: Vec<ScanId> = (0..new).map(id).collect();
+            let compare = |store: &Store, distances: &mut dyn PairDistances| {
+                compare_grid(store, distances, reach, 0, id(new), &others, || true).unwrap()
+            };
+            assert_eq!(compare(&plain, &mut cpu), u64::from(new));
+            assert_eq!(compare(&keeping, &mut device), u64::from(new));
+            // The new scan's tokens, and at first the only other one's.
+            assert_eq!(device.n_given, usize::from(new) + 1);
+        }
+        for (of, other) in (0..5).flat_map(|of| (0..5).map(move |other| (of, other))) {
+            let column = |store: &Store| store.column(id(of), id(other), 0, 100).unwrap();
+            assert_eq!(column(&plain), column(&keeping), "{of} {other}");
+            assert_eq!(column(&plain).is_some(), of != other);
+        }
+    }
+
+    #[test]
+    fn a_comparison_that_is_asked_to_stop_says_how_far_it_came() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store_of(folder.path(), 4);
+        let others = [id(0), id(1), id(2)];
+        let mut n_left = 3;
+        let goes_on = || {
+            n_left -= 1;
+            n_left > 0
+        };
+        let reach = SearchReach::WholeVolume;
+        let mut cpu = CpuDistances::new();
+        // Asked once for the batch that the device might have, then before each pair.
+        assert_eq!(compare_grid(&store, &mut cpu, reach, 0, id(3), &others, goes_on).unwrap(), 1);
+        assert!(store.has_column(id(3), id(0), 0).unwrap());
+        assert!(!store.has_column(id(3), id(1), 0).unwrap());
+    }
+}
