@@ -166,7 +166,7 @@ impl Bench {
             layers: config.layers(weights.architecture.depth),
             final_norm: config.encoder.final_norm,
             position: config.encoder.position_resize,
-            precision: Precision::F32,
+            precision: Some(Precision::F32),
         };
         Ok(Self {
             encoder: CpuEncoder::new(&weights, &options),

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::{
     compute::{
-        EncoderOptions, Precision,
+        EncoderOptions,
         cpu::{CpuDistances, CpuEncoder, Instructions},
         weights::{VitWeights, WeightsError},
     },
@@ -139,7 +139,7 @@ impl Engine {
             layers: layers.clone(),
             final_norm: config.encoder.final_norm,
             position: config.encoder.position_resize,
-            precision: Precision::default(),
+            precision: config.encoder.precision,
         };
         let template = load_template(config)?.map(Arc::new);
         let hook = config.preprocess.as_ref().map(Hook::start).transpose()?.map(Arc::new);
@@ -147,8 +147,7 @@ impl Engine {
             info!(name = hook.name(), version = hook.version(), "scans are preprocessed");
         }
         let landmarks = load_landmarks(config)?.map(Arc::new);
-        let (encoder, distances) =
-            choose_device(config.encoder.device, &weights, &options, config.encoder.precision)?;
+        let (encoder, distances) = choose_device(config.encoder.device, &weights, &options)?;
         let projection = config.projection.channels.map(|channels| {
             Projection::new(config.projection.seed, architecture.channels, channels.get())
         });
@@ -320,27 +319,19 @@ fn fingerprint(
 /// Encoder and distances on one device.
 pub(crate) type Devices = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
 
-/// The number formats that find as much as f32 and take the least time.
-pub(crate) const CPU_PRECISION: Precision = Precision::Bf16;
-pub(crate) const GPU_PRECISION: Precision = Precision::F16;
-
-/// The device that the settings ask for, in `precision` or, without one, in the one that is best there.
+/// The device that the settings ask for.
 pub(crate) fn choose_device(
     choice: DeviceChoice,
     weights: &VitWeights,
     options: &EncoderOptions,
-    precision: Option<Precision>,
 ) -> Result<Devices, EngineError> {
-    let with =
-        |default| EncoderOptions { precision: precision.unwrap_or(default), ..options.clone() };
     let cpu = || -> Devices {
-        let options = with(CPU_PRECISION);
         let (precision, instructions) =
-            (CpuEncoder::precision(weights, &options), Instructions::in_use());
+            (CpuEncoder::precision(weights, options), Instructions::in_use());
         info!(%precision, %instructions, "products on the CPU");
-        (Box::new(CpuEncoder::new(weights, &options)), Box::new(CpuDistances::new()))
+        (Box::new(CpuEncoder::new(weights, options)), Box::new(CpuDistances::new()))
     };
-    let cuda = || cuda(weights, &with(GPU_PRECISION));
+    let cuda = || cuda(weights, options);
     match choice {
         DeviceChoice::Cpu => Ok(cpu()),
         DeviceChoice::Cuda => Ok(cuda()?),

@@ -25,6 +25,7 @@ pub fn encode(architecture: Architecture, side: usize, precision: Precision) -> 
     let weights = VitWeights::random(architecture, 1).into_grey();
     let layers = vec![architecture.depth];
     let position = PositionResize::Offset;
+    let precision = Some(precision);
     let options = EncoderOptions { layers, final_norm: true, position, precision };
     let mut encoder = CpuEncoder::new(&weights, &options);
     let mut normal = Normal::new(2);

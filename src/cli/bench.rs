@@ -21,7 +21,7 @@ use crate::{
     },
     config::DeviceChoice,
     domain::{GridName, PairDistances, SliceEncoder, scan::ScanId},
-    engine::{CPU_PRECISION, Devices, EngineError, GPU_PRECISION, choose_device},
+    engine::{Devices, EngineError, choose_device},
     numeric::{
         geometry::Shape3, projection::Normal, scoring::SearchReach, slice::ImageBatch,
         token::TokenGrid,
@@ -173,8 +173,8 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
     if layer == 0 || layer > architecture.depth || arguments.batch == 0 || arguments.group == 0 {
         return Err(Failure::new(USAGE, "--layer, --batch and --group count from 1"));
     }
-    let precision = arguments.precision;
-    let (mut encoder, _) = devices(&weights, layer, precision, arguments.how.device)?;
+    let options = options(layer, arguments.precision);
+    let (mut encoder, _) = devices(&weights, &options, arguments.how.device)?;
     let mut normal = Normal::new(1);
     let image = side * side;
     let group = arguments.group;
@@ -201,11 +201,10 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
     let device = encoder.device().to_owned();
     let (precision, with) = match device.as_str() {
         "cpu" => {
-            let wanted = precision.unwrap_or(CPU_PRECISION);
-            let used = CpuEncoder::precision(&weights, &options(layer, wanted));
-            (used, format!(" with {}", Instructions::in_use()))
+            let with = format!(" with {}", Instructions::in_use());
+            (CpuEncoder::precision(&weights, &options), with)
         }
-        _ => (precision.unwrap_or(GPU_PRECISION), String::new()),
+        _ => (options.precision_on_gpu(), String::new()),
     };
     let cosine = (device != "cpu" || precision != Precision::F32)
         .then(|| cosine_to_cpu(&mut *encoder, &weights, layer, side))
@@ -246,7 +245,7 @@ fn cosine_to_cpu(
     };
     let pixels = (0..2 * side * side).map(pixel).collect();
     let images = ImageBatch::whole(2, side, weights.architecture.patch, pixels);
-    let mut reference = CpuEncoder::new(weights, &options(layer, Precision::F32));
+    let mut reference = CpuEncoder::new(weights, &options(layer, Some(Precision::F32)));
     let [found, expected] = [encoder.encode(&images), reference.encode(&images)];
     let unwrapped = found.and_then(|found| Ok((found, expected?)));
     let (found, expected) = unwrapped.map_err(|error| Failure::new(INTERNAL, error))?;
@@ -342,21 +341,20 @@ fn distances_on(device: DeviceChoice) -> Result<(String, Box<dyn PairDistances>)
     // They need no network. One block of it is made all the same, with the device.
     let named = Architecture::named("dinov2_vits14").expect("is one of the names");
     let tiny = VitWeights::random(Architecture { depth: 1, ..named }, 0);
-    let (encoder, distances) = devices(&tiny, 1, None, device)?;
+    let (encoder, distances) = devices(&tiny, &options(1, None), device)?;
     Ok((encoder.device().to_owned(), distances))
 }
 
 fn devices(
     weights: &VitWeights,
-    layer: usize,
-    precision: Option<Precision>,
+    options: &EncoderOptions,
     device: DeviceChoice,
 ) -> Result<Devices, Failure> {
-    choose_device(device, weights, &options(layer, Precision::F32), precision)
+    choose_device(device, weights, options)
         .map_err(|error: EngineError| Failure::new(engine_code(&error), error))
 }
 
-fn options(layer: usize, precision: Precision) -> EncoderOptions {
+fn options(layer: usize, precision: Option<Precision>) -> EncoderOptions {
     EncoderOptions {
         layers: vec![layer],
         final_norm: true,

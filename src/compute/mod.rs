@@ -24,8 +24,16 @@ pub struct EncoderOptions {
     pub final_norm: bool,
     /// How the position embedding is resized.
     pub position: PositionResize,
-    /// Number format of the products; the CPU takes f32 where it does not have it.
-    pub precision: Precision,
+    /// Number format of the products; without one, that which finds as much as f32 and takes the least time
+    /// on the device. The CPU takes f32 where it does not have it.
+    pub precision: Option<Precision>,
+}
+
+impl EncoderOptions {
+    /// The number format on a GPU.
+    pub fn precision_on_gpu(&self) -> Precision {
+        self.precision.unwrap_or(Precision::F16)
+    }
 }
 
 /// The number format of the matrix products and of what lies between them. Sums, norms and the

@@ -16,11 +16,12 @@ use crate::{
 };
 
 pub fn options(layers: &[usize], final_norm: bool, position: PositionResize) -> EncoderOptions {
-    EncoderOptions { layers: layers.to_vec(), final_norm, position, precision: Precision::F32 }
+    let (layers, precision) = (layers.to_vec(), Some(Precision::F32));
+    EncoderOptions { layers, final_norm, position, precision }
 }
 
 fn burn(weights: &VitWeights, options: &EncoderOptions, precision: Precision) -> BurnEncoder<Flex> {
-    let options = EncoderOptions { precision, ..options.clone() };
+    let options = EncoderOptions { precision: Some(precision), ..options.clone() };
     BurnEncoder::new(weights, &options, Default::default(), "burn-cpu").unwrap()
 }
 

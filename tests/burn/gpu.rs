@@ -71,9 +71,12 @@ mod with_cuda {
         let options = options(&[2, 4], true, PositionResize::Offset);
         let mut cpu = CpuEncoder::new(&weights, &options);
         for (precision, floor) in PRECISIONS {
-            let (mut encoder, _) =
-                cuda_encoder(&weights, &EncoderOptions { precision, ..options.clone() }, 0)
-                    .unwrap();
+            let (mut encoder, _) = cuda_encoder(
+                &weights,
+                &EncoderOptions { precision: Some(precision), ..options.clone() },
+                0,
+            )
+            .unwrap();
             for images in [tiny::images(3), tiny::some_patches()] {
                 let expected = cpu.encode(&images).unwrap();
                 for (found, expected) in encoder.encode(&images).unwrap().iter().zip(&expected) {
@@ -141,8 +144,11 @@ mod with_cuda {
         let image = ImageBatch::whole(1, 224, 14, golden.values("input_224"));
         let options = options(&[3, 6, 9, 12], false, PositionResize::Size);
         for (precision, floor) in PRECISIONS {
-            let engine =
-                cuda_encoder(&weights, &EncoderOptions { precision, ..options.clone() }, 0);
+            let engine = cuda_encoder(
+                &weights,
+                &EncoderOptions { precision: Some(precision), ..options.clone() },
+                0,
+            );
             let (mut encoder, _): CudaEngine = engine.unwrap();
             let names = ["hidden_3", "hidden_6", "hidden_9", "hidden_12"];
             for (found, name) in encoder.encode(&image).unwrap().iter().zip(names) {

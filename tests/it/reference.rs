@@ -107,7 +107,7 @@ fn every_block_is_that_of_the_reference() {
                 layers: vec![1, 2, 3, 4],
                 final_norm,
                 position,
-                precision: Precision::F32,
+                precision: Some(Precision::F32),
             };
             let found = CpuEncoder::new(&weights(), &options).encode(&images).unwrap();
             for (layer, features) in (1..).zip(found) {
@@ -132,7 +132,7 @@ fn tokens(goldens: &Goldens, case: &Case, scan: usize) -> Vec<TokenGrid> {
         layers: LAYERS.to_vec(),
         final_norm: true,
         position: PositionResize::Offset,
-        precision: Precision::F32,
+        precision: Some(Precision::F32),
     };
     let encoder = Box::new(CpuEncoder::new(&weights().into_grey(), &options));
     let projection = case.projected.then(|| Projection::new(SEED, 32, 8));
@@ -297,7 +297,7 @@ fn the_real_network_reaches_its_golden_features() {
                 layers: layers.to_vec(),
                 final_norm,
                 position,
-                precision: Precision::F32,
+                precision: Some(Precision::F32),
             };
             CpuEncoder::new(&weights, &options).encode(&images).unwrap()
         };

@@ -37,18 +37,15 @@ impl CpuEncoder {
         }
     }
 
-    /// The number format of the products: bf16 if the options ask for it and processor and network allow
-    /// it, else f32.
+    /// The number format of the products: bf16 if the options ask for it, or for nothing, and processor and
+    /// network allow it, else f32.
     pub fn precision(weights: &VitWeights, options: &EncoderOptions) -> Precision {
         let Architecture { channels, heads, hidden, .. } = weights.architecture;
         let fits = |inner| bf16::padded(inner) == inner;
         let fits = fits(channels / heads) && fits(channels) && fits(hidden);
         let has_kernel = bf16::kernel().is_some();
-        if options.precision == Precision::Bf16 && fits && has_kernel {
-            Precision::Bf16
-        } else {
-            Precision::F32
-        }
+        let is_wanted = options.precision.is_none_or(|wanted| wanted == Precision::Bf16);
+        if is_wanted && fits && has_kernel { Precision::Bf16 } else { Precision::F32 }
     }
 }
 
@@ -362,7 +359,8 @@ mod tests {
 
     fn encoder(precision: Precision) -> CpuEncoder {
         let position = PositionResize::Offset;
-        let options = EncoderOptions { layers: vec![1, 3], final_norm: true, position, precision };
+        let (layers, precision) = (vec![1, 3], Some(precision));
+        let options = EncoderOptions { layers, final_norm: true, position, precision };
         CpuEncoder::new(&weights(), &options)
     }
 

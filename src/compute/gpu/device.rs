@@ -54,7 +54,7 @@ pub fn cuda_encoder(
         )));
     }
     let device = CudaDevice::new(index);
-    let mut encoder: Box<dyn SliceEncoder> = match options.precision {
+    let mut encoder: Box<dyn SliceEncoder> = match options.precision_on_gpu() {
         Precision::F32 => {
             Box::new(BurnEncoder::<Cuda>::new(weights, options, device.clone(), &name)?)
         }

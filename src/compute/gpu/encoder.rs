@@ -44,7 +44,8 @@ impl<B: Backend> BurnEncoder<B> {
     ) -> Result<Self, DeviceError> {
         let n_blocks = options.layers.last().copied().unwrap_or(0);
         let vit = guarded(name, 0, || {
-            Ok::<_, ExecutionError>(Vit::new(weights, n_blocks, options.precision, &device))
+            let precision = options.precision_on_gpu();
+            Ok::<_, ExecutionError>(Vit::new(weights, n_blocks, precision, &device))
         })?;
         Ok(Self {
             vit,
