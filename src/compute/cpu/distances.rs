@@ -9,7 +9,7 @@ use super::{
     product::Element,
     search::{squared_lengths, to_single},
     whole_volume::{Factors, whole_volume},
-    within_reach::within_reach,
+    within_reach::{Places, within_reach},
 };
 use crate::{
     domain::{PairDistances, error::DeviceError},
@@ -101,7 +101,7 @@ struct Ready {
     /// Whose it is. Held, so that another scan cannot come to lie in the same place.
     of: Option<Arc<Vec<f16>>>,
     values: Vec<f32>,
-    norms: Vec<f32>,
+    places: Option<Places>,
 }
 
 impl Ready {
@@ -113,11 +113,11 @@ impl Ready {
         if !self.is_of(grid) {
             self.of = None;
             self.values.resize(grid.features().len(), 0.0);
-            self.norms.resize(grid.n_tokens(), 0.0);
+            let places = self.places.insert(Places::of(grid));
             // A few rows at a time: their lengths are taken while they are in the cache.
             let (width, rows) = (grid.channels(), (ROWS * grid.channels()).max(1));
             let parts = self.values.par_chunks_mut(rows).zip(grid.features().par_chunks(rows));
-            parts.zip(self.norms.par_chunks_mut(ROWS)).for_each(|((values, features), norms)| {
+            parts.zip(places.norms.par_chunks_mut(ROWS)).for_each(|((values, features), norms)| {
                 to_single(features, values);
                 squared_lengths(values, width, norms);
             });
@@ -141,13 +141,14 @@ pub(super) struct Tokens<'a> {
     pub(super) grid: &'a TokenGrid,
     /// `[n_tokens, channels]`.
     pub(super) values: &'a [f32],
-    /// The squared length of each token.
-    pub(super) norms: &'a [f32],
+    /// Where they are, and their squared lengths.
+    pub(super) places: &'a Places,
 }
 
 impl<'a> Tokens<'a> {
     fn of(grid: &'a TokenGrid, ready: &'a Ready) -> Self {
-        Self { grid, values: &ready.values, norms: &ready.norms }
+        let places = ready.places.as_ref().expect("was made ready");
+        Self { grid, values: &ready.values, places }
     }
 
     pub(super) fn row(&self, token: usize) -> &[f32] {

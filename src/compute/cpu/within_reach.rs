@@ -12,40 +12,38 @@ use super::{
     dots::{LEFT, Products, RIGHT, dots},
     search::{Group, NO_TOKEN, Nearest, Own, Slots, distances_to, keep_in_reach},
 };
-use crate::numeric::{geometry::Shape3, scoring::PairColumns, token::cells_per_patch};
+use crate::numeric::{
+    geometry::Shape3,
+    scoring::PairColumns,
+    token::{TokenGrid, cells_per_patch},
+};
 
 /// Each token against the tokens of the other scan at most `reach` patches away along each axis. Every
 /// product is taken once and counts for both directions. Of two that are as near to within the rounding of
 /// products in f32, some 1e-5 of their squared lengths, either may be taken.
 pub(super) fn within_reach(first: &Tokens<'_>, second: &Tokens<'_>, reach: usize) -> PairColumns {
-    let places = rayon::join(|| Places::of(first), || Places::of(second));
-    let search = Search {
-        first,
-        second,
-        reach: cells_per_patch(first.grid.shape()).map(|n| n * reach),
-        places: places.into(),
-    };
-    let (rows, columns) = search.run();
-    PairColumns {
-        first_to_second: exact(&rows, first, second),
-        second_to_first: exact(&columns, second, first),
-    }
+    let reach = cells_per_patch(first.grid.shape()).map(|n| n * reach);
+    let (rows, columns) = Search { first, second, reach }.run();
+    let (first_to_second, second_to_first) =
+        rayon::join(|| exact(&rows, first, second), || exact(&columns, second, first));
+    PairColumns { first_to_second, second_to_first }
 }
 
 /// Where the tokens of a scan are.
-struct Places {
+pub(super) struct Places {
     shape: Shape3,
     /// For each cell, and for the end of the grid, how many tokens come before it.
     before: Vec<usize>,
     /// Place along x, with room for [`RIGHT`] more at the end.
     x: Vec<i32>,
     /// Squared lengths, with the same room.
-    norms: Vec<f32>,
+    pub(super) norms: Vec<f32>,
 }
 
 impl Places {
-    fn of(tokens: &Tokens<'_>) -> Self {
-        let (shape, cells) = (tokens.grid.shape(), tokens.grid.cells());
+    /// Without the lengths.
+    pub(super) fn of(grid: &TokenGrid) -> Self {
+        let (shape, cells) = (grid.shape(), grid.cells());
         let mut before = vec![0; shape.n_voxels() + 1];
         for &cell in cells {
             before[cell as usize + 1] = 1;
@@ -56,8 +54,7 @@ impl Places {
         let mut x: Vec<i32> =
             cells.iter().map(|&cell| shape.voxel(cell as usize)[0] as i32).collect();
         x.resize(cells.len() + RIGHT, 0);
-        let mut norms = tokens.norms.to_vec();
-        norms.resize(cells.len() + RIGHT, 0.0);
+        let norms = vec![0.0; cells.len() + RIGHT];
         Self { shape, before, x, norms }
     }
 
@@ -114,13 +111,12 @@ struct Search<'a> {
     first: &'a Tokens<'a>,
     second: &'a Tokens<'a>,
     reach: [usize; 3],
-    places: [Places; 2],
 }
 
 impl Search<'_> {
     /// For each token of either scan the nearest of the other.
     fn run(&self) -> (Vec<u32>, Vec<u32>) {
-        let n_lines = self.places[0].n_lines();
+        let n_lines = self.first.places.n_lines();
         let [n_first, n_second] = [self.first, self.second].map(|tokens| tokens.grid.n_tokens());
         // A few large parts: each has minima of its own for the whole second scan.
         let part = n_first.div_ceil(4 * rayon::current_num_threads()).max(1);
@@ -144,7 +140,8 @@ impl Search<'_> {
 
     /// Tokens of the first scan in some lines.
     fn n_tokens(&self, lines: &Range<usize>) -> usize {
-        self.places[0].line(lines.end - 1).end - self.places[0].line(lines.start).start
+        let places = self.first.places;
+        places.line(lines.end - 1).end - places.line(lines.start).start
     }
 
     /// The same for some lines of the first scan: the nearest of each of their tokens, and for each token of
@@ -153,7 +150,7 @@ impl Search<'_> {
         let mut rows = Vec::new();
         let mut columns = Nearest::none(self.second.grid.n_tokens() + RIGHT);
         for line in lines {
-            let tokens = self.places[0].line(line);
+            let tokens = self.first.places.line(line);
             for start in tokens.clone().step_by(LEFT) {
                 let block = start..tokens.end.min(start + LEFT);
                 let nearest = self.search_around(line, block.clone(), &mut columns);
@@ -170,7 +167,7 @@ impl Search<'_> {
         columns: &mut Nearest,
     ) -> [Slots<RIGHT>; LEFT] {
         let Shape3([_, ny, nz]) = self.first.grid.shape();
-        let [own, others] = &self.places;
+        let [own, others] = [self.first.places, self.second.places];
         let [reach_x, reach_y, reach_z] = self.reach;
         let x = own.x[block.start] - reach_x as i32..own.x[block.end - 1] + reach_x as i32 + 1;
         let around = Shape3([1, ny, nz]).around([0, line % ny, line / ny], [0, reach_y, reach_z]);
