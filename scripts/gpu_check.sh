@@ -43,6 +43,10 @@ echo "first start: $((($(date +%s%N) - start) / 1000000)) ms"
 check f16 0.9999 "${network[@]}"
 check bf16 0.999 "${network[@]}"
 
+# One scan against 200, whose tokens stay on the GPU: four layers over the whole volume, three views nearby.
+"$oddscan" bench score --device cuda --reach 0 --tokens 2300 --window 200 --grids 4 || status=1
+"$oddscan" bench score --device cuda --reach 1 --tokens 1800 --window 200 --grids 3 || status=1
+
 if [ -n "$scans" ] && [ -n "$weights" ]; then
     for device in cuda cpu; do
         printf '[encoder]\ndevice = "%s"\n[tokens]\nslice_stride = 7\n' "$device" >"$out/$device.toml"
