@@ -162,6 +162,8 @@ impl CudaDistances {
         launch.arg(&features).arg(&mut norms).arg(&n_tokens).arg(&n_channels);
         // SAFETY: the arguments are those of the kernel, the buffers hold what it reads and writes.
         unsafe { launch.launch(one_warp_each(n))? };
+        // Where GPUs read the host's memory directly, copies may not be done when the call returns.
+        self.stream.synchronize()?;
         Ok(OnGpu { features, norms, places, n, width, per_patch: cells_per_patch(grid.shape()) })
     }
 

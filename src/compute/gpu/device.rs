@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
@@ -12,22 +11,18 @@ use cudarc::driver::{result as driver, result::DriverError};
 use half::{bf16, f16};
 use tracing::warn;
 
-use super::{BurnDistances, BurnEncoder, failure::guarded};
+use super::{
+    BurnDistances, BurnEncoder,
+    failure::guarded,
+    trial::{try_blank_image, try_distances, try_small_network},
+};
 use crate::{
     compute::{
         EncoderOptions, Precision,
-        cpu::CpuDistances,
         cuda::{CudaDistances, CudaEncoder},
         weights::VitWeights,
     },
     domain::{PairDistances, SliceEncoder, error::DeviceError},
-    numeric::{
-        geometry::Shape3,
-        projection::Normal,
-        scoring::{PairColumns, SearchReach},
-        slice::ImageBatch,
-        token::TokenGrid,
-    },
 };
 
 /// Encoder and distances on one device.
@@ -37,7 +32,7 @@ pub type CudaEngine = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
 ///
 /// # Errors
 /// If there is no such GPU, or the driver, the run-time compiler or the CUDA headers are missing,
-/// with what was found and what to do; or if one blank image cannot be encoded.
+/// with what was found and what to do; or if the GPU does not give what the CPU does in a short trial.
 pub fn cuda_encoder(
     weights: &VitWeights,
     options: &EncoderOptions,
@@ -54,70 +49,29 @@ pub fn cuda_encoder(
         )));
     }
     let device = CudaDevice::new(index);
-    let mut encoder: Box<dyn SliceEncoder> = match options.precision_on_gpu() {
-        Precision::F32 => {
-            Box::new(BurnEncoder::<Cuda>::new(weights, options, device.clone(), &name)?)
-        }
-        Precision::F16 => Box::new(CudaEncoder::<f16>::new(weights, options, index, &name)?),
-        Precision::Bf16 => Box::new(CudaEncoder::<bf16>::new(weights, options, index, &name)?),
-    };
-    try_out(&mut *encoder, weights.colours())?;
-    let distances = CudaDistances::new(index, &name);
-    Ok((
-        encoder,
-        match distances.and_then(|distances| tried_out(distances, &name)) {
-            Ok(distances) => Box::new(distances),
-            Err(reason) => {
-                warn!(%reason, "distances are taken through burn, and near ones on the CPU");
-                Box::new(BurnDistances::<Cuda>::new(device, &name))
+    let precision = options.precision_on_gpu();
+    let make = |weights: &VitWeights, options: &EncoderOptions| -> Result<_, DeviceError> {
+        let encoder: Box<dyn SliceEncoder> = match precision {
+            Precision::F32 => {
+                Box::new(BurnEncoder::<Cuda>::new(weights, options, device.clone(), &name)?)
             }
-        },
-    ))
-}
-
-/// Distances that agree with the CPU's on a pair of made-up scans: wrong ones would be worse than slow ones.
-fn tried_out(mut distances: CudaDistances, device: &str) -> Result<CudaDistances, DeviceError> {
-    const CHANNELS: usize = 72;
-    let tokens = |seed: u64| {
-        let mut normal = Normal::new(seed);
-        let cells: Vec<u32> = (0..512).filter(|cell| u64::from(*cell) % 7 != seed).collect();
-        let features = (0..cells.len() * CHANNELS).map(|_| f16::from_f64(normal.next())).collect();
-        TokenGrid::new(Shape3::cube(8), CHANNELS, cells, features).expect("cells ascend")
+            Precision::F16 => Box::new(CudaEncoder::<f16>::new(weights, options, index, &name)?),
+            Precision::Bf16 => Box::new(CudaEncoder::<bf16>::new(weights, options, index, &name)?),
+        };
+        Ok(encoder)
     };
-    let (first, second) = (tokens(1), tokens(2));
-    for reach in [SearchReach::WholeVolume, SearchReach::Patches(NonZeroUsize::MIN)] {
-        let found = distances.nearest(&first, &second, reach)?;
-        let expected = CpuDistances::new().nearest(&first, &second, reach)?;
-        let both =
-            |columns: PairColumns| [columns.first_to_second, columns.second_to_first].concat();
-        let (found, expected) = (both(found), both(expected));
-        let apart = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-3 * b;
-        if found.len() != expected.len() || found.iter().zip(&expected).any(apart) {
-            return Err(DeviceError::Failed {
-                device: device.to_owned(),
-                message: "found distances other than the CPU's; report the GPU and driver version"
-                    .into(),
-            });
-        }
-    }
-    Ok(distances)
-}
-
-/// Encodes a blank image: compiles the kernels, and shows now rather than at the first scan
-/// whether they run.
-fn try_out(encoder: &mut dyn SliceEncoder, colours: usize) -> Result<(), DeviceError> {
-    let (patch, side) = (encoder.patch(), 16 * encoder.patch());
-    let blank = ImageBatch::whole(1, side, patch, vec![0.0; colours * side * side]);
-    let features = encoder.encode(&blank)?;
-    if features.iter().flat_map(|layer| &layer.values).all(|value| value.is_finite()) {
-        return Ok(());
-    }
-    Err(DeviceError::Failed {
-        device: encoder.device().to_owned(),
-        message: "found NaN or infinite features for a blank image; needed finite ones; \
-                  use encoder.device = \"cpu\" and report the GPU and driver version"
-            .into(),
-    })
+    try_small_network(make, precision)?;
+    let mut encoder = make(weights, options)?;
+    try_blank_image(&mut *encoder, weights.colours())?;
+    let distances = CudaDistances::new(index, &name).and_then(|mut distances| {
+        try_distances(&mut distances, &name)?;
+        Ok(Box::new(distances) as Box<dyn PairDistances>)
+    });
+    let distances = distances.unwrap_or_else(|reason| {
+        warn!(%reason, "distances are taken through burn, and near ones on the CPU");
+        Box::new(BurnDistances::<Cuda>::new(device.clone(), &name))
+    });
+    Ok((encoder, distances))
 }
 
 /// What a CUDA GPU needs at run time, and what of it was found; the same places are searched as

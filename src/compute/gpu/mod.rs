@@ -8,6 +8,8 @@ pub mod device;
 pub mod encoder;
 mod failure;
 pub mod nearest;
+#[cfg(any(test, feature = "cuda"))]
+mod trial;
 pub mod vit;
 
 pub use encoder::BurnEncoder;

@@ -1,0 +1,212 @@
+//! What a device has to show before it is trusted: wrong results would be worse than slow ones.
+
+use std::num::NonZeroUsize;
+
+use half::f16;
+
+use crate::{
+    compute::{
+        EncoderOptions, Precision,
+        cpu::{CpuDistances, CpuEncoder},
+        position::PositionResize,
+        weights::{Architecture, VitWeights},
+    },
+    domain::{PairDistances, SliceEncoder, error::DeviceError},
+    numeric::{
+        geometry::Shape3,
+        projection::Normal,
+        scoring::{PairColumns, SearchReach},
+        slice::{ImageBatch, PatchFeatures},
+        token::TokenGrid,
+    },
+};
+
+/// The least cosine between features of the trial and those of the CPU in f32; bf16 has 0.999.
+const LEAST_COSINE: f64 = 0.99;
+
+fn failed(device: &str, found: &str) -> DeviceError {
+    let message = format!(
+        "found {found}; use encoder.device = \"cpu\" and report the GPU and driver version"
+    );
+    DeviceError::Failed { device: device.to_owned(), message }
+}
+
+/// Encodes groups of images, of which some patches are left out, with a small network that `make` puts on the
+/// device.
+///
+/// # Errors
+/// If the features are not those of the CPU, or the device fails.
+pub(super) fn try_small_network(
+    make: impl FnOnce(&VitWeights, &EncoderOptions) -> Result<Box<dyn SliceEncoder>, DeviceError>,
+    precision: Precision,
+) -> Result<(), DeviceError> {
+    const PATCH: usize = 14;
+    let architecture = Architecture {
+        channels: 128,
+        depth: 2,
+        heads: 2,
+        hidden: 256,
+        patch: PATCH,
+        registers: 1,
+        position_side: 5,
+    };
+    let weights = VitWeights::random(architecture, 1).into_grey();
+    let options = |precision| EncoderOptions {
+        layers: vec![1, 2],
+        final_norm: true,
+        position: PositionResize::Offset,
+        precision: Some(precision),
+    };
+    let (mut normal, side) = (Normal::new(2), 13 * PATCH);
+    let patches = vec![vec![0, 17, 168], (0..169).collect(), (0..169).step_by(2).collect()];
+    let pixels = (0..6 * side * side).map(|_| normal.uniform() as f32).collect();
+    let images = ImageBatch { side, pixels, group: 2, patches };
+    let mut device = make(&weights, &options(precision))?;
+    let found = device.encode(&images)?;
+    let expected = CpuEncoder::new(&weights, &options(Precision::F32)).encode(&images)?;
+    let is_alike = |(a, b): (&PatchFeatures, &PatchFeatures)| {
+        let mut rows = a.values.chunks_exact(a.channels).zip(b.values.chunks_exact(b.channels));
+        a.values.len() == b.values.len() && rows.all(is_same_direction)
+    };
+    if found.len() == expected.len() && found.iter().zip(&expected).all(is_alike) {
+        return Ok(());
+    }
+    Err(failed(device.device(), "features other than the CPU's"))
+}
+
+/// Not so where a value is no number.
+fn is_same_direction((a, b): (&[f32], &[f32])) -> bool {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt() >= LEAST_COSINE
+}
+
+/// Encodes a blank image with the network in use: shows now rather than at the first scan whether it fits,
+/// and whether its numbers do.
+///
+/// # Errors
+/// If a feature is not finite, or the device fails.
+pub(super) fn try_blank_image(
+    encoder: &mut dyn SliceEncoder,
+    colours: usize,
+) -> Result<(), DeviceError> {
+    let (patch, side) = (encoder.patch(), 16 * encoder.patch());
+    let blank = ImageBatch::whole(1, side, patch, vec![0.0; colours * side * side]);
+    let features = encoder.encode(&blank)?;
+    if features.iter().flat_map(|layer| &layer.values).all(|value| value.is_finite()) {
+        return Ok(());
+    }
+    Err(failed(encoder.device(), "NaN or infinite features for a blank image"))
+}
+
+/// Compares a pair of made-up scans, over the whole volume and nearby.
+///
+/// # Errors
+/// If the distances are not those of the CPU, or the device fails.
+pub(super) fn try_distances(
+    distances: &mut dyn PairDistances,
+    device: &str,
+) -> Result<(), DeviceError> {
+    const CHANNELS: usize = 72;
+    let tokens = |seed: u64| {
+        let mut normal = Normal::new(seed);
+        let cells: Vec<u32> = (0..512).filter(|cell| u64::from(*cell) % 7 != seed).collect();
+        let features = (0..cells.len() * CHANNELS).map(|_| f16::from_f64(normal.next())).collect();
+        TokenGrid::new(Shape3::cube(8), CHANNELS, cells, features).expect("cells ascend")
+    };
+    let (first, second) = (tokens(1), tokens(2));
+    for reach in [SearchReach::WholeVolume, SearchReach::Patches(NonZeroUsize::MIN)] {
+        let both =
+            |columns: PairColumns| [columns.first_to_second, columns.second_to_first].concat();
+        let found = both(distances.nearest(&first, &second, reach)?);
+        let expected = both(CpuDistances::new().nearest(&first, &second, reach)?);
+        let is_like = |(a, b): (&f32, &f32)| a == b || (a - b).abs() <= 1e-3 * b;
+        if found.len() != expected.len() || !found.iter().zip(&expected).all(is_like) {
+            return Err(failed(device, "distances other than the CPU's"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The CPU, with one feature of the last layer, or one distance, that is wrong.
+    struct Wrong<T>(T, f32);
+
+    impl SliceEncoder for Wrong<CpuEncoder> {
+        fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError> {
+            let mut features = self.0.encode(images)?;
+            features.last_mut().unwrap().values[1000] += self.1;
+            Ok(features)
+        }
+
+        fn patch(&self) -> usize {
+            self.0.patch()
+        }
+
+        fn channels(&self) -> usize {
+            self.0.channels()
+        }
+
+        fn device(&self) -> &str {
+            "wrong"
+        }
+    }
+
+    impl PairDistances for Wrong<CpuDistances> {
+        fn nearest(
+            &mut self,
+            first: &TokenGrid,
+            second: &TokenGrid,
+            reach: SearchReach,
+        ) -> Result<PairColumns, DeviceError> {
+            let mut columns = self.0.nearest(first, second, reach)?;
+            columns.second_to_first[7] += self.1;
+            Ok(columns)
+        }
+    }
+
+    #[test]
+    fn a_device_with_one_wrong_feature_is_found_out() {
+        let trial = |off: f32| {
+            let make = |weights: &VitWeights, options: &EncoderOptions| {
+                let encoder = Wrong(CpuEncoder::new(weights, options), off);
+                Ok(Box::new(encoder) as Box<dyn SliceEncoder>)
+            };
+            try_small_network(make, Precision::Bf16)
+        };
+        trial(0.0).unwrap();
+        for off in [10.0, f32::NAN] {
+            let error = trial(off).unwrap_err().to_string();
+            assert!(error.contains("wrong") && error.contains("features other than"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_device_with_one_wrong_distance_is_found_out() {
+        let trial = |off: f32| try_distances(&mut Wrong(CpuDistances::new(), off), "wrong");
+        trial(0.0).unwrap();
+        for off in [0.1, f32::NAN] {
+            let error = trial(off).unwrap_err().to_string();
+            assert!(error.contains("distances other than"), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_found_in_the_features_of_a_blank_image() {
+        let architecture = Architecture::named("dinov2_vits14").unwrap();
+        let weights = VitWeights::random(Architecture { depth: 1, ..architecture }, 3);
+        let position = PositionResize::Offset;
+        let options =
+            EncoderOptions { layers: vec![1], final_norm: true, position, precision: None };
+        let trial = |off: f32| {
+            let mut encoder = Wrong(CpuEncoder::new(&weights, &options), off);
+            try_blank_image(&mut encoder, weights.colours())
+        };
+        trial(0.0).unwrap();
+        assert!(trial(f32::INFINITY).unwrap_err().to_string().contains("infinite features"));
+    }
+}
