@@ -22,10 +22,8 @@ pub(crate) fn compare_grid(
     mut goes_on: impl FnMut() -> bool,
 ) -> Result<u64, ScanError> {
     let name = |scan: ScanId| GridName { scan, grid };
-    if others.is_empty() {
-        return Ok(0);
-    }
     let Some(own) = store.tokens(&id, grid)? else { return Ok(0) };
+    // Also without any others: the device may have what the scan was before, with another brain mask.
     distances.keep(name(id), &own)?;
     let (mut n_pairs, mut to_read) = (0, Vec::new());
     for batch in others.chunks(KEPT_BATCH) {
@@ -56,6 +54,8 @@ pub(crate) fn compare_grid(
             match distances.nearest_of_kept(name(id), &[name(other)], reach)?.pop().flatten() {
                 Some(columns) => Ok(store.put_columns(id, other, grid, &columns)?),
                 None => {
+                    // A device that ran out of memory may have let go of them.
+                    distances.keep(name(id), &own)?;
                     let pair = [(id, &own), (other, theirs)];
                     compute_pair(store, &mut *distances, reach, grid, pair)
                 }

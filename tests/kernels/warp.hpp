@@ -1,5 +1,6 @@
 // Runs CUDA kernels on a CPU: each thread of a block is a fiber, and what threads do together (barriers,
-// shuffles, products of a warp) is done by all of them in turn. Blocks follow one another.
+// shuffles, products of a warp) is done by all of them in turn. Blocks follow one another. A warp runs as far as
+// it can before the next one does, the first and the last in turn being ahead, so that a missing barrier shows.
 //
 // It shows that indices, masks and sums are right. It does not show races within a warp, nor speed.
 #pragma once
@@ -60,6 +61,11 @@ struct Fiber {
     std::unique_ptr<char[]> stack{new char[1 << 16]};
     Index index;
     bool is_done = false;
+    // Where it waits, and since when.
+    const Barrier *barrier = nullptr;
+    unsigned generation = 0;
+
+    bool can_run() const { return !is_done && (!barrier || barrier->generation != generation); }
 };
 
 constexpr int WARP = 32, MAX_WARPS = 32;
@@ -77,7 +83,9 @@ inline void wait_at(Barrier &barrier) {
     unsigned generation = barrier.generation;
     ++barrier.n_waiting;
     barrier.release_if_all_wait();
-    while (barrier.generation == generation) swapcontext(&block.running->context, &block.scheduler);
+    block.running->barrier = &barrier;
+    block.running->generation = generation;
+    if (barrier.generation == generation) swapcontext(&block.running->context, &block.scheduler);
 }
 
 inline int warp_of_this() { return threadIdx.x / WARP; }
@@ -117,6 +125,23 @@ inline void run_fiber() {
     swapcontext(&block.running->context, &block.scheduler);
 }
 
+// Runs a warp until all of its threads have ended or wait for others; whether any of them ran.
+inline bool run_warp(unsigned warp) {
+    bool has_run = false;
+    for (bool is_busy = true; is_busy;) {
+        is_busy = false;
+        for (size_t thread = warp * WARP; thread < std::min<size_t>((warp + 1) * WARP, block.fibers.size()); ++thread) {
+            Fiber &fiber = block.fibers[thread];
+            if (!fiber.can_run()) continue;
+            is_busy = has_run = true;
+            block.running = &fiber;
+            threadIdx = fiber.index;
+            swapcontext(&block.scheduler, &fiber.context);
+        }
+    }
+    return has_run;
+}
+
 inline void run_block(unsigned n_threads, const std::function<void()> &kernel) {
     block.fibers.resize(n_threads);
     block.kernel = &kernel;
@@ -127,20 +152,18 @@ inline void run_block(unsigned n_threads, const std::function<void()> &kernel) {
         ++block.warps[thread / WARP].n_members;
         fiber.index = {thread, 0, 0};
         fiber.is_done = false;
+        fiber.barrier = nullptr;
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.get();
         fiber.context.uc_stack.ss_size = 1 << 16;
         makecontext(&fiber.context, run_fiber, 0);
     }
-    for (bool is_busy = true; is_busy;) {
+    unsigned n_warps = (n_threads + WARP - 1) / WARP;
+    bool is_busy = true;
+    for (unsigned round = 0; is_busy; ++round) {
         is_busy = false;
-        for (Fiber &fiber : block.fibers) {
-            if (fiber.is_done) continue;
-            is_busy = true;
-            block.running = &fiber;
-            threadIdx = fiber.index;
-            swapcontext(&block.scheduler, &fiber.context);
-        }
+        for (unsigned turn = 0; turn < n_warps; ++turn)
+            is_busy |= run_warp(round % 2 ? n_warps - 1 - turn : turn);
     }
 }
 

@@ -1,7 +1,8 @@
 //! The nearest tokens of other scans on an NVIDIA GPU, which keeps the tokens that it has seen.
 //!
 //! Products are taken by the tensor cores in f16, which is the format of tokens, and summed in f32; distances
-//! to the tokens found are taken from the differences in f32 (`nearest.cu`).
+//! to the tokens found are taken from the differences in f32 (`nearest.cu`). Of two that are as near to within the
+//! rounding of products in f32, some 1e-6 of their squared lengths, either may be taken.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -26,19 +27,24 @@ const TILE: usize = 128;
 const THREADS: u32 = 256;
 /// Cells along an axis that a place in `nearest.cu` has room for.
 const MAX_CELLS: usize = 1024;
-/// Of the GPU's memory, one in so many bytes may be taken by tokens that are kept.
+/// Of the GPU's free memory, one in so many bytes may be taken by tokens that are kept.
 const SHARE_KEPT: usize = 4;
 
 /// Distances on one GPU.
 pub struct CudaDistances {
+    gpu: Gpu,
+    kept: Kept,
+    name: String,
+}
+
+/// What computes them.
+struct Gpu {
     stream: Arc<CudaStream>,
     kernels: Kernels,
-    kept: Kept,
     /// The best candidates of both scans of a pair, one after the other.
     candidates: CudaSlice<u64>,
     /// Distances on their way to the host.
     found: CudaSlice<f32>,
-    name: String,
 }
 
 struct Kernels {
@@ -101,6 +107,19 @@ impl Kept {
     }
 }
 
+impl Kept {
+    /// The GPU has too little memory for them and for what else is needed; whether there were any.
+    fn give_up(&mut self) -> bool {
+        if self.grids.is_empty() {
+            return false;
+        }
+        self.max_bytes = self.max_bytes.min(self.n_bytes / 2);
+        self.grids.clear();
+        self.n_bytes = 0;
+        true
+    }
+}
+
 impl CudaDistances {
     /// Distances on the GPU number `index`, which is called `name` in errors.
     ///
@@ -114,27 +133,29 @@ impl CudaDistances {
         let context = CudaContext::new(index)?;
         let stream = context.new_stream()?;
         let kernels = Kernels::compile(&context)?;
-        let max_bytes = context.total_mem()? / SHARE_KEPT;
+        let (n_free, _) = context.mem_get_info()?;
+        let max_bytes = n_free / SHARE_KEPT;
         let kept = Kept { grids: HashMap::new(), n_uses: 0, n_bytes: 0, max_bytes };
         let (candidates, found) = (stream.alloc_zeros(1)?, stream.alloc_zeros(1)?);
-        Ok(Self { stream, kernels, kept, candidates, found, name: name.to_owned() })
+        let gpu = Gpu { stream, kernels, candidates, found };
+        Ok(Self { gpu, kept, name: name.to_owned() })
     }
 
     /// Runs `work`, and once more without the tokens that are kept where there is too little memory for both.
     fn with_room<R>(
         &mut self,
         batch: usize,
-        mut work: impl FnMut(&mut Self) -> Result<R, Failure>,
+        mut work: impl FnMut(&mut Gpu, &Kept) -> Result<R, Failure>,
     ) -> Result<R, DeviceError> {
-        let mut done = work(self);
-        if done.as_ref().is_err_and(Failure::is_of_memory) && !self.kept.grids.is_empty() {
-            self.kept.grids.clear();
-            self.kept.n_bytes = 0;
-            done = work(self);
+        let mut done = work(&mut self.gpu, &self.kept);
+        if done.as_ref().is_err_and(Failure::is_of_memory) && self.kept.give_up() {
+            done = work(&mut self.gpu, &self.kept);
         }
         done.map_err(|error| error.of_device(&self.name, batch))
     }
+}
 
+impl Gpu {
     /// A grid with at least one token.
     fn upload(&self, grid: &TokenGrid) -> Result<OnGpu, Failure> {
         assert!(grid.shape().0.iter().all(|&cells| cells <= MAX_CELLS), "cells of a place");
@@ -173,7 +194,9 @@ impl CudaDistances {
         pairs: &[(&OnGpu, &OnGpu)],
         reach: SearchReach,
     ) -> Result<Vec<PairColumns>, Failure> {
-        let most = pairs.iter().map(|(a, b)| a.n + b.n).max().unwrap_or(0);
+        let Some(most) = pairs.iter().map(|(a, b)| a.n + b.n).max() else {
+            return Ok(Vec::new());
+        };
         let all = pairs.iter().map(|(a, b)| a.n + b.n).sum();
         self.stream.context().bind_to_thread()?;
         if self.candidates.len() < most {
@@ -271,9 +294,9 @@ impl PairDistances for CudaDistances {
                 second_to_first: unmatched(second),
             });
         }
-        self.with_room(first.n_tokens(), |this| {
-            let (first, second) = (this.upload(first)?, this.upload(second)?);
-            let mut found = this.pairs(&[(&first, &second)], reach)?;
+        self.with_room(first.n_tokens(), |gpu, _| {
+            let (first, second) = (gpu.upload(first)?, gpu.upload(second)?);
+            let mut found = gpu.pairs(&[(&first, &second)], reach)?;
             Ok(found.pop().expect("one for each pair"))
         })
     }
@@ -283,7 +306,7 @@ impl PairDistances for CudaDistances {
         if tokens.n_tokens() == 0 {
             return Ok(());
         }
-        match self.with_room(tokens.n_tokens(), |this| this.upload(tokens)) {
+        match self.with_room(tokens.n_tokens(), |gpu, _| gpu.upload(tokens)) {
             Ok(tokens) => self.kept.put(name, tokens),
             Err(DeviceError::OutOfMemory { .. }) => {}
             Err(error) => return Err(error),
@@ -300,18 +323,13 @@ impl PairDistances for CudaDistances {
         for &used in others.iter().chain([&name]) {
             self.kept.touch(used);
         }
-        self.with_room(others.len(), |this| {
-            let grids = std::mem::take(&mut this.kept.grids);
-            let on_gpu = |name: &GridName| grids.get(name).map(|(_, tokens)| tokens);
+        self.with_room(others.len(), |gpu, kept| {
+            let on_gpu = |name: &GridName| kept.grids.get(name).map(|(_, tokens)| tokens);
             let pair = |other: &GridName| Some((on_gpu(&name)?, on_gpu(other)?));
             let pairs: Vec<Option<_>> = others.iter().map(pair).collect();
-            let found = this.pairs(&pairs.iter().copied().flatten().collect::<Vec<_>>(), reach);
-            let found = found.map(|found| {
-                let mut found = found.into_iter();
-                pairs.iter().map(|pair| pair.and_then(|_| found.next())).collect()
-            });
-            this.kept.grids = grids;
-            found
+            let held: Vec<_> = pairs.iter().copied().flatten().collect();
+            let mut found = gpu.pairs(&held, reach)?.into_iter();
+            Ok(pairs.iter().map(|pair| pair.and_then(|_| found.next())).collect())
         })
     }
 }

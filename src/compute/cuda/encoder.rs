@@ -237,6 +237,14 @@ where
         }
         // Freed before the next one is made.
         self.workspace = None;
+        self.workspace = Some(match self.allocate(capacity, side) {
+            Err(error) if error.is_of_memory() => self.allocate(needed, side)?,
+            made => made?,
+        });
+        Ok(())
+    }
+
+    fn allocate(&self, capacity: Extent, side: usize) -> Result<Workspace<T>, Failure> {
         let Architecture { channels, hidden, patch, .. } = self.architecture;
         let Extent { n_images, n_rows, n_means } = capacity;
         let width = hidden.max(3 * channels).max(patch_width(self.colours, patch));
@@ -244,7 +252,7 @@ where
         let n_entries = capacity.n_entries();
         let (stream, context) = (&self.stream, self.stream.context());
         // SAFETY: every kernel writes what a later one reads of these buffers, and any bits are a number.
-        self.workspace = Some(unsafe {
+        Ok(unsafe {
             Workspace {
                 side,
                 capacity,
@@ -261,8 +269,7 @@ where
                 wide: stream.alloc(n_rows * width)?,
                 features: stream.alloc(n_means * channels)?,
             }
-        });
-        Ok(())
+        })
     }
 
     /// The features of a batch, on their way from the GPU, in memory that it can write to by itself.
@@ -301,6 +308,10 @@ where
         let largest = parts.iter().fold(Extent::default(), |all, part| all.or(part.extent));
         let n_layers = self.options.layers.len();
         let per_layer = parts.iter().map(|part| part.extent.n_means).sum::<usize>() * channels;
+        if per_layer == 0 {
+            let empty = || PatchFeatures { channels, values: Vec::new() };
+            return Ok((0..n_layers).map(|_| empty()).collect());
+        }
         self.stream.context().bind_to_thread()?;
         self.fit_positions(side)?;
         self.fit_workspace(largest, side)?;
@@ -379,7 +390,7 @@ where
             // The norm that follows is the next block's; after the last nobody reads it.
             let next = self.blocks.get(index + 1).map_or(&self.norm, |next| &next.norm1);
             self.add_norm(tokens, Some((branch, &block.scale2)), next, normed, rows)?;
-            if self.options.layers.contains(&(index + 1)) {
+            if n_means > 0 && self.options.layers.contains(&(index + 1)) {
                 let places = tables.slice(..2 * n_means);
                 self.features(tokens, &places, features, n_means, group)?;
                 give(n_given, features.slice(..n_means * self.architecture.channels))?;

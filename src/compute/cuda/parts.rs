@@ -8,7 +8,7 @@ use crate::numeric::slice::ImageBatch;
 /// GPUs, few enough for a ViT-L in 4 GB.
 pub(super) const PART: usize = 56;
 /// At most, however few patches they have.
-const MAX_PART: usize = 4 * PART;
+const MAX_PART: usize = 2 * PART;
 
 /// What a part of a batch takes in the buffers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use crate::{
         position::PositionResize,
         weights::{Architecture, VitWeights},
     },
-    domain::{PairDistances, SliceEncoder, error::DeviceError},
+    domain::{GridName, PairDistances, SliceEncoder, error::DeviceError, scan::ScanId},
     numeric::{
         geometry::Shape3,
         projection::Normal,
@@ -100,7 +100,8 @@ pub(super) fn try_blank_image(
     Err(failed(encoder.device(), "NaN or infinite features for a blank image"))
 }
 
-/// Compares a pair of made-up scans, over the whole volume and nearby.
+/// Compares a pair of made-up scans over the whole volume and nearby, also as tokens that the device keeps, if
+/// it does.
 ///
 /// # Errors
 /// If the distances are not those of the CPU, or the device fails.
@@ -111,19 +112,28 @@ pub(super) fn try_distances(
     const CHANNELS: usize = 72;
     let tokens = |seed: u64| {
         let mut normal = Normal::new(seed);
-        let cells: Vec<u32> = (0..512).filter(|cell| u64::from(*cell) % 7 != seed).collect();
+        // Of the last layers one scan has no tokens: some of the other's have none in reach.
+        let is_kept = |&cell: &u32| u64::from(cell) % 7 != seed && (seed == 1 || cell < 320);
+        let cells: Vec<u32> = (0..512).filter(is_kept).collect();
         let features = (0..cells.len() * CHANNELS).map(|_| f16::from_f64(normal.next())).collect();
         TokenGrid::new(Shape3::cube(8), CHANNELS, cells, features).expect("cells ascend")
     };
     let (first, second) = (tokens(1), tokens(2));
+    let names = [1, 2].map(|n| GridName { scan: ScanId([n; 32]), grid: 0 });
+    distances.keep(names[0], &first)?;
+    distances.keep(names[1], &second)?;
     for reach in [SearchReach::WholeVolume, SearchReach::Patches(NonZeroUsize::MIN)] {
         let both =
             |columns: PairColumns| [columns.first_to_second, columns.second_to_first].concat();
-        let found = both(distances.nearest(&first, &second, reach)?);
+        let given = distances.nearest(&first, &second, reach)?;
+        let kept = distances.nearest_of_kept(names[0], &names[1..], reach)?.pop().flatten();
         let expected = both(CpuDistances::new().nearest(&first, &second, reach)?);
-        let is_like = |(a, b): (&f32, &f32)| a == b || (a - b).abs() <= 1e-3 * b;
-        if found.len() != expected.len() || !found.iter().zip(&expected).all(is_like) {
-            return Err(failed(device, "distances other than the CPU's"));
+        for found in [Some(given), kept].into_iter().flatten().map(both) {
+            // Not so for NaN, and infinity only where there is one.
+            let is_like = |(a, b): (&f32, &f32)| a == b || (a - b).abs() <= 1e-3 * b.min(f32::MAX);
+            if found.len() != expected.len() || !found.iter().zip(&expected).all(is_like) {
+                return Err(failed(device, "distances other than the CPU's"));
+            }
         }
     }
     Ok(())
@@ -189,7 +199,7 @@ mod tests {
     fn a_device_with_one_wrong_distance_is_found_out() {
         let trial = |off: f32| try_distances(&mut Wrong(CpuDistances::new(), off), "wrong");
         trial(0.0).unwrap();
-        for off in [0.1, f32::NAN] {
+        for off in [0.1, f32::NAN, f32::INFINITY] {
             let error = trial(off).unwrap_err().to_string();
             assert!(error.contains("distances other than"), "{error}");
         }
