@@ -105,9 +105,7 @@ impl Kept {
             *used = self.n_uses;
         }
     }
-}
 
-impl Kept {
     /// The GPU has too little memory for them and for what else is needed; whether there were any.
     fn give_up(&mut self) -> bool {
         if self.grids.is_empty() {
