@@ -21,8 +21,8 @@ use crate::{
     },
 };
 
-/// The least cosine between features of the trial and those of the CPU in f32; bf16 has 0.999.
-const LEAST_COSINE: f64 = 0.99;
+/// The least cosine between features of the trial and those of the CPU in f32; bf16 on a CPU has 0.99996.
+const LEAST_COSINE: f64 = 0.999;
 
 fn failed(device: &str, found: &str) -> DeviceError {
     let message = format!(
@@ -50,7 +50,12 @@ pub(super) fn try_small_network(
         registers: 1,
         position_side: 5,
     };
-    let weights = VitWeights::random(architecture, 1).into_grey();
+    let mut weights = VitWeights::random(architecture, 1).into_grey();
+    for block in &mut weights.blocks {
+        // At their full size, so that what is wrong with them shows.
+        block.scale1.fill(1.0);
+        block.scale2.fill(1.0);
+    }
     let options = |precision| EncoderOptions {
         layers: vec![1, 2],
         final_norm: true,
