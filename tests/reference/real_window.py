@@ -3,7 +3,7 @@
     oddscan score --config CONFIG --out RESULTS SCANS
     real_window.py --weights WEIGHTS --stride N RESULTS SCANS
 
-CONFIG holds `tokens.slice_stride = N`; everything else is default. SCANS is a folder with
+CONFIG holds `tokens.slice_stride = N` and `encoder.precision = "f32"`; everything else is default. SCANS is a folder with
 `<subject>_<modality>.nii.gz` and `<subject>_brain.nii.gz` beside each. Maps must correlate by more than
 0.9999 in the brain, and agree to 1e-3 of their value. Needs numpy, scipy and nibabel; at a stride of 7
 about half a minute per scan.
