@@ -23,7 +23,10 @@ use crate::{
     domain::{GridName, PairDistances, SliceEncoder, scan::ScanId},
     engine::{Devices, EngineError, choose_device},
     numeric::{
-        geometry::Shape3, projection::Normal, scoring::SearchReach, slice::ImageBatch,
+        geometry::Shape3,
+        projection::Normal,
+        scoring::SearchReach,
+        slice::{ImageBatch, least_cosine},
         token::TokenGrid,
     },
 };
@@ -249,13 +252,7 @@ fn cosine_to_cpu(
     let [found, expected] = [encoder.encode(&images), reference.encode(&images)];
     let unwrapped = found.and_then(|found| Ok((found, expected?)));
     let (found, expected) = unwrapped.map_err(|error| Failure::new(INTERNAL, error))?;
-    let (found, expected) = (&found[0], &expected[0]);
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    };
-    let rows = found.values.chunks_exact(found.channels);
-    let cosines = rows.zip(expected.values.chunks_exact(expected.channels));
-    Ok(cosines.map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()).fold(1.0, f64::min))
+    Ok(least_cosine(&found[0], &expected[0]))
 }
 
 fn score(arguments: &Score) -> Result<(), Failure> {

@@ -290,16 +290,12 @@ impl Run<'_> {
             output_stem = format!("{output_stem}-{}", id.short());
         }
         let record = ScanRecord {
-            id,
             state: ScanState::Encoded,
             source_name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             output_stem,
-            cohort: placed.cohort,
             acquisition: placed.facts,
             notes: placed.notes,
             sequence,
-            first_seen_secs: 0,
-            attempts: 0,
             alignment,
             preprocess,
             encoded: Some(EncodedFacts {
@@ -310,7 +306,7 @@ impl Run<'_> {
                 n_tokens: steps::tokens_per_layer(&tokens, self.engine.method.n_parts),
                 timings_secs: [("encode".to_owned(), started.elapsed().as_secs_f64())].into(),
             }),
-            reported: None,
+            ..ScanRecord::new(id, placed.cohort)
         };
         Ok(Member { path: path.to_owned(), again, record, tokens })
     }

@@ -77,21 +77,12 @@ mod tests {
             coverage: 1.0,
             brain_extracted: true,
         };
+        let cohort = CohortKey { name: "t1w".into(), method: "m".into() };
         ScanRecord {
-            id: ScanId([1; 32]),
             state: ScanState::Encoded,
-            source_name: String::new(),
-            output_stem: String::new(),
-            cohort: CohortKey { name: "t1w".into(), method: "m".into() },
-            acquisition: Default::default(),
-            notes: Vec::new(),
-            sequence: 0,
-            first_seen_secs: 0,
-            attempts: 0,
             alignment: explained.map(alignment),
-            preprocess: None,
             encoded: Some(EncodedFacts { noise, cut_fraction, ..EncodedFacts::default() }),
-            reported: None,
+            ..ScanRecord::new(ScanId([1; 32]), cohort)
         }
     }
 

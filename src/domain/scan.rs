@@ -200,6 +200,26 @@ pub struct ScanRecord {
 }
 
 impl ScanRecord {
+    /// A scan that was just taken in: nothing else is known of it yet.
+    pub fn new(id: ScanId, cohort: CohortKey) -> Self {
+        Self {
+            id,
+            state: ScanState::Ingested,
+            source_name: String::new(),
+            output_stem: String::new(),
+            cohort,
+            acquisition: AcquisitionFacts::default(),
+            notes: Vec::new(),
+            sequence: 0,
+            first_seen_secs: 0,
+            attempts: 0,
+            alignment: None,
+            preprocess: None,
+            encoded: None,
+            reported: None,
+        }
+    }
+
     /// Whether the scan takes part in scoring.
     pub fn is_member(&self) -> bool {
         self.state == ScanState::Encoded

@@ -82,7 +82,7 @@ impl<'a> View<'a> {
 
     fn at(&self, place: [f64; 3]) -> f32 {
         let shape = self.of.foreground.shape;
-        interpolate(&self.grid, shape, [0, 1, 2].map(|a| place[a] * shape.0[a] as f64 - 0.5))
+        interpolate(&self.grid, shape, [0, 1, 2].map(|a| place[a] * shape.0[a] as f64 - 0.5)) as f32
     }
 }
 
@@ -110,7 +110,7 @@ pub fn score_map(
         for (x, (value, _)) in values.iter_mut().zip(inside).enumerate().filter(|(_, v)| *v.1) {
             let place = to_cube.apply([x, y, z].map(|v| v as f64));
             let place = [0, 1, 2].map(|axis| (place[axis] + 0.5) / per_cell[axis] - 0.5);
-            *value = interpolate(&grid, shape, place);
+            *value = interpolate(&grid, shape, place) as f32;
         }
     });
     map

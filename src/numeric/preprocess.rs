@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::{
     geometry::{Affine, AffineError, Shape3, WorldPoint},
     intensity::{self, Landmarks, Scale},
-    volume::{RawMask, RawVolume, Volume},
+    volume::{RawMask, RawVolume, Volume, interpolate},
 };
 
 /// The cube that every scan is resampled to.
@@ -254,20 +254,13 @@ fn resample(
 /// The intensity between voxel centres; what lies beyond the grid counts as 0.
 #[inline]
 pub(super) fn trilinear(raw: &RawVolume, place: [f64; 3]) -> f64 {
-    let Shape3([nx, ny, nz]) = raw.shape;
-    let [x, y, z] = place;
-    let is_within = |p: f64, n: usize| p >= 0.0 && p < (n - 1) as f64;
-    if !(is_within(x, nx) && is_within(y, ny) && is_within(z, nz)) {
-        return trilinear_at_rim(raw, place);
+    let is_within =
+        |axis: usize| place[axis] >= 0.0 && place[axis] < (raw.shape.0[axis] - 1) as f64;
+    if (0..3).all(is_within) {
+        interpolate(&raw.voxels, raw.shape, place)
+    } else {
+        trilinear_at_rim(raw, place)
     }
-    let first = raw.shape.offset(place.map(|p| p as usize));
-    let [fx, fy, fz] = place.map(|p| p - p as usize as f64);
-    let row = |start: usize, weight: f64| {
-        let [low, high] = [start, start + 1].map(|offset| f64::from(raw.voxels[offset]));
-        weight * ((1.0 - fx) * low + fx * high)
-    };
-    let plane = |start: usize| row(start, 1.0 - fy) + row(start + nx, fy);
-    (1.0 - fz) * plane(first) + fz * plane(first + nx * ny)
 }
 
 /// The same where not all eight voxels around the place need be there.

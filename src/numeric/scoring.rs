@@ -29,6 +29,21 @@ pub struct PairColumns {
     pub second_to_first: Vec<f32>,
 }
 
+impl PairColumns {
+    /// Of scans of which one has no token: nothing is near.
+    pub fn unmatched(n_first: usize, n_second: usize) -> Self {
+        let [first_to_second, second_to_first] =
+            [n_first, n_second].map(|n| vec![f32::INFINITY; n]);
+        Self { first_to_second, second_to_first }
+    }
+
+    /// The same pair the other way round.
+    pub fn mirrored(self) -> Self {
+        let Self { first_to_second, second_to_first } = self;
+        Self { first_to_second: second_to_first, second_to_first: first_to_second }
+    }
+}
+
 /// A share in (0, 1]; never 0, more than 1 or NaN.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Fraction(f64);

@@ -83,6 +83,21 @@ impl PatchFeatures {
     }
 }
 
+/// The smallest cosine between a row of one and the same row of the other, 1 without any; NaN where there is one.
+///
+/// # Panics
+/// If they do not have as many rows and channels.
+pub fn least_cosine(a: &PatchFeatures, b: &PatchFeatures) -> f64 {
+    assert_eq!((a.channels, a.values.len()), (b.channels, b.values.len()), "features of the same");
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let rows = a.values.chunks_exact(a.channels).zip(b.values.chunks_exact(b.channels));
+    let cosines = rows.map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt());
+    // Unlike f64::min, which forgets NaN.
+    cosines.fold(1.0, |least, c| if c < least || c.is_nan() { c } else { least })
+}
+
 /// Rows that are cut out at a time.
 const ROWS: usize = 16;
 
@@ -154,6 +169,15 @@ mod tests {
         let values = vec![1.0, 2.0, 3.0, 6.0, 10.0, 20.0, 30.0, 60.0, 5.0, 6.0, 7.0, 8.0];
         let features = PatchFeatures { channels: 2, values };
         assert_eq!(features.pooled(&images).values, [5.5, 11.0, 16.5, 33.0, 6.0, 7.0]);
+    }
+
+    #[test]
+    fn the_least_cosine_is_that_of_the_worst_row_and_nan_is_worse() {
+        let features = |values: [f32; 6]| PatchFeatures { channels: 2, values: values.to_vec() };
+        let a = features([1.0, 0.0, 0.0, 2.0, 3.0, 3.0]);
+        let b = features([5.0, 0.0, 4.0, 3.0, 1.0, 1.0]);
+        assert!((least_cosine(&a, &b) - 0.6).abs() < 1e-12);
+        assert!(least_cosine(&a, &features([f32::NAN, 0.0, 4.0, 3.0, 1.0, 1.0])).is_nan());
     }
 
     #[test]

@@ -80,7 +80,8 @@ impl RawMask {
 }
 
 /// The value between voxel centres (trilinear), held constant beyond the outermost ones.
-pub fn interpolate(values: &[f32], shape: Shape3, place: [f64; 3]) -> f32 {
+#[inline]
+pub fn interpolate(values: &[f32], shape: Shape3, place: [f64; 3]) -> f64 {
     let place = [0, 1, 2].map(|axis| place[axis].clamp(0.0, (shape.0[axis] - 1) as f64));
     let low = place.map(|p| p as usize);
     let high = [0, 1, 2].map(|axis| (low[axis] + 1).min(shape.0[axis] - 1));
@@ -90,7 +91,7 @@ pub fn interpolate(values: &[f32], shape: Shape3, place: [f64; 3]) -> f32 {
         (1.0 - fx) * a + fx * b
     };
     let plane = |z: usize| (1.0 - fy) * row(low[1], z) + fy * row(high[1], z);
-    ((1.0 - fz) * plane(low[2]) + fz * plane(high[2])) as f32
+    (1.0 - fz) * plane(low[2]) + fz * plane(high[2])
 }
 
 /// The canonical volume: a cube `[side, side, side]` along the world axes (RAS+), x fastest.

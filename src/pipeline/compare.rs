@@ -108,7 +108,6 @@ mod tests {
     use crate::{
         compute::cpu::CpuDistances,
         domain::{
-            acquisition::AcquisitionFacts,
             cohort::CohortKey,
             error::DeviceError,
             scan::{ScanRecord, ScanState},
@@ -166,22 +165,9 @@ mod tests {
             let features =
                 (0..cells.len() * 24).map(|_| f16::from_f64(normal.next())).collect::<Vec<_>>();
             let tokens = TokenGrid::new(Shape3::cube(5), 24, cells, features).unwrap();
-            let record = ScanRecord {
-                id: id(n),
-                state: ScanState::Encoded,
-                source_name: String::new(),
-                output_stem: String::new(),
-                cohort: CohortKey { name: "t1w".into(), method: "m".into() },
-                acquisition: AcquisitionFacts::default(),
-                notes: Vec::new(),
-                sequence: u64::from(n),
-                first_seen_secs: 0,
-                attempts: 0,
-                alignment: None,
-                preprocess: None,
-                encoded: None,
-                reported: None,
-            };
+            let cohort = CohortKey { name: "t1w".into(), method: "m".into() };
+            let (state, sequence) = (ScanState::Encoded, u64::from(n));
+            let record = ScanRecord { state, sequence, ..ScanRecord::new(id(n), cohort) };
             store.put_encoded(&record, &[tokens]).unwrap();
         }
         store

@@ -412,20 +412,13 @@ impl Intake {
         let output_stem = if is_taken { format!("{wanted}-{}", id.short()) } else { wanted };
         let name = candidate.path.file_name().unwrap_or_default();
         Ok(ScanRecord {
-            id,
-            state: ScanState::Ingested,
             source_name: name.to_string_lossy().into_owned(),
             output_stem,
-            cohort: placed.cohort,
             acquisition: placed.facts,
             notes: placed.notes,
             sequence: self.shared.store.next_sequence()?,
             first_seen_secs: now_secs().saturating_sub(waited.as_secs()),
-            attempts: 0,
-            alignment: None,
-            preprocess: None,
-            encoded: None,
-            reported: None,
+            ..ScanRecord::new(id, placed.cohort)
         })
     }
 

@@ -182,9 +182,9 @@ fn draw_panes(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, left: usize
             let nearest = shape.nearest(voxel).filter(|&offset| input.brain.inside[offset]);
             let mut colours = [[0.0; 3]; 2];
             if let Some(nearest) = nearest {
-                let grey = interpolate(&input.scan.voxels, shape, voxel) / scene.white;
+                let grey = interpolate(&input.scan.voxels, shape, voxel) as f32 / scene.white;
                 let grey = grey.clamp(0.0, 1.0).powf(0.9) * 0.96;
-                let share = scene.share(interpolate(input.map, shape, voxel));
+                let share = scene.share(interpolate(input.map, shape, voxel) as f32);
                 let strength = (share * 1.6).min(1.0).powi(2) * 0.85;
                 let heat = heat(share).map(|heat| grey * (1.0 - strength) + heat * strength);
                 colours = [[grey; 3], heat];

@@ -8,24 +8,20 @@ fn id(n: u8) -> ScanId {
 }
 
 fn record(n: u8, state: ScanState) -> ScanRecord {
+    let cohort = CohortKey { name: "t1w".into(), method: "m".into() };
     ScanRecord {
-        id: id(n),
         state,
         source_name: format!("scan-{n}.nii.gz"),
         output_stem: format!("scan-{n}"),
-        cohort: CohortKey { name: "t1w".into(), method: "m".into() },
         acquisition: AcquisitionFacts::of("scan_T1w", [1.0, 1.0, 1.2]),
         notes: vec!["a note".to_owned()],
         sequence: u64::from(n),
         first_seen_secs: 7,
-        attempts: 0,
-        alignment: None,
-        preprocess: None,
         encoded: Some(EncodedFacts {
             timings_secs: BTreeMap::from([("encode".to_owned(), 1.5)]),
             ..EncodedFacts::default()
         }),
-        reported: None,
+        ..ScanRecord::new(id(n), cohort)
     }
 }
 

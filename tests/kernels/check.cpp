@@ -7,8 +7,8 @@
 #include <random>
 
 #define WIDTH 32 // channels per head
-namespace encoder {
 #include "../../src/compute/cuda/halves.cu"
+namespace encoder {
 #include "../../src/compute/cuda/kernels.cu"
 }
 #undef ROW

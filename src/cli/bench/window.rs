@@ -10,7 +10,6 @@ use crate::{
     config::Config,
     domain::{
         PairDistances,
-        acquisition::AcquisitionFacts,
         cohort::CohortKey,
         error::ScanError,
         scan::{ScanId, ScanRecord, ScanState},
@@ -224,20 +223,11 @@ fn id(index: usize) -> ScanId {
 fn record(id: ScanId, index: usize) -> ScanRecord {
     let cohort = CohortKey { name: "t1w".into(), method: "bench".into() };
     ScanRecord {
-        id,
         state: ScanState::Encoded,
         source_name: format!("{index}_T1w.nii.gz"),
         output_stem: format!("{index}_T1w"),
-        cohort,
-        acquisition: AcquisitionFacts::default(),
-        notes: Vec::new(),
         sequence: index as u64,
-        first_seen_secs: 0,
-        attempts: 0,
-        alignment: None,
-        preprocess: None,
-        encoded: None,
-        reported: None,
+        ..ScanRecord::new(id, cohort)
     }
 }
 

@@ -48,11 +48,7 @@ impl CpuDistances {
     fn whole_volume(&mut self, first: &TokenGrid, second: &TokenGrid) -> PairColumns {
         // In one order, whatever the caller's: candidates are kept differently for rows and columns.
         if order(first, second).is_gt() {
-            let PairColumns { first_to_second, second_to_first } = self.whole_volume(second, first);
-            return PairColumns {
-                first_to_second: second_to_first,
-                second_to_first: first_to_second,
-            };
+            return self.whole_volume(second, first).mirrored();
         }
         let (first, second) = both(&mut self.ready, [first, second]);
         match bf16::kernel().filter(|_| !self.in_single) {

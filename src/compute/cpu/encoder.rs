@@ -336,7 +336,10 @@ impl<E: Element> Network<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{compute::position::PositionResize, numeric::projection::Normal};
+    use crate::{
+        compute::position::PositionResize,
+        numeric::{projection::Normal, slice::least_cosine},
+    };
 
     fn weights() -> VitWeights {
         let architecture = Architecture {
@@ -410,12 +413,8 @@ mod tests {
             return;
         }
         for (found, expected) in found.iter().zip(&expected) {
-            let rows = found.values.chunks_exact(found.channels);
-            for (a, b) in rows.zip(expected.values.chunks_exact(expected.channels)) {
-                let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-                let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
-                assert!(cosine > 0.999, "{cosine}");
-            }
+            let cosine = least_cosine(found, expected);
+            assert!(cosine > 0.999, "{cosine}");
         }
     }
 }

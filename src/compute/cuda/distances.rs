@@ -6,13 +6,15 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use cudarc::{
-    driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, LaunchConfig, PushKernelArg},
-    nvrtc::{CompileOptions, compile_ptx_with_opts},
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaSlice, CudaStream, LaunchConfig, PushKernelArg,
 };
 use half::f16;
 
-use super::failure::Failure;
+use super::{
+    failure::Failure,
+    module::{THREADS, compile, threads},
+};
 use crate::{
     domain::{GridName, PairDistances, error::DeviceError},
     numeric::{
@@ -23,8 +25,6 @@ use crate::{
 
 /// Pairs per side of the tile of a block: `TILE` in `nearest.cu`.
 const TILE: usize = 128;
-/// Threads of a block of each kernel.
-const THREADS: u32 = 256;
 /// Cells along an axis that a place in `nearest.cu` has room for.
 const MAX_CELLS: usize = 1024;
 /// Of the GPU's free memory, one in so many bytes may be taken by tokens that are kept.
@@ -286,11 +286,7 @@ impl PairDistances for CudaDistances {
         assert_eq!(first.channels(), second.channels(), "tokens of one method");
         assert_eq!(first.shape(), second.shape(), "tokens of one method");
         if first.n_tokens() == 0 || second.n_tokens() == 0 {
-            let unmatched = |grid: &TokenGrid| vec![f32::INFINITY; grid.n_tokens()];
-            return Ok(PairColumns {
-                first_to_second: unmatched(first),
-                second_to_first: unmatched(second),
-            });
+            return Ok(PairColumns::unmatched(first.n_tokens(), second.n_tokens()));
         }
         self.with_room(first.n_tokens(), |gpu, _| {
             let (first, second) = (gpu.upload(first)?, gpu.upload(second)?);
@@ -333,23 +329,12 @@ impl PairDistances for CudaDistances {
 }
 
 fn one_warp_each(n: usize) -> LaunchConfig {
-    let blocks = (n * 32).div_ceil(THREADS as usize).max(1) as u32;
-    LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
+    threads(32 * n)
 }
 
 impl Kernels {
     fn compile(context: &Arc<CudaContext>) -> Result<Self, Failure> {
-        let (major, minor) = context.compute_capability()?;
-        if major < 8 {
-            return Err(Failure::Unfit(format!(
-                "found compute capability {major}.{minor}; needed 8.0 for distances"
-            )));
-        }
-        let options = vec![format!("--gpu-architecture=compute_{major}{minor}")];
-        let options = CompileOptions { options, ..CompileOptions::default() };
-        let source = concat!(include_str!("halves.cu"), include_str!("nearest.cu"));
-        let compiled = compile_ptx_with_opts(source, options).map_err(Failure::Compiler)?;
-        let module = context.load_module(compiled)?;
+        let module = compile(context, include_str!("nearest.cu"), &[])?;
         let function = |name| module.load_function(name);
         Ok(Self {
             norms: function("norms")?,

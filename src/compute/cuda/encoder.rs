@@ -8,13 +8,13 @@ use cudarc::{
         CudaContext, CudaFunction, CudaSlice, CudaStream, CudaView, DeviceRepr, LaunchConfig,
         PinnedHostSlice, PushKernelArg, ValidAsZeroBits,
     },
-    nvrtc::{CompileOptions, compile_ptx_with_opts},
 };
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::{
     failure::Failure,
+    module::{compile, threads},
     parts::{Extent, PART, Part, parts, tables},
 };
 use crate::{
@@ -27,8 +27,6 @@ use crate::{
     numeric::slice::{ImageBatch, PatchFeatures},
 };
 
-/// Threads per block of the kernels that treat entries one by one.
-const THREADS: u32 = 256;
 /// `NORM_THREADS` in `kernels.cu`.
 const NORM_THREADS: u32 = 128;
 /// `NORM_THREADS * NORM_MOST` in `kernels.cu`.
@@ -415,7 +413,7 @@ where
         launch.arg(&*pixels).arg(&sources).arg(&mut *wide).arg(&n_entries);
         launch.arg(&side).arg(&patch).arg(&width).arg(&colours);
         // SAFETY: the arguments are those of the kernel, the buffers hold what it reads and writes.
-        unsafe { launch.launch(one_thread_each(n_entries))? };
+        unsafe { launch.launch(threads(n_entries as usize))? };
         self.product(&self.patch_embedding, wide, branch, n_rows)?;
         let n_entries = (n_rows * channels) as i64;
         let channels = channels as i32;
@@ -423,7 +421,7 @@ where
         launch.arg(&*branch).arg(&sources).arg(first).arg(positions).arg(&mut *tokens);
         launch.arg(&n_entries).arg(&n_patches).arg(&channels);
         // SAFETY: as above.
-        unsafe { launch.launch(one_thread_each(n_entries))? };
+        unsafe { launch.launch(threads(n_entries as usize))? };
         Ok(())
     }
 
@@ -515,7 +513,7 @@ where
         let mut launch = self.stream.launch_builder(&self.kernels.gelu);
         launch.arg(values).arg(&n_eights);
         // SAFETY: the arguments are those of the kernel; widths are multiples of eight.
-        unsafe { launch.launch(one_thread_each(n_eights))? };
+        unsafe { launch.launch(threads(n_eights as usize))? };
         Ok(())
     }
 
@@ -565,11 +563,6 @@ fn padded(layer: &LinearWeights, outputs: usize, width: usize) -> LinearWeights 
     LinearWeights { weight, bias: layer.bias.clone() }
 }
 
-fn one_thread_each(n_entries: i64) -> LaunchConfig {
-    let blocks = (n_entries as u64).div_ceil(u64::from(THREADS)) as u32;
-    LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
-}
-
 fn blocks_of_norm_threads(n: usize) -> LaunchConfig {
     LaunchConfig {
         grid_dim: (n as u32, 1, 1),
@@ -584,30 +577,15 @@ impl Kernels {
         architecture: Architecture,
         defines: &[&str],
     ) -> Result<Self, Failure> {
-        let (major, minor) = context.compute_capability()?;
-        if major < 8 {
-            return Err(Failure::Unfit(format!(
-                "found compute capability {major}.{minor}; needed 8.0; set encoder.precision = \"f32\""
-            )));
-        }
         let Architecture { channels, heads, .. } = architecture;
         if channels > MAX_CHANNELS || !channels.is_multiple_of(8) {
             return Err(Failure::Unfit(format!(
                 "found {channels} channels; needed a multiple of 8, at most {MAX_CHANNELS}"
             )));
         }
-        let mut options = vec![
-            format!("--gpu-architecture=compute_{major}{minor}"),
-            format!("-DWIDTH={}", channels / heads),
-        ];
-        options.extend(defines.iter().map(ToString::to_string));
-        let options = CompileOptions { options, ..CompileOptions::default() };
-        let compiled = compile_ptx_with_opts(
-            concat!(include_str!("halves.cu"), include_str!("kernels.cu")),
-            options,
-        )
-        .map_err(Failure::Compiler)?;
-        let module = context.load_module(compiled)?;
+        let width = format!("-DWIDTH={}", channels / heads);
+        let defines: Vec<String> = defines.iter().map(ToString::to_string).chain([width]).collect();
+        let module = compile(context, include_str!("kernels.cu"), &defines)?;
         let function = |name| module.load_function(name);
         Ok(Self {
             patches: function("patches")?,

@@ -1,4 +1,4 @@
-// Numbers in half precision and their products, put in front of the kernels. The format is f16, or bf16 where
+// Numbers in half precision, their products, and sums over a warp, put in front of the kernels. The format is f16, or bf16 where
 // BF16 is defined. No header is needed. `tests/kernels` runs the kernels on a CPU, with functions of its own
 // (EMULATED) for those with assembly.
 
@@ -46,4 +46,10 @@ __device__ __forceinline__ void load_transposed(half2_t *v, const half_t *row) {
                  : "r"(at));
 }
 #endif
+
+// Sum over the threads of a warp; every thread gets it.
+__device__ __forceinline__ float warp_sum(float value) {
+    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+    return value;
+}
 

@@ -6,7 +6,7 @@
 // Sum over the threads of a block of whole warps, at most 32 of them; every thread gets it.
 __device__ __forceinline__ float block_sum(float value) {
     __shared__ float parts[32];
-    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+    value = warp_sum(value);
     __syncthreads(); // the last call's parts have been read
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
     __syncthreads();

@@ -12,6 +12,7 @@
 mod distances;
 mod encoder;
 mod failure;
+mod module;
 mod parts;
 
 pub use distances::CudaDistances;

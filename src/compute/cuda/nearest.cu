@@ -12,11 +12,6 @@ __device__ __forceinline__ candidate_t candidate(float squared, int token) {
 
 __device__ __forceinline__ candidate_t larger(candidate_t a, candidate_t b) { return a > b ? a : b; }
 
-__device__ __forceinline__ float warp_sum(float value) {
-    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-    return value;
-}
-
 // Squared lengths. One warp per token.
 extern "C" __global__ void norms(const half_t *tokens, float *out, int n, int channels) {
     int token = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;

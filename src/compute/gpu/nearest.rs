@@ -54,11 +54,7 @@ impl<B: Backend> BurnDistances<B> {
         second: &Tokens<'_>,
     ) -> Result<PairColumns, DeviceError> {
         if first.n_tokens() == 0 || second.n_tokens() == 0 {
-            let unmatched = |tokens: &Tokens<'_>| vec![f32::INFINITY; tokens.n_tokens()];
-            return Ok(PairColumns {
-                first_to_second: unmatched(first),
-                second_to_first: unmatched(second),
-            });
+            return Ok(PairColumns::unmatched(first.n_tokens(), second.n_tokens()));
         }
         loop {
             let rows = (self.max_block / second.n_tokens()).clamp(1, first.n_tokens());
@@ -131,8 +127,7 @@ impl<B: Backend> PairDistances for BurnDistances<B> {
         if in_order(a.half, b.half) {
             return self.whole_volume(&a, &b);
         }
-        let PairColumns { first_to_second, second_to_first } = self.whole_volume(&b, &a)?;
-        Ok(PairColumns { first_to_second: second_to_first, second_to_first: first_to_second })
+        Ok(self.whole_volume(&b, &a)?.mirrored())
     }
 }
 

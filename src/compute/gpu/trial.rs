@@ -16,7 +16,7 @@ use crate::{
         geometry::Shape3,
         projection::Normal,
         scoring::{PairColumns, SearchReach},
-        slice::{ImageBatch, PatchFeatures},
+        slice::{ImageBatch, PatchFeatures, least_cosine},
         token::TokenGrid,
     },
 };
@@ -70,21 +70,12 @@ pub(super) fn try_small_network(
     let found = device.encode(&images)?;
     let expected = CpuEncoder::new(&weights, &options(Precision::F32)).encode(&images)?;
     let is_alike = |(a, b): (&PatchFeatures, &PatchFeatures)| {
-        let mut rows = a.values.chunks_exact(a.channels).zip(b.values.chunks_exact(b.channels));
-        a.values.len() == b.values.len() && rows.all(is_same_direction)
+        a.values.len() == b.values.len() && least_cosine(a, b) >= LEAST_COSINE
     };
     if found.len() == expected.len() && found.iter().zip(&expected).all(is_alike) {
         return Ok(());
     }
     Err(failed(device.device(), "features other than the CPU's"))
-}
-
-/// Not so where a value is no number.
-fn is_same_direction((a, b): (&[f32], &[f32])) -> bool {
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    };
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt() >= LEAST_COSINE
 }
 
 /// Encodes a blank image with the network in use: shows now rather than at the first scan whether it fits,
