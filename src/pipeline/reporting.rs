@@ -47,22 +47,12 @@ const FEW_SCANS: usize = 30;
 pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), ScanError> {
     let ReportInput { record, source, method, config, .. } = input;
     let WindowScores { shared, .. } = input.scores;
-    let others = input.scores.others(input.index);
     let finding = steps::finding(source, input.scores, input.index, method, &config.scoring)?;
-    let own = &input.scores.scans[input.index];
-    let top = others.iter().map(|s| s.top1_mean).fold(own.top1_mean, f32::max);
-    let picture_png = picture::render(&PictureInput {
-        scan: &source.raw,
-        brain: &source.brain,
-        map: &finding.map,
-        mask: &finding.mask,
-        threshold: finding.threshold,
-        focus: finding.clusters.first().map(|largest| largest.peak_world_mm),
-        top,
-        title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
-        summary: &summary(&finding, others.len()),
-        quality: &quality(record),
-    });
+    // Packing the map takes as long as all the rest.
+    let (map_nii_gz, (mask_nii_gz, picture_png)) = rayon::join(
+        || nifti::encode_map(&source.grid, &finding.map),
+        || (nifti::encode_mask(&source.grid, &finding.mask), picture(input, &finding)),
+    );
     let mut sidecar = Sidecar {
         standing: Standing::Scored,
         scores: Some(Scores {
@@ -87,13 +77,26 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
     sidecar.window.heterogeneity = scoring::heterogeneity(&input.scores.references());
     sidecar.window.shared_anomalies.clone_from(shared);
     sidecar.warnings.extend(shared_warning(record.id, shared));
-    let results = ResultSet {
-        map_nii_gz: nifti::encode_map(&source.grid, &finding.map),
-        mask_nii_gz: nifti::encode_mask(&source.grid, &finding.mask),
-        picture_png,
-        sidecar,
-    };
+    let results = ResultSet { map_nii_gz, mask_nii_gz, picture_png, sidecar };
     Ok((results, finding))
+}
+
+fn picture(input: &ReportInput<'_>, finding: &Finding) -> Vec<u8> {
+    let ReportInput { record, source, scores, index, .. } = input;
+    let others = scores.others(*index);
+    let own = scores.scans[*index].top1_mean;
+    picture::render(&PictureInput {
+        scan: &source.raw,
+        brain: &source.brain,
+        map: &finding.map,
+        mask: &finding.mask,
+        threshold: finding.threshold,
+        focus: finding.clusters.first().map(|largest| largest.peak_world_mm),
+        top: others.iter().map(|other| other.top1_mean).fold(own, f32::max),
+        title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
+        summary: &summary(finding, others.len()),
+        quality: &quality(record),
+    })
 }
 
 /// What the scan is like, in a line for the picture.
