@@ -19,7 +19,7 @@ use crate::{
         cohort::CohortKey,
         error::ScanError,
         finding::Finding,
-        scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
+        scan::{ScanId, ScanRecord, ScanState},
         tokenise::TokeniseError,
         window::{Window, pair_order},
     },
@@ -27,7 +27,6 @@ use crate::{
     ingest::{self, Patterns},
     nifti::{self, Limits},
     numeric::{
-        quality,
         scoring::{PairColumns, SearchReach},
         token::TokenGrid,
     },
@@ -36,7 +35,7 @@ use crate::{
         acquisition::{acquisition, read_json},
         build_results,
         convert::{self, Event, Standing},
-        steps::{self, Source},
+        steps::{self, Encodable, Source},
     },
     report, telemetry,
 };
@@ -270,13 +269,12 @@ impl Run<'_> {
         let alignment = steps::alignment_facts(&source);
         let preprocess = source.preprocess.clone();
         let spacing_mm = source.raw.affine.spacing_mm();
-        let noise = quality::noise(&source.raw, &source.brain);
         let json = steps::companion_json(path).map(|json| read_json(path, &json));
         let placed = acquisition(path, json, spacing_mm, &self.config.cohorts, &self.engine.method);
-        let canonical = steps::canonical(&source, &self.engine.method, Some(&placed.cohort))?;
+        let scan = Encodable::new(&source, &self.engine.method, &placed.cohort)?;
         drop(source);
         let started = Instant::now();
-        let tokens = self.engine.tokeniser.tokens(&canonical.volume, |_| {
+        let tokens = self.engine.tokeniser.tokens(&scan.canonical.volume, |_| {
             bar.tick();
             ControlFlow::Continue(())
         });
@@ -284,6 +282,7 @@ impl Run<'_> {
             TokeniseError::Device(error) => ScanError::Device(error),
             other => ScanError::Store(Box::new(other)),
         })?;
+        let timings_secs = [("encode".to_owned(), started.elapsed().as_secs_f64())].into();
         let stem = steps::stem_of(path);
         let mut output_stem = steps::output_stem(&stem);
         if !self.stems.insert(output_stem.clone()) {
@@ -298,14 +297,7 @@ impl Run<'_> {
             sequence,
             alignment,
             preprocess,
-            encoded: Some(EncodedFacts {
-                brain_ml: canonical.brain_ml,
-                cut_fraction: canonical.cut_fraction,
-                noise,
-                is_standardised: canonical.is_standardised,
-                n_tokens: steps::tokens_per_layer(&tokens, self.engine.method.n_parts),
-                timings_secs: [("encode".to_owned(), started.elapsed().as_secs_f64())].into(),
-            }),
+            encoded: Some(scan.facts(&tokens, &self.engine.method, timings_secs)),
             ..ScanRecord::new(id, placed.cohort)
         };
         Ok(Member { path: path.to_owned(), again, record, tokens })

@@ -1,7 +1,6 @@
 //! The second stage: owns the encoder and turns archived sources into stored tokens.
 
 use std::{
-    collections::BTreeMap,
     io,
     ops::ControlFlow,
     panic::AssertUnwindSafe,
@@ -16,8 +15,12 @@ use std::{
 use tracing::{info, warn};
 
 use super::{
-    ARCHIVED, FULL, IDLE, MAX_CRASHES, Shared, board::InHand, board::StageName, now_secs,
-    panic_text, steps,
+    ARCHIVED, FULL, IDLE, MAX_CRASHES, Shared,
+    board::InHand,
+    board::StageName,
+    now_secs, panic_text,
+    steps::{self, Encodable},
+    timings::Timings,
 };
 use crate::{
     domain::{
@@ -26,14 +29,28 @@ use crate::{
         tokenise::{Progress, TokeniseError, Tokeniser},
     },
     metrics::{Fallback, Stage},
-    numeric::{quality, token::TokenGrid},
+    numeric::token::TokenGrid,
     quarantine,
 };
+
+/// A scan whose turn it is to be encoded.
+pub(super) struct Due {
+    /// The scan, which the archive and the journal hold.
+    pub(super) id: ScanId,
+    /// What intake made of it, if that is still in memory; if not, it is made again.
+    pub(super) prepared: Option<Box<Prepared>>,
+}
+
+/// A scan that was read and made ready for the encoder.
+pub(super) struct Prepared {
+    pub(super) scan: Encodable,
+    pub(super) timings: Timings,
+}
 
 pub(super) struct Encode {
     shared: Arc<Shared>,
     tokeniser: Tokeniser,
-    from_intake: Receiver<ScanId>,
+    from_intake: Receiver<Due>,
     to_score: SyncSender<ScanId>,
 }
 
@@ -41,7 +58,7 @@ impl Encode {
     pub(super) fn new(
         shared: Arc<Shared>,
         tokeniser: Tokeniser,
-        from_intake: Receiver<ScanId>,
+        from_intake: Receiver<Due>,
         to_score: SyncSender<ScanId>,
     ) -> Self {
         shared.metrics.encode_batch(tokeniser.device(), tokeniser.max_batch());
@@ -52,7 +69,7 @@ impl Encode {
         while !self.shared.stopping() {
             self.shared.board.beat(StageName::Encode);
             match self.from_intake.recv_timeout(IDLE) {
-                Ok(id) => self.take(id)?,
+                Ok(due) => self.take(due)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -61,7 +78,7 @@ impl Encode {
         Ok(())
     }
 
-    fn take(&mut self, id: ScanId) -> Result<(), ScanError> {
+    fn take(&mut self, Due { id, prepared }: Due) -> Result<(), ScanError> {
         self.shared.board.left_queue();
         let Some(mut record) = self.shared.store.record(&id)? else { return Ok(()) };
         if record.state != ScanState::Ingested {
@@ -76,7 +93,7 @@ impl Encode {
         // Journalled before the start: after a crash the count tells which scan was in hand.
         record.attempts += 1;
         self.shared.store.put_record(&record)?;
-        let done = std::panic::catch_unwind(AssertUnwindSafe(|| self.encode(&record)));
+        let done = std::panic::catch_unwind(AssertUnwindSafe(|| self.encode(&record, prepared)));
         self.shared.board.update().in_hand = None;
         match done.unwrap_or_else(|panic| Err(crashed(&self.shared, panic.as_ref()))) {
             Ok(Some((tokens, facts))) => self.finish(record, &tokens, facts),
@@ -111,28 +128,21 @@ impl Encode {
         Ok(self.shared.store.put_record(&record)?)
     }
 
-    /// Source to tokens; `None` when asked to stop in the middle.
+    /// Scan to tokens; `None` when asked to stop in the middle.
     fn encode(
         &mut self,
         record: &ScanRecord,
+        prepared: Option<Box<Prepared>>,
     ) -> Result<Option<(Vec<TokenGrid>, EncodedFacts)>, ScanError> {
+        let prepared = prepared.map_or_else(|| self.prepare(record), |made| Ok(*made))?;
+        let Prepared { scan, mut timings } = prepared;
+        timings.resume();
         let Self { shared, tokeniser, .. } = self;
         let id = record.id;
-        let mut timings = Timings::default();
-        let mask = shared.archive.mask(id);
-        let alignment = steps::alignment(record.alignment)?;
-        let source =
-            steps::read_source(&shared.archive.scan(id), mask.as_deref(), alignment, &ARCHIVED)
-                .map_err(missing_source)?;
-        timings.lap("read");
-        let canonical = steps::canonical(&source, &shared.method, Some(&record.cohort))?;
-        let noise = quality::noise(&source.raw, &source.brain);
-        drop(source);
-        shared.metrics.stage_finished(Stage::Preprocess, timings.lap("preprocess"));
         let batch_before = tokeniser.max_batch();
         let device = tokeniser.device().to_owned();
         let mut batch_started = Instant::now();
-        let tokens = tokeniser.tokens(&canonical.volume, |progress| {
+        let tokens = tokeniser.tokens(&scan.canonical.volume, |progress| {
             show(shared, id, &device, progress, batch_started.elapsed());
             batch_started = Instant::now();
             if shared.stopping() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -151,16 +161,25 @@ impl Encode {
                 return Err(DeviceError::Failed { device, message }.into());
             }
         };
-        shared.metrics.stage_finished(Stage::Encode, timings.lap("encode"));
-        let facts = EncodedFacts {
-            brain_ml: canonical.brain_ml,
-            cut_fraction: canonical.cut_fraction,
-            noise,
-            is_standardised: canonical.is_standardised,
-            n_tokens: steps::tokens_per_layer(&tokens, self.shared.method.n_parts),
-            timings_secs: timings.laps,
-        };
+        timings.lap(Stage::Encode);
+        timings.report(&[Stage::Encode], &shared.metrics);
+        let facts = scan.facts(&tokens, &shared.method, timings.secs());
         Ok(Some((tokens, facts)))
+    }
+
+    /// Reads a scan from the archive and makes it ready: after a start, or when several came at once.
+    fn prepare(&self, record: &ScanRecord) -> Result<Prepared, ScanError> {
+        let Shared { archive, metrics, method, .. } = &*self.shared;
+        let mut timings = Timings::start();
+        let (path, mask) = (archive.scan(record.id), archive.mask(record.id));
+        let alignment = steps::alignment(record.alignment)?;
+        let source = steps::read_source(&path, mask.as_deref(), alignment, &ARCHIVED)
+            .map_err(missing_source)?;
+        timings.lap(Stage::Decode);
+        let scan = Encodable::new(&source, method, &record.cohort)?;
+        timings.lap(Stage::Preprocess);
+        timings.report(&[Stage::Decode, Stage::Preprocess], metrics);
+        Ok(Prepared { scan, timings })
     }
 
     /// Stores, then hands on.
@@ -175,7 +194,7 @@ impl Encode {
         info!(
             scan = %record.id,
             tokens = facts.n_tokens,
-            secs = facts.timings_secs.get("encode"),
+            secs = facts.timings_secs.get(Stage::Encode.name()),
             "encoded"
         );
         record.encoded = Some(facts);
@@ -258,25 +277,4 @@ fn crashed(shared: &Shared, panic: &(dyn std::any::Any + Send)) -> ScanError {
         "report it with the file, if it may be shared",
     )
     .into()
-}
-
-/// Wall time step by step.
-struct Timings {
-    since: Instant,
-    laps: BTreeMap<String, f64>,
-}
-
-impl Default for Timings {
-    fn default() -> Self {
-        Self { since: Instant::now(), laps: BTreeMap::new() }
-    }
-}
-
-impl Timings {
-    fn lap(&mut self, name: &str) -> Duration {
-        let took = self.since.elapsed();
-        self.since = Instant::now();
-        self.laps.insert(name.to_owned(), took.as_secs_f64());
-        took
-    }
 }

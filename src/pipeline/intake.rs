@@ -23,9 +23,11 @@ use super::{
     FULL, IDLE, MAX_CRASHES, Shared,
     acquisition::{Acquisition, acquisition, read_json},
     board::StageName,
+    encode::{Due, Prepared},
     hook::{self, Handed, Hook},
     now_secs, panic_text,
-    steps::{self, Incoming},
+    steps::{self, Encodable, Incoming},
+    timings::Timings,
 };
 use crate::{
     domain::{
@@ -54,7 +56,7 @@ const MISSING_PATIENCE_SECS: u64 = 30 * 24 * 3600;
 
 /// What became of a whole file.
 enum Taken {
-    Accepted(Box<ScanRecord>),
+    Accepted(Box<ScanRecord>, Box<Encodable>),
     Duplicate(ScanId),
     /// It changed while it was copied: not whole after all.
     Changed,
@@ -81,10 +83,10 @@ struct Trouble {
 pub(super) struct Intake {
     shared: Arc<Shared>,
     woken: Receiver<Change>,
-    to_encoder: SyncSender<ScanId>,
+    to_encoder: SyncSender<Due>,
     /// Accepted scans for which the encoder's queue has no room yet. While there are any, no
     /// further file is read: the folder is the queue.
-    pending: VecDeque<ScanId>,
+    pending: VecDeque<Due>,
     settling: Settling,
     troubles: HashMap<PathBuf, Trouble>,
     /// DICOM files on their way.
@@ -98,7 +100,7 @@ impl Intake {
     pub(super) fn new(
         shared: Arc<Shared>,
         woken: Receiver<Change>,
-        to_encoder: SyncSender<ScanId>,
+        to_encoder: SyncSender<Due>,
         pending: Vec<(ScanId, u64)>,
         stems: HashSet<String>,
     ) -> Self {
@@ -109,7 +111,7 @@ impl Intake {
             shared,
             woken,
             to_encoder,
-            pending: pending.into_iter().map(|(id, _)| id).collect(),
+            pending: pending.into_iter().map(|(id, _)| Due { id, prepared: None }).collect(),
             settling: Settling::default(),
             troubles: HashMap::new(),
             bundles: series::Bundles::default(),
@@ -274,8 +276,9 @@ impl Intake {
         let reading = SeenOutcome::Reading { attempts: whole.n_crashes + 1 };
         self.remember(candidate, key, reading)?;
         self.shared.store.flush()?;
-        let started = Instant::now();
-        let taken = std::panic::catch_unwind(AssertUnwindSafe(|| self.take_in(candidate, &whole)));
+        let mut timings = Timings::start();
+        let work = AssertUnwindSafe(|| self.take_in(candidate, &whole, &mut timings));
+        let taken = std::panic::catch_unwind(work);
         let taken = taken.unwrap_or_else(|panic| {
             self.shared.metrics.stage_panicked(Stage::Decode);
             Err(Refusal::new(
@@ -286,12 +289,15 @@ impl Intake {
             )
             .into())
         });
-        self.shared.metrics.stage_finished(Stage::Decode, started.elapsed());
+        timings.lap(Stage::Decode);
+        timings.report(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
         match taken {
             Ok(Taken::Changed | Taken::GivenUp) => {
                 return Ok(self.shared.store.forget_seen(key)?);
             }
-            Ok(Taken::Accepted(record)) => self.accepted(candidate, key, &record)?,
+            Ok(Taken::Accepted(record, scan)) => {
+                self.accepted(candidate, key, &record, Prepared { scan: *scan, timings })?;
+            }
             Ok(Taken::Duplicate(id)) => self.duplicate(candidate, key, id)?,
             Err(error) => return self.refuse(candidate, key, incoming, error),
         }
@@ -306,7 +312,12 @@ impl Intake {
     }
 
     /// Copies, reads, checks, identifies; journals a scan that is new.
-    fn take_in(&self, candidate: &Candidate, whole: &Whole) -> Result<Taken, ScanError> {
+    fn take_in(
+        &self,
+        candidate: &Candidate,
+        whole: &Whole,
+        timings: &mut Timings,
+    ) -> Result<Taken, ScanError> {
         if candidate.path.is_dir() {
             return Err(Refusal::new(
                 QuarantineReason::Unsupported,
@@ -337,6 +348,7 @@ impl Intake {
         if known.as_ref().is_some_and(|known| !is_refused(known)) {
             return Ok(Taken::Duplicate(id));
         }
+        timings.lap(Stage::Decode);
         let method = &self.shared.method;
         let hook = method.hook.as_ref().filter(|hook| hook.takes(scan.is_head()));
         let handed = match hook {
@@ -348,11 +360,13 @@ impl Intake {
         };
         let source = steps::prepare(scan, handed, method)?;
         beat();
-        // Made and dropped: what has no canonical volume is refused while the file is at hand.
-        steps::canonical(&source, method, None)?;
         let rules = &self.shared.config().cohorts;
         let spacing_mm = source.raw.affine.spacing_mm();
         let placed = acquisition(&candidate.path, json, spacing_mm, rules, method);
+        // What cannot be encoded is refused while the file is at hand.
+        let encodable = Encodable::new(&source, method, &placed.cohort)?;
+        timings.lap(Stage::Preprocess);
+        beat();
         let mut record = self.new_record(candidate, id, whole.waited, known.as_ref(), placed)?;
         record.alignment = steps::alignment_facts(&source);
         record.preprocess.clone_from(&source.preprocess);
@@ -368,7 +382,7 @@ impl Intake {
         archive.keep(&draft, id)?;
         self.shared.store.put_record(&record)?;
         self.shared.metrics.bytes_ingested(draft.n_bytes);
-        Ok(Taken::Accepted(Box::new(record)))
+        Ok(Taken::Accepted(Box::new(record), Box::new(encodable)))
     }
 
     /// Lets the site's own preprocessing work on a scan; nothing when asked to stop meanwhile.
@@ -380,12 +394,10 @@ impl Intake {
     ) -> Result<Option<Handed>, ScanError> {
         let shared = &self.shared;
         let work = self.hook_folder();
-        let started = Instant::now();
         let handed = hook.run(file, &scan.raw, &work, &shared.limits(), || {
             shared.board.beat(StageName::Intake);
             !shared.stopping()
         });
-        shared.metrics.stage_finished(Stage::Preprocess, started.elapsed());
         shared.board.set_reason(hook::UNSTARTED, matches!(handed, Err(ScanError::Own { .. })));
         // It holds a patient's scan.
         clear(&work);
@@ -427,23 +439,26 @@ impl Intake {
         candidate: &Candidate,
         key: &[u8],
         record: &ScanRecord,
+        prepared: Prepared,
     ) -> Result<(), ScanError> {
         let id = record.id;
         self.remember(candidate, key, SeenOutcome::Accepted(id))?;
         debug!(scan = %id, path = %candidate.path.display(), "accepted from");
-        self.queue(record);
+        self.queue(record, prepared);
         Ok(())
     }
 
-    /// Puts a scan that the journal holds in line for the encoder.
-    fn queue(&mut self, record: &ScanRecord) {
+    /// Puts a scan that the journal holds in line for the encoder. Of many scans in one archive only the first
+    /// stays in memory.
+    fn queue(&mut self, record: &ScanRecord, prepared: Prepared) {
         let id = record.id;
         self.stems.insert(record.output_stem.clone());
         self.shared.metrics.volume_ingested(IngestResult::Accepted);
         self.shared.board.update().n_accepted += 1;
         info!(scan = %id, "accepted");
         self.shared.board.joined_queue(record.first_seen_secs);
-        self.pending.push_back(id);
+        let prepared = self.pending.is_empty().then(|| Box::new(prepared));
+        self.pending.push_back(Due { id, prepared });
         self.hand_on();
     }
 
@@ -561,13 +576,13 @@ impl Intake {
         Ok(self.shared.store.put_seen(key, &SeenFile::new(candidate.look, outcome))?)
     }
 
-    /// Gives ids to the encoder while its queue has room. The journal holds the scans, so a stop
+    /// Gives scans to the encoder while its queue has room. The journal holds the scans, so a stop
     /// may drop the rest.
     fn hand_on(&mut self) {
-        while let Some(&id) = self.pending.front() {
-            match self.to_encoder.try_send(id) {
-                Ok(()) => drop(self.pending.pop_front()),
-                Err(TrySendError::Full(_)) => return,
+        while let Some(due) = self.pending.pop_front() {
+            match self.to_encoder.try_send(due) {
+                Ok(()) => {}
+                Err(TrySendError::Full(due)) => return self.pending.push_front(due),
                 Err(TrySendError::Disconnected(_)) => self.pending.clear(),
             }
         }

@@ -1,8 +1,9 @@
 //! The stages of the daemon: intake -> encode -> score, each a thread that owns its state.
 //!
-//! Only scan ids move between stages, through short queues: a slow device slows reading, and the
-//! incoming folder grows visibly. What must survive stands in the journal before the id moves on,
-//! so that a kill at any line leaves a state from which the same steps give the same results.
+//! Scan ids move between stages, and with them what intake made of a scan for the encoder, through a short
+//! queue: a slow device slows reading, and the incoming folder grows visibly. What must survive stands in
+//! the journal before the id moves on, so that a kill at any line leaves a state from which the same steps
+//! give the same results.
 
 pub mod acquisition;
 mod archive;
@@ -16,6 +17,7 @@ mod intake;
 mod reporting;
 mod score;
 pub mod steps;
+mod timings;
 
 pub(crate) use compare::compare_grid;
 
@@ -48,8 +50,11 @@ use board::{Board, StageName};
 
 pub use reporting::{MIXED, ReportInput, build_results};
 
-/// Scans waiting between two stages.
-const QUEUE: usize = 2;
+/// Scans waiting for the encoder, ready for it: one more is with intake, about 60 MB each.
+const TO_ENCODER: usize = 1;
+
+/// Ids of scans waiting to be scored. While a window is scored the encoder goes on.
+const TO_SCORE: usize = 64;
 
 /// A stage that waits for work looks up this often: it shows that it is alive and sees a stop.
 const IDLE: Duration = Duration::from_secs(1);
@@ -154,8 +159,8 @@ impl Pipeline {
     pub fn start(shared: &Arc<Shared>, engine: Engine) -> Result<Self, ScanError> {
         let TakenUp { pending, members, stems } = take_up(shared)?;
         let (wake, woken) = mpsc::channel();
-        let (to_encoder, from_intake) = mpsc::sync_channel(QUEUE);
-        let (to_score, from_encoder) = mpsc::sync_channel(QUEUE);
+        let (to_encoder, from_intake) = mpsc::sync_channel(TO_ENCODER);
+        let (to_score, from_encoder) = mpsc::sync_channel(TO_SCORE);
         let (report_end, ended) = tokio::sync::mpsc::unbounded_channel();
         let Engine { tokeniser, distances, .. } = engine;
         let own = || Arc::clone(shared);

@@ -17,7 +17,7 @@ use crate::{
         cohort::CohortKey,
         error::{QuarantineReason, Refusal, ScanError},
         finding::{Cluster, Finding, SharedAnomaly},
-        scan::{AlignmentFacts, PreprocessFacts, ScanId},
+        scan::{AlignmentFacts, EncodedFacts, PreprocessFacts, ScanId},
     },
     engine::Method,
     nifti::{self, Grid, Limits},
@@ -26,6 +26,7 @@ use crate::{
         geometry::{Affine, VoxelPoint},
         mask::{GridPlacement, Region, ScoreGrid, joined_scores, regions_above, score_map},
         preprocess::{self, Canonical, MAX_BRAIN_ML, MIN_SHARE_IN_CUBE, PreprocessError},
+        quality,
         registration::{
             self, Alignment, MIN_COVERAGE, MIN_EXPLAINED, MIN_EXTENT_MM, RegistrationError,
         },
@@ -280,6 +281,42 @@ fn read_brain(
 /// smallest that is taken for one, 200 ml, still one in 27. With none at all, as in speckle, a scan
 /// would have no tokens and be reported as normal.
 const CELLS_PER_FOREGROUND: usize = 64;
+
+/// A scan as the encoder takes it.
+pub struct Encodable {
+    /// The cube.
+    pub canonical: Canonical,
+    /// Noise as a share of the brain's contrast.
+    pub noise: Option<f64>,
+}
+
+impl Encodable {
+    /// The canonical cube of a source, and what can be said of the scan on its own grid.
+    ///
+    /// # Errors
+    /// As [`canonical`].
+    pub fn new(source: &Source, method: &Method, cohort: &CohortKey) -> Result<Self, ScanError> {
+        let canonical = canonical(source, method, Some(cohort))?;
+        Ok(Self { canonical, noise: quality::noise(&source.raw, &source.brain) })
+    }
+
+    /// What the journal keeps of the scan once it has these `tokens`.
+    pub fn facts(
+        &self,
+        tokens: &[TokenGrid],
+        method: &Method,
+        timings_secs: BTreeMap<String, f64>,
+    ) -> EncodedFacts {
+        EncodedFacts {
+            brain_ml: self.canonical.brain_ml,
+            cut_fraction: self.canonical.cut_fraction,
+            noise: self.noise,
+            is_standardised: self.canonical.is_standardised,
+            n_tokens: tokens_per_layer(tokens, method.n_parts),
+            timings_secs,
+        }
+    }
+}
 
 /// The canonical cube of a source, with enough foreground to be scored.
 ///
@@ -733,7 +770,7 @@ fn cluster(region: &Region, map: &[f32], raw: &RawVolume) -> Cluster {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::numeric::{
         geometry::{Affine, Shape3, WorldPoint},
@@ -754,7 +791,7 @@ mod tests {
     }
 
     /// 512 cells of 22 mm.
-    fn method() -> Method {
+    pub(in crate::pipeline) fn method() -> Method {
         Method {
             fingerprint: String::new(),
             model: String::new(),

@@ -216,6 +216,7 @@ fn the_daemon_takes_whole_heads_and_refuses_what_it_cannot_align() {
     let reason = site.path("quarantine/registration_failed/sub-9_T1w.nii.gz");
     site.wait("refused", |_| reason.exists());
     assert_eq!(site.stop(), Some(0));
+    site.encode_again();
 }
 
 pub fn template_image() -> &'static RawVolume {

@@ -152,6 +152,7 @@ fn the_brain_and_the_intensities_of_a_program_are_used_and_asked_for_once_per_sc
     assert_eq!(n_runs(&site), 3, "not for results, not for the copy");
     assert!(!site.path("state/preprocess").exists(), "no scan is left there");
     assert_eq!(site.stop(), Some(0));
+    site.encode_again();
 
     // The one-shot command does the same.
     let out = site.path("from-scratch");

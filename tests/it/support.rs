@@ -9,14 +9,17 @@ use std::{
 };
 
 use oddscan::{
+    domain::scan::ScanRecord,
     nifti,
     numeric::{
         geometry::{Affine, Shape3},
         projection::Normal,
+        token::TokenGrid,
         volume::RawVolume,
     },
     pipeline::board::Status,
     report::{Sidecar, Standing, read_sidecar},
+    store::{MIN_MEMORY, Store},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -132,6 +135,34 @@ impl Site {
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.daemon.take().unwrap().wait().unwrap();
+    }
+
+    /// Lets a stopped daemon encode all members once more, from its archive: their tokens must be those that it
+    /// made of the files as they came.
+    pub fn encode_again(&mut self) {
+        let folder = self.path("state/store");
+        let store = || Store::open(&folder, MIN_MEMORY).unwrap();
+        let tokens = |store: &Store| -> Vec<Vec<TokenGrid>> {
+            let members = store.records().unwrap().into_iter().filter(ScanRecord::is_member);
+            let grids = |record: ScanRecord| {
+                (0..).map_while(|grid| store.tokens(&record.id, grid).unwrap()).collect()
+            };
+            members.map(grids).collect()
+        };
+        let opened = store();
+        let before = tokens(&opened);
+        for record in opened.records().unwrap().iter().filter(|record| record.is_member()) {
+            opened.forget_tokens(record).unwrap();
+        }
+        assert!(tokens(&opened).is_empty());
+        drop(opened);
+        self.start();
+        self.wait("encoded again", |site| {
+            let members = site.status().cohorts.values().map(|c| c.n_scans).sum::<usize>();
+            members == before.len()
+        });
+        assert_eq!(self.stop(), Some(0));
+        assert!(!before.is_empty() && before == tokens(&store()), "bit for bit");
     }
 
     pub fn is_running(&mut self) -> bool {

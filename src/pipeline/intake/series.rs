@@ -21,7 +21,9 @@ use super::{
         board::StageName,
         child,
         convert::{self, Event, Standing},
+        encode::Prepared,
         now_secs, panic_text,
+        timings::Timings,
     },
     Companions, Intake, MAX_PAUSE, Taken, Whole, seen_key,
 };
@@ -326,17 +328,20 @@ impl Intake {
         let companions = Companions::of(&path);
         let whole = Whole { companions, waited: unit.waited(inputs), n_crashes };
         let candidate = Candidate { path, look };
-        let work = AssertUnwindSafe(|| self.take_in(&candidate, &whole));
+        let mut timings = Timings::start();
+        let work = AssertUnwindSafe(|| self.take_in(&candidate, &whole, &mut timings));
         let taken = std::panic::catch_unwind(work).unwrap_or_else(|panic| {
             self.shared.metrics.stage_panicked(Stage::Decode);
             let text = panic_text(panic.as_ref());
             Err(poison(format!("a crash while reading ({text})")).into())
         });
+        timings.lap(Stage::Decode);
+        timings.report(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
         match taken {
-            Ok(Taken::Accepted(record)) => {
+            Ok(Taken::Accepted(record, scan)) => {
                 self.remember_files(unit, inputs, SeenOutcome::Accepted(record.id))?;
                 debug!(scan = %record.id, path = %unit.bundle.path.display(), "accepted from");
-                self.queue(&record);
+                self.queue(&record, Prepared { scan: *scan, timings });
             }
             Ok(Taken::Duplicate(id)) => {
                 self.remember_files(unit, inputs, SeenOutcome::Duplicate(id))?;
