@@ -64,7 +64,7 @@ pub struct CohortStatus {
     /// Members that the others are not compared with, because they are not good enough.
     #[serde(default)]
     pub n_set_aside: usize,
-    /// Results that are older than the window and wait to be written again.
+    /// Results that are missing, or older than the window, and wait to be written.
     pub n_outdated: usize,
     /// Last completed scoring, seconds since 1970.
     pub last_scored_secs: Option<u64>,
@@ -164,6 +164,12 @@ impl Board {
     pub fn queue(&self) -> (usize, Option<u64>) {
         let queue = self.queue.lock().expect("no holder of the lock can panic");
         (queue.len(), queue.iter().copied().min())
+    }
+
+    /// Whether a scan is being encoded or waits for it.
+    pub fn is_encoding(&self) -> bool {
+        let status = self.update();
+        status.n_waiting > 0 || status.in_hand.is_some()
     }
 
     fn change_queue(&self, change: impl FnOnce(&mut VecDeque<u64>)) {

@@ -1,14 +1,15 @@
 //! The last stage: owns the windows, keeps the distances between their members, scores them, and
 //! writes the results.
 //!
-//! A result that is older than its window is a debt. The newest scan's result is written at once;
-//! of the debt to the others one result is paid after each new scan, more while none waits, the
-//! cohorts taking turns: a stream of scans is not held up, and holds nobody up. A scan that leaves
-//! its window has had a result. The journal knows which result belongs to which window, so that a
-//! restart takes the debt up again.
+//! A result that is older than its window is a debt. A new scan's result is written at once; only while more
+//! scans come than a large window can be scored for, those of a few seconds are scored together. Of the debt
+//! to the others one result is paid after each new scan, more while none waits, the cohorts taking turns: a
+//! stream of scans is not held up, and holds nobody up. A scan that leaves its window has had a result. The
+//! journal knows which result belongs to which window, so that a restart takes the debt up again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
     num::NonZeroUsize,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -49,17 +50,37 @@ use crate::{
 /// scored one: the first scoring makes it outdated.
 const WAITING: &str = "waiting";
 
+/// While more scans come, a window rests so many times as long as its last scoring took. Scoring all of a
+/// window of 200 takes seconds on two cores, about as long as encoding a scan.
+const REST: u32 = 4;
+
 /// The window of a cohort with its current scores.
 struct Cohort {
+    /// Members now.
     window: Window,
+    /// Members when it was last scored.
     identity: WindowIdentity,
+    /// The same in the order of the scores.
+    scored: Vec<ScanId>,
     /// Without any scan while there are too few.
     scores: WindowScores,
+    /// Members that came after that.
+    fresh: Vec<Fresh>,
+    /// Until when it is not scored again for more scans, if there are more to come.
+    rests_until: Instant,
     /// Members whose results are older than the window.
     debt: VecDeque<ScanId>,
     /// Since when there has been a debt, seconds since 1970.
     owed_since_secs: Option<u64>,
     last_scored_secs: Option<u64>,
+}
+
+/// A member that has not been scored yet.
+struct Fresh {
+    id: ScanId,
+    since_secs: u64,
+    /// What its distances to the others took.
+    took: Duration,
 }
 
 pub(super) struct Score {
@@ -107,6 +128,7 @@ impl Score {
             if let Some(id) = next {
                 self.admit(id)?;
             }
+            self.score_fresh()?;
             self.reload()?;
             self.pay_one_debt()?;
         }
@@ -122,7 +144,10 @@ impl Score {
                 Err(TryRecvError::Disconnected) => Err(()),
             };
         }
-        match self.from_encoder.recv_timeout(IDLE) {
+        let now = Instant::now();
+        let rests = self.cohorts.values().filter(|cohort| !cohort.fresh.is_empty());
+        let rests = rests.map(|cohort| cohort.rests_until.saturating_duration_since(now)).min();
+        match self.from_encoder.recv_timeout(rests.map_or(IDLE, |rest| rest.min(IDLE))) {
             Ok(id) => Ok(Some(id)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(()),
@@ -131,7 +156,7 @@ impl Score {
 
     /// Rebuilds the windows of an earlier run from the journal.
     fn take_up(&mut self) -> Result<(), ScanError> {
-        for record in std::mem::take(&mut self.members) {
+        for record in mem::take(&mut self.members) {
             self.enter(&record)?;
             if self.shared.stopping() {
                 return Ok(());
@@ -151,21 +176,54 @@ impl Score {
             return Ok(());
         }
         let started = Instant::now();
-        self.shared.metrics.queue(Stage::Score, 1, Some(now_secs()));
         self.enter(&record)?;
+        let fresh = Fresh { id, since_secs: now_secs(), took: started.elapsed() };
+        if let Some(cohort) = self.cohorts.get_mut(&record.cohort) {
+            cohort.fresh.push(fresh);
+        }
+        self.show_fresh();
+        Ok(())
+    }
+
+    /// Scores the windows that new scans have joined, unless they rest.
+    fn score_fresh(&mut self) -> Result<(), ScanError> {
+        let (now, more_come) = (Instant::now(), self.shared.board.is_encoding());
+        let rests = |cohort: &Cohort| more_come && now < cohort.rests_until;
+        let is_due = |cohort: &Cohort| !cohort.fresh.is_empty() && !rests(cohort);
+        let due = self.cohorts.iter().filter(|(_, cohort)| is_due(cohort));
+        let due: Vec<CohortKey> = due.map(|(key, _)| key.clone()).collect();
+        due.iter().try_for_each(|key| self.score(key, Trigger::NewStudy))
+    }
+
+    /// Scores a window anew and writes the results of the scans that came since the last time: somebody waits
+    /// for them. The next start takes up what a stop leaves.
+    fn score(&mut self, key: &CohortKey, trigger: Trigger) -> Result<(), ScanError> {
         if self.shared.stopping() {
             return Ok(());
         }
-        self.rescore(&record.cohort, Trigger::NewStudy)?;
-        self.shared.metrics.stage_finished(Stage::Score, started.elapsed());
-        // The newest first: somebody waits for it.
-        if let Some(cohort) = self.cohorts.get_mut(&record.cohort) {
-            cohort.debt.retain(|&other| other != id);
+        let started = Instant::now();
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        let fresh = mem::take(&mut cohort.fresh);
+        self.rescore(key, trigger)?;
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        let took = started.elapsed();
+        cohort.rests_until = Instant::now() + REST * took;
+        cohort.debt.retain(|id| fresh.iter().all(|fresh| fresh.id != *id));
+        for new in &fresh {
+            self.shared.board.beat(StageName::Score);
+            let share = took / fresh.len() as u32;
+            self.shared.metrics.stage_finished(Stage::Score, new.took + share);
+            self.write(key, new.id)?;
         }
-        self.write(&record.cohort, id)?;
-        self.shared.metrics.queue(Stage::Score, 0, None);
-        self.show(&record.cohort)?;
+        self.show_fresh();
+        self.show(key)?;
         self.show_store()
+    }
+
+    fn show_fresh(&self) {
+        let fresh = self.cohorts.values().flat_map(|cohort| &cohort.fresh);
+        let oldest = fresh.clone().map(|fresh| fresh.since_secs).min();
+        self.shared.metrics.queue(Stage::Score, fresh.count(), oldest);
     }
 
     /// Makes a scan a member and computes its distances to the others.
@@ -175,6 +233,7 @@ impl Score {
         self.write_before_it_leaves(key)?;
         let cohort = self.cohorts.entry(key.clone()).or_insert_with(|| new_cohort(key, capacity));
         let gone = cohort.window.admit(record.id);
+        cohort.debt.retain(|id| !gone.contains(id));
         let others: Vec<ScanId> = cohort.window.others(record.id).collect();
         self.evict(&gone)?;
         let n_pairs = self.compute_columns(record.id, &others)?;
@@ -186,6 +245,9 @@ impl Score {
     fn write_before_it_leaves(&mut self, key: &CohortKey) -> Result<(), ScanError> {
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
         let Some(leaving) = cohort.window.next_to_leave() else { return Ok(()) };
+        if cohort.fresh.iter().any(|fresh| fresh.id == leaving) {
+            return self.score(key, Trigger::NewStudy);
+        }
         let Some(record) = self.shared.store.record(&leaving)? else { return Ok(()) };
         if cohort.scores.scans.is_empty() || was_scored(&record) {
             return Ok(());
@@ -249,6 +311,7 @@ impl Score {
         let references: BTreeSet<ScanId> =
             records.iter().filter(|r| settings.quality.allow(r)).map(|r| r.id).collect();
         cohort.identity = cohort.window.identity(|id| references.contains(&id));
+        cohort.scored = records.iter().map(|record| record.id).collect();
         let wanted = result_key(&cohort.identity, settings);
         let is_scored = references.len() >= settings.window.min_scans;
         let is_due = |record: &&ScanRecord| match &record.reported {
@@ -377,7 +440,7 @@ impl Score {
 
     fn write_results(&self, cohort: &Cohort, record: &ScanRecord) -> Result<(), ScanError> {
         let (shared, id) = (&self.shared, record.id);
-        let index = cohort.window.members().iter().position(|&member| member == id);
+        let index = cohort.scored.iter().position(|&member| member == id);
         let Some(index) = index else { return Ok(()) };
         let mask = shared.archive.mask(id);
         let alignment = steps::alignment(record.alignment)?;
@@ -416,10 +479,11 @@ impl Score {
         let keys: Vec<CohortKey> = self.cohorts.keys().cloned().collect();
         for key in keys {
             let capacity = self.settings.window.max_scans;
-            let gone =
-                self.cohorts.get_mut(&key).map(|cohort| cohort.window.set_capacity(capacity));
-            self.evict(&gone.unwrap_or_default())?;
-            self.rescore(&key, Trigger::Reload)?;
+            let Some(cohort) = self.cohorts.get_mut(&key) else { continue };
+            let gone = cohort.window.set_capacity(capacity);
+            cohort.fresh.retain(|fresh| !gone.contains(&fresh.id));
+            self.evict(&gone)?;
+            self.score(&key, Trigger::Reload)?;
         }
         Ok(())
     }
@@ -457,7 +521,7 @@ impl Score {
             heterogeneity,
             n_unlike: n_unlike(&cohort.scores),
             n_set_aside,
-            n_outdated: cohort.debt.len(),
+            n_outdated: cohort.debt.len() + cohort.fresh.len(),
             last_scored_secs: cohort.last_scored_secs,
         };
         self.shared.board.update().cohorts.insert(key.label().to_owned(), status);
@@ -477,7 +541,10 @@ fn new_cohort(key: &CohortKey, capacity: NonZeroUsize) -> Cohort {
     Cohort {
         window,
         identity,
+        scored: Vec::new(),
         scores: WindowScores::default(),
+        fresh: Vec::new(),
+        rests_until: Instant::now(),
         debt: VecDeque::new(),
         owed_since_secs: None,
         last_scored_secs: None,
@@ -570,4 +637,85 @@ fn was_scored(record: &ScanRecord) -> bool {
 
 fn writing(source: std::io::Error) -> ScanError {
     ScanError::Own { doing: "writing results", source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::mpsc};
+
+    use half::f16;
+
+    use super::*;
+    use crate::{
+        compute::cpu::CpuDistances,
+        domain::scan::ScanState,
+        metrics::Metrics,
+        numeric::{geometry::Shape3, token::TokenGrid},
+        store::{MIN_MEMORY, Store},
+    };
+
+    /// A score stage whose windows wait for more scans: its results are notices.
+    fn stage(folder: &Path) -> Score {
+        for name in ["results", "state"] {
+            std::fs::create_dir(folder.join(name)).unwrap();
+        }
+        let at = folder.display();
+        let config = format!(
+            "window.min_scans = 9\n\
+             directories.results = \"{at}/results\"\n\
+             directories.state = \"{at}/state\""
+        );
+        let config = Config::parse(&config).unwrap();
+        let store = Store::open(&folder.join("state/store"), MIN_MEMORY).unwrap();
+        let method = steps::tests::method();
+        let shared = Shared::new(config, store, Metrics::new(), method).unwrap();
+        let (_, from_encoder) = mpsc::channel();
+        Score::new(Arc::new(shared), Box::new(CpuDistances::new()), from_encoder, Vec::new())
+    }
+
+    fn encoded(score: &Score, n: u8) -> ScanRecord {
+        let features = vec![f16::from_f32(f32::from(n)); 8];
+        let tokens = TokenGrid::new(Shape3::cube(2), 8, vec![u32::from(n)], features).unwrap();
+        let key = CohortKey { name: "t1w".into(), method: "m".into() };
+        let record = ScanRecord {
+            state: ScanState::Encoded,
+            output_stem: format!("scan-{n}"),
+            sequence: u64::from(n),
+            ..ScanRecord::new(ScanId([n; 32]), key)
+        };
+        score.shared.store.put_encoded(&record, &[tokens]).unwrap();
+        record
+    }
+
+    #[test]
+    fn scans_that_come_while_a_window_rests_get_their_results_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut score = stage(folder.path());
+        let records = [1, 2, 3, 4].map(|n| encoded(&score, n));
+        let has_result =
+            |n: u8| folder.path().join(format!("results/scan-{n}_anomaly.json")).exists();
+        let key = records[0].cohort.clone();
+        score.shared.board.joined_queue(0);
+        score.admit(records[0].id).unwrap();
+        score.score_fresh().unwrap();
+        assert!(has_result(1), "at once: nothing has been scored for long");
+        score.cohorts.get_mut(&key).unwrap().rests_until += Duration::from_secs(3600);
+        for record in &records[1..3] {
+            score.admit(record.id).unwrap();
+            score.score_fresh().unwrap();
+        }
+        assert!(![2, 3].map(has_result).contains(&true));
+        let n_outdated = |score: &mut Score| {
+            score.show(&key).unwrap();
+            score.shared.board.update().cohorts["t1w"].n_outdated
+        };
+        assert_eq!(n_outdated(&mut score), 2);
+        score.shared.board.left_queue();
+        score.score_fresh().unwrap();
+        assert_eq!([2, 3, 4].map(has_result), [true, true, false]);
+        assert_eq!(n_outdated(&mut score), 0);
+        score.admit(records[3].id).unwrap();
+        score.score_fresh().unwrap();
+        assert!(has_result(4), "at once: no more are to come");
+    }
 }
