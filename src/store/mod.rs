@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use bytemuck::{cast_slice, pod_collect_to_vec};
+use bytemuck::{cast_slice, cast_slice_mut};
 use half::f16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -265,11 +265,13 @@ impl Store {
         let damaged = || StoreError::Damaged { what: "tokens", scan: id.short() };
         let Some(manifest) = self.manifest(id)? else { return Ok(None) };
         let Some(shape) = manifest.grids.get(grid) else { return Ok(None) };
-        let bytes = get_blob(&self.chunks, &grid_key(&[*id], grid), "tokens")?;
-        let bytes = bytes.filter(|b| b.len() as u64 == shape.n_bytes()).ok_or_else(damaged)?;
-        let (cells, features) = bytes.split_at(shape.n_tokens * 4);
-        let cells = cells.chunks_exact(4).map(word).collect();
-        let features: Vec<f16> = pod_collect_to_vec(features);
+        let key = grid_key(&[*id], grid);
+        let blob = Blob::open(&self.chunks, &key, "tokens")?;
+        let mut blob = blob.filter(|blob| blob.length == shape.n_bytes()).ok_or_else(damaged)?;
+        let mut cells = vec![0_u32; shape.n_tokens];
+        blob.fill(cast_slice_mut(&mut cells))?;
+        let mut features = vec![f16::ZERO; shape.n_tokens * shape.channels];
+        blob.fill(cast_slice_mut(&mut features))?;
         TokenGrid::new(Shape3(shape.shape), shape.channels, cells, features)
             .map(Some)
             .map_err(|_| damaged())
@@ -281,10 +283,11 @@ impl Store {
         let Some(manifest) = self.manifest(id)? else { return Ok(None) };
         let Some(found) = manifest.grids.get(grid) else { return Ok(None) };
         let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
-        let n_bytes = found.n_tokens * 4;
-        let bytes = get_start(&self.chunks, &grid_key(&[*id], grid), "tokens", n_bytes)?;
-        let bytes = bytes.filter(|bytes| bytes.len() == n_bytes).ok_or_else(lost)?;
-        let cells = bytes.chunks_exact(4).map(word).collect();
+        let key = grid_key(&[*id], grid);
+        let blob = Blob::open(&self.chunks, &key, "tokens")?;
+        let mut blob = blob.filter(|blob| blob.length == found.n_bytes()).ok_or_else(lost)?;
+        let mut cells = vec![0_u32; found.n_tokens];
+        blob.fill(cast_slice_mut(&mut cells))?;
         Ok(Some(Foreground { shape: Shape3(found.shape), cells }))
     }
 
@@ -316,12 +319,20 @@ impl Store {
         grid: usize,
         n_tokens: usize,
     ) -> Result<Option<Vec<f32>>, StoreError> {
-        let bytes = match get_blob(&self.columns, &grid_key(&[of, other], grid), "distances") {
-            Err(StoreError::Damaged { .. }) => None,
-            bytes => bytes?,
+        let key = grid_key(&[of, other], grid);
+        let read = || -> Result<Option<Vec<f32>>, StoreError> {
+            let blob = Blob::open(&self.columns, &key, "distances")?;
+            let Some(mut blob) = blob.filter(|blob| blob.length == 4 * n_tokens as u64) else {
+                return Ok(None);
+            };
+            let mut column = vec![0.0; n_tokens];
+            blob.fill(cast_slice_mut(&mut column))?;
+            Ok(Some(column))
         };
-        let whole = bytes.filter(|bytes| bytes.len() == 4 * n_tokens);
-        Ok(whole.map(|bytes| pod_collect_to_vec(&bytes)))
+        match read() {
+            Err(StoreError::Damaged { .. }) => Ok(None),
+            read => read,
+        }
     }
 
     /// As [`Store::column`], to several other scans at once, on all cores.
@@ -520,35 +531,49 @@ fn put_blob(tree: &Tree, prefix: &[u8], bytes: &[u8]) -> Result<(), StoreError> 
     Ok(())
 }
 
-fn get_blob(tree: &Tree, prefix: &[u8], what: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
-    get_start(tree, prefix, what, usize::MAX)
-}
-
-/// The first `n_bytes` of a blob, or all of it if there are fewer.
+/// A long value that is read from its start.
 ///
 /// Looked up chunk by chunk: a range of keys would make sled copy each page's list of keys, and tell its
 /// cache but once of sixteen values.
-fn get_start(
-    tree: &Tree,
-    prefix: &[u8],
+struct Blob<'a> {
+    tree: &'a Tree,
+    prefix: &'a [u8],
     what: &'static str,
-    n_bytes: usize,
-) -> Result<Option<Vec<u8>>, StoreError> {
-    let Some(first) = tree.get(chunk_key(prefix, 0))? else { return Ok(None) };
-    let (length, chunk) = open_chunk(&first, what, prefix)?;
-    let n_bytes = n_bytes.min(length);
-    let mut bytes = Vec::with_capacity(n_bytes);
-    bytes.extend_from_slice(chunk);
-    for index in 1.. {
-        if bytes.len() >= n_bytes {
-            break;
-        }
-        let lost = || record::damaged(what, prefix);
-        let value = tree.get(chunk_key(prefix, index))?.ok_or_else(lost)?;
-        bytes.extend_from_slice(open_chunk(&value, what, prefix)?.1);
+    /// Bytes in all.
+    length: u64,
+    next: usize,
+    /// What is left of the chunk at hand.
+    chunk: IVec,
+}
+
+impl<'a> Blob<'a> {
+    fn open(
+        tree: &'a Tree,
+        prefix: &'a [u8],
+        what: &'static str,
+    ) -> Result<Option<Self>, StoreError> {
+        let Some(first) = tree.get(chunk_key(prefix, 0))? else { return Ok(None) };
+        let (length, chunk) = open_chunk(&first, what, prefix)?;
+        Ok(Some(Self { tree, prefix, what, length, next: 1, chunk }))
     }
-    bytes.truncate(n_bytes);
-    Ok(Some(bytes))
+
+    /// Reads on until `room` is full.
+    fn fill(&mut self, mut room: &mut [u8]) -> Result<(), StoreError> {
+        loop {
+            let n_bytes = room.len().min(self.chunk.len());
+            let (now, later) = room.split_at_mut(n_bytes);
+            now.copy_from_slice(&self.chunk[..n_bytes]);
+            self.chunk = self.chunk.subslice(n_bytes, self.chunk.len() - n_bytes);
+            if later.is_empty() {
+                return Ok(());
+            }
+            room = later;
+            let value = self.tree.get(chunk_key(self.prefix, self.next))?;
+            let value = value.ok_or_else(|| record::damaged(self.what, self.prefix))?;
+            self.chunk = open_chunk(&value, self.what, self.prefix)?.1;
+            self.next += 1;
+        }
+    }
 }
 
 fn chunk_key(prefix: &[u8], index: usize) -> Vec<u8> {
@@ -556,17 +581,12 @@ fn chunk_key(prefix: &[u8], index: usize) -> Vec<u8> {
 }
 
 /// The length of the whole and one chunk of it.
-fn open_chunk<'v>(
-    value: &'v [u8],
-    what: &'static str,
-    prefix: &[u8],
-) -> Result<(usize, &'v [u8]), StoreError> {
-    let (length, chunk) = record::unseal(value, what, prefix)?.split_at(8);
-    Ok((u64::from_be_bytes(length.try_into().expect("split at 8")) as usize, chunk))
-}
-
-fn word(bytes: &[u8]) -> u32 {
-    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+fn open_chunk(value: &IVec, what: &'static str, prefix: &[u8]) -> Result<(u64, IVec), StoreError> {
+    let payload = record::unseal(value, what, prefix)?;
+    let (length, chunk) =
+        payload.split_first_chunk().ok_or_else(|| record::damaged(what, prefix))?;
+    let chunk = value.subslice(value.len() - chunk.len(), chunk.len());
+    Ok((u64::from_be_bytes(*length), chunk))
 }
 
 /// The ids that the keys of a tree begin with. By leaps from one to the next: a walk over all keys would

@@ -16,7 +16,7 @@ pub(super) fn seal(payload: &[u8]) -> Vec<u8> {
     value
 }
 
-/// The payload of a value whose checksum holds; of tokens at least 8 bytes.
+/// The payload of a value whose checksum holds.
 pub(super) fn unseal<'v>(
     value: &'v [u8],
     what: &'static str,
@@ -26,8 +26,7 @@ pub(super) fn unseal<'v>(
         let sum = crc32fast::hash(&value[HEADER..]);
         value[1..HEADER] == sum.to_be_bytes()
     };
-    let payload = whole.then(|| &value[HEADER..]);
-    payload.filter(|payload| payload.len() >= 2).ok_or_else(|| damaged(what, key))
+    whole.then(|| &value[HEADER..]).ok_or_else(|| damaged(what, key))
 }
 
 /// A value as JSON in its envelope.

@@ -206,7 +206,9 @@ fn tokens_that_an_older_version_put_in_larger_chunks_are_read() {
     let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
     let prefix = grid_key(&[id(1)], 0);
-    let bytes = get_blob(&store.chunks, &prefix, "tokens").unwrap().unwrap();
+    let mut blob = Blob::open(&store.chunks, &prefix, "tokens").unwrap().unwrap();
+    let mut bytes = vec![0; blob.length as usize];
+    blob.fill(&mut bytes).unwrap();
     remove_prefix(&store.chunks, &prefix).unwrap();
     for (index, chunk) in bytes.chunks(60 * 1024).enumerate() {
         let value = [&(bytes.len() as u64).to_be_bytes(), chunk].concat();
