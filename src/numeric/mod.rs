@@ -18,6 +18,7 @@ pub mod token;
 
 pub mod mask;
 pub mod scoring;
+mod smallest;
 
 pub mod quality;
 

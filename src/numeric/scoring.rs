@@ -3,9 +3,7 @@
 
 use std::num::NonZeroUsize;
 
-use rayon::prelude::*;
-
-use super::{mask::ScoreGrid, token::Foreground};
+use super::{mask::ScoreGrid, smallest::means_of_smallest, token::Foreground};
 
 /// How far from its own cell a token looks for a match in another scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -113,39 +111,7 @@ impl NearestDistances {
 /// are no matches and are left out; a token without any finite one has no evidence for or against
 /// it and gets `None`. The order of the columns does not change the result, to the last bit.
 pub fn mutual_scores(nearest: &NearestDistances, keep: Fraction) -> Vec<Option<f32>> {
-    let keep = keep.of(nearest.columns.len());
-    let score = |row: &mut Vec<u32>, token: usize| {
-        row.clear();
-        let distances = nearest.columns.iter().map(|column| column[token]);
-        // No distance is negative, so that the bits are in the order of the numbers: whole numbers are
-        // compared in half of the time.
-        row.extend(distances.filter(|distance| distance.is_finite()).map(f32::to_bits));
-        if keep < row.len() {
-            row.select_nth_unstable(keep);
-            row.truncate(keep);
-        }
-        (!row.is_empty()).then(|| (sum_in_any_order(row) / row.len() as f64) as f32)
-    };
-    (0..nearest.n_tokens).into_par_iter().map_init(Vec::new, score).collect()
-}
-
-/// The sum of distances given by their bits, to the last bit the same in whatever order they come.
-///
-/// All are multiples of the last bit of the smallest, which is at least 2^-24 of it. A sum below 2^53
-/// times that bit is exact in `f64`; only one that may not be, as beside a distance of nearly 0, needs
-/// them sorted, which takes longer than all the rest of a score.
-fn sum_in_any_order(distances: &mut [u32]) -> f64 {
-    let sum = |distances: &[u32]| -> f64 {
-        distances.iter().map(|&bits| f64::from(f32::from_bits(bits))).sum()
-    };
-    // A distance of 0 is a multiple of everything.
-    let smallest = distances.iter().copied().filter(|&bits| bits > 0).min().unwrap_or(0);
-    let quick = sum(distances);
-    if quick < f64::from(1 << 29) * f64::from(f32::from_bits(smallest)) {
-        return quick;
-    }
-    distances.sort_unstable();
-    sum(distances)
+    means_of_smallest(&nearest.columns, nearest.n_tokens, keep.of(nearest.columns.len()))
 }
 
 /// Averages the scores of one scan over the layers; `None` where any layer has none.
@@ -472,11 +438,6 @@ mod tests {
         assert_eq!(heterogeneity(&same[..1]), None);
     }
 
-    /// Distances as they are, and so small ones that a sum in f64 is rounded.
-    fn distance() -> impl Strategy<Value = f32> {
-        prop_oneof![9 => 0.0_f32..2.0, 1 => 0.0_f32..1e-12, 1 => Just(0.0_f32)]
-    }
-
     proptest! {
         #[test]
         fn the_order_of_the_scans_changes_no_bit_of_the_levelling(
@@ -493,29 +454,6 @@ mod tests {
             level_places(&mut turned, 0.3);
             grids.rotate_left(middle);
             prop_assert_eq!(grids, turned);
-        }
-
-        #[test]
-        fn the_order_of_the_columns_changes_no_bit(
-            mut columns in prop::collection::vec(prop::collection::vec(distance(), 5), 2..12),
-            turn in 0_usize..12,
-        ) {
-            let before = mutual_scores(&NearestDistances::new(5, columns.clone()), fraction(0.3));
-            let middle = turn % columns.len();
-            columns.rotate_left(middle);
-            let after = mutual_scores(&NearestDistances::new(5, columns), fraction(0.3));
-            prop_assert_eq!(before, after);
-        }
-
-        #[test]
-        fn a_sum_is_that_of_the_sorted_distances_to_the_last_bit(
-            distances in prop::collection::vec(distance(), 0..300),
-        ) {
-            let mut sorted = distances.clone();
-            sorted.sort_by(f32::total_cmp);
-            let expected: f64 = sorted.into_iter().map(f64::from).sum();
-            let mut bits: Vec<u32> = distances.into_iter().map(f32::to_bits).collect();
-            prop_assert_eq!(sum_in_any_order(&mut bits).to_bits(), expected.to_bits());
         }
     }
 }
