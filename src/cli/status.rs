@@ -81,7 +81,7 @@ fn table(status: &Status) -> String {
     );
     for (name, cohort) in &status.cohorts {
         text += &format!(
-            "cohort {name}: {} scans (needs {}, holds {}), {} results to be renewed\n",
+            "cohort {name}: {} scans (needs {}, holds {}), {} results to be written\n",
             cohort.n_scans, cohort.min_scans, cohort.max_scans, cohort.n_outdated
         );
         if let Some(ratio) = cohort.heterogeneity.filter(|&ratio| ratio > MIXED) {

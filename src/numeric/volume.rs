@@ -107,6 +107,11 @@ pub struct Volume {
 }
 
 impl Volume {
+    /// What it takes in memory, bytes.
+    pub fn n_bytes(&self) -> usize {
+        size_of_val(&*self.voxels) + size_of_val(&*self.brain)
+    }
+
     /// Voxels along each edge.
     pub fn side(&self) -> usize {
         self.side

@@ -36,6 +36,15 @@ impl StageName {
     }
 }
 
+/// What a scan waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// The encoder.
+    Encode,
+    /// Its first result.
+    Score,
+}
+
 /// The scan that the encoder has in hand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InHand {
@@ -43,7 +52,7 @@ pub struct InHand {
     pub scan: String,
     /// Slices encoded.
     pub slices_done: usize,
-    /// Slices in all.
+    /// Slices in all; 0 until the first are done.
     pub slices_all: usize,
 }
 
@@ -89,6 +98,9 @@ pub struct Status {
     pub n_settling: usize,
     /// Scans read that wait for the encoder.
     pub n_waiting: usize,
+    /// Scans encoded that wait for their first result.
+    #[serde(default)]
+    pub n_unscored: usize,
     /// The scan being encoded.
     pub in_hand: Option<InHand>,
     /// Windows by cohort.
@@ -112,6 +124,7 @@ impl Status {
     /// One line for the service manager.
     pub fn line(&self) -> String {
         let encoding = match &self.in_hand {
+            Some(hand) if hand.slices_all == 0 => "preparing".to_owned(),
             Some(hand) => format!("encoding {}/{} slices", hand.slices_done, hand.slices_all),
             None => "idle".to_owned(),
         };
@@ -121,7 +134,7 @@ impl Status {
             .map(|(name, cohort)| format!(", {name} {}/{}", cohort.n_scans, cohort.min_scans))
             .collect();
         let reasons: String = self.reasons.iter().map(|reason| format!("; {reason}")).collect();
-        let waiting = self.n_settling + self.n_waiting;
+        let waiting = self.n_settling + self.n_waiting + self.n_unscored;
         format!("{waiting} waiting, {encoding}{cohorts}, {}{reasons}", self.device)
     }
 }
@@ -129,8 +142,8 @@ impl Status {
 /// The status, and a sign of life per stage.
 pub struct Board {
     status: Mutex<Status>,
-    /// When each scan that waits for the encoder was first seen, in the order of the queue.
-    queue: Mutex<VecDeque<u64>>,
+    /// Since when each scan waits, seconds since 1970, in order.
+    queues: [Mutex<VecDeque<u64>>; 2],
     started: Instant,
     /// Milliseconds from the start to the last sign of life.
     beats: [AtomicU64; 3],
@@ -142,28 +155,28 @@ impl Board {
         let status = Status { version: env!("CARGO_PKG_VERSION").into(), ..Status::default() };
         Self {
             status: Mutex::new(status),
-            queue: Mutex::default(),
+            queues: Default::default(),
             started: Instant::now(),
             beats: Default::default(),
         }
     }
 
-    /// A scan first seen then, in seconds since 1970, waits for the encoder.
-    pub fn joined_queue(&self, first_seen_secs: u64) {
-        self.change_queue(|queue| queue.push_back(first_seen_secs));
+    /// A scan waits from now on, and has been on its way since then, in seconds since 1970.
+    pub fn joined(&self, queue: Queue, since_secs: u64) {
+        self.change(queue, |waiting| waiting.push_back(since_secs));
     }
 
-    /// The encoder has taken the scan that waited longest.
-    pub fn left_queue(&self) {
-        self.change_queue(|queue| {
-            queue.pop_front();
+    /// The scan that waited longest waits no longer.
+    pub fn left(&self, queue: Queue) {
+        self.change(queue, |waiting| {
+            waiting.pop_front();
         });
     }
 
-    /// How many scans wait for the encoder, and when the first of them was first seen.
-    pub fn queue(&self) -> (usize, Option<u64>) {
-        let queue = self.queue.lock().expect("no holder of the lock can panic");
-        (queue.len(), queue.iter().copied().min())
+    /// How many scans wait, and since when the first of them has been on its way.
+    pub fn queue(&self, queue: Queue) -> (usize, Option<u64>) {
+        let waiting = self.queues[queue as usize].lock().expect("no holder of the lock can panic");
+        (waiting.len(), waiting.iter().copied().min())
     }
 
     /// Whether a scan is being encoded or waits for it.
@@ -172,10 +185,15 @@ impl Board {
         status.n_waiting > 0 || status.in_hand.is_some()
     }
 
-    fn change_queue(&self, change: impl FnOnce(&mut VecDeque<u64>)) {
-        let mut queue = self.queue.lock().expect("no holder of the lock can panic");
-        change(&mut queue);
-        self.update().n_waiting = queue.len();
+    fn change(&self, queue: Queue, change: impl FnOnce(&mut VecDeque<u64>)) {
+        let mut waiting =
+            self.queues[queue as usize].lock().expect("no holder of the lock can panic");
+        change(&mut waiting);
+        let mut status = self.update();
+        match queue {
+            Queue::Encode => status.n_waiting = waiting.len(),
+            Queue::Score => status.n_unscored = waiting.len(),
+        }
     }
 
     /// The status, to be changed.

@@ -1,4 +1,4 @@
-//! The second stage: owns the encoder and turns archived sources into stored tokens.
+//! The second stage: owns the encoder and turns prepared scans into stored tokens.
 
 use std::{
     io,
@@ -16,8 +16,7 @@ use tracing::{info, warn};
 
 use super::{
     ARCHIVED, FULL, IDLE, MAX_CRASHES, Shared,
-    board::InHand,
-    board::StageName,
+    board::{InHand, Queue, StageName},
     now_secs, panic_text,
     steps::{self, Encodable},
     timings::Timings,
@@ -78,8 +77,17 @@ impl Encode {
         Ok(())
     }
 
-    fn take(&mut self, Due { id, prepared }: Due) -> Result<(), ScanError> {
-        self.shared.board.left_queue();
+    fn take(&mut self, due: Due) -> Result<(), ScanError> {
+        // In this order: a scan is always on the board.
+        let scan = due.id.short();
+        self.shared.board.update().in_hand = Some(InHand { scan, slices_done: 0, slices_all: 0 });
+        self.shared.board.left(Queue::Encode);
+        let done = self.encode_and_hand_on(due);
+        self.shared.board.update().in_hand = None;
+        done
+    }
+
+    fn encode_and_hand_on(&mut self, Due { id, prepared }: Due) -> Result<(), ScanError> {
         let Some(mut record) = self.shared.store.record(&id)? else { return Ok(()) };
         if record.state != ScanState::Ingested {
             return Ok(());
@@ -94,7 +102,6 @@ impl Encode {
         record.attempts += 1;
         self.shared.store.put_record(&record)?;
         let done = std::panic::catch_unwind(AssertUnwindSafe(|| self.encode(&record, prepared)));
-        self.shared.board.update().in_hand = None;
         match done.unwrap_or_else(|panic| Err(crashed(&self.shared, panic.as_ref()))) {
             Ok(Some((tokens, facts))) => self.finish(record, &tokens, facts),
             Ok(None) => self.put_back(record),
@@ -136,7 +143,7 @@ impl Encode {
     ) -> Result<Option<(Vec<TokenGrid>, EncodedFacts)>, ScanError> {
         let prepared = prepared.map_or_else(|| self.prepare(record), |made| Ok(*made))?;
         let Prepared { scan, mut timings } = prepared;
-        timings.resume();
+        timings.resume(Stage::Encode);
         let Self { shared, tokeniser, .. } = self;
         let id = record.id;
         let batch_before = tokeniser.max_batch();
@@ -161,7 +168,7 @@ impl Encode {
                 return Err(DeviceError::Failed { device, message }.into());
             }
         };
-        timings.lap(Stage::Encode);
+        timings.stop();
         timings.report(&[Stage::Encode], &shared.metrics);
         let facts = scan.facts(&tokens, &shared.method, timings.secs());
         Ok(Some((tokens, facts)))
@@ -170,14 +177,14 @@ impl Encode {
     /// Reads a scan from the archive and makes it ready: after a start, or when several came at once.
     fn prepare(&self, record: &ScanRecord) -> Result<Prepared, ScanError> {
         let Shared { archive, metrics, method, .. } = &*self.shared;
-        let mut timings = Timings::start();
+        let mut timings = Timings::start(Stage::Decode);
         let (path, mask) = (archive.scan(record.id), archive.mask(record.id));
         let alignment = steps::alignment(record.alignment)?;
         let source = steps::read_source(&path, mask.as_deref(), alignment, &ARCHIVED)
             .map_err(missing_source)?;
-        timings.lap(Stage::Decode);
+        timings.switch(Stage::Preprocess);
         let scan = Encodable::new(&source, method, &record.cohort)?;
-        timings.lap(Stage::Preprocess);
+        timings.stop();
         timings.report(&[Stage::Decode, Stage::Preprocess], metrics);
         Ok(Prepared { scan, timings })
     }
@@ -207,6 +214,7 @@ impl Encode {
     /// Gives an id to the score stage, waiting while its queue is full. The score stage ends first
     /// only when the service goes down, and a stop may drop the id: the journal holds the scan.
     fn hand_on(&self, id: ScanId) {
+        self.shared.board.joined(Queue::Score, now_secs());
         while !self.shared.stopping() {
             self.shared.board.beat(StageName::Encode);
             match self.to_score.try_send(id) {
@@ -238,8 +246,10 @@ impl Encode {
     }
 
     fn show_waiting(&self) {
-        let (n_waiting, oldest) = self.shared.board.queue();
-        self.shared.metrics.queue(Stage::Encode, n_waiting, oldest);
+        for (stage, queue) in [(Stage::Encode, Queue::Encode), (Stage::Score, Queue::Score)] {
+            let (n_waiting, oldest) = self.shared.board.queue(queue);
+            self.shared.metrics.queue(stage, n_waiting, oldest);
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! The first stage: looks at the incoming folder, waits until a file is whole, reads and archives
-//! it, and hands its id to the encoder.
+//! it, and hands it to the encoder.
 
 mod series;
 
@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 use super::{
     FULL, IDLE, MAX_CRASHES, Shared,
     acquisition::{Acquisition, acquisition, read_json},
-    board::StageName,
+    board::{Queue, StageName},
     encode::{Due, Prepared},
     hook::{self, Handed, Hook},
     now_secs, panic_text,
@@ -47,6 +47,10 @@ const MAX_READS: u32 = 3;
 const MAX_OUTAGE: Duration = Duration::from_secs(3600);
 /// Longest pause between two tries.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
+
+/// A canonical volume up to this size goes to the encoder in memory: one waits before its queue and one in it. The
+/// default has 56 MB; of a larger one the encoder makes its own when its turn comes.
+const MAX_HANDED_BYTES: usize = 128 << 20;
 
 /// Events within so much time are one reason to look.
 const BURST: Duration = Duration::from_millis(100);
@@ -105,7 +109,7 @@ impl Intake {
         stems: HashSet<String>,
     ) -> Self {
         for &(_, first_seen_secs) in &pending {
-            shared.board.joined_queue(first_seen_secs);
+            shared.board.joined(Queue::Encode, first_seen_secs);
         }
         Self {
             shared,
@@ -276,7 +280,7 @@ impl Intake {
         let reading = SeenOutcome::Reading { attempts: whole.n_crashes + 1 };
         self.remember(candidate, key, reading)?;
         self.shared.store.flush()?;
-        let mut timings = Timings::start();
+        let mut timings = Timings::start(Stage::Decode);
         let work = AssertUnwindSafe(|| self.take_in(candidate, &whole, &mut timings));
         let taken = std::panic::catch_unwind(work);
         let taken = taken.unwrap_or_else(|panic| {
@@ -289,7 +293,7 @@ impl Intake {
             )
             .into())
         });
-        timings.lap(Stage::Decode);
+        timings.stop();
         timings.report(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
         match taken {
             Ok(Taken::Changed | Taken::GivenUp) => {
@@ -348,7 +352,7 @@ impl Intake {
         if known.as_ref().is_some_and(|known| !is_refused(known)) {
             return Ok(Taken::Duplicate(id));
         }
-        timings.lap(Stage::Decode);
+        timings.switch(Stage::Preprocess);
         let method = &self.shared.method;
         let hook = method.hook.as_ref().filter(|hook| hook.takes(scan.is_head()));
         let handed = match hook {
@@ -365,7 +369,7 @@ impl Intake {
         let placed = acquisition(&candidate.path, json, spacing_mm, rules, method);
         // What cannot be encoded is refused while the file is at hand.
         let encodable = Encodable::new(&source, method, &placed.cohort)?;
-        timings.lap(Stage::Preprocess);
+        timings.switch(Stage::Decode);
         beat();
         let mut record = self.new_record(candidate, id, whole.waited, known.as_ref(), placed)?;
         record.alignment = steps::alignment_facts(&source);
@@ -448,16 +452,18 @@ impl Intake {
         Ok(())
     }
 
-    /// Puts a scan that the journal holds in line for the encoder. Of many scans in one archive only the first
-    /// stays in memory.
+    /// Puts a scan that the journal holds in line for the encoder. What was made of it goes along, unless others
+    /// are before it, as where many came in one archive, or it is large.
     fn queue(&mut self, record: &ScanRecord, prepared: Prepared) {
         let id = record.id;
         self.stems.insert(record.output_stem.clone());
         self.shared.metrics.volume_ingested(IngestResult::Accepted);
         self.shared.board.update().n_accepted += 1;
         info!(scan = %id, "accepted");
-        self.shared.board.joined_queue(record.first_seen_secs);
-        let prepared = self.pending.is_empty().then(|| Box::new(prepared));
+        self.shared.board.joined(Queue::Encode, record.first_seen_secs);
+        let goes_along =
+            self.pending.is_empty() && prepared.scan.canonical.volume.n_bytes() <= MAX_HANDED_BYTES;
+        let prepared = goes_along.then(|| Box::new(prepared));
         self.pending.push_back(Due { id, prepared });
         self.hand_on();
     }

@@ -50,7 +50,7 @@ use board::{Board, StageName};
 
 pub use reporting::{MIXED, ReportInput, build_results};
 
-/// Scans waiting for the encoder, ready for it: one more is with intake, about 60 MB each.
+/// Scans waiting for the encoder, one more with intake.
 const TO_ENCODER: usize = 1;
 
 /// Ids of scans waiting to be scored. While a window is scored the encoder goes on.

@@ -3,9 +3,9 @@
 //!
 //! A result that is older than its window is a debt. A new scan's result is written at once; only while more
 //! scans come than a large window can be scored for, those of a few seconds are scored together. Of the debt
-//! to the others one result is paid after each new scan, more while none waits, the cohorts taking turns: a
-//! stream of scans is not held up, and holds nobody up. A scan that leaves its window has had a result. The
-//! journal knows which result belongs to which window, so that a restart takes the debt up again.
+//! to the others one result is paid after each scoring, more while no scan is on its way, the cohorts taking
+//! turns: a stream of scans is not held up, and holds nobody up. A scan that leaves its window has had a
+//! result. The journal knows which result belongs to which window, so that a restart takes the debt up again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 
 use super::{
     ARCHIVED, IDLE, Shared,
-    board::{CohortStatus, StageName},
+    board::{CohortStatus, Queue, StageName},
     compare::{compare_grid, compute_again},
     now_secs, panic_text,
     reporting::{ReportInput, SHIFTED, build_results, result_key, sidecar},
@@ -50,9 +50,12 @@ use crate::{
 /// scored one: the first scoring makes it outdated.
 const WAITING: &str = "waiting";
 
-/// While more scans come, a window rests so many times as long as its last scoring took. Scoring all of a
-/// window of 200 takes seconds on two cores, about as long as encoding a scan.
+/// While more scans come, a window rests so many times as long as its last scoring took: scoring all of a large
+/// window for each of them would take a third of two cores.
 const REST: u32 = 4;
+
+/// It does not rest for longer: somebody waits.
+const MAX_REST: Duration = Duration::from_secs(30);
 
 /// The window of a cohort with its current scores.
 struct Cohort {
@@ -64,7 +67,7 @@ struct Cohort {
     scored: Vec<ScanId>,
     /// Without any scan while there are too few.
     scores: WindowScores,
-    /// Members that came after that.
+    /// Members that have joined since then and wait for their first result.
     fresh: Vec<Fresh>,
     /// Until when it is not scored again for more scans, if there are more to come.
     rests_until: Instant,
@@ -78,7 +81,6 @@ struct Cohort {
 /// A member that has not been scored yet.
 struct Fresh {
     id: ScanId,
-    since_secs: u64,
     /// What its distances to the others took.
     took: Duration,
 }
@@ -128,75 +130,89 @@ impl Score {
             if let Some(id) = next {
                 self.admit(id)?;
             }
-            self.score_fresh()?;
+            let has_scored = self.score_due()?;
             self.reload()?;
-            self.pay_one_debt()?;
+            if has_scored || !self.shared.board.is_encoding() {
+                self.pay_one_debt()?;
+            }
         }
         Ok(())
     }
 
-    /// The next scan from the encoder: without waiting while there is a debt to pay.
+    /// The next scan from the encoder: without waiting while there is a debt to pay and no scan on its way.
     fn next(&self) -> Result<Option<ScanId>, ()> {
-        if self.debtor().is_some() {
+        if self.debtor().is_some() && !self.shared.board.is_encoding() {
             return match self.from_encoder.try_recv() {
                 Ok(id) => Ok(Some(id)),
                 Err(TryRecvError::Empty) => Ok(None),
                 Err(TryRecvError::Disconnected) => Err(()),
             };
         }
-        let now = Instant::now();
-        let rests = self.cohorts.values().filter(|cohort| !cohort.fresh.is_empty());
-        let rests = rests.map(|cohort| cohort.rests_until.saturating_duration_since(now)).min();
-        match self.from_encoder.recv_timeout(rests.map_or(IDLE, |rest| rest.min(IDLE))) {
+        let waiting = self.cohorts.values().filter(|cohort| !cohort.fresh.is_empty());
+        let due = waiting.map(|cohort| cohort.rests_until).min();
+        let rest = due.map_or(IDLE, |due| due.saturating_duration_since(Instant::now()).min(IDLE));
+        match self.from_encoder.recv_timeout(rest) {
             Ok(id) => Ok(Some(id)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(()),
         }
     }
 
-    /// Rebuilds the windows of an earlier run from the journal.
+    /// Rebuilds the windows of an earlier run from the journal. Scans that it left without any result come first.
     fn take_up(&mut self) -> Result<(), ScanError> {
         for record in mem::take(&mut self.members) {
-            self.enter(&record)?;
+            let took = self.enter(&record)?;
             if self.shared.stopping() {
                 return Ok(());
+            }
+            if record.reported.is_none() {
+                self.shared.board.joined(Queue::Score, record.first_seen_secs);
+                self.wait_for_result(&record, took);
             }
         }
         let keys: Vec<CohortKey> = self.cohorts.keys().cloned().collect();
         for key in keys {
-            self.rescore(&key, Trigger::Reload)?;
+            self.score(&key, Trigger::Reload)?;
         }
         self.show_store()
     }
 
     /// A scan that was just encoded.
     fn admit(&mut self, id: ScanId) -> Result<(), ScanError> {
-        let Some(record) = self.shared.store.record(&id)? else { return Ok(()) };
-        if !record.is_member() {
+        let record = self.shared.store.record(&id)?;
+        let Some(record) = record.filter(ScanRecord::is_member) else {
+            self.shared.board.left(Queue::Score);
+            return Ok(());
+        };
+        let took = self.enter(&record)?;
+        if self.shared.stopping() {
             return Ok(());
         }
-        let started = Instant::now();
-        self.enter(&record)?;
-        let fresh = Fresh { id, since_secs: now_secs(), took: started.elapsed() };
-        if let Some(cohort) = self.cohorts.get_mut(&record.cohort) {
-            cohort.fresh.push(fresh);
-        }
-        self.show_fresh();
-        Ok(())
+        self.wait_for_result(&record, took);
+        self.show(&record.cohort)
     }
 
-    /// Scores the windows that new scans have joined, unless they rest.
-    fn score_fresh(&mut self) -> Result<(), ScanError> {
-        let (now, more_come) = (Instant::now(), self.shared.board.is_encoding());
+    fn wait_for_result(&mut self, record: &ScanRecord, took: Duration) {
+        if let Some(cohort) = self.cohorts.get_mut(&record.cohort) {
+            cohort.fresh.push(Fresh { id: record.id, took });
+        }
+    }
+
+    /// Scores the windows that new scans have joined, unless they rest. Returns whether there were any.
+    fn score_due(&mut self) -> Result<bool, ScanError> {
+        let (now, board) = (Instant::now(), &self.shared.board);
+        let n_fresh: usize = self.cohorts.values().map(|cohort| cohort.fresh.len()).sum();
+        let more_come = board.is_encoding() || board.queue(Queue::Score).0 > n_fresh;
         let rests = |cohort: &Cohort| more_come && now < cohort.rests_until;
         let is_due = |cohort: &Cohort| !cohort.fresh.is_empty() && !rests(cohort);
         let due = self.cohorts.iter().filter(|(_, cohort)| is_due(cohort));
         let due: Vec<CohortKey> = due.map(|(key, _)| key.clone()).collect();
-        due.iter().try_for_each(|key| self.score(key, Trigger::NewStudy))
+        due.iter().try_for_each(|key| self.score(key, Trigger::NewStudy))?;
+        Ok(!due.is_empty())
     }
 
-    /// Scores a window anew and writes the results of the scans that came since the last time: somebody waits
-    /// for them. The next start takes up what a stop leaves.
+    /// Scores a window anew and writes the results of those that wait for their first. The next start takes up
+    /// what a stop leaves.
     fn score(&mut self, key: &CohortKey, trigger: Trigger) -> Result<(), ScanError> {
         if self.shared.stopping() {
             return Ok(());
@@ -205,32 +221,43 @@ impl Score {
         let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
         let fresh = mem::take(&mut cohort.fresh);
         self.rescore(key, trigger)?;
-        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
         let took = started.elapsed();
-        cohort.rests_until = Instant::now() + REST * took;
-        cohort.debt.retain(|id| fresh.iter().all(|fresh| fresh.id != *id));
-        for new in &fresh {
-            self.shared.board.beat(StageName::Score);
+        for Fresh { id, took: own } in &fresh {
             let share = took / fresh.len() as u32;
-            self.shared.metrics.stage_finished(Stage::Score, new.took + share);
-            self.write(key, new.id)?;
+            self.shared.metrics.stage_finished(Stage::Score, *own + share);
+            self.write_first(key, *id)?;
+            self.shared.board.left(Queue::Score);
         }
-        self.show_fresh();
+        if let Some(cohort) = self.cohorts.get_mut(key) {
+            cohort.rests_until = Instant::now() + (REST * took).min(MAX_REST);
+        }
         self.show(key)?;
         self.show_store()
     }
 
-    fn show_fresh(&self) {
-        let fresh = self.cohorts.values().flat_map(|cohort| &cohort.fresh);
-        let oldest = fresh.clone().map(|fresh| fresh.since_secs).min();
-        self.shared.metrics.queue(Stage::Score, fresh.count(), oldest);
+    /// Writes the result of a scan that has just been scored for the first time. It remains a debt, the first to
+    /// be paid, if the service is to stop or the folder is away.
+    fn write_first(&mut self, key: &CohortKey, id: ScanId) -> Result<(), ScanError> {
+        self.shared.board.beat(StageName::Score);
+        if self.shared.stopping() || Instant::now() < self.no_writes_before {
+            return Ok(());
+        }
+        if let Some(cohort) = self.cohorts.get_mut(key) {
+            cohort.debt.retain(|&other| other != id);
+        }
+        self.write(key, id)
     }
 
-    /// Makes a scan a member and computes its distances to the others.
-    fn enter(&mut self, record: &ScanRecord) -> Result<(), ScanError> {
+    /// Makes a scan a member and computes its distances to the others, which takes the time that is returned.
+    /// When the service is to stop, the next start does it.
+    fn enter(&mut self, record: &ScanRecord) -> Result<Duration, ScanError> {
         let capacity = self.settings.window.max_scans;
         let key = &record.cohort;
         self.write_before_it_leaves(key)?;
+        let started = Instant::now();
+        if self.shared.stopping() {
+            return Ok(Duration::ZERO);
+        }
         let cohort = self.cohorts.entry(key.clone()).or_insert_with(|| new_cohort(key, capacity));
         let gone = cohort.window.admit(record.id);
         cohort.debt.retain(|id| !gone.contains(id));
@@ -238,18 +265,22 @@ impl Score {
         self.evict(&gone)?;
         let n_pairs = self.compute_columns(record.id, &others)?;
         self.shared.metrics.pairs_computed(key.label(), n_pairs);
-        Ok(())
+        Ok(started.elapsed())
     }
 
     /// In a flood of scans the first ones may leave before their turn: they get a result now.
     fn write_before_it_leaves(&mut self, key: &CohortKey) -> Result<(), ScanError> {
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
         let Some(leaving) = cohort.window.next_to_leave() else { return Ok(()) };
-        if cohort.fresh.iter().any(|fresh| fresh.id == leaving) {
-            return self.score(key, Trigger::NewStudy);
+        let has_waited = |stage: &Self| -> Result<bool, ScanError> {
+            let record = stage.shared.store.record(&leaving)?;
+            Ok(record.is_some_and(|record| !was_scored(&record)) && !stage.shared.stopping())
+        };
+        if has_waited(self)? && !cohort.scored.contains(&leaving) {
+            self.score(key, Trigger::NewStudy)?;
         }
-        let Some(record) = self.shared.store.record(&leaving)? else { return Ok(()) };
-        if cohort.scores.scans.is_empty() || was_scored(&record) {
+        let is_scored = self.cohorts.get(key).is_some_and(|c| !c.scores.scans.is_empty());
+        if !is_scored || !has_waited(self)? {
             return Ok(());
         }
         self.write(key, leaving)
@@ -319,7 +350,10 @@ impl Score {
             Some(done) => is_scored && done.key != wanted,
             None => true,
         };
-        cohort.debt = records.iter().filter(is_due).map(|record| record.id).collect();
+        // Those that were renewed least often first: in a stream each gets its turn.
+        let mut debt: Vec<&ScanRecord> = records.iter().filter(is_due).collect();
+        debt.sort_by_key(|record| record.reported.as_ref().map(|done| done.revision));
+        cohort.debt = debt.iter().map(|record| record.id).collect();
         if !is_scored {
             shared.metrics.score_run(key.label(), ScoreResult::SkippedTooFew, trigger, now_secs());
             return self.show(key);
@@ -357,6 +391,9 @@ impl Score {
 
     /// Writes one outdated result, if there is one.
     fn pay_one_debt(&mut self) -> Result<(), ScanError> {
+        if self.shared.stopping() {
+            return Ok(());
+        }
         let Some(key) = self.debtor().cloned() else { return Ok(()) };
         self.last_paid = Some(key.clone());
         let due = self.cohorts.get_mut(&key).and_then(|cohort| cohort.debt.pop_front());
@@ -475,13 +512,22 @@ impl Score {
         if Arc::ptr_eq(&settings, &self.settings) {
             return Ok(());
         }
-        self.settings = settings;
         let keys: Vec<CohortKey> = self.cohorts.keys().cloned().collect();
+        for key in &keys {
+            // Some may have to leave: who waits for a result gets it first.
+            if self.cohorts.get(key).is_some_and(|cohort| !cohort.fresh.is_empty()) {
+                self.score(key, Trigger::NewStudy)?;
+            }
+        }
+        if self.shared.stopping() {
+            return Ok(());
+        }
+        self.settings = settings;
         for key in keys {
             let capacity = self.settings.window.max_scans;
             let Some(cohort) = self.cohorts.get_mut(&key) else { continue };
             let gone = cohort.window.set_capacity(capacity);
-            cohort.fresh.retain(|fresh| !gone.contains(&fresh.id));
+            cohort.debt.retain(|id| !gone.contains(id));
             self.evict(&gone)?;
             self.score(&key, Trigger::Reload)?;
         }
@@ -562,11 +608,10 @@ fn n_unlike(scores: &WindowScores) -> usize {
     (0..scores.scans.len()).filter(is_unlike).count()
 }
 
-/// Share of the members that share an anomaly with others.
+/// Share of the scored members that share an anomaly with others.
 fn contamination(cohort: &Cohort) -> f64 {
     let shared = cohort.scores.shared.iter().flat_map(|anomaly| &anomaly.members);
-    let n_members = cohort.window.members().len();
-    shared.collect::<BTreeSet<_>>().len() as f64 / n_members.max(1) as f64
+    shared.collect::<BTreeSet<_>>().len() as f64 / cohort.scored.len().max(1) as f64
 }
 
 /// The columns that the store keeps; what is lost, and what was never kept, is computed.
@@ -673,49 +718,50 @@ mod tests {
         Score::new(Arc::new(shared), Box::new(CpuDistances::new()), from_encoder, Vec::new())
     }
 
-    fn encoded(score: &Score, n: u8) -> ScanRecord {
+    /// A scan comes from the encoder.
+    fn come(score: &mut Score, n: u8) {
         let features = vec![f16::from_f32(f32::from(n)); 8];
         let tokens = TokenGrid::new(Shape3::cube(2), 8, vec![u32::from(n)], features).unwrap();
-        let key = CohortKey { name: "t1w".into(), method: "m".into() };
         let record = ScanRecord {
             state: ScanState::Encoded,
             output_stem: format!("scan-{n}"),
             sequence: u64::from(n),
-            ..ScanRecord::new(ScanId([n; 32]), key)
+            ..ScanRecord::new(ScanId([n; 32]), cohort())
         };
         score.shared.store.put_encoded(&record, &[tokens]).unwrap();
-        record
+        score.shared.board.joined(Queue::Score, 0);
+        score.admit(record.id).unwrap();
+        score.score_due().unwrap();
+    }
+
+    fn cohort() -> CohortKey {
+        CohortKey { name: "t1w".into(), method: "m".into() }
     }
 
     #[test]
     fn scans_that_come_while_a_window_rests_get_their_results_together() {
         let folder = tempfile::tempdir().unwrap();
         let mut score = stage(folder.path());
-        let records = [1, 2, 3, 4].map(|n| encoded(&score, n));
         let has_result =
             |n: u8| folder.path().join(format!("results/scan-{n}_anomaly.json")).exists();
-        let key = records[0].cohort.clone();
-        score.shared.board.joined_queue(0);
-        score.admit(records[0].id).unwrap();
-        score.score_fresh().unwrap();
-        assert!(has_result(1), "at once: nothing has been scored for long");
-        score.cohorts.get_mut(&key).unwrap().rests_until += Duration::from_secs(3600);
-        for record in &records[1..3] {
-            score.admit(record.id).unwrap();
-            score.score_fresh().unwrap();
-        }
-        assert!(![2, 3].map(has_result).contains(&true));
-        let n_outdated = |score: &mut Score| {
-            score.show(&key).unwrap();
-            score.shared.board.update().cohorts["t1w"].n_outdated
+        let waiting = |score: &Score| {
+            let status = score.shared.board.status();
+            (status.n_unscored, status.cohorts["t1w"].n_outdated)
         };
-        assert_eq!(n_outdated(&mut score), 2);
-        score.shared.board.left_queue();
-        score.score_fresh().unwrap();
-        assert_eq!([2, 3, 4].map(has_result), [true, true, false]);
-        assert_eq!(n_outdated(&mut score), 0);
-        score.admit(records[3].id).unwrap();
-        score.score_fresh().unwrap();
-        assert!(has_result(4), "at once: no more are to come");
+        score.shared.board.joined(Queue::Encode, 0);
+        come(&mut score, 1);
+        assert!(has_result(1), "at once: the window does not rest");
+        score.cohorts.get_mut(&cohort()).unwrap().rests_until += Duration::from_secs(3600);
+        come(&mut score, 2);
+        come(&mut score, 3);
+        assert!(![2, 3].map(has_result).contains(&true));
+        assert_eq!(waiting(&score), (2, 2));
+        score.shared.board.left(Queue::Encode);
+        assert!(score.score_due().unwrap(), "no more are to come");
+        assert!([2, 3].iter().all(|&n| has_result(n)));
+        assert_eq!(waiting(&score), (0, 0));
+        score.cohorts.get_mut(&cohort()).unwrap().rests_until += Duration::from_secs(3600);
+        come(&mut score, 4);
+        assert!(has_result(4), "at once: none is on its way");
     }
 }

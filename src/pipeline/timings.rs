@@ -7,33 +7,39 @@ use std::{
 
 use crate::metrics::{Metrics, Stage};
 
-/// Wall time of one scan by stage, counted from where it was last asked.
+/// Wall time of one scan by stage.
 #[derive(Debug, Clone)]
 pub(super) struct Timings {
+    stage: Stage,
     since: Instant,
     laps: Vec<(Stage, Duration)>,
 }
 
 impl Timings {
-    /// Counts from now.
-    pub(super) fn start() -> Self {
-        Self { since: Instant::now(), laps: Vec::new() }
+    /// The scan is in this stage from now on.
+    pub(super) fn start(stage: Stage) -> Self {
+        Self { stage, since: Instant::now(), laps: Vec::new() }
     }
 
-    /// The time since the last lap was spent in `stage`.
-    pub(super) fn lap(&mut self, stage: Stage) {
-        let now = Instant::now();
-        let took = now - self.since;
-        self.since = now;
-        match self.laps.iter_mut().find(|(of, _)| *of == stage) {
+    /// It goes on to another stage.
+    pub(super) fn switch(&mut self, stage: Stage) {
+        self.stop();
+        self.stage = stage;
+    }
+
+    /// It waits from now on.
+    pub(super) fn stop(&mut self) {
+        let took = self.since.elapsed();
+        match self.laps.iter_mut().find(|(stage, _)| *stage == self.stage) {
             Some((_, sum)) => *sum += took,
-            None => self.laps.push((stage, took)),
+            None => self.laps.push((self.stage, took)),
         }
+        self.since = Instant::now();
     }
 
-    /// Counts on from now: the scan has waited meanwhile.
-    pub(super) fn resume(&mut self) {
-        self.since = Instant::now();
+    /// It has waited and is now in this stage.
+    pub(super) fn resume(&mut self, stage: Stage) {
+        (self.stage, self.since) = (stage, Instant::now());
     }
 
     /// One observation for each of these stages that the scan has passed.
@@ -58,16 +64,16 @@ mod tests {
 
     #[test]
     fn laps_of_one_stage_add_up_and_waiting_counts_for_none() {
-        let mut timings = Timings::start();
+        let mut timings = Timings::start(Stage::Decode);
         let pass = |timings: &mut Timings, secs| timings.since -= Duration::from_secs(secs);
         pass(&mut timings, 5);
-        timings.lap(Stage::Decode);
-        timings.lap(Stage::Preprocess);
+        timings.switch(Stage::Preprocess);
+        timings.switch(Stage::Decode);
         pass(&mut timings, 7);
-        timings.lap(Stage::Decode);
+        timings.stop();
         pass(&mut timings, 1000);
-        timings.resume();
-        timings.lap(Stage::Encode);
+        timings.resume(Stage::Encode);
+        timings.stop();
         let secs = timings.secs();
         assert_eq!(secs.keys().collect::<Vec<_>>(), ["decode", "encode", "preprocess"]);
         assert!(secs["decode"] >= 12.0);

@@ -201,10 +201,10 @@ fn a_flood_passes_through_a_window_that_stays_small() {
         site.sidecar("sub-40_T1w").is_some_and(|sidecar| sidecar.standing == Standing::Scored)
             || site.status().cohorts["t1w"].n_outdated == 0
     });
-    site.wait("all taken", |site| site.status().n_waiting == 0);
     site.wait("idle", |site| {
         let status = site.status();
-        status.in_hand.is_none() && status.cohorts["t1w"].n_outdated == 0
+        let n_waiting = status.n_waiting + status.n_unscored;
+        n_waiting == 0 && status.in_hand.is_none() && status.cohorts["t1w"].n_outdated == 0
     });
     assert_eq!(site.status().cohorts["t1w"].n_scans, 4);
     assert_eq!(site.metric("oddscan_store_evictions_total{reason=\"window\"}"), 36.0);
@@ -215,6 +215,24 @@ fn a_flood_passes_through_a_window_that_stays_small() {
     let n_archived = names(&site.path("state/sources")).len();
     assert!(n_archived <= 4, "sources of evicted scans are gone: {n_archived}");
     assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_flood_that_a_stop_and_a_kill_cut_off_leaves_no_scan_without_a_result() {
+    let mut site = Site::new(3, &["window.max_scans = 4"]);
+    drop_scans(&site, 1..=30);
+    site.start();
+    site.wait("some accepted", |site| site.status().n_accepted >= 9);
+    assert_eq!(site.stop(), Some(0));
+    site.start();
+    site.wait("more accepted", |site| site.status().n_accepted >= 7);
+    site.kill();
+    site.start();
+    let is_scored = |stem: &String| {
+        let sidecar = site.sidecar(stem);
+        sidecar.is_some_and(|sidecar| sidecar.standing == Standing::Scored)
+    };
+    site.wait("all scored", |_| stems(30).iter().all(is_scored));
 }
 
 #[test]

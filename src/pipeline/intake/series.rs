@@ -328,14 +328,14 @@ impl Intake {
         let companions = Companions::of(&path);
         let whole = Whole { companions, waited: unit.waited(inputs), n_crashes };
         let candidate = Candidate { path, look };
-        let mut timings = Timings::start();
+        let mut timings = Timings::start(Stage::Decode);
         let work = AssertUnwindSafe(|| self.take_in(&candidate, &whole, &mut timings));
         let taken = std::panic::catch_unwind(work).unwrap_or_else(|panic| {
             self.shared.metrics.stage_panicked(Stage::Decode);
             let text = panic_text(panic.as_ref());
             Err(poison(format!("a crash while reading ({text})")).into())
         });
-        timings.lap(Stage::Decode);
+        timings.stop();
         timings.report(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
         match taken {
             Ok(Taken::Accepted(record, scan)) => {
