@@ -95,7 +95,10 @@ impl Tokeniser {
         // Whole groups at a time: their features are pooled before they leave the device.
         let mut start = 0;
         while start < groups.len() {
-            let n_groups = (*max_batch / slices).clamp(1, groups.len() - start);
+            // Batches of about one size: a last one of a few slices would leave a device idle.
+            let n_left = groups.len() - start;
+            let n_batches = n_left.div_ceil((*max_batch / slices).max(1));
+            let n_groups = n_left.div_ceil(n_batches);
             let batch = &groups[start..start + n_groups];
             let images = images_of(volume, &builder, batch);
             let layers = match encoder.encode(&images) {

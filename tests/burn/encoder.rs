@@ -48,7 +48,7 @@ fn every_layer_equals_that_of_the_native_engine() {
 fn groups_of_images_with_patches_left_out_equal_those_of_the_native_engine() {
     let weights = tiny::network(4);
     let options = options(&[1, 4], true, PositionResize::Offset);
-    let images = tiny::some_patches();
+    let images = tiny::some_patches(5);
     let expected = CpuEncoder::new(&weights, &options).encode(&images).unwrap();
     let found = burn(&weights, &options, Precision::F32).encode(&images).unwrap();
     assert_eq!(found.len(), 2);

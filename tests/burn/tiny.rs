@@ -43,10 +43,10 @@ pub fn images(n_images: usize) -> ImageBatch {
 }
 
 /// Groups of two images, with some of the sixteen patches.
-pub fn some_patches() -> ImageBatch {
-    let some = |step: usize, from: u32| (from..16).step_by(step).collect::<Vec<u32>>();
-    let patches = vec![some(3, 1), some(1, 0), some(1, 0), some(5, 15), some(2, 4)];
-    ImageBatch { group: 2, patches, ..images(10) }
+pub fn some_patches(n_groups: usize) -> ImageBatch {
+    let some = |(step, from): (usize, u32)| (from..16).step_by(step).collect::<Vec<u32>>();
+    let all = [(3, 1), (1, 0), (1, 0), (5, 15), (2, 4)].into_iter().cycle();
+    ImageBatch { group: 2, patches: all.map(some).take(n_groups).collect(), ..images(2 * n_groups) }
 }
 
 /// The cells of a cube that `keep` wants, with random features.

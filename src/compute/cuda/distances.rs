@@ -30,6 +30,9 @@ const MAX_CELLS: usize = 1024;
 /// Of the GPU's free memory, one in so many bytes may be taken by tokens that are kept.
 const SHARE_KEPT: usize = 4;
 
+/// As much of it may be taken at least: with less, tokens would be sent anew for each pair.
+const LEAST_KEPT: usize = 64 << 20;
+
 /// Distances on one GPU.
 pub struct CudaDistances {
     gpu: Gpu,
@@ -89,6 +92,9 @@ impl Kept {
 
     fn put(&mut self, name: GridName, tokens: OnGpu) {
         self.remove(name);
+        if tokens.n_bytes() > self.max_bytes {
+            return;
+        }
         self.n_bytes += tokens.n_bytes();
         self.n_uses += 1;
         self.grids.insert(name, (self.n_uses, tokens));
@@ -111,7 +117,7 @@ impl Kept {
         if self.grids.is_empty() {
             return false;
         }
-        self.max_bytes = self.max_bytes.min(self.n_bytes / 2);
+        self.max_bytes = self.max_bytes.min((self.n_bytes / 2).max(LEAST_KEPT));
         self.grids.clear();
         self.n_bytes = 0;
         true
@@ -147,6 +153,8 @@ impl CudaDistances {
     ) -> Result<R, DeviceError> {
         let mut done = work(&mut self.gpu, &self.kept);
         if done.as_ref().is_err_and(Failure::is_of_memory) && self.kept.give_up() {
+            // What was let go comes back when the GPU is done with it. An error shows in what follows.
+            self.gpu.stream.synchronize().ok();
             done = work(&mut self.gpu, &self.kept);
         }
         done.map_err(|error| error.of_device(&self.name, batch))

@@ -34,6 +34,10 @@ const MAX_CHANNELS: usize = 2048;
 /// `ATTEND_WARPS` in `kernels.cu`, and the queries that each of them holds.
 const ATTEND: (u32, usize) = (9, 16);
 
+/// Rows of products come in steps: for each new number of them cuBLASLt looks for a kernel, and with patches left
+/// out no two parts have as many.
+const ROW_STEP: usize = 128;
+
 /// What the GPU stores between the kernels: f16 or bf16.
 pub trait Half: DeviceRepr + ValidAsZeroBits + Copy + Send + Sync + 'static {
     /// What `kernels.cu` is compiled with.
@@ -223,7 +227,8 @@ where
         let first: Vec<f32> = class.chain(host.register_tokens.iter().copied()).collect();
         let stream = &self.stream;
         self.positions = Some((side, stream.clone_htod(&first)?, stream.clone_htod(patches)?));
-        Ok(())
+        // Where GPUs read the host's memory directly, copies may not be done yet.
+        Ok(stream.synchronize()?)
     }
 
     fn fit_workspace(&mut self, needed: Extent, side: usize) -> Result<(), Failure> {
@@ -233,8 +238,9 @@ where
         if capacity == known {
             return Ok(());
         }
-        // Freed before the next one is made.
+        // Freed, and back with the GPU, before the next one is made.
         self.workspace = None;
+        self.stream.synchronize()?;
         self.workspace = Some(match self.allocate(capacity, side) {
             Err(error) if error.is_of_memory() => self.allocate(needed, side)?,
             made => made?,
@@ -245,6 +251,7 @@ where
     fn allocate(&self, capacity: Extent, side: usize) -> Result<Workspace<T>, Failure> {
         let Architecture { channels, hidden, patch, .. } = self.architecture;
         let Extent { n_images, n_rows, n_means } = capacity;
+        let n_rows = n_rows.next_multiple_of(ROW_STEP);
         let width = hidden.max(3 * channels).max(patch_width(self.colours, patch));
         let n_pixels = n_images * self.colours * side * side;
         let n_entries = capacity.n_entries();
@@ -425,7 +432,7 @@ where
         Ok(())
     }
 
-    /// `out = input * weight^T + bias`, `input` with `rows` rows.
+    /// `out = input * weight^T + bias`, `input` with `rows` rows, or some more that nobody reads.
     fn product(
         &self,
         layer: &Linear<T>,
@@ -434,6 +441,7 @@ where
         rows: usize,
     ) -> Result<(), Failure> {
         let Linear { weight, bias, outputs, inputs } = layer;
+        let rows = rows.next_multiple_of(ROW_STEP);
         assert!(input.len() >= rows * inputs && out.len() >= rows * outputs, "buffers too short");
         // cuBLASLt counts columns first: its matrices are the transposes of ours.
         let shapes = MatmulConfig {

@@ -1,7 +1,7 @@
 //! What can go wrong on the GPU.
 
 use cudarc::{
-    cublaslt::result::CublasError,
+    cublaslt::{result::CublasError, sys::cublasStatus_t},
     driver::{DriverError, sys::CUresult},
     nvrtc::CompileError,
 };
@@ -23,7 +23,11 @@ pub(super) enum Failure {
 
 impl Failure {
     pub(super) fn is_of_memory(&self) -> bool {
-        matches!(self, Self::Driver(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)))
+        matches!(
+            self,
+            Self::Driver(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY))
+                | Self::Blas(CublasError(cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED))
+        )
     }
 
     pub(super) fn of_device(self, device: &str, batch: usize) -> DeviceError {

@@ -1,10 +1,14 @@
 //! Kernels from their source, and how many threads run them.
 
-use std::sync::Arc;
+use std::{ffi::CString, sync::Arc};
 
 use cudarc::{
     driver::{CudaContext, CudaModule, LaunchConfig},
-    nvrtc::{CompileOptions, compile_ptx_with_opts},
+    nvrtc::{
+        CompileOptions, Ptx, compile_ptx_with_opts,
+        result::{self as nvrtc, NvrtcError},
+        sys,
+    },
 };
 
 use super::failure::Failure;
@@ -24,19 +28,71 @@ pub(super) fn compile(
     let (major, minor) = context.compute_capability()?;
     if major < 8 {
         return Err(Failure::Unfit(format!(
-            "found compute capability {major}.{minor}; needed 8.0; set encoder.precision = \"f32\""
+            "found compute capability {major}.{minor}; needed 8.0, or encoder.precision = \"f32\""
         )));
     }
-    let mut options = vec![format!("--gpu-architecture=compute_{major}{minor}")];
-    options.extend_from_slice(defines);
-    let options = CompileOptions { options, ..CompileOptions::default() };
     let source = [include_str!("halves.cu"), source].concat();
-    let compiled = compile_ptx_with_opts(source, options).map_err(Failure::Compiler)?;
-    Ok(context.load_module(compiled)?)
+    let options = |target: String| -> Vec<String> {
+        let own = [format!("--gpu-architecture={target}"), "--std=c++17".to_owned()];
+        own.into_iter().chain(defines.iter().cloned()).collect()
+    };
+    // Machine code: a driver that is older than NVRTC takes no PTX of it.
+    if let Ok(code) = machine_code(&source, &options(format!("sm_{major}{minor}"))) {
+        return Ok(context.load_module(code)?);
+    }
+    // An NVRTC that is older than the GPU: the driver translates. And errors come with a log.
+    let options =
+        CompileOptions { options: options("compute_80".to_owned()), ..Default::default() };
+    let ptx = compile_ptx_with_opts(source, options).map_err(Failure::Compiler)?;
+    Ok(context.load_module(ptx)?)
+}
+
+fn machine_code(source: &str, options: &[String]) -> Result<Ptx, NvrtcError> {
+    let source = CString::new(source).expect("kernels hold no zero byte");
+    let program = nvrtc::create_program(&source, None)?;
+    let code = || {
+        let mut size = 0;
+        // SAFETY: `program` is destroyed below; the buffer is as long as NVRTC says.
+        unsafe {
+            nvrtc::compile_program(program, options)?;
+            sys::nvrtcGetCUBINSize(program, &raw mut size).result()?;
+            let mut code = vec![0_u8; size];
+            sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast()).result()?;
+            Ok(code)
+        }
+    };
+    let code = code();
+    // SAFETY: nobody uses it any more.
+    unsafe { nvrtc::destroy_program(program)? };
+    code.map(Ptx::from_binary)
 }
 
 /// Blocks of [`THREADS`] for so many threads.
 pub(super) fn threads(n: usize) -> LaunchConfig {
     let blocks = n.div_ceil(THREADS as usize) as u32;
     LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_become_machine_code_wherever_nvrtc_is() {
+        // SAFETY: loading a library runs its initialisers, which are meant for any process.
+        if !unsafe { sys::is_culib_present() } {
+            println!("skipped: no libnvrtc.so");
+            return;
+        }
+        let sources = [include_str!("kernels.cu"), include_str!("nearest.cu")];
+        for (source, target) in sources.iter().flat_map(|source| [(source, 80), (source, 90)]) {
+            let source = [include_str!("halves.cu"), source].concat();
+            let defines = ["-DWIDTH=64".to_owned(), "-DBF16".to_owned()];
+            for n_defines in 1..=2 {
+                let target = format!("--gpu-architecture=sm_{target}");
+                let options = [&[target, "--std=c++17".to_owned()], &defines[..n_defines]].concat();
+                machine_code(&source, &options).unwrap();
+            }
+        }
+    }
 }

@@ -37,8 +37,9 @@ __device__ __forceinline__ int z_of(int place) { return place >> 20; }
 
 // Eight halves of a row, zeros beyond the rows and the channels.
 __device__ __forceinline__ uint4 eight(const half_t *tokens, int row, int n, int channel, int channels) {
-    uint4 zero = {0, 0, 0, 0};
-    return row < n && channel < channels ? *(const uint4 *)(tokens + (long)row * channels + channel) : zero;
+    uint4 found = {0, 0, 0, 0};
+    if (row < n && channel < channels) found = *(const uint4 *)(tokens + (long)row * channels + channel);
+    return found;
 }
 
 // For each token of `first` the best candidate among the tokens of `second` at most `reach` cells away along each
@@ -102,6 +103,16 @@ extern "C" __global__ void __launch_bounds__(256, 2) nearest(
         __syncthreads();
     }
 
+    // Read once: the compiler cannot know that the atomics below leave them as they are.
+    float norms_there[8];
+    int places_there[8];
+#pragma unroll
+    for (int column = 0; column < 8; ++column) {
+        int other = second_start + warp_column + column / 2 * 8 + quad * 2 + column % 2;
+        bool is_there = other < n_second;
+        norms_there[column] = is_there ? second_norms[other] : 0.0f;
+        places_there[column] = is_there ? second_places[other] : 0;
+    }
     candidate_t of_column[4][2] = {};
 #pragma unroll
     for (int row = 0; row < 8; ++row) {
@@ -114,12 +125,12 @@ extern "C" __global__ void __launch_bounds__(256, 2) nearest(
         for (int column = 0; column < 8; ++column) {
             int other = second_start + warp_column + column / 2 * 8 + quad * 2 + column % 2;
             if (!is_own || other >= n_second) continue;
-            int there = second_places[other];
+            int there = places_there[column];
             if (abs(x_of(place) - x_of(there)) > reach_x || abs(y_of(place) - y_of(there)) > reach_y ||
                 abs(z_of(place) - z_of(there)) > reach_z)
                 continue;
             float product = sums[row / 2][column / 2][row % 2 * 2 + column % 2];
-            float squared = fmaxf(norm + second_norms[other] - 2.0f * product, 0.0f);
+            float squared = fmaxf(norm + norms_there[column] - 2.0f * product, 0.0f);
             of_row = larger(of_row, candidate(squared, other));
             candidate_t &of_this = of_column[column / 2][column % 2];
             of_this = larger(of_this, candidate(squared, own));

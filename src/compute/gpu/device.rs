@@ -1,12 +1,13 @@
 //! The CUDA device: what it needs, whether that is there, and the engine on it.
 
 use std::{
+    convert::Infallible,
     fmt,
     path::{Path, PathBuf},
 };
 
 use burn_cuda::{Cuda, CudaDevice};
-use cudarc::driver::{result as driver, result::DriverError};
+use cudarc::driver::{CudaContext, result as driver, result::DriverError};
 
 use half::{bf16, f16};
 use tracing::warn;
@@ -14,16 +15,20 @@ use tracing::warn;
 use super::{
     BurnDistances, BurnEncoder,
     failure::guarded,
-    trial::{try_blank_image, try_distances, try_small_network},
+    trial::{try_blank_images, try_distances, try_small_network},
 };
 use crate::{
     compute::{
         EncoderOptions, Precision,
+        cpu::CpuDistances,
         cuda::{CudaDistances, CudaEncoder},
         weights::VitWeights,
     },
     domain::{PairDistances, SliceEncoder, error::DeviceError},
 };
+
+/// As many go through the network at a time in `compute::cuda`.
+const BLANK_IMAGES: usize = 56;
 
 /// Encoder and distances on one device.
 pub type CudaEngine = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
@@ -38,18 +43,29 @@ pub fn cuda_encoder(
     options: &EncoderOptions,
     index: usize,
 ) -> Result<CudaEngine, DeviceError> {
+    // cudarc panics where a library lacks a function or its own memory on the GPU is not to be had.
+    guarded(&format!("cuda:{index}"), 0, || Ok::<_, Infallible>(start(weights, options, index)))?
+}
+
+fn start(
+    weights: &VitWeights,
+    options: &EncoderOptions,
+    index: usize,
+) -> Result<CudaEngine, DeviceError> {
     let name = format!("cuda:{index}");
     let failed = |message| DeviceError::Failed { device: name.clone(), message };
+    let precision = options.precision_on_gpu();
     let found = CudaProbe::look();
-    // Without these burn panics in the thread of the device, at the first kernel.
-    found.missing().map_or(Ok(()), |missing| Err(failed(missing)))?;
+    let missing = found.missing(precision == Precision::F32);
+    missing.map_or(Ok(()), |missing| Err(failed(missing)))?;
     if index >= found.gpus.len() {
         return Err(failed(format!(
             "found {found}; needed a GPU number {index}; choose one of those, counted from 0"
         )));
     }
     let device = CudaDevice::new(index);
-    let precision = options.precision_on_gpu();
+    // Else the GPU is set up for the trial, torn down, and set up again.
+    let set_up = CudaContext::new(index).map_err(|error| failed(error.to_string()))?;
     let make = |weights: &VitWeights, options: &EncoderOptions| -> Result<_, DeviceError> {
         let encoder: Box<dyn SliceEncoder> = match precision {
             Precision::F32 => {
@@ -62,13 +78,18 @@ pub fn cuda_encoder(
     };
     try_small_network(make, precision)?;
     let mut encoder = make(weights, options)?;
-    try_blank_image(&mut *encoder, weights.colours())?;
+    try_blank_images(&mut *encoder, weights.colours(), BLANK_IMAGES)?;
     let distances = CudaDistances::new(index, &name).and_then(|mut distances| {
         try_distances(&mut distances, &name)?;
         Ok(Box::new(distances) as Box<dyn PairDistances>)
     });
+    drop(set_up);
     let distances = distances.unwrap_or_else(|reason| {
-        warn!(%reason, "distances are taken through burn, and near ones on the CPU");
+        let in_burn = found.missing(true).is_none();
+        warn!(%reason, in_burn, "near distances are taken on the CPU, others through burn if it can");
+        if !in_burn {
+            return Box::new(CpuDistances::new());
+        }
         Box::new(BurnDistances::<Cuda>::new(device.clone(), &name))
     });
     Ok((encoder, distances))
@@ -113,8 +134,8 @@ impl CudaProbe {
     }
 
     /// Everything that is missing, with what was found and what to do; `None` if a GPU can be
-    /// used.
-    pub fn missing(&self) -> Option<String> {
+    /// used, also `by_burn`, which needs the headers and panics without.
+    pub fn missing(&self, by_burn: bool) -> Option<String> {
         let mut needs = Vec::new();
         if !self.driver {
             needs.push("libcuda.so.1: install the NVIDIA driver".to_owned());
@@ -133,8 +154,12 @@ impl CudaProbe {
                     .to_owned(),
             );
         }
-        if self.headers.is_none() {
-            needs.push("include/cuda_fp16.h: install the CUDA toolkit, or set CUDA_PATH to the folder above include".to_owned());
+        if by_burn && self.headers.is_none() {
+            needs.push(
+                "include/cuda_fp16.h: install the CUDA toolkit, or set CUDA_PATH to the folder above \
+                 include, or set encoder.precision = \"f16\""
+                    .to_owned(),
+            );
         }
         (!needs.is_empty()).then(|| format!("found {self}; needed {}", needs.join("; ")))
     }
@@ -160,7 +185,7 @@ impl fmt::Display for CudaProbe {
 /// What was found on this machine: `Ok` if a GPU can be used, else what is missing and what to do.
 pub fn cuda_availability() -> Result<String, String> {
     let found = CudaProbe::look();
-    found.missing().map_or_else(|| Ok(found.to_string()), Err)
+    found.missing(false).map_or_else(|| Ok(found.to_string()), Err)
 }
 
 fn gpus() -> Result<Vec<String>, DriverError> {
@@ -209,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_machine_without_cuda_is_told_everything_that_is_missing_at_once() {
-        let missing = nothing().missing().unwrap();
+        let missing = nothing().missing(true).unwrap();
         for part in
             ["libcuda not found", "NVIDIA driver", "libnvrtc.so", "libcublasLt.so", "CUDA_PATH"]
         {
@@ -227,7 +252,10 @@ mod tests {
             gpus: vec!["0: A GPU with 16.0 GiB".into()],
             driver_error: None,
         };
-        assert_eq!(found.missing(), None);
+        assert_eq!(found.missing(true), None);
+        let without_headers = CudaProbe { headers: None, ..found.clone() };
+        assert_eq!(without_headers.missing(false), None);
+        assert!(without_headers.missing(true).unwrap().contains("f16"));
         assert!(found.to_string().ends_with("GPU 0: A GPU with 16.0 GiB"));
     }
 

@@ -78,22 +78,29 @@ pub(super) fn try_small_network(
     Err(failed(device.device(), "features other than the CPU's"))
 }
 
-/// Encodes a blank image with the network in use: shows now rather than at the first scan whether it fits,
-/// and whether its numbers do.
+/// Encodes blank images with the network in use: shows now rather than at the first scan whether it fits, and
+/// whether its numbers do, and takes the memory of a batch before others do.
 ///
 /// # Errors
 /// If a feature is not finite, or the device fails.
-pub(super) fn try_blank_image(
+pub(super) fn try_blank_images(
     encoder: &mut dyn SliceEncoder,
     colours: usize,
+    mut n_images: usize,
 ) -> Result<(), DeviceError> {
     let (patch, side) = (encoder.patch(), 16 * encoder.patch());
-    let blank = ImageBatch::whole(1, side, patch, vec![0.0; colours * side * side]);
-    let features = encoder.encode(&blank)?;
+    let features = loop {
+        let pixels = vec![0.0; n_images * colours * side * side];
+        match encoder.encode(&ImageBatch::whole(n_images, side, patch, pixels)) {
+            // As batches of scans will be.
+            Err(DeviceError::OutOfMemory { .. }) if n_images > 1 => n_images /= 2,
+            done => break done?,
+        }
+    };
     if features.iter().flat_map(|layer| &layer.values).all(|value| value.is_finite()) {
         return Ok(());
     }
-    Err(failed(encoder.device(), "NaN or infinite features for a blank image"))
+    Err(failed(encoder.device(), "NaN or infinite features for blank images"))
 }
 
 /// Compares a pair of made-up scans over the whole volume and nearby, also as tokens that the device keeps, if
@@ -123,7 +130,7 @@ pub(super) fn try_distances(
             |columns: PairColumns| [columns.first_to_second, columns.second_to_first].concat();
         let given = distances.nearest(&first, &second, reach)?;
         let kept = distances.nearest_of_kept(names[0], &names[1..], reach)?.pop().flatten();
-        let expected = both(CpuDistances::new().nearest(&first, &second, reach)?);
+        let expected = both(CpuDistances::in_single().nearest(&first, &second, reach)?);
         for found in [Some(given), kept].into_iter().flatten().map(both) {
             // Not so for NaN, and infinity only where there is one.
             let is_like = |(a, b): (&f32, &f32)| a == b || (a - b).abs() <= 1e-3 * b.min(f32::MAX);
@@ -210,7 +217,7 @@ mod tests {
             EncoderOptions { layers: vec![1], final_norm: true, position, precision: None };
         let trial = |off: f32| {
             let mut encoder = Wrong(CpuEncoder::new(&weights, &options), off);
-            try_blank_image(&mut encoder, weights.colours())
+            try_blank_images(&mut encoder, weights.colours(), 2)
         };
         trial(0.0).unwrap();
         assert!(trial(f32::INFINITY).unwrap_err().to_string().contains("infinite features"));
