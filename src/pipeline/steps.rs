@@ -571,9 +571,12 @@ pub fn score_members(
             )?);
         }
     } else {
-        // Scan by scan: the columns of a large window need not be in memory together, and those of one
-        // scan, which lie together in the store, are read once.
+        // Scan by scan: the columns of a large window need not be in memory together. In the order of their ids,
+        // in which columns towards one scan lie in the store: what is read with one of them is still there for
+        // the next.
         let none = vec![Vec::new(); references.len()];
+        let mut members: Vec<&Member> = members.iter().collect();
+        members.sort_by_key(|member| member.id);
         for member in members {
             for &tokens in &token_sets {
                 let nearest = nearest(member, &references, &none, tokens, distances)?;

@@ -90,7 +90,7 @@ fn tokens_without_a_manifest_are_swept_away() {
         let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
         store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
         // What a kill between the chunks and the manifest leaves.
-        put_blob(&store.chunks, &grid_key(&[id(9)], 0), &[1; 100_000]).unwrap();
+        put_blob(&store.chunks, &grid_key(id(9), 0), &[1; 100_000]).unwrap();
         store.put_columns(id(1), id(9), 0, &columns(1)).unwrap();
     }
     let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
@@ -138,6 +138,11 @@ fn columns_made_in_another_way_are_dropped() {
     assert!(store.has_column(id(1), id(2), 0).unwrap());
     store.keep_columns_made_by("reach 2").unwrap();
     assert!(!store.has_column(id(1), id(2), 0).unwrap());
+    // As a version would leave them that kept them in another order.
+    store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
+    store.db.insert("columns", "reach 2").unwrap();
+    store.keep_columns_made_by("reach 2").unwrap();
+    assert!(store.columns.is_empty());
 }
 
 #[test]
@@ -205,7 +210,7 @@ fn tokens_that_an_older_version_put_in_larger_chunks_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
-    let prefix = grid_key(&[id(1)], 0);
+    let prefix = grid_key(id(1), 0);
     let mut blob = Blob::open(&store.chunks, &prefix, "tokens").unwrap().unwrap();
     let mut bytes = vec![0; blob.length as usize];
     blob.fill(&mut bytes).unwrap();
@@ -228,4 +233,9 @@ fn a_damaged_column_counts_as_not_kept() {
     let key = store.columns.iter().keys().next().unwrap().unwrap();
     store.columns.insert(key, b"damage").unwrap();
     assert_eq!(store.column(id(1), id(2), 0, 600).unwrap(), None);
+    let PairColumns { first_to_second, second_to_first } = columns(1);
+    assert_eq!(store.column(id(2), id(1), 0, 600).unwrap().as_ref(), Some(&second_to_first));
+    // Computed again, whichever of the two is named first.
+    store.put_columns(id(2), id(1), 0, &columns(1).mirrored()).unwrap();
+    assert_eq!(store.column(id(1), id(2), 0, 600).unwrap(), Some(first_to_second));
 }
