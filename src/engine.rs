@@ -147,7 +147,8 @@ impl Engine {
             info!(name = hook.name(), version = hook.version(), "scans are preprocessed");
         }
         let landmarks = load_landmarks(config)?.map(Arc::new);
-        let (encoder, distances) = choose_device(config.encoder.device, &weights, &options)?;
+        let (encoder, distances) =
+            choose_device(config.encoder.device, &weights, &options, config.encoder.batch_slices)?;
         let projection = config.projection.channels.map(|channels| {
             Projection::new(config.projection.seed, architecture.channels, channels.get())
         });
@@ -324,6 +325,7 @@ pub(crate) fn choose_device(
     choice: DeviceChoice,
     weights: &VitWeights,
     options: &EncoderOptions,
+    batch_slices: usize,
 ) -> Result<Devices, EngineError> {
     let cpu = || -> Devices {
         let (precision, instructions) =
@@ -331,7 +333,7 @@ pub(crate) fn choose_device(
         info!(%precision, %instructions, "products on the CPU");
         (Box::new(CpuEncoder::new(weights, options)), Box::new(CpuDistances::new()))
     };
-    let cuda = || cuda(weights, options);
+    let cuda = || cuda(weights, options, batch_slices);
     match choice {
         DeviceChoice::Cpu => Ok(cpu()),
         DeviceChoice::Cuda => Ok(cuda()?),
@@ -349,12 +351,16 @@ pub(crate) fn choose_device(
 }
 
 #[cfg(feature = "cuda")]
-fn cuda(weights: &VitWeights, options: &EncoderOptions) -> Result<Devices, DeviceError> {
-    crate::compute::gpu::device::cuda_encoder(weights, options, 0)
+fn cuda(
+    weights: &VitWeights,
+    options: &EncoderOptions,
+    batch_slices: usize,
+) -> Result<Devices, DeviceError> {
+    crate::compute::gpu::device::cuda_encoder(weights, options, 0, batch_slices)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_: &VitWeights, _: &EncoderOptions) -> Result<Devices, DeviceError> {
+fn cuda(_: &VitWeights, _: &EncoderOptions, _: usize) -> Result<Devices, DeviceError> {
     Err(DeviceError::Failed {
         device: "cuda".into(),
         message: "this binary was built without CUDA; build it with --features cuda".into(),

@@ -347,7 +347,7 @@ fn devices(
     options: &EncoderOptions,
     device: DeviceChoice,
 ) -> Result<Devices, Failure> {
-    choose_device(device, weights, options)
+    choose_device(device, weights, options, usize::MAX)
         .map_err(|error: EngineError| Failure::new(engine_code(&error), error))
 }
 

@@ -69,7 +69,8 @@ pub(crate) fn compare_grid(
     Ok(n_pairs)
 }
 
-/// Computes and keeps the columns of a pair for one grid of tokens, in an order of its own, not of arrival.
+/// Computes the columns of a pair for one grid of tokens, in an order of its own, not of arrival, and keeps them
+/// under the scan `one`, which joins.
 fn compute_pair(
     store: &Store,
     distances: &mut dyn PairDistances,
@@ -77,10 +78,12 @@ fn compute_pair(
     grid: usize,
     [(one, one_tokens), (other, other_tokens)]: [(ScanId, &TokenGrid); 2],
 ) -> Result<(), ScanError> {
-    let (first, second) = pair_order(one, other);
-    let (a, b) = if first == one { (one_tokens, other_tokens) } else { (other_tokens, one_tokens) };
-    let columns = distances.nearest(a, b, reach)?;
-    Ok(store.put_columns(first, second, grid, &columns)?)
+    let columns = if pair_order(one, other).0 == one {
+        distances.nearest(one_tokens, other_tokens, reach)?
+    } else {
+        distances.nearest(other_tokens, one_tokens, reach)?.mirrored()
+    };
+    Ok(store.put_columns(one, other, grid, &columns)?)
 }
 
 /// The same for two scans of the store.

@@ -246,10 +246,8 @@ impl Encode {
     }
 
     fn show_waiting(&self) {
-        for (stage, queue) in [(Stage::Encode, Queue::Encode), (Stage::Score, Queue::Score)] {
-            let (n_waiting, oldest) = self.shared.board.queue(queue);
-            self.shared.metrics.queue(stage, n_waiting, oldest);
-        }
+        let (n_waiting, oldest) = self.shared.board.queue(Queue::Encode);
+        self.shared.metrics.queue(Stage::Encode, n_waiting, oldest);
     }
 }
 

@@ -2,7 +2,7 @@
 //! writes the results.
 //!
 //! A result that is older than its window is a debt. A new scan's result is written at once; only while more
-//! scans come than a large window can be scored for, those of a few seconds are scored together. Of the debt
+//! scans come than a large window can be scored for, those of some seconds are scored together. Of the debt
 //! to the others one result is paid after each scoring, more while no scan is on its way, the cohorts taking
 //! turns: a stream of scans is not held up, and holds nobody up. A scan that leaves its window has had a
 //! result. The journal knows which result belongs to which window, so that a restart takes the debt up again.
@@ -17,13 +17,14 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, TryRecvError},
     },
+    thread,
     time::{Duration, Instant},
 };
 
 use tracing::{error, info, warn};
 
 use super::{
-    ARCHIVED, IDLE, Shared,
+    ARCHIVED, FULL, IDLE, Shared,
     board::{CohortStatus, Queue, StageName},
     compare::{compare_grid, compute_again},
     now_secs, panic_text,
@@ -93,7 +94,20 @@ pub(super) struct Score {
     cohorts: BTreeMap<CohortKey, Cohort>,
     settings: Arc<Config>,
     last_paid: Option<CohortKey>,
+    /// The folder is full or away until then, for all results alike.
     no_writes_before: Instant,
+    /// As above, or a result could not be made: no hurry to try again.
+    no_payment_before: Instant,
+}
+
+/// What became of a result.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    Written,
+    /// The folder is full or away.
+    Later,
+    /// Something is wrong with this scan, or with us.
+    Failed,
 }
 
 impl Score {
@@ -104,22 +118,24 @@ impl Score {
         members: Vec<ScanRecord>,
     ) -> Self {
         let settings = shared.config();
-        let (cohorts, no_writes_before) = (BTreeMap::new(), Instant::now());
+        let now = Instant::now();
         Self {
             shared,
             distances,
             from_encoder,
             members,
-            cohorts,
+            cohorts: BTreeMap::new(),
             settings,
             last_paid: None,
-            no_writes_before,
+            no_writes_before: now,
+            no_payment_before: now,
         }
     }
 
     pub(super) fn run(mut self) -> Result<(), ScanError> {
         let reach = format!("{:?}", self.settings.scoring.reach);
-        self.shared.store.keep_columns_made_by(&reach)?;
+        let alive = || self.shared.board.beat(StageName::Score);
+        self.shared.store.keep_columns_made_by(&reach, alive)?;
         let results = &self.settings.directories.results;
         report::remove_leftovers(results).map_err(writing)?;
         self.take_up()?;
@@ -130,6 +146,7 @@ impl Score {
             if let Some(id) = next {
                 self.admit(id)?;
             }
+            self.show_waiting();
             let has_scored = self.score_due()?;
             self.reload()?;
             if has_scored || !self.shared.board.is_encoding() {
@@ -166,7 +183,7 @@ impl Score {
                 return Ok(());
             }
             if record.reported.is_none() {
-                self.shared.board.joined(Queue::Score, record.first_seen_secs);
+                self.shared.board.joined(Queue::Score, now_secs());
                 self.wait_for_result(&record, took);
             }
         }
@@ -220,7 +237,7 @@ impl Score {
         let started = Instant::now();
         let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
         let fresh = mem::take(&mut cohort.fresh);
-        self.rescore(key, trigger)?;
+        let waiting = self.rescore(key, trigger)?;
         let took = started.elapsed();
         for Fresh { id, took: own } in &fresh {
             let share = took / fresh.len() as u32;
@@ -228,24 +245,33 @@ impl Score {
             self.write_first(key, *id)?;
             self.shared.board.left(Queue::Score);
         }
+        for id in waiting.into_iter().filter(|id| fresh.iter().all(|fresh| fresh.id != *id)) {
+            self.write_first(key, id)?;
+        }
         if let Some(cohort) = self.cohorts.get_mut(key) {
             cohort.rests_until = Instant::now() + (REST * took).min(MAX_REST);
         }
         self.show(key)?;
+        self.show_waiting();
         self.show_store()
     }
 
-    /// Writes the result of a scan that has just been scored for the first time. It remains a debt, the first to
-    /// be paid, if the service is to stop or the folder is away.
+    /// Writes the result of a scan that waits for its first. If the service is to stop or the folder is away, it
+    /// remains a debt, the first to be paid.
     fn write_first(&mut self, key: &CohortKey, id: ScanId) -> Result<(), ScanError> {
         self.shared.board.beat(StageName::Score);
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        cohort.debt.retain(|&other| other != id);
         if self.shared.stopping() || Instant::now() < self.no_writes_before {
+            cohort.debt.push_front(id);
             return Ok(());
         }
-        if let Some(cohort) = self.cohorts.get_mut(key) {
-            cohort.debt.retain(|&other| other != id);
-        }
-        self.write(key, id)
+        self.write(key, id).map(drop)
+    }
+
+    fn show_waiting(&self) {
+        let (n_waiting, oldest) = self.shared.board.queue(Queue::Score);
+        self.shared.metrics.queue(Stage::Score, n_waiting, oldest);
     }
 
     /// Makes a scan a member and computes its distances to the others, which takes the time that is returned.
@@ -268,22 +294,32 @@ impl Score {
         Ok(started.elapsed())
     }
 
-    /// In a flood of scans the first ones may leave before their turn: they get a result now.
+    /// In a flood of scans the first ones may leave before their turn: they get a result now. Where the folder is
+    /// away, the stream waits for it.
     fn write_before_it_leaves(&mut self, key: &CohortKey) -> Result<(), ScanError> {
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
         let Some(leaving) = cohort.window.next_to_leave() else { return Ok(()) };
-        let has_waited = |stage: &Self| -> Result<bool, ScanError> {
-            let record = stage.shared.store.record(&leaving)?;
-            Ok(record.is_some_and(|record| !was_scored(&record)) && !stage.shared.stopping())
-        };
-        if has_waited(self)? && !cohort.scored.contains(&leaving) {
+        let is_fresh = cohort.fresh.iter().any(|fresh| fresh.id == leaving);
+        if is_fresh || (!cohort.scored.contains(&leaving) && self.lacks_result(key, leaving)?) {
             self.score(key, Trigger::NewStudy)?;
         }
-        let is_scored = self.cohorts.get(key).is_some_and(|c| !c.scores.scans.is_empty());
-        if !is_scored || !has_waited(self)? {
-            return Ok(());
+        while self.lacks_result(key, leaving)? && !self.shared.stopping() {
+            self.shared.board.beat(StageName::Score);
+            if Instant::now() < self.no_writes_before {
+                thread::sleep(FULL);
+            } else if self.write(key, leaving)? == Attempt::Failed {
+                // Nor would it be written if it stayed.
+                break;
+            }
         }
-        self.write(key, leaving)
+        Ok(())
+    }
+
+    /// Whether a member has not been given what can be said of it.
+    fn lacks_result(&self, key: &CohortKey, id: ScanId) -> Result<bool, ScanError> {
+        let is_scored = self.cohorts.get(key).is_some_and(|c| !c.scores.scans.is_empty());
+        let record = self.shared.store.record(&id)?;
+        Ok(record.is_some_and(|record| waits_for_result(&record, is_scored)))
     }
 
     /// The columns of one scan against the others that are not kept yet. Ends early when asked to
@@ -330,10 +366,11 @@ impl Score {
         Ok(())
     }
 
-    /// Scores all members of a window anew from the kept columns; what is then outdated is a debt.
-    fn rescore(&mut self, key: &CohortKey, trigger: Trigger) -> Result<(), ScanError> {
+    /// Scores all members of a window anew from the kept columns; what is then outdated is a debt. Returns those
+    /// that wait for their first result.
+    fn rescore(&mut self, key: &CohortKey, trigger: Trigger) -> Result<Vec<ScanId>, ScanError> {
         let Self { shared, distances, settings, cohorts, .. } = self;
-        let Some(cohort) = cohorts.get_mut(key) else { return Ok(()) };
+        let Some(cohort) = cohorts.get_mut(key) else { return Ok(Vec::new()) };
         cohort.scores = WindowScores::default();
         let mut records = Vec::new();
         for id in cohort.window.members() {
@@ -350,13 +387,16 @@ impl Score {
             Some(done) => is_scored && done.key != wanted,
             None => true,
         };
-        // Those that were renewed least often first: in a stream each gets its turn.
-        let mut debt: Vec<&ScanRecord> = records.iter().filter(is_due).collect();
-        debt.sort_by_key(|record| record.reported.as_ref().map(|done| done.revision));
-        cohort.debt = debt.iter().map(|record| record.id).collect();
+        // Who has waited longest comes first: in a stream each gets its turn.
+        let mut due: Vec<ScanId> = records.iter().filter(is_due).map(|record| record.id).collect();
+        cohort.debt.retain(|id| due.contains(id));
+        due.retain(|id| !cohort.debt.contains(id));
+        cohort.debt.extend(due);
+        let waiting = records.iter().filter(|record| waits_for_result(record, is_scored));
+        let waiting = waiting.map(|record| record.id).collect();
         if !is_scored {
             shared.metrics.score_run(key.label(), ScoreResult::SkippedTooFew, trigger, now_secs());
-            return self.show(key);
+            return Ok(waiting);
         }
         let n_parts = shared.method.n_parts;
         let mut members = Vec::new();
@@ -377,7 +417,7 @@ impl Score {
         cohort.scores = steps::score_members(&members, layers, scoring, &mut kept)?;
         cohort.last_scored_secs = Some(now_secs());
         shared.metrics.score_run(key.label(), ScoreResult::Ok, trigger, now_secs());
-        self.show(key)
+        Ok(waiting)
     }
 
     /// The cohort whose turn it is to get an outdated result written, if one may be.
@@ -386,7 +426,7 @@ impl Score {
         let in_turn = self.cohorts.range((after, Bound::Unbounded)).chain(self.cohorts.iter());
         let mut owing = in_turn.filter(|(_, cohort)| !cohort.debt.is_empty());
         let (key, _) = owing.next()?;
-        (Instant::now() >= self.no_writes_before).then_some(key)
+        (Instant::now() >= self.no_payment_before).then_some(key)
     }
 
     /// Writes one outdated result, if there is one.
@@ -405,27 +445,30 @@ impl Score {
     }
 
     /// Writes the result of a member, or that it waits. What cannot be written remains a debt.
-    fn write(&mut self, key: &CohortKey, id: ScanId) -> Result<(), ScanError> {
+    fn write(&mut self, key: &CohortKey, id: ScanId) -> Result<Attempt, ScanError> {
         let (Some(cohort), Some(mut record)) =
             (self.cohorts.get(key), self.shared.store.record(&id)?)
         else {
-            return Ok(());
+            return Ok(Attempt::Failed);
         };
         let started = Instant::now();
         let is_scored = !cohort.scores.scans.is_empty();
         let attempt = catch_unwind(AssertUnwindSafe(|| self.write_files(cohort, &record)));
-        let is_written = self.judge(id, attempt)?;
+        let attempt = self.judge(id, attempt)?;
         for kind in OutputKind::ALL {
             if is_scored || *kind == OutputKind::Sidecar {
-                self.shared.metrics.output_written(*kind, is_written);
+                self.shared.metrics.output_written(*kind, attempt == Attempt::Written);
             }
         }
-        if !is_written {
-            // The folder is full or away, for all results alike.
-            self.no_writes_before = Instant::now() + self.settings.intake.rescan;
-            let cohort = self.cohorts.get_mut(key);
-            cohort.map(|cohort| cohort.debt.push_back(id)).unwrap_or_default();
-            return Ok(());
+        if attempt != Attempt::Written {
+            self.no_payment_before = Instant::now() + self.settings.intake.rescan;
+            if attempt == Attempt::Later {
+                self.no_writes_before = self.no_payment_before;
+            }
+            if let Some(cohort) = self.cohorts.get_mut(key) {
+                cohort.debt.push_back(id);
+            }
+            return Ok(attempt);
         }
         if is_scored && !was_scored(&record) {
             let waited = now_secs().saturating_sub(record.first_seen_secs);
@@ -438,30 +481,31 @@ impl Score {
         self.shared.store.put_record(&record)?;
         self.shared.board.update().n_reported += 1;
         self.shared.metrics.stage_finished(Stage::Write, started.elapsed());
-        Ok(())
+        Ok(Attempt::Written)
     }
 
-    /// Whether results were written; an error only if the daemon cannot go on.
+    /// What became of a result; an error only if the daemon cannot go on.
     fn judge(
         &self,
         id: ScanId,
-        attempt: std::thread::Result<Result<(), ScanError>>,
-    ) -> Result<bool, ScanError> {
+        attempt: thread::Result<Result<(), ScanError>>,
+    ) -> Result<Attempt, ScanError> {
         match attempt {
-            Ok(Ok(())) => Ok(true),
+            Ok(Ok(())) => Ok(Attempt::Written),
             Ok(Err(error)) => {
                 self.shared.metrics.stage_failed(Stage::Write, &error);
                 if error.disposition() == Disposition::Fatal {
                     return Err(error);
                 }
                 warn!(scan = %id, %error, "no result written; trying again");
-                Ok(false)
+                let is_own = matches!(error, ScanError::Own { .. });
+                Ok(if is_own { Attempt::Later } else { Attempt::Failed })
             }
             Err(panic) => {
                 self.shared.metrics.stage_panicked(Stage::Write);
                 let panic = panic_text(panic.as_ref());
                 error!(scan = %id, panic, "a crash while a result was written; please report it");
-                Ok(false)
+                Ok(Attempt::Failed)
             }
         }
     }
@@ -673,6 +717,11 @@ impl steps::Distances for KeptDistances<'_> {
 /// Tokens of each part of a layer.
 fn n_tokens(member: &Member) -> (ScanId, Vec<usize>) {
     (member.id, member.parts.iter().map(|part| part.cells.len()).collect())
+}
+
+/// Whether a scan waits for its first result, or for the notice that it has to wait for more scans.
+fn waits_for_result(record: &ScanRecord, is_scored: bool) -> bool {
+    if is_scored { !was_scored(record) } else { record.reported.is_none() }
 }
 
 /// Whether a scan has ever had more than the notice that it waits.

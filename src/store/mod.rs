@@ -365,11 +365,15 @@ impl Store {
         Ok(false)
     }
 
-    /// Drops all columns if they were computed in another way than `how`, or kept in another order.
-    pub fn keep_columns_made_by(&self, how: &str) -> Result<(), StoreError> {
+    /// Drops all columns if they were computed in another way than `how`, or kept in another order. `alive` is
+    /// called while it goes on.
+    pub fn keep_columns_made_by(&self, how: &str, alive: impl Fn()) -> Result<(), StoreError> {
         let how = format!("{how}, {COLUMNS}");
         if self.db.get("columns")?.is_none_or(|stored| stored != how.as_bytes()) {
-            self.columns.clear()?;
+            for key in self.columns.iter().keys() {
+                alive();
+                self.columns.remove(key?)?;
+            }
             self.db.insert("columns", how.as_bytes())?;
             self.flush()?;
         }
@@ -552,7 +556,7 @@ fn column_key(first: ScanId, way: Way, second: ScanId, grid: usize) -> Vec<u8> {
     key
 }
 
-/// Where the column of a scan towards another may be: under the one that came later.
+/// Where the column of a scan towards another may be: under either of the two, as a rule the one that came later.
 fn column_keys(of: ScanId, other: ScanId, grid: usize) -> [Vec<u8>; 2] {
     [column_key(of, Way::There, other, grid), column_key(other, Way::Back, of, grid)]
 }

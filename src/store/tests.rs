@@ -132,16 +132,16 @@ fn another_format_is_refused() {
 fn columns_made_in_another_way_are_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
-    store.keep_columns_made_by("reach 1").unwrap();
+    store.keep_columns_made_by("reach 1", || ()).unwrap();
     store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
-    store.keep_columns_made_by("reach 1").unwrap();
+    store.keep_columns_made_by("reach 1", || ()).unwrap();
     assert!(store.has_column(id(1), id(2), 0).unwrap());
-    store.keep_columns_made_by("reach 2").unwrap();
+    store.keep_columns_made_by("reach 2", || ()).unwrap();
     assert!(!store.has_column(id(1), id(2), 0).unwrap());
     // As a version would leave them that kept them in another order.
     store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
     store.db.insert("columns", "reach 2").unwrap();
-    store.keep_columns_made_by("reach 2").unwrap();
+    store.keep_columns_made_by("reach 2", || ()).unwrap();
     assert!(store.columns.is_empty());
 }
 

@@ -59,7 +59,7 @@ mod with_cuda {
     fn without_a_gpu_the_engine_is_an_error_that_says_what_is_missing() {
         let Err(missing) = cuda_availability() else { return };
         let options = options(&[2], true, PositionResize::Offset);
-        let error = cuda_encoder(&tiny::network(0), &options, 0).err().unwrap();
+        let error = cuda_encoder(&tiny::network(0), &options, 0, 56).err().unwrap();
         println!("{error}");
         assert!(error.to_string().contains(&missing), "{error}");
     }
@@ -77,6 +77,7 @@ mod with_cuda {
                 &weights,
                 &EncoderOptions { precision: Some(precision), ..options.clone() },
                 0,
+                56,
             )
             .unwrap();
             // The many go through in several parts, whose buffers are used in turn.
@@ -155,6 +156,7 @@ mod with_cuda {
                 &weights,
                 &EncoderOptions { precision: Some(precision), ..options.clone() },
                 0,
+                56,
             );
             let (mut encoder, _): CudaEngine = engine.unwrap();
             let names = ["hidden_3", "hidden_6", "hidden_9", "hidden_12"];

@@ -30,7 +30,7 @@ const MAX_CELLS: usize = 1024;
 /// Of the GPU's free memory, one in so many bytes may be taken by tokens that are kept.
 const SHARE_KEPT: usize = 4;
 
-/// As much of it may be taken at least: with less, tokens would be sent anew for each pair.
+/// After it ran out, as much may still be taken: with less, tokens would be sent anew for each pair.
 const LEAST_KEPT: usize = 64 << 20;
 
 /// Distances on one GPU.

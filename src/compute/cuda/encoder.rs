@@ -232,6 +232,7 @@ where
     }
 
     fn fit_workspace(&mut self, needed: Extent, side: usize) -> Result<(), Failure> {
+        let needed = Extent { n_rows: needed.n_rows.next_multiple_of(ROW_STEP), ..needed };
         let known = self.workspace.as_ref().filter(|workspace| workspace.side == side);
         let known = known.map_or(Extent::default(), |workspace| workspace.capacity);
         let capacity = known.or(needed);
@@ -251,7 +252,6 @@ where
     fn allocate(&self, capacity: Extent, side: usize) -> Result<Workspace<T>, Failure> {
         let Architecture { channels, hidden, patch, .. } = self.architecture;
         let Extent { n_images, n_rows, n_means } = capacity;
-        let n_rows = n_rows.next_multiple_of(ROW_STEP);
         let width = hidden.max(3 * channels).max(patch_width(self.colours, patch));
         let n_pixels = n_images * self.colours * side * side;
         let n_entries = capacity.n_entries();

@@ -17,3 +17,4 @@ mod parts;
 
 pub use distances::CudaDistances;
 pub use encoder::CudaEncoder;
+pub(super) use parts::PART;

@@ -6,7 +6,7 @@ use crate::numeric::slice::ImageBatch;
 
 /// Images that go through the network at a time, more where patches are left out: enough to fill the largest
 /// GPUs, few enough for a ViT-L in 4 GB.
-pub(super) const PART: usize = 56;
+pub(in crate::compute) const PART: usize = 56;
 /// At most, however few patches they have.
 const MAX_PART: usize = 2 * PART;
 

@@ -21,36 +21,37 @@ use crate::{
     compute::{
         EncoderOptions, Precision,
         cpu::CpuDistances,
-        cuda::{CudaDistances, CudaEncoder},
+        cuda::{CudaDistances, CudaEncoder, PART},
         weights::VitWeights,
     },
     domain::{PairDistances, SliceEncoder, error::DeviceError},
 };
 
-/// As many go through the network at a time in `compute::cuda`.
-const BLANK_IMAGES: usize = 56;
-
 /// Encoder and distances on one device.
 pub type CudaEngine = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
 
-/// The engine on the CUDA GPU number `index`.
+/// The engine on the CUDA GPU number `index`, which will be given up to `batch_slices` images at a time.
 ///
 /// # Errors
-/// If there is no such GPU, or the driver, the run-time compiler or the CUDA headers are missing,
+/// If there is no such GPU, or the driver, the run-time compiler or, for f32, the CUDA headers are missing,
 /// with what was found and what to do; or if the GPU does not give what the CPU does in a short trial.
 pub fn cuda_encoder(
     weights: &VitWeights,
     options: &EncoderOptions,
     index: usize,
+    batch_slices: usize,
 ) -> Result<CudaEngine, DeviceError> {
     // cudarc panics where a library lacks a function or its own memory on the GPU is not to be had.
-    guarded(&format!("cuda:{index}"), 0, || Ok::<_, Infallible>(start(weights, options, index)))?
+    guarded(&format!("cuda:{index}"), 0, || {
+        Ok::<_, Infallible>(start(weights, options, index, batch_slices))
+    })?
 }
 
 fn start(
     weights: &VitWeights,
     options: &EncoderOptions,
     index: usize,
+    batch_slices: usize,
 ) -> Result<CudaEngine, DeviceError> {
     let name = format!("cuda:{index}");
     let failed = |message| DeviceError::Failed { device: name.clone(), message };
@@ -78,7 +79,7 @@ fn start(
     };
     try_small_network(make, precision)?;
     let mut encoder = make(weights, options)?;
-    try_blank_images(&mut *encoder, weights.colours(), BLANK_IMAGES)?;
+    try_blank_images(&mut *encoder, weights.colours(), batch_slices.min(PART))?;
     let distances = CudaDistances::new(index, &name).and_then(|mut distances| {
         try_distances(&mut distances, &name)?;
         Ok(Box::new(distances) as Box<dyn PairDistances>)
