@@ -11,7 +11,11 @@ use super::{
 };
 use crate::numeric::scoring::PairColumns;
 
-/// The factors of the products, kept for the next pair.
+/// Parts of the columns that are searched side by side, at most: each has slots for all rows, 50 MB for 4,096 of
+/// them.
+const MAX_PARTS: usize = 32;
+
+/// The factors of the products and the room for what is found, kept for the next pair.
 #[derive(Default)]
 pub(super) struct Factors<E> {
     /// Of the first scan, `[n_tokens, padded channels]`, and the squared length of each row.
@@ -22,6 +26,8 @@ pub(super) struct Factors<E> {
     panels: Panels<E>,
     /// Infinite where a panel has no column.
     column_norms: Vec<f32>,
+    /// What is near to each row, for each part of the columns that is searched at a time.
+    slots: Vec<Slots<WIDTH>>,
 }
 
 /// Every token against every other. Products name candidates; the distances are then taken from the
@@ -34,7 +40,7 @@ pub(super) fn whole_volume<E: Element>(
 ) -> PairColumns {
     let channels = first.grid.channels();
     let stride = E::padded(channels);
-    let Factors { rows, row_norms, columns, panels, column_norms } = factors;
+    let Factors { rows, row_norms, columns, panels, column_norms, slots } = factors;
     let set_panels = || {
         round(second, columns, column_norms);
         let columns = Rows { values: &columns[..], n: second.grid.n_tokens(), stride };
@@ -44,7 +50,7 @@ pub(super) fn whole_volume<E: Element>(
     rayon::join(set_panels, || round(first, rows, row_norms));
     let rows = Rows { values: &rows[..], n: first.grid.n_tokens(), stride };
     let search = Search { kernel, first, second, rows, row_norms, panels, column_norms };
-    search.run()
+    search.run(slots)
 }
 
 /// The tokens in the format of the products, rows filled up with zeros, and the squared lengths of what they
@@ -74,34 +80,31 @@ struct Search<'a, E> {
 }
 
 impl<E: Element> Search<'_, E> {
-    fn run(&self) -> PairColumns {
-        let n_panels = self.panels.n_panels();
-        let part = n_panels.div_ceil(2 * rayon::current_num_threads()).max(1);
-        let parts: Vec<usize> = (0..n_panels).step_by(part).collect();
-        let found: Vec<[Vec<f32>; 2]> = parts
-            .into_par_iter()
-            .map_init(Vec::new, |slots, start| {
-                self.search(start..n_panels.min(start + part), slots)
-            })
-            .collect();
-        let mut first_to_second = vec![f32::INFINITY; self.rows.n];
-        let mut second_to_first = Vec::with_capacity(self.n_columns());
-        for [rows, columns] in found {
-            first_to_second
-                .iter_mut()
-                .zip(rows)
-                .for_each(|(nearest, other)| *nearest = nearest.min(other));
-            second_to_first.extend(columns);
+    /// `slots` is room for what the rows keep.
+    fn run(&self, slots: &mut Vec<Slots<WIDTH>>) -> PairColumns {
+        let (n_rows, n_panels) = (self.rows.n, self.panels.n_panels());
+        if n_rows == 0 {
+            return PairColumns::unmatched(0, self.n_columns());
         }
-        PairColumns { first_to_second, second_to_first }
+        let part = n_panels.div_ceil(MAX_PARTS.min(2 * rayon::current_num_threads())).max(1);
+        let parts: Vec<Range<usize>> =
+            (0..n_panels).step_by(part).map(|start| start..n_panels.min(start + part)).collect();
+        slots.resize(parts.len() * n_rows, Slots::NONE);
+        let searched = parts.par_iter().zip(slots.par_chunks_exact_mut(n_rows));
+        let columns: Vec<Vec<f32>> =
+            searched.map(|(panels, rows)| self.search(panels.clone(), rows)).collect();
+        // Of all parts together: most hold nothing that is near enough to be looked at.
+        let rows = (0..n_rows).into_par_iter().with_min_len(64);
+        let first_to_second = rows.map(|row| self.exact_row(row, &parts, slots)).collect();
+        PairColumns { first_to_second, second_to_first: columns.concat() }
     }
 
-    /// The distances of all rows to the columns of these panels, and of the columns to all rows.
-    fn search(&self, panels: Range<usize>, rows: &mut Vec<Slots<WIDTH>>) -> [Vec<f32>; 2] {
-        rows.clear();
-        rows.resize(self.rows.n, Slots::NONE);
+    /// What is nearest to the rows among the columns of these panels, and the distances of the columns to all
+    /// rows.
+    fn search(&self, panels: Range<usize>, rows: &mut [Slots<WIDTH>]) -> Vec<f32> {
+        rows.fill(Slots::NONE);
         let mut distances = Vec::new();
-        for panel in panels.clone() {
+        for panel in panels {
             let mut slots = [Slots::NONE; MAX_ROWS];
             let norms = self.column_norms[panel * WIDTH..].first_chunk().expect("whole panels");
             multiply_panels(
@@ -116,18 +119,19 @@ impl<E: Element> Search<'_, E> {
             let columns = panel * WIDTH..self.n_columns().min((panel + 1) * WIDTH);
             distances.extend(columns.map(|column| self.exact_column(column, &slots)));
         }
-        let rows = rows.iter().enumerate().map(|(row, slots)| self.exact_row(row, slots, &panels));
-        [rows.collect(), distances]
+        distances
     }
 
     fn n_columns(&self) -> usize {
         self.second.grid.n_tokens()
     }
 
-    fn exact_row(&self, row: usize, slots: &Slots<WIDTH>, panels: &Range<usize>) -> f32 {
-        let end = self.n_columns().min(panels.end * WIDTH);
-        let slots = (0..WIDTH)
-            .map(|lane| Kept::new(slots, lane, (panels.start * WIDTH + lane..end).step_by(WIDTH)));
+    fn exact_row(&self, row: usize, parts: &[Range<usize>], slots: &[Slots<WIDTH>]) -> f32 {
+        let found = parts.iter().zip(slots[row..].iter().step_by(self.rows.n));
+        let slots = found.flat_map(|(panels, slots)| {
+            let (start, end) = (panels.start * WIDTH, self.n_columns().min(panels.end * WIDTH));
+            (0..WIDTH).map(move |lane| Kept::new(slots, lane, (start + lane..end).step_by(WIDTH)))
+        });
         exact::<E>(self.first.row(row), self.row_norms[row], self.second, slots)
     }
 
