@@ -96,7 +96,7 @@ pub(super) struct Score {
     last_paid: Option<CohortKey>,
     /// The folder is full or away until then, for all results alike.
     no_writes_before: Instant,
-    /// As above, or a result could not be made: no hurry to try again.
+    /// A debt could not be paid: no hurry to try the next one.
     no_payment_before: Instant,
 }
 
@@ -300,10 +300,13 @@ impl Score {
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
         let Some(leaving) = cohort.window.next_to_leave() else { return Ok(()) };
         let is_fresh = cohort.fresh.iter().any(|fresh| fresh.id == leaving);
-        if is_fresh || (!cohort.scored.contains(&leaving) && self.lacks_result(key, leaving)?) {
+        // At a start no window has been scored yet.
+        let may_be_scored = !cohort.scored.contains(&leaving);
+        if is_fresh || (may_be_scored && self.lacks_result(leaving, true)?) {
             self.score(key, Trigger::NewStudy)?;
         }
-        while self.lacks_result(key, leaving)? && !self.shared.stopping() {
+        let is_scored = self.cohorts.get(key).is_some_and(|c| !c.scores.scans.is_empty());
+        while self.lacks_result(leaving, is_scored)? && !self.shared.stopping() {
             self.shared.board.beat(StageName::Score);
             if Instant::now() < self.no_writes_before {
                 thread::sleep(FULL);
@@ -316,8 +319,7 @@ impl Score {
     }
 
     /// Whether a member has not been given what can be said of it.
-    fn lacks_result(&self, key: &CohortKey, id: ScanId) -> Result<bool, ScanError> {
-        let is_scored = self.cohorts.get(key).is_some_and(|c| !c.scores.scans.is_empty());
+    fn lacks_result(&self, id: ScanId, is_scored: bool) -> Result<bool, ScanError> {
         let record = self.shared.store.record(&id)?;
         Ok(record.is_some_and(|record| waits_for_result(&record, is_scored)))
     }
@@ -426,7 +428,8 @@ impl Score {
         let in_turn = self.cohorts.range((after, Bound::Unbounded)).chain(self.cohorts.iter());
         let mut owing = in_turn.filter(|(_, cohort)| !cohort.debt.is_empty());
         let (key, _) = owing.next()?;
-        (Instant::now() >= self.no_payment_before).then_some(key)
+        let not_before = self.no_payment_before.max(self.no_writes_before);
+        (Instant::now() >= not_before).then_some(key)
     }
 
     /// Writes one outdated result, if there is one.
@@ -438,7 +441,9 @@ impl Score {
         self.last_paid = Some(key.clone());
         let due = self.cohorts.get_mut(&key).and_then(|cohort| cohort.debt.pop_front());
         if let Some(id) = due {
-            self.write(&key, id)?;
+            if self.write(&key, id)? == Attempt::Failed {
+                self.no_payment_before = Instant::now() + self.settings.intake.rescan;
+            }
             self.show(&key)?;
         }
         Ok(())
@@ -461,9 +466,8 @@ impl Score {
             }
         }
         if attempt != Attempt::Written {
-            self.no_payment_before = Instant::now() + self.settings.intake.rescan;
             if attempt == Attempt::Later {
-                self.no_writes_before = self.no_payment_before;
+                self.no_writes_before = Instant::now() + self.settings.intake.rescan;
             }
             if let Some(cohort) = self.cohorts.get_mut(key) {
                 cohort.debt.push_back(id);
