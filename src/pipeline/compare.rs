@@ -213,7 +213,7 @@ mod tests {
         let mut cpu = CpuDistances::new();
         // Asked once for the batch that the device might have, then before each pair.
         assert_eq!(compare_grid(&store, &mut cpu, reach, 0, id(3), &others, goes_on).unwrap(), 1);
-        assert!(store.has_column(id(3), id(0), 0).unwrap());
-        assert!(!store.has_column(id(3), id(1), 0).unwrap());
+        assert!(store.has_columns(id(3), id(0), 0).unwrap());
+        assert!(!store.has_columns(id(3), id(1), 0).unwrap());
     }
 }

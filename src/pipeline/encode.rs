@@ -168,8 +168,7 @@ impl Encode {
                 return Err(DeviceError::Failed { device, message }.into());
             }
         };
-        timings.stop();
-        timings.report(&[Stage::Encode], &shared.metrics);
+        timings.stop(&[Stage::Encode], &shared.metrics);
         let facts = scan.facts(&tokens, &shared.method, timings.secs());
         Ok(Some((tokens, facts)))
     }
@@ -184,8 +183,7 @@ impl Encode {
             .map_err(missing_source)?;
         timings.switch(Stage::Preprocess);
         let scan = Encodable::new(&source, method, &record.cohort)?;
-        timings.stop();
-        timings.report(&[Stage::Decode, Stage::Preprocess], metrics);
+        timings.stop(&[Stage::Decode, Stage::Preprocess], metrics);
         Ok(Prepared { scan, timings })
     }
 

@@ -293,8 +293,7 @@ impl Intake {
             )
             .into())
         });
-        timings.stop();
-        timings.report(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
+        timings.stop(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
         match taken {
             Ok(Taken::Changed | Taken::GivenUp) => {
                 return Ok(self.shared.store.forget_seen(key)?);

@@ -341,7 +341,7 @@ impl Score {
                 if !goes_on() {
                     return Ok(n_pairs);
                 }
-                if !(store.has_column(id, other, grid)? && store.has_column(other, id, grid)?) {
+                if !store.has_columns(id, other, grid)? {
                     missing.push(other);
                 }
             }

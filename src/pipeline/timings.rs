@@ -23,12 +23,19 @@ impl Timings {
 
     /// It goes on to another stage.
     pub(super) fn switch(&mut self, stage: Stage) {
-        self.stop();
+        self.lap();
         self.stage = stage;
     }
 
-    /// It waits from now on.
-    pub(super) fn stop(&mut self) {
+    /// It waits from now on: one observation for each of these stages that it has passed.
+    pub(super) fn stop(&mut self, passed: &[Stage], metrics: &Metrics) {
+        self.lap();
+        for &(stage, took) in self.laps.iter().filter(|(stage, _)| passed.contains(stage)) {
+            metrics.stage_finished(stage, took);
+        }
+    }
+
+    fn lap(&mut self) {
         let took = self.since.elapsed();
         match self.laps.iter_mut().find(|(stage, _)| *stage == self.stage) {
             Some((_, sum)) => *sum += took,
@@ -40,13 +47,6 @@ impl Timings {
     /// It has waited and is now in this stage.
     pub(super) fn resume(&mut self, stage: Stage) {
         (self.stage, self.since) = (stage, Instant::now());
-    }
-
-    /// One observation for each of these stages that the scan has passed.
-    pub(super) fn report(&self, stages: &[Stage], metrics: &Metrics) {
-        for &(stage, took) in self.laps.iter().filter(|(stage, _)| stages.contains(stage)) {
-            metrics.stage_finished(stage, took);
-        }
     }
 
     /// Seconds by the name of the stage.
@@ -64,16 +64,17 @@ mod tests {
 
     #[test]
     fn laps_of_one_stage_add_up_and_waiting_counts_for_none() {
+        let metrics = Metrics::new();
         let mut timings = Timings::start(Stage::Decode);
         let pass = |timings: &mut Timings, secs| timings.since -= Duration::from_secs(secs);
         pass(&mut timings, 5);
         timings.switch(Stage::Preprocess);
         timings.switch(Stage::Decode);
         pass(&mut timings, 7);
-        timings.stop();
+        timings.stop(&[], &metrics);
         pass(&mut timings, 1000);
         timings.resume(Stage::Encode);
-        timings.stop();
+        timings.stop(&[], &metrics);
         let secs = timings.secs();
         assert_eq!(secs.keys().collect::<Vec<_>>(), ["decode", "encode", "preprocess"]);
         assert!(secs["decode"] >= 12.0);

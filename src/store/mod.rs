@@ -268,33 +268,37 @@ impl Store {
 
     /// One grid of the tokens of a scan; `None` if there is no such grid.
     pub fn tokens(&self, id: &ScanId, grid: usize) -> Result<Option<TokenGrid>, StoreError> {
-        let damaged = || StoreError::Damaged { what: "tokens", scan: id.short() };
-        let Some(manifest) = self.manifest(id)? else { return Ok(None) };
-        let Some(shape) = manifest.grids.get(grid) else { return Ok(None) };
-        let key = grid_key(*id, grid);
-        let blob = Blob::open(&self.chunks, &key, "tokens")?;
-        let mut blob = blob.filter(|blob| blob.length == shape.n_bytes()).ok_or_else(damaged)?;
-        let mut cells = vec![0_u32; shape.n_tokens];
-        blob.fill(cast_slice_mut(&mut cells))?;
-        let mut features = vec![f16::ZERO; shape.n_tokens * shape.channels];
+        let Some((found, channels, mut blob)) = self.open_tokens(id, grid)? else {
+            return Ok(None);
+        };
+        let mut features = vec![f16::ZERO; found.cells.len() * channels];
         blob.fill(cast_slice_mut(&mut features))?;
-        TokenGrid::new(Shape3(shape.shape), shape.channels, cells, features)
+        TokenGrid::new(found.shape, channels, found.cells, features)
             .map(Some)
-            .map_err(|_| damaged())
+            .map_err(|_| StoreError::Damaged { what: "tokens", scan: id.short() })
     }
 
     /// The cells of one grid of a scan's tokens, without reading its features; `None` if there is no
     /// such grid.
     pub fn foreground(&self, id: &ScanId, grid: usize) -> Result<Option<Foreground>, StoreError> {
+        Ok(self.open_tokens(id, grid)?.map(|(found, ..)| found))
+    }
+
+    /// The cells and channels of one grid of tokens, read up to the features.
+    fn open_tokens(
+        &self,
+        id: &ScanId,
+        grid: usize,
+    ) -> Result<Option<(Foreground, usize, Blob<'_>)>, StoreError> {
         let Some(manifest) = self.manifest(id)? else { return Ok(None) };
         let Some(found) = manifest.grids.get(grid) else { return Ok(None) };
         let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
-        let key = grid_key(*id, grid);
-        let blob = Blob::open(&self.chunks, &key, "tokens")?;
+        let blob = Blob::open(&self.chunks, grid_key(*id, grid), "tokens")?;
         let mut blob = blob.filter(|blob| blob.length == found.n_bytes()).ok_or_else(lost)?;
         let mut cells = vec![0_u32; found.n_tokens];
         blob.fill(cast_slice_mut(&mut cells))?;
-        Ok(Some(Foreground { shape: Shape3(found.shape), cells }))
+        let foreground = Foreground { shape: Shape3(found.shape), cells };
+        Ok(Some((foreground, found.channels, blob)))
     }
 
     fn manifest(&self, id: &ScanId) -> Result<Option<Manifest>, StoreError> {
@@ -326,22 +330,26 @@ impl Store {
         grid: usize,
         n_tokens: usize,
     ) -> Result<Option<Vec<f32>>, StoreError> {
-        for key in column_keys(of, other, grid) {
-            let read = || -> Result<Option<Vec<f32>>, StoreError> {
-                let blob = Blob::open(&self.columns, &key, "distances")?;
-                let Some(mut blob) = blob.filter(|blob| blob.length == 4 * n_tokens as u64) else {
-                    return Ok(None);
-                };
-                let mut column = vec![0.0; n_tokens];
-                blob.fill(cast_slice_mut(&mut column))?;
-                Ok(Some(column))
-            };
-            match read() {
+        // Under either of the two, as a rule the one that came later.
+        let under_of = column_key(of, Way::There, other, grid);
+        let under_other = column_key(other, Way::Back, of, grid);
+        for key in [under_of, under_other] {
+            match self.read_column(key, n_tokens) {
                 Ok(None) | Err(StoreError::Damaged { .. }) => {}
                 found => return found,
             }
         }
         Ok(None)
+    }
+
+    fn read_column(&self, key: Vec<u8>, n_tokens: usize) -> Result<Option<Vec<f32>>, StoreError> {
+        let blob = Blob::open(&self.columns, key, "distances")?;
+        let Some(mut blob) = blob.filter(|blob| blob.length == 4 * n_tokens as u64) else {
+            return Ok(None);
+        };
+        let mut column = vec![0.0; n_tokens];
+        blob.fill(cast_slice_mut(&mut column))?;
+        Ok(Some(column))
     }
 
     /// As [`Store::column`], to several other scans at once, on all cores.
@@ -355,14 +363,16 @@ impl Store {
         others.par_iter().map(|&other| self.column(of, other, grid, n_tokens)).collect()
     }
 
-    /// Whether something was kept of the distances of a pair.
-    pub fn has_column(&self, of: ScanId, other: ScanId, grid: usize) -> Result<bool, StoreError> {
-        for key in column_keys(of, other, grid) {
-            if self.columns.contains_key(chunk_key(&key, 0))? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// Whether both columns of a pair are kept under the scan that joined; nothing of the other one is read.
+    pub fn has_columns(
+        &self,
+        joined: ScanId,
+        other: ScanId,
+        grid: usize,
+    ) -> Result<bool, StoreError> {
+        let is_kept =
+            |way| self.columns.contains_key(chunk_key(&column_key(joined, way, other, grid), 0));
+        Ok(is_kept(Way::There)? && is_kept(Way::Back)?)
     }
 
     /// Drops all columns if they were computed in another way than `how`, or kept in another order. `alive` is
@@ -556,11 +566,6 @@ fn column_key(first: ScanId, way: Way, second: ScanId, grid: usize) -> Vec<u8> {
     key
 }
 
-/// Where the column of a scan towards another may be: under either of the two, as a rule the one that came later.
-fn column_keys(of: ScanId, other: ScanId, grid: usize) -> [Vec<u8>; 2] {
-    [column_key(of, Way::There, other, grid), column_key(other, Way::Back, of, grid)]
-}
-
 /// Writes `prefix | chunk` keys, the chunks of about one size. Each value carries the length of the
 /// whole, so that a missing chunk shows.
 fn put_blob(tree: &Tree, prefix: &[u8], bytes: &[u8]) -> Result<(), StoreError> {
@@ -580,7 +585,7 @@ fn put_blob(tree: &Tree, prefix: &[u8], bytes: &[u8]) -> Result<(), StoreError> 
 /// cache but once of sixteen values.
 struct Blob<'a> {
     tree: &'a Tree,
-    prefix: &'a [u8],
+    prefix: Vec<u8>,
     what: &'static str,
     /// Bytes in all.
     length: u64,
@@ -592,11 +597,11 @@ struct Blob<'a> {
 impl<'a> Blob<'a> {
     fn open(
         tree: &'a Tree,
-        prefix: &'a [u8],
+        prefix: Vec<u8>,
         what: &'static str,
     ) -> Result<Option<Self>, StoreError> {
-        let Some(first) = tree.get(chunk_key(prefix, 0))? else { return Ok(None) };
-        let (length, chunk) = open_chunk(&first, what, prefix)?;
+        let Some(first) = tree.get(chunk_key(&prefix, 0))? else { return Ok(None) };
+        let (length, chunk) = open_chunk(&first, what, &prefix)?;
         Ok(Some(Self { tree, prefix, what, length, next: 1, chunk }))
     }
 
@@ -611,9 +616,9 @@ impl<'a> Blob<'a> {
                 return Ok(());
             }
             room = later;
-            let value = self.tree.get(chunk_key(self.prefix, self.next))?;
-            let value = value.ok_or_else(|| record::damaged(self.what, self.prefix))?;
-            self.chunk = open_chunk(&value, self.what, self.prefix)?.1;
+            let value = self.tree.get(chunk_key(&self.prefix, self.next))?;
+            let value = value.ok_or_else(|| record::damaged(self.what, &self.prefix))?;
+            self.chunk = open_chunk(&value, self.what, &self.prefix)?.1;
             self.next += 1;
         }
     }

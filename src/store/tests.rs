@@ -76,7 +76,7 @@ fn an_evicted_scan_leaves_only_its_entry() {
         assert_eq!(store.record(&id(1)).unwrap().unwrap().state, ScanState::Evicted);
         assert_eq!(store.tokens(&id(1), 0).unwrap(), None);
         assert_eq!(store.column(id(2), id(1), 0, 600).unwrap(), None);
-        assert!(store.has_column(id(2), id(3), 0).unwrap());
+        assert!(store.has_columns(id(2), id(3), 0).unwrap());
     }
     store.evict(&record(2, ScanState::Encoded)).unwrap();
     store.evict(&record(3, ScanState::Encoded)).unwrap();
@@ -135,9 +135,9 @@ fn columns_made_in_another_way_are_dropped() {
     store.keep_columns_made_by("reach 1", || ()).unwrap();
     store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
     store.keep_columns_made_by("reach 1", || ()).unwrap();
-    assert!(store.has_column(id(1), id(2), 0).unwrap());
+    assert!(store.has_columns(id(1), id(2), 0).unwrap());
     store.keep_columns_made_by("reach 2", || ()).unwrap();
-    assert!(!store.has_column(id(1), id(2), 0).unwrap());
+    assert!(!store.has_columns(id(1), id(2), 0).unwrap());
     // As a version would leave them that kept them in another order.
     store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
     store.db.insert("columns", "reach 2").unwrap();
@@ -211,7 +211,7 @@ fn tokens_that_an_older_version_put_in_larger_chunks_are_read() {
     let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
     let prefix = grid_key(id(1), 0);
-    let mut blob = Blob::open(&store.chunks, &prefix, "tokens").unwrap().unwrap();
+    let mut blob = Blob::open(&store.chunks, prefix.clone(), "tokens").unwrap().unwrap();
     let mut bytes = vec![0; blob.length as usize];
     blob.fill(&mut bytes).unwrap();
     remove_prefix(&store.chunks, &prefix).unwrap();

@@ -335,8 +335,7 @@ impl Intake {
             let text = panic_text(panic.as_ref());
             Err(poison(format!("a crash while reading ({text})")).into())
         });
-        timings.stop();
-        timings.report(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
+        timings.stop(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
         match taken {
             Ok(Taken::Accepted(record, scan)) => {
                 self.remember_files(unit, inputs, SeenOutcome::Accepted(record.id))?;
