@@ -16,7 +16,17 @@ const NETWORK: Architecture = Architecture {
     position_side: 8,
 };
 
-const NAMES: [&str; 4] = ["encode", "compare-whole-volume", "compare-within-reach", "score"];
+const NAMES: [&str; 9] = [
+    "encode",
+    "compare-whole-volume",
+    "compare-within-reach",
+    "score",
+    "scan-to-cube",
+    "slices",
+    "map",
+    "packed-map",
+    "picture",
+];
 
 /// What is counted: callgrind knows it by this name.
 #[unsafe(no_mangle)]
@@ -36,6 +46,11 @@ fn main() {
         "compare-whole-volume" => Box::new(work::compare(CpuDistances::in_single(), 9, 0)),
         "compare-within-reach" => Box::new(work::compare(CpuDistances::in_single(), 9, 1)),
         "score" => Box::new(work::score(500, 50)),
+        "scan-to-cube" => Box::new(work::around::canonical(2.0)),
+        "slices" => Box::new(work::around::slices()),
+        "map" => Box::new(work::around::map(2.0)),
+        "packed-map" => Box::new(work::around::packed_map(2.0)),
+        "picture" => Box::new(work::around::picture(2.0)),
         other => panic!("{other} is none of {NAMES:?}"),
     };
     // Once before, for what is set up once.

@@ -668,7 +668,7 @@ fn write<const N: usize>(
     bytes.extend([0; FIRST_OFFSET - HEADER_BYTES]);
     bytes.extend(voxels.flatten());
     // No time stamp and no name: the same result has the same bytes.
-    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::new(4));
+    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::new(1));
     gzip.write_all(&bytes).and_then(|()| gzip.finish()).expect("a Vec takes all bytes")
 }
 

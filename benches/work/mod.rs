@@ -1,5 +1,7 @@
 //! The pieces of work that are measured: what costs most in a scan's journey, on made-up data.
 
+pub mod around;
+
 use std::num::NonZeroUsize;
 
 use half::f16;

@@ -100,20 +100,39 @@ pub fn score_map(
 ) -> Vec<f32> {
     let shape = foreground.shape;
     let grid = dense(foreground, scores);
-    let per_cell = shape.0.map(|n| placement.cube_side as f64 / n as f64);
-    let to_cube = placement.cube.inverse().after(&brain.affine);
+    let to_cells = cells_of_cube(shape, placement.cube_side)
+        .after(&placement.cube.inverse())
+        .after(&brain.affine);
     let mut map = vec![0.0; brain.shape.n_voxels()];
     let width = brain.shape.0[0];
     let rows = map.par_chunks_mut(width.max(1)).zip(brain.inside.par_chunks(width.max(1)));
     rows.enumerate().for_each(|(row, (values, inside))| {
         let [_, y, z] = brain.shape.voxel(row * width);
         for (x, (value, _)) in values.iter_mut().zip(inside).enumerate().filter(|(_, v)| *v.1) {
-            let place = to_cube.apply([x, y, z].map(|v| v as f64));
-            let place = [0, 1, 2].map(|axis| (place[axis] + 0.5) / per_cell[axis] - 0.5);
-            *value = interpolate(&grid, shape, place) as f32;
+            let place = to_cells.apply([x, y, z].map(|v| v as f64));
+            *value = rounded(interpolate(&grid, shape, place) as f32);
         }
     });
     map
+}
+
+/// To 14 significant bits, 6e-5 of the value at most: what lies below says nothing, and takes a third of the room
+/// in a file.
+fn rounded(value: f32) -> f32 {
+    const DROPPED: u32 = 10;
+    f32::from_bits((value.to_bits() + (1 << (DROPPED - 1))) >> DROPPED << DROPPED)
+}
+
+/// Voxel of a cube of this side -> cell of a grid that divides it.
+fn cells_of_cube(grid: Shape3, side: usize) -> Affine {
+    let row = |axis: usize| {
+        let cells_per_voxel = grid.0[axis] as f64 / side as f64;
+        let mut row = [0.0, 0.0, 0.0, 0.5 * cells_per_voxel - 0.5];
+        row[axis] = cells_per_voxel;
+        row
+    };
+    Affine::new([row(0), row(1), row(2)])
+        .expect("a grid has cells, and no more than voxels of a cube")
 }
 
 /// Scores by cell; absent cells hold 0.
@@ -205,6 +224,15 @@ mod tests {
         let rows = [[-0.8, 0.3, 0.0, 2.5], [0.3, 0.8, 0.1, 0.5], [0.1, -0.2, 0.9, 4.5]];
         let probe = whole(Shape3([1, 1, 1]), Affine::new(rows).unwrap());
         assert_eq!(score_map(&one([1, 0, 2]), &[8.0], &placement(), &probe), [8.0]);
+    }
+
+    #[test]
+    fn values_of_a_map_have_fourteen_significant_bits() {
+        for value in [0.0, 1.0, 1.0001, 0.6180339, 1e-20, 123.456] {
+            let kept = rounded(value);
+            assert!((kept - value).abs() <= 6.2e-5 * value, "{kept} {value}");
+            assert_eq!((kept.to_bits() & 0x3ff, rounded(kept)), (0, kept));
+        }
     }
 
     #[test]

@@ -234,17 +234,18 @@ fn resample(
     scale: &Scale,
 ) -> (Vec<f32>, Vec<bool>) {
     let to_raw = raw.affine.inverse().after(cube);
+    let around = brain.voxel_box();
     let shape = Shape3::cube(side);
     let mut voxels = vec![0.0; shape.n_voxels()];
     let mut inside = vec![false; shape.n_voxels()];
     let rows = voxels.par_chunks_mut(side).zip(inside.par_chunks_mut(side));
     rows.enumerate().for_each(|(row, (voxels, inside))| {
         let (y, z) = ((row % side) as f64, (row / side) as f64);
-        for (x, (voxel, inside)) in voxels.iter_mut().zip(inside).enumerate() {
+        for x in to_raw.row_within(y, z, around, side) {
             let place = to_raw.apply([x as f64, y, z]);
             if brain.at(place) {
-                *inside = true;
-                *voxel = scale.value(trilinear(raw, place)) as f32;
+                inside[x] = true;
+                voxels[x] = scale.value(trilinear(raw, place)) as f32;
             }
         }
     });
@@ -252,7 +253,7 @@ fn resample(
 }
 
 /// The intensity between voxel centres; what lies beyond the grid counts as 0.
-#[inline]
+#[inline(always)]
 pub(super) fn trilinear(raw: &RawVolume, place: [f64; 3]) -> f64 {
     let is_within =
         |axis: usize| place[axis] >= 0.0 && place[axis] < (raw.shape.0[axis] - 1) as f64;

@@ -98,8 +98,8 @@ pub fn least_cosine(a: &PatchFeatures, b: &PatchFeatures) -> f64 {
     cosines.fold(1.0, |least, c| if c < least || c.is_nan() { c } else { least })
 }
 
-/// Rows that are cut out at a time.
-const ROWS: usize = 16;
+/// Edge of the blocks that slices are cut out in: a cache line of voxels.
+const BLOCK: usize = 16;
 
 /// The pixels of the slices `indices` of the volume along `axis`, `[n, side, side]`.
 ///
@@ -110,17 +110,21 @@ pub fn slice_pixels(volume: &Volume, axis: Axis, indices: &[usize]) -> Vec<f32> 
     let side = volume.side();
     let strides = [1, side, side * side];
     let (row_axis, column_axis) = in_plane(axis);
+    let [row_step, column_step] = [row_axis, column_axis].map(|axis| strides[axis]);
     let mut pixels = vec![0.0; indices.len() * side * side];
-    // All slices at once, and a few rows at a time, which stay in the cache: neighbouring voxels and
-    // neighbouring pixels each share a line of it.
-    for first in (0..side).step_by(ROWS) {
-        for column in 0..side {
-            for row in first..side.min(first + ROWS) {
-                let at = row * strides[row_axis] + column * strides[column_axis];
-                for (slice, &index) in pixels.chunks_exact_mut(side * side).zip(indices) {
-                    slice[row * side + column] =
-                        volume.voxels()[at + index * strides[axis.index()]];
-                }
+    // Neighbouring voxels share a line of the cache, and so do neighbouring pixels: in a block both are used up,
+    // by all slices, before they are driven out.
+    let corners = (0..side).step_by(BLOCK);
+    for (top, left) in corners.clone().flat_map(|top| corners.clone().map(move |left| (top, left)))
+    {
+        let columns = left..side.min(left + BLOCK);
+        for (slice, &index) in pixels.chunks_exact_mut(side * side).zip(indices) {
+            let slice_start = index * strides[axis.index()];
+            for row in top..side.min(top + BLOCK) {
+                let line = &mut slice[row * side..][columns.clone()];
+                let first = slice_start + row * row_step + left * column_step;
+                let voxels = volume.voxels()[first..].iter().step_by(column_step);
+                line.iter_mut().zip(voxels).for_each(|(pixel, &voxel)| *pixel = voxel);
             }
         }
     }

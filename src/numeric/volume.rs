@@ -63,6 +63,20 @@ impl RawMask {
         values
     }
 
+    /// The corners of the box around the voxels inside, half a voxel beyond their centres, in voxels; the lower
+    /// one is infinite where there are none.
+    pub fn voxel_box(&self) -> [[f64; 3]; 2] {
+        let (mut low, mut high) = ([f64::INFINITY; 3], [f64::NEG_INFINITY; 3]);
+        for offset in self.spans().flat_map(|span| [span.start, span.end - 1]) {
+            let voxel = self.shape.voxel(offset);
+            for axis in 0..3 {
+                low[axis] = low[axis].min(voxel[axis] as f64 - 0.5);
+                high[axis] = high[axis].max(voxel[axis] as f64 + 0.5);
+            }
+        }
+        [low, high]
+    }
+
     /// The lowest and the highest world coordinates, mm, of the voxel centres inside; infinite where there are
     /// none.
     pub fn world_box(&self) -> [[f64; 3]; 2] {
@@ -80,18 +94,27 @@ impl RawMask {
 }
 
 /// The value between voxel centres (trilinear), held constant beyond the outermost ones.
-#[inline]
+#[inline(always)]
 pub fn interpolate(values: &[f32], shape: Shape3, place: [f64; 3]) -> f64 {
-    let place = [0, 1, 2].map(|axis| place[axis].clamp(0.0, (shape.0[axis] - 1) as f64));
-    let low = place.map(|p| p as usize);
-    let high = [0, 1, 2].map(|axis| (low[axis] + 1).min(shape.0[axis] - 1));
-    let [fx, fy, fz] = [0, 1, 2].map(|axis| place[axis] - low[axis] as f64);
-    let row = |y: usize, z: usize| {
-        let [a, b] = [low[0], high[0]].map(|x| f64::from(values[shape.offset([x, y, z])]));
+    let Shape3([nx, ny, nz]) = shape;
+    // By way of i32, which the processor is much quicker at than at usize.
+    let low = |axis: usize| {
+        let highest = (shape.0[axis] - 1) as i32;
+        let place = place[axis].clamp(0.0, f64::from(highest));
+        let low = (place as i32).min((highest - 1).max(0));
+        (low as usize, place - f64::from(low))
+    };
+    let [(x, fx), (y, fy), (z, fz)] = [low(0), low(1), low(2)];
+    let corner = shape.offset([x, y, z]);
+    // On an axis of one voxel there is no next one.
+    let step = |n: usize, stride: usize| if n > 1 { stride } else { 0 };
+    let (dx, dy, dz) = (step(nx, 1), step(ny, nx), step(nz, nx * ny));
+    let row = |first: usize| {
+        let [a, b] = [first, first + dx].map(|at| f64::from(values[at]));
         (1.0 - fx) * a + fx * b
     };
-    let plane = |z: usize| (1.0 - fy) * row(low[1], z) + fy * row(high[1], z);
-    (1.0 - fz) * plane(low[2]) + fz * plane(high[2])
+    let plane = |first: usize| (1.0 - fy) * row(first) + fy * row(first + dy);
+    (1.0 - fz) * plane(corner) + fz * plane(corner + dz)
 }
 
 /// The canonical volume: a cube `[side, side, side]` along the world axes (RAS+), x fastest.

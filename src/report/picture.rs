@@ -122,20 +122,20 @@ struct Scene<'a> {
 impl<'a> Scene<'a> {
     fn new(input: &'a PictureInput<'a>) -> Self {
         let (shape, affine) = (input.scan.shape, &input.scan.affine);
-        let world =
-            |offset: usize| affine.to_world(VoxelPoint(shape.voxel(offset).map(|v| v as f64))).0;
-        let inside = input.brain.spans().flatten().filter(|&offset| input.brain.inside[offset]);
         let [low, high] = input.brain.world_box();
         let centre = [0, 1, 2].map(|axis| 0.5 * (low[axis] + high[axis]));
         let extent = (0..3).map(|axis| high[axis] - low[axis]).fold(0.0, f64::max);
-        let peak = inside.max_by(|&a, &b| input.map[a].total_cmp(&input.map[b]));
-        let marked = peak.filter(|&offset| input.map[offset] > 0.0);
-        let grey = quantile(input.brain.values(&input.scan.voxels), 0.995);
-        let median = quantile(input.brain.values(input.map), 0.5);
+        let peak = || {
+            let peak = (0..input.map.len()).max_by(|&a, &b| input.map[a].total_cmp(&input.map[b]));
+            let peak = peak.filter(|&offset| input.map[offset] > 0.0)?;
+            Some(affine.to_world(VoxelPoint(shape.voxel(peak).map(|v| v as f64))).0)
+        };
+        let grey = quantile(input.brain, &input.scan.voxels, 0.995);
+        let median = quantile(input.brain, input.map, 0.5);
         Self {
             input,
             to_voxel: affine.inverse(),
-            focus: input.focus.unwrap_or_else(|| marked.map_or(centre, world)),
+            focus: input.focus.or_else(peak).unwrap_or(centre),
             centre,
             reach: 0.5 * extent * 1.16,
             white: grey.max(f32::MIN_POSITIVE),
@@ -160,7 +160,11 @@ impl<'a> Scene<'a> {
     }
 }
 
-fn quantile(mut values: Vec<f32>, share: f64) -> f32 {
+/// Of every eighth row of the brain: for the scale of colours that is enough.
+fn quantile(brain: &RawMask, all: &[f32], share: f64) -> f32 {
+    let rows = brain.spans().step_by(8).flatten();
+    let mut values: Vec<f32> =
+        rows.filter(|&offset| brain.inside[offset]).map(|offset| all[offset]).collect();
     if values.is_empty() {
         return 0.0;
     }
@@ -297,7 +301,7 @@ fn heat(share: f32) -> [f32; 3] {
 }
 
 fn to_rgb(colour: [f32; 3]) -> Rgb888 {
-    let [r, g, b] = colour.map(|c| (c.clamp(0.0, 1.0) * 255.0).round() as u8);
+    let [r, g, b] = colour.map(|c| (c.clamp(0.0, 1.0) * 255.0 + 0.5) as u8);
     Rgb888::new(r, g, b)
 }
 

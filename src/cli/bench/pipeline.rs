@@ -1,9 +1,11 @@
-//! `oddscan bench pipeline`: made-up scans go through the real daemon, and its own metrics say what each
-//! stage costs.
+//! `oddscan bench pipeline`: scans go through the real daemon, and its own metrics say what each stage costs.
+//! Then some of them are encoded with nothing else going on: what a scan costs beyond that is everything
+//! around the encoder.
 
 use std::{
     collections::BTreeMap,
     fs,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -14,19 +16,29 @@ use super::word;
 use crate::{
     cli::{
         CONFIG, Failure, INTERNAL, USAGE,
-        demo::{self, daemon::Daemon, scans},
-        status,
+        demo::{
+            self,
+            daemon::Daemon,
+            scans::{self, Scan},
+        },
+        engine_code, status,
     },
     compute::weights::{Architecture, VitWeights},
     config::{Config, DeviceChoice},
+    engine::Engine,
     metrics::Stage,
+    nifti::Limits,
+    pipeline::steps,
 };
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
-    /// Made-up scans; all lie in the incoming folder from the start.
+    /// Made-up scans, of 2 mm; all lie in the incoming folder from the start.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(2..))]
     scans: u64,
+    /// Scans of this folder instead, with `<subject>_brain` masks beside them, where there are any.
+    #[arg(long, value_name = "DIR", conflicts_with = "scans")]
+    from: Option<PathBuf>,
     /// Network of random weights: dinov2_vits14, dinov2_vitb14 or dinov2_vitl14.
     #[arg(long, default_value = "dinov2_vits14", conflicts_with = "weights")]
     network: String,
@@ -47,11 +59,13 @@ pub(in crate::cli) struct Arguments {
 /// What a scan costs on its way.
 #[derive(Serialize)]
 struct Cost {
-    scans: u64,
+    scans: usize,
     device: String,
     /// From the first file to the last result; starting the daemon does not count.
     seconds: f64,
     seconds_per_scan: f64,
+    /// Seconds that encoding a prepared scan takes with nothing else going on.
+    seconds_encoding_alone: f64,
     /// Seconds that a scan spends in each stage. Stages work side by side; results that a newer scan has
     /// made outdated are written again, and count.
     stages: BTreeMap<&'static str, f64>,
@@ -63,8 +77,15 @@ struct Cost {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = tempfile::Builder::new().prefix("oddscan-bench-").tempdir().map_err(demo::io)?;
-    let (config, address) = settle(arguments, folder.path())?;
-    let scans = scans::made_up(&folder.path().join("scans"), arguments.scans)?;
+    let scans = match &arguments.from {
+        Some(source) => scans::listed(source)?,
+        None => scans::made_up(&folder.path().join("scans"), arguments.scans)?,
+    };
+    if scans.len() < 2 {
+        let found = scans.len();
+        return Err(Failure::new(USAGE, format!("found {found} scans; at least 2 are needed")));
+    }
+    let (config, address) = settle(arguments, folder.path(), scans.len())?;
     let mut daemon = Daemon::start(&config, address, folder.path())?;
     let started = Instant::now();
     for scan in &scans {
@@ -81,16 +102,48 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let page = status::page(address, "/metrics")?;
     daemon.stop()?;
     if status.n_quarantined > 0 {
-        let text = format!("{} made-up scans were refused", status.n_quarantined);
+        let text = format!("{} scans were refused", status.n_quarantined);
         return Err(Failure::new(INTERNAL, text));
     }
-    print(&cost(arguments.scans, seconds, &page), arguments.json)
+    let alone = encoding_alone(&config, &scans, folder.path())?;
+    print(&cost(scans.len(), seconds, alone, &page), arguments.json)
+}
+
+/// So many scans are encoded again, evenly chosen from all.
+const N_ALONE: usize = 4;
+
+/// Seconds per scan from the canonical cube to tokens, with the daemon's settings, in this process.
+fn encoding_alone(config: &Path, scans: &[Scan], folder: &Path) -> Result<f64, Failure> {
+    let config = Config::load(Some(config)).map_err(|error| Failure::new(CONFIG, error))?;
+    let Engine { mut tokeniser, method, .. } =
+        Engine::start(&config).map_err(|error| Failure::new(engine_code(&error), error))?;
+    let chosen = scans.iter().step_by(scans.len().div_ceil(N_ALONE));
+    let mut times = Vec::new();
+    for scan in chosen {
+        let cube = steps::read_and_prepare(
+            scan.path(),
+            scan.brain(),
+            &Limits::NONE,
+            &method,
+            folder,
+            || {},
+        )
+        .and_then(|(_, source)| steps::canonical(&source, &method, None))
+        .map_err(|error| Failure::new(INTERNAL, error))?;
+        let started = Instant::now();
+        tokeniser
+            .tokens(&cube.volume, |_| ControlFlow::Continue(()))
+            .map_err(|error| Failure::new(INTERNAL, error))?;
+        times.push(started.elapsed().as_secs_f64());
+    }
+    Ok(times.iter().sum::<f64>() / times.len() as f64)
 }
 
 /// Writes the settings, and the weights if they are random ones.
 fn settle(
     arguments: &Arguments,
     folder: &Path,
+    n_scans: usize,
 ) -> Result<(PathBuf, std::net::SocketAddr), Failure> {
     word::<DeviceChoice>(&arguments.device)
         .map_err(|_| Failure::new(USAGE, "--device is auto, cuda or cpu"))?;
@@ -106,7 +159,6 @@ fn settle(
         }
     };
     let address = demo::free_address().map_err(demo::io)?;
-    let n_scans = arguments.scans as usize;
     let settings = demo::settings(folder, address, n_scans, arguments.slice_stride);
     let weights = toml::Value::from(weights.to_string_lossy().into_owned());
     let encoder = format!("[encoder]\nweights = {weights}\ndevice = \"{}\"\n", arguments.device);
@@ -117,7 +169,7 @@ fn settle(
 }
 
 /// Reads the costs off the daemon's metrics.
-fn cost(scans: u64, seconds: f64, page: &str) -> Cost {
+fn cost(scans: usize, seconds: f64, alone: f64, page: &str) -> Cost {
     let per_scan = |stage: &Stage| {
         let name = format!("oddscan_stage_duration_seconds_sum{{stage=\"{}\"}}", stage.name());
         (stage.name(), sum(page, &name) / scans as f64)
@@ -130,6 +182,7 @@ fn cost(scans: u64, seconds: f64, page: &str) -> Cost {
         device: device.unwrap_or_default().to_owned(),
         seconds,
         seconds_per_scan: seconds / scans as f64,
+        seconds_encoding_alone: alone,
         encoder_share: stages[Stage::Encode.name()] / stages.values().sum::<f64>(),
         device_busy_share: sum(page, busy) / seconds,
         stages,
@@ -147,9 +200,12 @@ fn print(cost: &Cost, json: bool) -> Result<(), Failure> {
         println!("{}", serde_json::to_string(cost).map_err(|e| Failure::new(INTERNAL, e))?);
         return Ok(());
     }
+    let (each, alone) = (cost.seconds_per_scan, cost.seconds_encoding_alone);
     println!(
-        "{} scans through the daemon on {}: {:.2} s each",
-        cost.scans, cost.device, cost.seconds_per_scan
+        "{} scans through the daemon on {}: {each:.2} s each, {:.2} times as long as encoding alone ({alone:.2} s)",
+        cost.scans,
+        cost.device,
+        each / alone
     );
     for (stage, seconds) in &cost.stages {
         println!("  {stage:<12} {seconds:>8.3} s per scan");
@@ -172,7 +228,7 @@ mod tests {
                     oddscan_stage_duration_seconds_count{stage=\"encode\"} 2\n\
                     oddscan_stage_duration_seconds_sum{stage=\"write\"} 2\n\
                     oddscan_device_busy_seconds_total{device=\"cuda:0\"} 5\n";
-        let cost = cost(2, 10.0, page);
+        let cost = cost(2, 10.0, 4.0, page);
         assert_eq!((cost.device.as_str(), cost.seconds_per_scan), ("cuda:0", 5.0));
         assert_eq!(
             (cost.stages["encode"], cost.stages["write"], cost.stages["score"]),

@@ -37,6 +37,16 @@ impl Scan {
         Self { brain, truth, path }
     }
 
+    /// Where it lies.
+    pub(in crate::cli) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its brain mask.
+    pub(in crate::cli) fn brain(&self) -> Option<&Path> {
+        self.brain.as_deref()
+    }
+
     /// File name.
     pub(super) fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
@@ -65,7 +75,7 @@ impl Scan {
 }
 
 /// The scans in a folder, by the daemon's own rules.
-pub(super) fn listed(folder: &Path) -> Result<Vec<Scan>, Failure> {
+pub(in crate::cli) fn listed(folder: &Path) -> Result<Vec<Scan>, Failure> {
     let intake = Config::load(None).map_err(|error| Failure::new(CONFIG, error))?.intake;
     let patterns = Patterns::new(&intake.accept, &intake.ignore)
         .map_err(|error| Failure::new(USAGE, error))?;
