@@ -77,6 +77,13 @@ struct Whole {
     n_crashes: u32,
 }
 
+/// A scan that crashes the reader.
+fn poison(found: String) -> Refusal {
+    let needed = "a scan that the reader understands";
+    let action = "see the log of that time; report it with its files, if they may be shared";
+    Refusal::new(QuarantineReason::Poison, found, needed, action)
+}
+
 /// A file that could not be read or set aside.
 struct Trouble {
     n_tries: u32,
@@ -272,28 +279,13 @@ impl Intake {
     ) -> Result<(), ScanError> {
         if whole.n_crashes >= MAX_CRASHES {
             let found = format!("{} crashes while this file was read", whole.n_crashes);
-            let action = "see the log of those times; report it with the file, if it may be shared";
-            let refusal = Refusal::new(QuarantineReason::Poison, found, "none", action);
-            return self.set_aside(candidate, key, incoming, &refusal);
+            return self.set_aside(candidate, key, incoming, &poison(found));
         }
         // Before the file is touched, durably: after a crash this tells which one was in hand.
         let reading = SeenOutcome::Reading { attempts: whole.n_crashes + 1 };
         self.remember(candidate, key, reading)?;
         self.shared.store.flush()?;
-        let mut timings = Timings::start(Stage::Decode);
-        let work = AssertUnwindSafe(|| self.take_in(candidate, &whole, &mut timings));
-        let taken = std::panic::catch_unwind(work);
-        let taken = taken.unwrap_or_else(|panic| {
-            self.shared.metrics.stage_panicked(Stage::Decode);
-            Err(Refusal::new(
-                QuarantineReason::Poison,
-                format!("a crash while reading ({})", panic_text(panic.as_ref())),
-                "a file that the reader understands",
-                "report it with the file, if it may be shared",
-            )
-            .into())
-        });
-        timings.stop(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
+        let (taken, timings) = self.take_in_whatever_happens(candidate, &whole);
         match taken {
             Ok(Taken::Changed | Taken::GivenUp) => {
                 return Ok(self.shared.store.forget_seen(key)?);
@@ -312,6 +304,23 @@ impl Intake {
     fn forget(&mut self, candidate: &Candidate) {
         self.settling.forget(&candidate.path);
         self.troubles.remove(&candidate.path);
+    }
+
+    /// As [`Intake::take_in`], with the times; a crash is a refusal.
+    fn take_in_whatever_happens(
+        &self,
+        candidate: &Candidate,
+        whole: &Whole,
+    ) -> (Result<Taken, ScanError>, Timings) {
+        let mut timings = Timings::start(Stage::Decode);
+        let work = AssertUnwindSafe(|| self.take_in(candidate, whole, &mut timings));
+        let taken = std::panic::catch_unwind(work).unwrap_or_else(|panic| {
+            self.shared.metrics.stage_panicked(Stage::Decode);
+            let text = panic_text(panic.as_ref());
+            Err(poison(format!("a crash while reading ({text})")).into())
+        });
+        timings.stop(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
+        (taken, timings)
     }
 
     /// Copies, reads, checks, identifies; journals a scan that is new.

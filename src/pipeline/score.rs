@@ -184,7 +184,7 @@ impl Score {
             }
             if record.reported.is_none() {
                 self.shared.board.joined(Queue::Score, now_secs());
-                self.wait_for_result(&record, took);
+                self.add_fresh(&record, took);
             }
         }
         let keys: Vec<CohortKey> = self.cohorts.keys().cloned().collect();
@@ -205,11 +205,12 @@ impl Score {
         if self.shared.stopping() {
             return Ok(());
         }
-        self.wait_for_result(&record, took);
+        self.add_fresh(&record, took);
         self.show(&record.cohort)
     }
 
-    fn wait_for_result(&mut self, record: &ScanRecord, took: Duration) {
+    /// A member whose first result is due at the next scoring.
+    fn add_fresh(&mut self, record: &ScanRecord, took: Duration) {
         if let Some(cohort) = self.cohorts.get_mut(&record.cohort) {
             cohort.fresh.push(Fresh { id: record.id, took });
         }
@@ -302,11 +303,11 @@ impl Score {
         let is_fresh = cohort.fresh.iter().any(|fresh| fresh.id == leaving);
         // At a start no window has been scored yet.
         let may_be_scored = !cohort.scored.contains(&leaving);
-        if is_fresh || (may_be_scored && self.lacks_result(leaving, true)?) {
+        if is_fresh || (may_be_scored && self.waits_for_result(leaving, true)?) {
             self.score(key, Trigger::NewStudy)?;
         }
         let is_scored = self.cohorts.get(key).is_some_and(|c| !c.scores.scans.is_empty());
-        while self.lacks_result(leaving, is_scored)? && !self.shared.stopping() {
+        while self.waits_for_result(leaving, is_scored)? && !self.shared.stopping() {
             self.shared.board.beat(StageName::Score);
             if Instant::now() < self.no_writes_before {
                 thread::sleep(FULL);
@@ -318,10 +319,10 @@ impl Score {
         Ok(())
     }
 
-    /// Whether a member has not been given what can be said of it.
-    fn lacks_result(&self, id: ScanId, is_scored: bool) -> Result<bool, ScanError> {
+    /// Whether a member still waits for what can be said of it now.
+    fn waits_for_result(&self, id: ScanId, is_scored: bool) -> Result<bool, ScanError> {
         let record = self.shared.store.record(&id)?;
-        Ok(record.is_some_and(|record| waits_for_result(&record, is_scored)))
+        Ok(record.is_some_and(|record| has_no_result(&record, is_scored)))
     }
 
     /// The columns of one scan against the others that are not kept yet. Ends early when asked to
@@ -394,7 +395,7 @@ impl Score {
         cohort.debt.retain(|id| due.contains(id));
         due.retain(|id| !cohort.debt.contains(id));
         cohort.debt.extend(due);
-        let waiting = records.iter().filter(|record| waits_for_result(record, is_scored));
+        let waiting = records.iter().filter(|record| has_no_result(record, is_scored));
         let waiting = waiting.map(|record| record.id).collect();
         if !is_scored {
             shared.metrics.score_run(key.label(), ScoreResult::SkippedTooFew, trigger, now_secs());
@@ -724,7 +725,7 @@ fn n_tokens(member: &Member) -> (ScanId, Vec<usize>) {
 }
 
 /// Whether a scan waits for its first result, or for the notice that it has to wait for more scans.
-fn waits_for_result(record: &ScanRecord, is_scored: bool) -> bool {
+fn has_no_result(record: &ScanRecord, is_scored: bool) -> bool {
     if is_scored { !was_scored(record) } else { record.reported.is_none() }
 }
 

@@ -8,7 +8,6 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     mem,
-    panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -22,10 +21,9 @@ use super::{
         child,
         convert::{self, Event, Standing},
         encode::Prepared,
-        now_secs, panic_text,
-        timings::Timings,
+        now_secs,
     },
-    Companions, Intake, MAX_PAUSE, Taken, Whole, seen_key,
+    Companions, Intake, MAX_PAUSE, Taken, Whole, poison, seen_key,
 };
 use crate::{
     domain::{
@@ -328,14 +326,7 @@ impl Intake {
         let companions = Companions::of(&path);
         let whole = Whole { companions, waited: unit.waited(inputs), n_crashes };
         let candidate = Candidate { path, look };
-        let mut timings = Timings::start(Stage::Decode);
-        let work = AssertUnwindSafe(|| self.take_in(&candidate, &whole, &mut timings));
-        let taken = std::panic::catch_unwind(work).unwrap_or_else(|panic| {
-            self.shared.metrics.stage_panicked(Stage::Decode);
-            let text = panic_text(panic.as_ref());
-            Err(poison(format!("a crash while reading ({text})")).into())
-        });
-        timings.stop(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
+        let (taken, timings) = self.take_in_whatever_happens(&candidate, &whole);
         match taken {
             Ok(Taken::Accepted(record, scan)) => {
                 self.remember_files(unit, inputs, SeenOutcome::Accepted(record.id))?;
@@ -442,12 +433,6 @@ impl Intake {
         self.count_quarantined(refusal);
         Ok(())
     }
-}
-
-fn poison(found: String) -> Refusal {
-    let needed = "a series that the reader understands";
-    let action = "see the log of those times; report it with the files, if they may be shared";
-    Refusal::new(QuarantineReason::Poison, found, needed, action)
 }
 
 /// What became of a converted series.
