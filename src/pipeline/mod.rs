@@ -172,7 +172,7 @@ impl Pipeline {
         let score = score::Score::new(own(), distances, from_encoder, members);
         let stages = vec![
             spawn(StageName::Intake, Box::new(move || intake.run())),
-            spawn(StageName::Encode, Box::new(move || encode.run())),
+            spawn(StageName::Encode, Box::new(move || in_own_threads(|| encode.run()))),
             spawn(StageName::Score, Box::new(move || score.run())),
         ];
         Ok(Self { stages, ended, wake })
@@ -206,6 +206,15 @@ fn spawn_stage(
         ended.send((name, end)).ok();
     };
     thread::Builder::new().name(name.name().to_owned()).spawn(run).expect("three threads fit")
+}
+
+/// Runs a stage whose parallel work has threads of its own, as many as all other stages share. On a CPU the encoder
+/// keeps its threads busy for a whole batch at a time, and what the others do in parallel are thousands of pieces of
+/// a millisecond: each would have to wait for a batch to end.
+fn in_own_threads<T: Send>(stage: impl FnOnce() -> T + Send) -> T {
+    let pool =
+        rayon::ThreadPoolBuilder::new().thread_name(|index| format!("encode-{index}")).build();
+    pool.expect("threads for each core").install(stage)
 }
 
 /// What a panic said.

@@ -142,12 +142,12 @@ fn a_scan_survives_the_way_through_dicom_along_each_axis_and_equals_that_of_dcm2
 }
 
 /// A made-up brain as a DICOM series, in a folder of this name; gives its files.
-fn brain_series(folder: &Path, seed: u64) -> Option<Vec<PathBuf>> {
+pub fn brain_series(folder: &Path, seed: u64) -> Option<Vec<PathBuf>> {
     run(python()?.arg("brain").arg(folder).arg(seed.to_string()));
     Some(names(folder).into_iter().map(|name| folder.join(name)).collect())
 }
 
-fn zip_of(files: &[PathBuf], target: &Path) {
+pub fn zip_of(files: &[PathBuf], target: &Path) {
     let mut zip = zip::ZipWriter::new(fs::File::create(target).unwrap());
     for (number, file) in files.iter().enumerate() {
         let options = zip::write::SimpleFileOptions::default();
@@ -157,7 +157,7 @@ fn zip_of(files: &[PathBuf], target: &Path) {
     zip.finish().unwrap();
 }
 
-const SOON: [&str; 2] = ["intake.series_settle_secs = 0.6", "volume.min_brain_ml = 10.0"];
+pub const SOON: [&str; 2] = ["intake.series_settle_secs = 0.6", "volume.min_brain_ml = 10.0"];
 
 #[test]
 fn a_series_that_comes_slice_by_slice_is_taken_once_and_later_ones_beside_it_too() {

@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     alignment::{T1, head, landmark_error_mm, placed, template_image},
+    dicom::{SOON, brain_series, zip_of},
     support::{Site, brain, names, oddscan, said, scan_bytes},
 };
 
@@ -436,4 +437,26 @@ fn a_mask_beside_a_scan_stays_whatever_a_program_says() {
     let n_inside = cut(&brain(1)).voxels.iter().filter(|&&value| value > 0.0).count();
     let brain_ml = n_inside as f64 * brain(1).affine.voxel_volume_mm3() / 1000.0;
     assert!((sidecar.brain_ml - brain_ml).abs() < 0.1);
+}
+
+#[test]
+fn stops_while_a_series_of_a_zip_is_in_hand_are_no_crashes_and_lose_none() {
+    let mut site = site(2, &SOON);
+    let Some(mut files) = brain_series(&site.path("made/first"), 1) else { return };
+    files.extend(brain_series(&site.path("made/second"), 2).unwrap());
+    let hold = site.path("hold");
+    fs::write(&hold, "").unwrap();
+    usual(&site, &format!("while [ -e {hold:?} ]; do sleep 0.05; done; cp \"$scan\" \"$out\""));
+    zip_of(&files, &site.path("incoming/both.zip"));
+    // One more than the crashes that make a file poison.
+    for n in 1..=4 {
+        site.start();
+        site.wait("in hand", |site| n_runs(site) == n);
+        assert_eq!(site.stop(), Some(0));
+    }
+    fs::remove_file(&hold).unwrap();
+    site.start();
+    site.wait_scored(&["1_t1_mprage_sag_T1w", "2_t1_mprage_sag_T1w"]);
+    assert_eq!(names(&site.path("quarantine")), Vec::<String>::new());
+    assert_eq!(site.stop(), Some(0));
 }

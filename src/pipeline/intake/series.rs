@@ -6,7 +6,7 @@
 //! a second conversion: its volumes are known by their content.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -229,23 +229,22 @@ impl Intake {
 
     /// Deals with what became of the series; tells whether something must be tried again.
     fn take_events(&mut self, unit: &Unit<'_>, events: &[Event]) -> Result<bool, ScanError> {
-        // A file or zip with several volumes stays where it is as soon as one of them works.
-        let mut kept: BTreeSet<usize> = BTreeSet::new();
+        let mut decided = Decided::default();
         let mut refused = Vec::new();
-        let mut has_failed = false;
         for event in events {
             let Event::Converted { name, inputs } = event else { continue };
-            if self.shared.stopping() {
-                return Ok(has_failed);
-            }
             self.shared.board.beat(StageName::Intake);
-            match self.take_series(unit, name, inputs)? {
-                Series::Taken => kept.extend(inputs),
-                Series::Refused(refusal) => refused.push((name, refusal, inputs)),
-                Series::Later => {
-                    has_failed = true;
-                    kept.extend(inputs);
+            if self.shared.stopping() {
+                // The next start converts them again.
+                decided.later.extend(inputs);
+                continue;
+            }
+            match self.take_series(unit, name, inputs, &mut decided)? {
+                Series::Taken(outcome) => {
+                    decided.outcomes.extend(inputs.iter().map(|&input| (input, outcome)));
                 }
+                Series::Refused(refusal) => refused.push((name, refusal, inputs)),
+                Series::Later => decided.later.extend(inputs),
             }
         }
         let n_failures = self.n_failures(unit.bundle);
@@ -255,8 +254,7 @@ impl Intake {
                     if refusal.reason == QuarantineReason::Io && n_failures < MAX_FAILURES =>
                 {
                     warn!(%refusal, "DICOM files cannot be read; trying again");
-                    has_failed = true;
-                    kept.extend(inputs);
+                    decided.later.extend(inputs);
                 }
                 Event::Refused { name, refusal, may_grow, inputs } => {
                     if *may_grow && self.may_still_grow(unit, inputs) {
@@ -265,18 +263,34 @@ impl Intake {
                         refused.push((name, refusal.clone(), inputs));
                     }
                 }
-                Event::Skipped { name, why, inputs } => {
-                    debug!(name, folder = %unit.bundle.path.display(), "left alone");
-                    self.leave_alone(unit, why, &without(inputs, &kept))?;
-                }
-                Event::InHand { .. } | Event::Converted { .. } | Event::Waiting { .. } => {}
+                Event::Skipped { .. }
+                | Event::InHand { .. }
+                | Event::Converted { .. }
+                | Event::Waiting { .. } => {}
             }
         }
         for (name, refusal, inputs) in refused {
-            self.refuse_series(unit, name, &refusal, inputs, &kept)?;
+            self.refuse_series(unit, name, &refusal, inputs, &mut decided)?;
+        }
+        for event in events {
+            let Event::Skipped { name, why, inputs } = event else { continue };
+            debug!(name, folder = %unit.bundle.path.display(), "left alone");
+            self.leave_alone(unit, why, &decided.without(inputs))?;
         }
         self.leave_alone(unit, "not mentioned by the converter", &unit.unmentioned(events))?;
-        Ok(has_failed)
+        self.write_down(unit, &decided)?;
+        Ok(!decided.later.is_empty() && !self.shared.stopping())
+    }
+
+    /// Remembers what was decided on the files, and forgets those that must be looked at again.
+    fn write_down(&mut self, unit: &Unit<'_>, decided: &Decided) -> Result<(), ScanError> {
+        for (input, outcome) in &decided.outcomes {
+            self.remember_files(unit, &[*input], *outcome)?;
+        }
+        for input in &decided.later {
+            self.shared.store.forget_seen(&unit.key(*input))?;
+        }
+        Ok(())
     }
 
     /// Whether slices may still come that fill the gaps.
@@ -300,13 +314,13 @@ impl Intake {
         self.remember_files(unit, inputs, SeenOutcome::Quarantined)
     }
 
-    /// Takes in one volume, once: the way of a NIfTI file, with the files of the series remembered in the
-    /// place of one.
+    /// Takes in one volume, once: the way of a NIfTI file.
     fn take_series(
         &mut self,
         unit: &Unit<'_>,
         name: &str,
         inputs: &[usize],
+        decided: &mut Decided,
     ) -> Result<Series, ScanError> {
         let path = unit.out.join(format!("{name}.nii.gz"));
         let look = ingest::look_at(&path);
@@ -314,42 +328,41 @@ impl Intake {
             // It was not whole after all: looked at again when it is.
             return Ok(Series::Later);
         };
-        let n_crashes = self.crashes(unit, inputs)?;
+        let n_crashes = match decided.n_crashes.get(&inputs[0]) {
+            Some(&n_crashes) => n_crashes,
+            None => self.crashes(unit, inputs)?,
+        };
+        decided.n_crashes.insert(inputs[0], n_crashes);
         if n_crashes >= MAX_CRASHES {
             let found = format!("{n_crashes} crashes while this series was read");
             return Ok(Series::Refused(poison(found)));
         }
         // Before it is touched, durably: after a crash this tells which one was in hand.
-        let first = &inputs[..1];
-        self.remember_files(unit, first, SeenOutcome::Reading { attempts: n_crashes + 1 })?;
+        let reading = SeenOutcome::Reading { attempts: n_crashes + 1 };
+        self.remember_files(unit, &inputs[..1], reading)?;
         self.shared.store.flush()?;
         let companions = Companions::of(&path);
         let whole = Whole { companions, waited: unit.waited(inputs), n_crashes };
         let candidate = Candidate { path, look };
         let (taken, timings) = self.take_in_whatever_happens(&candidate, &whole);
-        match taken {
+        let outcome = match taken {
             Ok(Taken::Accepted(record, scan)) => {
-                self.remember_files(unit, inputs, SeenOutcome::Accepted(record.id))?;
                 debug!(scan = %record.id, path = %unit.bundle.path.display(), "accepted from");
                 self.queue(&record, Prepared { scan: *scan, timings });
+                SeenOutcome::Accepted(record.id)
             }
             Ok(Taken::Duplicate(id)) => {
-                self.remember_files(unit, inputs, SeenOutcome::Duplicate(id))?;
                 self.count_duplicate(id);
+                SeenOutcome::Duplicate(id)
             }
             Ok(Taken::Changed | Taken::GivenUp) => return Ok(Series::Later),
-            Err(error) => return self.series_failed(unit, first, error),
-        }
+            Err(error) => return self.series_failed(error),
+        };
         self.shared.metrics.settled(whole.waited);
-        Ok(Series::Taken)
+        Ok(Series::Taken(outcome))
     }
 
-    fn series_failed(
-        &self,
-        unit: &Unit<'_>,
-        first: &[usize],
-        error: ScanError,
-    ) -> Result<Series, ScanError> {
+    fn series_failed(&self, error: ScanError) -> Result<Series, ScanError> {
         self.shared.metrics.stage_failed(Stage::Decode, &error);
         match error {
             ScanError::Refused(refusal) => Ok(Series::Refused(refusal)),
@@ -357,9 +370,6 @@ impl Intake {
             ScanError::Io { .. } | ScanError::Own { .. } => {
                 self.shared.metrics.stage_retried(Stage::Decode);
                 warn!(%error, "a series has to wait; trying again");
-                for &input in first {
-                    self.shared.store.forget_seen(&unit.key(input))?;
-                }
                 Ok(Series::Later)
             }
         }
@@ -394,19 +404,23 @@ impl Intake {
     }
 
     /// Sets the files of a series aside; those that another volume was made of stay, and only the reason
-    /// goes to quarantine.
+    /// goes to quarantine. It waits with files that must be looked at again, or while there is no quarantine.
     fn refuse_series(
         &mut self,
         unit: &Unit<'_>,
         name: &str,
         refusal: &Refusal,
         inputs: &[usize],
-        kept: &BTreeSet<usize>,
+        decided: &mut Decided,
     ) -> Result<(), ScanError> {
-        let mut left = without(inputs, kept);
+        if self.shared.stopping() || inputs.iter().any(|input| decided.later.contains(input)) {
+            decided.later.extend(inputs);
+            return Ok(());
+        }
+        let mut left = decided.without(inputs);
         // Another file has that name now, or none: it is not to be judged by the old one.
         left.retain(|input| !unit.has_changed(&[*input]));
-        if left.is_empty() && !inputs.iter().any(|input| kept.contains(input)) {
+        if left.is_empty() && !inputs.iter().any(|input| decided.is_taken(*input)) {
             return Ok(());
         }
         let files: Vec<PathBuf> =
@@ -425,20 +439,47 @@ impl Intake {
         };
         if let Err(error) = moved {
             warn!(error = %error.kind(), "quarantine is not available; a refused series waits");
+            decided.later.extend(inputs);
             return Ok(());
         }
         warn!(%refusal, n_files = left.len(), "a series went to quarantine");
         // Remembered too, for the case that they could not be moved.
-        self.remember_files(unit, &left, SeenOutcome::Quarantined)?;
+        decided.outcomes.extend(left.into_iter().map(|input| (input, SeenOutcome::Quarantined)));
         self.count_quarantined(refusal);
         Ok(())
+    }
+}
+
+/// What was decided on the files of a bundle. Written down when all its volumes are dealt with: several may lie in
+/// one file, which is known only when each of them is.
+#[derive(Default)]
+struct Decided {
+    outcomes: BTreeMap<usize, SeenOutcome>,
+    /// Files of which a volume must be looked at again.
+    later: BTreeSet<usize>,
+    /// Crashes before this conversion, by the first file of a volume.
+    n_crashes: BTreeMap<usize, u32>,
+}
+
+impl Decided {
+    /// Whether a volume was made of the file.
+    fn is_taken(&self, input: usize) -> bool {
+        let outcome = self.outcomes.get(&input);
+        matches!(outcome, Some(SeenOutcome::Accepted(_) | SeenOutcome::Duplicate(_)))
+    }
+
+    /// Those of the files on which nothing has been decided.
+    fn without(&self, inputs: &[usize]) -> Vec<usize> {
+        let is_open =
+            |input: &usize| !self.outcomes.contains_key(input) && !self.later.contains(input);
+        inputs.iter().copied().filter(is_open).collect()
     }
 }
 
 /// What became of a converted series.
 enum Series {
     /// It is known now.
-    Taken,
+    Taken(SeenOutcome),
     /// It must be looked at again.
     Later,
     /// It will never work.
@@ -486,8 +527,4 @@ impl Unit<'_> {
         let new = (0..self.members.len()).filter(is_new);
         new.filter(|input| !mentioned.contains(input)).collect()
     }
-}
-
-fn without(inputs: &[usize], kept: &BTreeSet<usize>) -> Vec<usize> {
-    inputs.iter().copied().filter(|input| !kept.contains(input)).collect()
 }
