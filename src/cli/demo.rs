@@ -42,7 +42,7 @@ pub(super) struct Arguments {
     /// Keep everything: scans, store and log too. Without it only the results stay.
     #[arg(long)]
     keep: bool,
-    /// Encode every n-th slice. More is faster and coarser; the daemon's default is 1.
+    /// Encode every n-th slice. More is faster and coarser; the daemon's default is 2.
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u8).range(1..=7))]
     slice_stride: u8,
 }

@@ -15,7 +15,7 @@ use crate::{
     pipeline::steps,
 };
 
-/// Made-up scans: enough for a window, few enough for five minutes on two cores.
+/// Made-up scans: enough for a window, few enough for half a minute on two cores.
 pub(super) const N_MADE_UP: u64 = 8;
 
 /// Which of them are ill, and where.
