@@ -46,7 +46,7 @@ const PRESETS: [(&str, &str); 2] = [
 ];
 
 /// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders rest on them.
-const NEEDS_RESTART: [&str; 11] = [
+const NEEDS_RESTART: [&str; 12] = [
     "preset",
     "directories",
     "preprocess",
@@ -56,6 +56,7 @@ const NEEDS_RESTART: [&str; 11] = [
     "encoder",
     "tokens",
     "window.memory_mib",
+    "window.max_cohort_labels",
     "scoring.reach_patches",
     "service.listen",
 ];
@@ -381,7 +382,8 @@ impl Config {
         // A preset, which needs a restart, also sets keys that do not: all or nothing.
         let mut scoring = Scoring { reach: self.scoring.reach, ..newer.scoring };
         if newer.preset != self.preset {
-            scoring = self.scoring;
+            let Scoring { filter_shared, community, .. } = scoring;
+            scoring = Scoring { filter_shared, community, ..self.scoring };
             tree.extend(self.tree.get("scoring").map(|old| ("scoring".to_owned(), old.clone())));
         }
         Config {
@@ -939,7 +941,12 @@ impl Checker {
             let needed = "a loopback address with a port is needed, like \"127.0.0.1:9464\"";
             self.fault("service.listen", format!("{:?}", raw.listen), needed);
         }
-        if tracing_subscriber::EnvFilter::try_new(&raw.log).is_err() {
+        // A word that is no level would be taken for the name of a module, and silence all others.
+        let says_level = |word: &str| {
+            word.contains(['=', '[']) || word.parse::<tracing::level_filters::LevelFilter>().is_ok()
+        };
+        let says_levels = raw.log.split(',').map(str::trim).all(says_level);
+        if !says_levels || tracing_subscriber::EnvFilter::try_new(&raw.log).is_err() {
             let needed = "error, warn, info, debug, trace or a tracing filter is needed";
             self.fault("service.log", format!("{:?}", raw.log), needed);
         }
@@ -955,6 +962,16 @@ impl Checker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_filter_for_the_log_says_levels() {
+        for good in ["info", "WARN", "off", "info,sled=warn", "oddscan=debug"] {
+            assert!(Config::parse(&format!("service.log = \"{good}\"")).is_ok(), "{good}");
+        }
+        for bad in ["loud", "info,loud", "oddscan=loud"] {
+            assert_eq!(faults(&format!("service.log = \"{bad}\"")).len(), 1, "{bad}");
+        }
+    }
 
     fn faults(site: &str) -> Vec<String> {
         match Config::parse(site) {

@@ -20,7 +20,7 @@ use crate::{
     },
     config::{AlignmentChoice, AlignmentSettings, Config, DeviceChoice, Standardise},
     domain::{
-        PairDistances, SliceEncoder, error::DeviceError, landmarks::LandmarkSet,
+        PairDistances, SliceEncoder, error::DeviceError, landmarks::LandmarkSet, scan::ScanId,
         tokenise::Tokeniser,
     },
     model::{find_template, find_weights},
@@ -49,6 +49,8 @@ pub struct Method {
     pub layers: Vec<usize>,
     /// Device that encodes, like `cpu` or `cuda:0`.
     pub device: String,
+    /// Number format of its products.
+    pub precision: String,
     /// The canonical cube.
     pub cube: CubeSettings,
     /// Grids of tokens per layer: one for each view, or one for all.
@@ -61,6 +63,8 @@ pub struct Method {
     pub alignment: AlignmentChoice,
     /// The template, if it was found.
     pub template: Option<Arc<Template>>,
+    /// SHA-256 of its voxels and affine, hex.
+    pub template_sha256: Option<String>,
     /// The site's own preprocessing, if there is any.
     pub hook: Option<Arc<Hook>>,
     /// Landmarks that intensities are brought to, if that is asked for.
@@ -141,7 +145,7 @@ impl Engine {
             position: config.encoder.position_resize,
             precision: config.encoder.precision,
         };
-        let template = load_template(config)?.map(Arc::new);
+        let (template, template_sha256) = load_template(config)?.unzip();
         let hook = config.preprocess.as_ref().map(Hook::start).transpose()?.map(Arc::new);
         if let Some(hook) = &hook {
             info!(name = hook.name(), version = hook.version(), "scans are preprocessed");
@@ -159,17 +163,24 @@ impl Engine {
                 &layers,
                 hook.as_deref(),
                 landmarks.as_deref(),
+                template_sha256.as_deref(),
             ),
             model: architecture.to_string(),
             weights_sha256: weights.fingerprint.clone(),
             layers,
+            precision: match encoder.device() {
+                "cpu" => CpuEncoder::precision(&weights, &options),
+                _ => options.precision_on_gpu(),
+            }
+            .to_string(),
             device: encoder.device().to_owned(),
             cube: config.volume,
             n_parts: config.tokens.n_parts(),
             patch: architecture.patch,
             min_brain_fraction: config.tokens.min_brain_fraction,
             alignment: config.alignment.mode,
-            template,
+            template: template.map(Arc::new),
+            template_sha256,
             hook,
             landmarks,
         };
@@ -193,9 +204,9 @@ impl Engine {
     }
 }
 
-/// The template for alignment. Where only heads need it, it may be missing: they are refused then, with the
+/// The template for alignment, and the hash of its content. Where only heads need it, it may be missing: they are refused then, with the
 /// advice to get it. Not so where the site's preprocessing finds their brains.
-fn load_template(config: &Config) -> Result<Option<Template>, EngineError> {
+fn load_template(config: &Config) -> Result<Option<(Template, String)>, EngineError> {
     let AlignmentSettings { mode, template } = &config.alignment;
     if *mode == AlignmentChoice::Never {
         return Ok(None);
@@ -216,7 +227,8 @@ fn load_template(config: &Config) -> Result<Option<Template>, EngineError> {
     let scan = nifti::read_scan(&path, &TEMPLATE_LIMITS).map_err(|error| {
         EngineError::Template(format!("the template {} cannot be used: {error}", path.display()))
     })?;
-    Ok(Some(Template::new(scan.volume)))
+    let sha256 = hex::encode(ScanId::of(&scan.volume).0);
+    Ok(Some((Template::new(scan.volume), sha256)))
 }
 
 /// The landmarks, if the settings ask for them.
@@ -292,6 +304,7 @@ fn fingerprint(
     layers: &[usize],
     hook: Option<&Hook>,
     landmarks: Option<&LandmarkSet>,
+    template_sha256: Option<&str>,
 ) -> String {
     let mut shaping = json!({
         "tokens_version": TOKENS_VERSION,
@@ -305,7 +318,9 @@ fn fingerprint(
     // Only where it can change the tokens of scans that have a brain mask: the usual template is one file,
     // and may be fetched later.
     if config.alignment.mode == AlignmentChoice::Always || config.alignment.template.is_some() {
-        shaping["alignment"] = json!(config.tree.get("alignment"));
+        // What the file holds, wherever it lies.
+        let mode = config.tree.get("alignment").and_then(|alignment| alignment.get("mode"));
+        shaping["alignment"] = json!({ "mode": mode, "template": template_sha256 });
     }
     if let Some(hook) = hook {
         shaping["preprocess"] = json!(hook.identity());

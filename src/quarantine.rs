@@ -68,7 +68,7 @@ pub fn quarantine(
 /// Moves the files of a refused series to `<quarantine>/<reason>/<name>/<name>/`, with one `reason.json`
 /// beside that folder; the name is that of `came_from`, which need not exist.
 ///
-/// Without files only the reason is kept. As [`quarantine`] does with one file: files that cannot be moved stay, and the reason says so.
+/// Without files only the reason is kept. Files that cannot be moved stay where they are, and the reason says so.
 pub fn quarantine_series(
     quarantine: &Path,
     files: &[PathBuf],
@@ -140,7 +140,8 @@ fn write_reason(folder: &Path, reason: &ReasonFile) -> io::Result<()> {
 fn move_file(source: &Path, target: &Path) -> io::Result<()> {
     match fs::rename(source, target) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices && source.is_dir() => {
-            fs::create_dir(target)?;
+            // It may be there, half full, from a try that failed.
+            fs::create_dir_all(target)?;
             for entry in fs::read_dir(source)? {
                 let entry = entry?;
                 move_file(&entry.path(), &target.join(entry.file_name()))?;
@@ -214,8 +215,8 @@ fn folder_of(quarantine: &Path, name: &Path) -> io::Result<PathBuf> {
 /// Puts a refused file back where it came from, to be read again, and forgets the reason. Gives its path.
 ///
 /// # Errors
-/// If there is no such entry, its file was never moved, or another file has taken its place; then nothing
-/// has changed.
+/// If there is no such entry, its file was never moved, something else lies beside it, or another file has taken its
+/// place; then nothing has changed. Nothing is lost by any other error: the next try goes on.
 pub fn requeue(quarantine: &Path, name: &Path, incoming: &Path) -> io::Result<PathBuf> {
     let folder = folder_of(quarantine, name)?;
     let file = refused_file(&folder)?;
@@ -237,22 +238,38 @@ pub fn requeue(quarantine: &Path, name: &Path, incoming: &Path) -> io::Result<Pa
     let hidden = target.join(hidden);
     move_file(&folder.join(&file), &hidden)?;
     fs::rename(hidden, &place)?;
-    fs::remove_dir_all(folder)?;
+    for name in REASON_FILES {
+        match fs::remove_file(folder.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    fs::remove_dir(folder)?;
     Ok(place)
 }
 
+/// What lies beside a refused file.
+const REASON_FILES: [&str; 2] = ["reason.json", ".reason.json.tmp"];
+
 /// The one file, or the folder of a series, beside the reason.
 fn refused_file(folder: &Path) -> io::Result<OsString> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let is_reason =
-            entry.file_name() == "reason.json" || entry.file_name() == ".reason.json.tmp";
-        if !is_reason {
-            return Ok(entry.file_name());
+    let names: io::Result<Vec<OsString>> =
+        fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect();
+    let mut names = names?;
+    names.retain(|name| REASON_FILES.iter().all(|own| name != own));
+    let text = match &names[..] {
+        [file] => return Ok(file.clone()),
+        [] => {
+            "its file could not be moved here and still lies in the incoming folder: change or replace it \
+             there and it is read again"
+                .to_owned()
         }
-    }
-    let text = "its file could not be moved here and still lies in the incoming folder: change or replace \
-                it there and it is read again";
+        more => format!(
+            "{} files lie there, and one is the scan: move the others out of {}",
+            more.len(),
+            folder.display()
+        ),
+    };
     Err(io::Error::new(io::ErrorKind::NotFound, text))
 }
 
@@ -363,6 +380,20 @@ mod tests {
         fs::write(&reason, text).unwrap();
         let place = requeue(&q, Path::new("truncated/a.nii"), &incoming).unwrap();
         assert_eq!(place, incoming.join("a.nii"));
+    }
+
+    #[test]
+    fn what_somebody_put_beside_a_refused_file_is_neither_taken_for_it_nor_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        let (q, name) = (refused(folder.path(), "a.nii"), Path::new("truncated/a.nii"));
+        let note = q.join("truncated/a.nii/.DS_Store");
+        fs::write(&note, "").unwrap();
+        let error = requeue(&q, name, folder.path()).unwrap_err();
+        assert!(error.to_string().contains("move the others out of"), "{error}");
+        assert!(note.is_file() && q.join("truncated/a.nii/a.nii").is_file());
+        fs::remove_file(note).unwrap();
+        requeue(&q, name, folder.path()).unwrap();
+        assert_eq!(entries(&q).unwrap(), []);
     }
 
     #[test]

@@ -121,13 +121,13 @@ impl Service {
         let result = ended.map_or(Ok(()), |(stage, end)| stage_result(stage.name(), end));
         drop(watcher);
         tokio::task::block_in_place(|| pipeline.join());
-        shared.store.flush().map_err(ScanError::from)?;
+        let flushed = shared.store.flush();
         pages.abort();
         match &result {
             Ok(()) => info!("stopped; what was in hand is left for the next start"),
             Err(error) => error!(%error, "stopped by a failure"),
         }
-        result
+        result.and_then(|()| Ok(flushed.map_err(ScanError::from)?))
     }
 
     fn ready(&self, shared: &Shared, config: &Config) {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{CONFIG, Failure, IO};
+use super::{CONFIG, Failure, IO, USAGE};
 use crate::{
     config::{Config, Directories},
     quarantine::{self, Entry},
@@ -62,7 +62,12 @@ impl Entries {
     fn names(&self, folder: &Path) -> Result<Vec<PathBuf>, Failure> {
         let Some(reason) = &self.reason else { return Ok(self.entries.clone()) };
         let names = listed(folder)?.into_iter().map(|entry| entry.name);
-        Ok(names.filter(|name| name.starts_with(reason)).collect())
+        let names: Vec<PathBuf> = names.filter(|name| name.starts_with(reason)).collect();
+        if names.is_empty() {
+            let text = format!("nothing was refused for the reason {reason}");
+            return Err(Failure::new(USAGE, text));
+        }
+        Ok(names)
     }
 }
 

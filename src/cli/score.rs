@@ -17,7 +17,7 @@ use crate::{
     domain::{
         PairDistances,
         cohort::CohortKey,
-        error::ScanError,
+        error::{DeviceError, ScanError},
         finding::Finding,
         scan::{ScanId, ScanRecord, ScanState},
         tokenise::TokeniseError,
@@ -94,8 +94,14 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let n_files = files.len() + unconverted.len();
     let prepared = unpacked.path().join("prepared");
     fs::create_dir(&prepared).map_err(|error| Failure::new(IO, error))?;
-    let mut run =
-        Run { config, engine, refused: unconverted, stems: BTreeSet::new(), prepared: &prepared };
+    let mut run = Run {
+        config,
+        engine,
+        refused: unconverted,
+        warnings: BTreeMap::new(),
+        stems: BTreeSet::new(),
+        prepared: &prepared,
+    };
     let members = run.encode_all(&files)?;
     let mut cohorts: BTreeMap<CohortKey, Vec<Member>> = BTreeMap::new();
     for member in members {
@@ -122,6 +128,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         scored.extend(run.score(&key, members, &arguments.out)?);
     }
     print_table(&scored, &run.refused, &arguments);
+    for (warning, stems) in &run.warnings {
+        let whose =
+            if stems.len() == 1 { stems[0].clone() } else { format!("{} scans", stems.len()) };
+        eprintln!("warning ({whose}): {warning}");
+    }
     if run.refused.is_empty() {
         return Ok(());
     }
@@ -215,6 +226,8 @@ struct Run<'a> {
     config: Config,
     engine: Engine,
     refused: Vec<Refused>,
+    /// What a reader of the results should know, and of which scans.
+    warnings: BTreeMap<String, Vec<String>>,
     stems: BTreeSet<String>,
     /// What scans were made into.
     prepared: &'a Path,
@@ -280,7 +293,10 @@ impl Run<'_> {
         });
         let tokens = tokens.map_err(|error| match error {
             TokeniseError::Device(error) => ScanError::Device(error),
-            other => ScanError::Store(Box::new(other)),
+            other => {
+                let device = self.engine.method.device.clone();
+                ScanError::Device(DeviceError::Failed { device, message: other.to_string() })
+            }
         })?;
         let timings_secs = [("encode".to_owned(), started.elapsed().as_secs_f64())].into();
         let stem = steps::stem_of(path);
@@ -387,8 +403,11 @@ impl Run<'_> {
                 config: &self.config,
             })
             .map_err(internal)?;
-            report::write_results(out, &member.record.output_stem, &results)
-                .map_err(|error| Failure::new(IO, error))?;
+            let stem = &member.record.output_stem;
+            for warning in &results.sidecar.warnings {
+                self.warnings.entry(warning.clone()).or_default().push(stem.clone());
+            }
+            report::write_results(out, stem, &results).map_err(|error| Failure::new(IO, error))?;
             scored.push((member, finding));
         }
         Ok(scored)

@@ -66,7 +66,7 @@ pub(super) fn page(address: SocketAddr, path: &str) -> Result<String, Failure> {
 }
 
 fn table(status: &Status) -> String {
-    let state = if status.ready { "ready" } else { "not ready" };
+    let state = if status.takes_work() { "ready" } else { "not ready" };
     let mut text = format!(
         "oddscan {} is {state}: {}\nmodel {} on {}, method {}\n",
         status.version,

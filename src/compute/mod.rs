@@ -14,7 +14,7 @@ use std::fmt;
 use position::PositionResize;
 use serde::{Deserialize, Serialize};
 
-/// What the encoder returns: which layers, and in which form. Shared by both engines.
+/// What the encoder returns: which layers, and in which form. Shared by all engines.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderOptions {
     /// Blocks whose output is returned, counted from 1, ascending; later blocks are not computed.

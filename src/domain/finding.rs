@@ -32,7 +32,7 @@ pub struct Finding {
     /// How far the scan as a whole lies from the others, compared with how far they lie from each
     /// other; 1 is like them.
     pub shift: Option<f64>,
-    /// Map value from which on a voxel belongs to the mask.
+    /// Map value above which a voxel belongs to the mask.
     pub threshold: f32,
     /// Scored cells.
     pub n_cells: usize,

@@ -171,6 +171,10 @@ pub struct ScanRecord {
     pub state: ScanState,
     /// File name as exported, without folder. May name a patient: never logged above `debug`.
     pub source_name: String,
+    /// Where the file lay below the incoming folder; of a volume made of DICOM files, their folder or zip. May name
+    /// a patient, too. Empty for scans from before this was kept, and without a daemon.
+    #[serde(default)]
+    pub came_from: String,
     /// Stem of the result files, unique among all scans.
     pub output_stem: String,
     /// Window that it belongs to. Decided once, when the scan was taken in.
@@ -206,6 +210,7 @@ impl ScanRecord {
             id,
             state: ScanState::Ingested,
             source_name: String::new(),
+            came_from: String::new(),
             output_stem: String::new(),
             cohort,
             acquisition: AcquisitionFacts::default(),

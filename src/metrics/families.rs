@@ -251,7 +251,7 @@ impl Families {
 
             end_to_end: r.histogram(
                 "end_to_end_duration_seconds",
-                "Time from first sight of a study's last file until its result was written.",
+                "Time from first sight of a study's first file until its result was written.",
                 END_TO_END_BUCKETS,
             ),
             outputs: r.counters(
@@ -262,7 +262,7 @@ impl Families {
             store_size: r.gauge("store_size_bytes", "Bytes on disk used by the token store."),
             store_live: r.gauge(
                 "store_live_bytes",
-                "Bytes of tokens that belong to studies still in a window.",
+                "Bytes of tokens and distances that belong to studies still in a window.",
             ),
             evictions: r.counters(
                 "store_evictions_total",

@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tracing::warn;
+
 use crate::{
     domain::{error::ScanError, scan::ScanId},
     ingest::{CopyError, copy_durably},
@@ -121,8 +123,10 @@ impl Archive {
         for entry in fs::read_dir(&self.folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-            if !ScanId::from_hex(stem).is_some_and(&is_held) {
-                fs::remove_file(&path).map_err(failed)?;
+            if !ScanId::from_hex(stem).is_some_and(&is_held)
+                && let Err(error) = fs::remove_file(&path)
+            {
+                warn!(error = %error.kind(), "what is none of its scans stays in the state folder");
             }
         }
         Ok(())

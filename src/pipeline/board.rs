@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
 
 /// The threads of the pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,10 +210,10 @@ impl Board {
     /// Sets or clears a reason for not being ready.
     pub fn set_reason(&self, reason: &str, holds: bool) {
         let mut status = self.update();
-        if holds {
-            status.reasons.insert(reason.to_owned());
-        } else {
-            status.reasons.remove(reason);
+        if holds && status.reasons.insert(reason.to_owned()) {
+            warn!(reason, "not ready");
+        } else if !holds && status.reasons.remove(reason) {
+            info!(reason, "no longer");
         }
     }
 

@@ -4,6 +4,7 @@ use std::{
     io,
     ops::ControlFlow,
     panic::AssertUnwindSafe,
+    path::Path,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError},
@@ -70,7 +71,8 @@ impl Encode {
             match self.from_intake.recv_timeout(IDLE) {
                 Ok(due) => self.take(due)?,
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+                // The intake has failed, and says so; a stage that ended first would be taken for the cause.
+                Err(RecvTimeoutError::Disconnected) => thread::sleep(IDLE),
             }
             self.show_waiting();
         }
@@ -228,10 +230,19 @@ impl Encode {
         let config = self.shared.config();
         let folder = &config.directories.quarantine;
         let source = self.shared.archive.scan(record.id);
-        let name = record.source_name.as_ref();
+        // A volume made of DICOM files has no place of its own.
+        let ScanRecord { came_from, source_name, .. } = &record;
+        let is_file = Path::new(came_from).ends_with(source_name);
+        let name = Path::new(if is_file { came_from } else { source_name });
         if let Err(error) = quarantine::quarantine(folder, &source, name, refusal, now_secs()) {
-            warn!(scan = %record.id, error = %error.kind(), "quarantine is not available; the scan is left for the next start");
-            return Ok(());
+            let (scan, error) = (record.id, error.kind());
+            warn!(%scan, %error, "quarantine is not available; the scan is left for the next start");
+            // No crash; those that were stay counted.
+            return if refusal.reason == QuarantineReason::Poison {
+                Ok(())
+            } else {
+                self.put_back(record)
+            };
         }
         warn!(scan = %record.id, %refusal, "an accepted scan went to quarantine");
         record.state = ScanState::Quarantined { refusal: refusal.clone() };

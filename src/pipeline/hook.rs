@@ -409,6 +409,8 @@ fn difference(scan: &RawVolume, shape: Shape3, affine: &Affine) -> Option<String
 
 /// Copies a scan; what was not compressed is. Tools go by the name, and this way there is one.
 fn copy_compressed(from: &Path, to: &Path) -> io::Result<()> {
+    // A person may have named a link.
+    let from = &from.canonicalize()?;
     let mut start = [0; 2];
     let is_compressed =
         ingest::open_regular(from)?.read_exact(&mut start).is_ok() && start == [0x1f, 0x8b];

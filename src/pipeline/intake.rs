@@ -71,6 +71,8 @@ enum Taken {
 /// A file that has been still for long enough.
 struct Whole {
     companions: Companions,
+    /// Where it lies below the incoming folder, or what it was made of.
+    came_from: PathBuf,
     /// Since it was first seen.
     waited: Duration,
     /// Times that the process died while it read this file.
@@ -266,11 +268,13 @@ impl Intake {
         if is_paused || !self.pending.is_empty() || !may_try {
             return Ok(());
         }
-        self.settle(candidate, &key, incoming, Whole { companions, waited, n_crashes })
+        let came_from = below(incoming, &candidate.path).to_owned();
+        let whole = Whole { companions, came_from, waited, n_crashes };
+        self.deal_with(candidate, &key, incoming, whole)
     }
 
     /// Deals with a whole file, whatever it contains.
-    fn settle(
+    fn deal_with(
         &mut self,
         candidate: &Candidate,
         key: &[u8],
@@ -379,7 +383,7 @@ impl Intake {
         let encodable = Encodable::new(&source, method, &placed.cohort)?;
         timings.switch(Stage::Decode);
         beat();
-        let mut record = self.new_record(candidate, id, whole.waited, known.as_ref(), placed)?;
+        let mut record = self.new_record(candidate, id, whole, known.as_ref(), placed)?;
         record.alignment = steps::alignment_facts(&source);
         record.preprocess.clone_from(&source.preprocess);
         let preprocess = source.preprocess.as_ref();
@@ -424,7 +428,7 @@ impl Intake {
         &self,
         candidate: &Candidate,
         id: ScanId,
-        waited: Duration,
+        whole: &Whole,
         known: Option<&ScanRecord>,
         placed: Acquisition,
     ) -> Result<ScanRecord, ScanError> {
@@ -437,11 +441,12 @@ impl Intake {
         let name = candidate.path.file_name().unwrap_or_default();
         Ok(ScanRecord {
             source_name: name.to_string_lossy().into_owned(),
+            came_from: whole.came_from.to_string_lossy().into_owned(),
             output_stem,
             acquisition: placed.facts,
             notes: placed.notes,
             sequence: self.shared.store.next_sequence()?,
-            first_seen_secs: now_secs().saturating_sub(waited.as_secs()),
+            first_seen_secs: now_secs().saturating_sub(whole.waited.as_secs()),
             ..ScanRecord::new(id, placed.cohort)
         })
     }
@@ -658,7 +663,11 @@ fn clear(folder: &Path) {
 
 /// A path as the store remembers it: its bytes below the incoming folder.
 fn seen_key(incoming: &Path, path: &Path) -> Vec<u8> {
-    path.strip_prefix(incoming).unwrap_or(path).as_os_str().as_bytes().to_vec()
+    below(incoming, path).as_os_str().as_bytes().to_vec()
+}
+
+fn below<'p>(incoming: &Path, path: &'p Path) -> &'p Path {
+    path.strip_prefix(incoming).unwrap_or(path)
 }
 
 /// A file beside a scan and what it looked like.

@@ -130,6 +130,7 @@ pub(super) fn sidecar(
             need: config.window.min_scans,
         },
         source_name: record.source_name.clone(),
+        came_from: record.came_from.clone(),
         scan_id: record.id,
         modality: modality_of(&steps::stem_of(record.source_name.as_ref())),
         cohort: record.cohort.name.clone(),
@@ -157,9 +158,11 @@ pub(super) fn sidecar(
         },
         method: MethodFacts {
             fingerprint: method.fingerprint.clone(),
+            template_sha256: method.template_sha256.clone(),
             settings: json!({
                 "preset": config.tree.get("preset"),
                 "preprocess": config.tree.get("preprocess"),
+                "alignment": config.tree.get("alignment"),
                 "volume": config.tree.get("volume"),
                 "intensity": config.tree.get("intensity"),
                 "quality": config.tree.get("quality"),
@@ -174,6 +177,7 @@ pub(super) fn sidecar(
             weights_sha256: method.weights_sha256.clone(),
             layers: method.layers.clone(),
             device: method.device.clone(),
+            precision: method.precision.clone(),
         },
         warnings: scan_warnings(record, &encoded, method, config),
         timings_secs: encoded.timings_secs,

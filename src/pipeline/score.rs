@@ -100,6 +100,9 @@ pub(super) struct Score {
     no_payment_before: Instant,
 }
 
+/// There is no encode stage any more.
+struct Gone;
+
 /// What became of a result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Attempt {
@@ -137,14 +140,18 @@ impl Score {
         let alive = || self.shared.board.beat(StageName::Score);
         self.shared.store.keep_columns_made_by(&reach, alive)?;
         let results = &self.settings.directories.results;
-        report::remove_leftovers(results).map_err(writing)?;
+        if let Err(error) = report::remove_leftovers(results) {
+            warn!(error = %error.kind(), "what an earlier run left half-written in the results folder stays");
+        }
         self.take_up()?;
         // What the encoder still sends is a member in the journal: the next start takes it.
         while !self.shared.stopping() {
             self.shared.board.beat(StageName::Score);
-            let Ok(next) = self.next() else { break };
-            if let Some(id) = next {
-                self.admit(id)?;
+            match self.next() {
+                Ok(Some(id)) => self.admit(id)?,
+                Ok(None) => {}
+                // The encode stage has failed, and says so; a stage that ended first would be taken for the cause.
+                Err(Gone) => thread::sleep(IDLE),
             }
             self.show_waiting();
             let has_scored = self.score_due()?;
@@ -157,12 +164,12 @@ impl Score {
     }
 
     /// The next scan from the encoder: without waiting while there is a debt to pay and no scan on its way.
-    fn next(&self) -> Result<Option<ScanId>, ()> {
+    fn next(&self) -> Result<Option<ScanId>, Gone> {
         if self.debtor().is_some() && !self.shared.board.is_encoding() {
             return match self.from_encoder.try_recv() {
                 Ok(id) => Ok(Some(id)),
                 Err(TryRecvError::Empty) => Ok(None),
-                Err(TryRecvError::Disconnected) => Err(()),
+                Err(TryRecvError::Disconnected) => Err(Gone),
             };
         }
         let waiting = self.cohorts.values().filter(|cohort| !cohort.fresh.is_empty());
@@ -171,7 +178,7 @@ impl Score {
         match self.from_encoder.recv_timeout(rest) {
             Ok(id) => Ok(Some(id)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Err(()),
+            Err(RecvTimeoutError::Disconnected) => Err(Gone),
         }
     }
 
@@ -502,6 +509,7 @@ impl Score {
                 if error.disposition() == Disposition::Fatal {
                     return Err(error);
                 }
+                self.shared.metrics.stage_retried(Stage::Write);
                 warn!(scan = %id, %error, "no result written; trying again");
                 let is_own = matches!(error, ScanError::Own { .. });
                 Ok(if is_own { Attempt::Later } else { Attempt::Failed })

@@ -801,6 +801,7 @@ pub(super) mod tests {
             weights_sha256: String::new(),
             layers: vec![1],
             device: String::new(),
+            precision: String::new(),
             cube: CubeSettings { side: 112, field_of_view_mm: 176.0, min_brain_ml: 200.0 },
             n_parts: 1,
             patch: 14,
@@ -808,6 +809,7 @@ pub(super) mod tests {
             alignment: AlignmentChoice::Never,
             hook: None,
             template: None,
+            template_sha256: None,
             landmarks: None,
         }
     }

@@ -106,15 +106,19 @@ pub struct WindowFacts {
     pub set_aside: Vec<ScanId>,
     /// Anomalies that several members share; looked for with `community.enabled`.
     pub shared_anomalies: Vec<SharedAnomaly>,
-    /// Their ids, sorted.
+    /// Ids of the members, sorted.
     pub members: Vec<ScanId>,
 }
 
 /// The method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MethodFacts {
-    /// Hash over everything that shapes the tokens.
+    /// Hash over what shapes the tokens, but for the number format of the products, which moves them less than
+    /// scans differ ([`EncoderFacts::precision`]), and the brain masks of the scans.
     pub fingerprint: String,
+    /// SHA-256 of the voxels and affine of the template, where there is one.
+    #[serde(default)]
+    pub template_sha256: Option<String>,
     /// All settings that shape tokens and scores, as in the configuration.
     pub settings: serde_json::Value,
 }
@@ -130,6 +134,9 @@ pub struct EncoderFacts {
     pub layers: Vec<usize>,
     /// Device.
     pub device: String,
+    /// Number format of its products: `f32`, `f16` or `bf16`.
+    #[serde(default)]
+    pub precision: String,
 }
 
 /// One result file.
@@ -168,6 +175,9 @@ pub struct Sidecar {
     pub standing: Standing,
     /// File name as exported.
     pub source_name: String,
+    /// Where it lay below the incoming folder; of a volume made of DICOM files, their folder or zip.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub came_from: String,
     /// SHA-256 of decoded voxels and affine.
     pub scan_id: ScanId,
     /// Modality that the scan was taken for, by its file name.
@@ -224,6 +234,7 @@ pub(super) mod tests {
             oddscan_version: "0".into(),
             standing: Standing::Scored,
             source_name: "sub-1_T1w.nii.gz".into(),
+            came_from: "2026/sub-1_T1w.nii.gz".into(),
             scan_id: ScanId([7; 32]),
             modality: "t1w".into(),
             cohort: "t1-3t".into(),
@@ -256,8 +267,13 @@ pub(super) mod tests {
                 shared_anomalies: Vec::new(),
                 members: vec![ScanId([7; 32])],
             },
-            method: MethodFacts { fingerprint: "f".into(), settings: serde_json::json!({"a": 1}) },
+            method: MethodFacts {
+                fingerprint: "f".into(),
+                template_sha256: None,
+                settings: serde_json::json!({"a": 1}),
+            },
             encoder: EncoderFacts {
+                precision: "f32".into(),
                 model: "dinov2_vits14".into(),
                 weights_sha256: "w".into(),
                 layers: vec![9],

@@ -164,6 +164,7 @@ fn refused_files_are_listed_put_back_and_dropped() {
     assert!(site.path("incoming/day-1/a.nii").is_file(), "one that fails does not keep the others");
     assert_eq!(quarantine(&["drop", "truncated/b.nii"]).0, 0);
     assert_eq!(quarantine(&["requeue"]).0, 64, "nothing is meant by nothing");
+    assert_eq!(quarantine(&["requeue", "--reason", "truncate"]).0, 64, "no such reason");
     assert_eq!(quarantine(&["requeue", "--reason", "truncated"]).0, 0);
     assert!(site.path("incoming/day-1/c.nii").is_file());
     let (_, text) = quarantine(&["list", "--json"]);

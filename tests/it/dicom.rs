@@ -189,6 +189,8 @@ fn a_series_that_comes_slice_by_slice_is_taken_once_and_later_ones_beside_it_too
     assert_eq!(site.status().n_accepted, 3);
     assert_eq!(site.status().cohorts["siemens-3t"].n_scans, 3);
     assert_eq!(names(&incoming).len(), first.len() + second.len(), "files stay where they are");
+    let came_from = stems.map(|stem| site.sidecar(stem).unwrap().came_from);
+    assert_eq!(came_from, ["study", "study", "third.zip"]);
     assert_eq!(site.stop(), Some(0));
     // What is known is not read again.
     site.start();

@@ -23,7 +23,7 @@ use super::{
         encode::Prepared,
         now_secs,
     },
-    Companions, Intake, MAX_PAUSE, Taken, Whole, poison, seen_key,
+    Companions, Intake, MAX_PAUSE, Taken, Whole, below, poison, seen_key,
 };
 use crate::{
     domain::{
@@ -342,7 +342,8 @@ impl Intake {
         self.remember_files(unit, &inputs[..1], reading)?;
         self.shared.store.flush()?;
         let companions = Companions::of(&path);
-        let whole = Whole { companions, waited: unit.waited(inputs), n_crashes };
+        let came_from = below(unit.incoming, &unit.bundle.path).to_owned();
+        let whole = Whole { companions, came_from, waited: unit.waited(inputs), n_crashes };
         let candidate = Candidate { path, look };
         let (taken, timings) = self.take_in_whatever_happens(&candidate, &whole);
         let outcome = match taken {
