@@ -204,7 +204,8 @@ impl Engine {
     }
 }
 
-/// The template for alignment, and the hash of its content. Where only heads need it, it may be missing: they are refused then, with the
+/// The template for alignment, and the hash of its content. Where only heads need it, it may be missing: they are
+/// refused then, with the
 /// advice to get it. Not so where the site's preprocessing finds their brains.
 fn load_template(config: &Config) -> Result<Option<(Template, String)>, EngineError> {
     let AlignmentSettings { mode, template } = &config.alignment;

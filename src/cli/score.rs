@@ -17,7 +17,7 @@ use crate::{
     domain::{
         PairDistances,
         cohort::CohortKey,
-        error::{DeviceError, ScanError},
+        error::{QuarantineReason, Refusal, ScanError},
         finding::Finding,
         scan::{ScanId, ScanRecord, ScanState},
         tokenise::TokeniseError,
@@ -293,10 +293,13 @@ impl Run<'_> {
         });
         let tokens = tokens.map_err(|error| match error {
             TokeniseError::Device(error) => ScanError::Device(error),
-            other => {
-                let device = self.engine.method.device.clone();
-                ScanError::Device(DeviceError::Failed { device, message: other.to_string() })
-            }
+            other => Refusal::new(
+                QuarantineReason::Poison,
+                other.to_string(),
+                "features that are numbers",
+                "score it alone, and with encoder.device = \"cpu\"; report it if it may be shared",
+            )
+            .into(),
         })?;
         let timings_secs = [("encode".to_owned(), started.elapsed().as_secs_f64())].into();
         let stem = steps::stem_of(path);

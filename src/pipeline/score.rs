@@ -313,12 +313,17 @@ impl Score {
         if is_fresh || (may_be_scored && self.waits_for_result(leaving, true)?) {
             self.score(key, Trigger::NewStudy)?;
         }
+        self.write_if_owed(key, leaving)
+    }
+
+    /// Writes the first result of a member, whenever the folder is there.
+    fn write_if_owed(&mut self, key: &CohortKey, id: ScanId) -> Result<(), ScanError> {
         let is_scored = self.cohorts.get(key).is_some_and(|c| !c.scores.scans.is_empty());
-        while self.waits_for_result(leaving, is_scored)? && !self.shared.stopping() {
+        while self.waits_for_result(id, is_scored)? && !self.shared.stopping() {
             self.shared.board.beat(StageName::Score);
             if Instant::now() < self.no_writes_before {
                 thread::sleep(FULL);
-            } else if self.write(key, leaving)? == Attempt::Failed {
+            } else if self.write(key, id)? == Attempt::Failed {
                 // Nor would it be written if it stayed.
                 break;
             }
@@ -574,6 +579,15 @@ impl Score {
             // Some may have to leave: who waits for a result gets it first.
             if self.cohorts.get(key).is_some_and(|cohort| !cohort.fresh.is_empty()) {
                 self.score(key, Trigger::NewStudy)?;
+            }
+        }
+        for key in &keys {
+            let Some(cohort) = self.cohorts.get(key) else { continue };
+            let members = cohort.window.members();
+            let n_leaving = members.len().saturating_sub(settings.window.max_scans.get());
+            let leaving = members[..n_leaving].to_vec();
+            for id in leaving {
+                self.write_if_owed(key, id)?;
             }
         }
         if self.shared.stopping() {

@@ -269,6 +269,25 @@ fn no_scan_leaves_its_window_without_a_result_while_the_folder_is_away() {
 }
 
 #[test]
+fn a_smaller_window_waits_for_the_results_of_those_that_have_to_leave() {
+    let mut site = Site::new(2, &["window.max_scans = 9"]);
+    site.start();
+    drop_scans(&site, 1..=2);
+    wait_scored(&site, 2);
+    let (folder, away) = (site.path("results"), site.path("away"));
+    fs::rename(&folder, &away).unwrap();
+    drop_scans(&site, 3..=6);
+    site.wait("all are members", |site| site.status().cohorts["t1w"].n_scans == 6);
+    site.configure(2, &["window.max_scans = 2"]);
+    site.signal(Signal::HUP);
+    thread::sleep(Duration::from_secs(1));
+    fs::rename(&away, &folder).unwrap();
+    wait_each_scored(&site, 6);
+    site.wait("the smaller window", |site| site.status().cohorts["t1w"].n_scans == 2);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
 fn a_file_that_was_in_hand_at_three_crashes_is_set_aside_and_may_come_back() {
     let mut site = Site::new(2, &[]);
     drop_scans(&site, 1..=2);

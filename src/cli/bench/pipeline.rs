@@ -85,7 +85,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let found = scans.len();
         return Err(Failure::new(USAGE, format!("found {found} scans; at least 2 are needed")));
     }
-    let (config, address) = settle(arguments, folder.path(), scans.len())?;
+    let (config, address) = write_settings(arguments, folder.path(), scans.len())?;
     let mut daemon = Daemon::start(&config, address, folder.path())?;
     let started = Instant::now();
     for scan in &scans {
@@ -140,7 +140,7 @@ fn encoding_alone(config: &Path, scans: &[Scan], folder: &Path) -> Result<f64, F
 }
 
 /// Writes the settings, and the weights if they are random ones.
-fn settle(
+fn write_settings(
     arguments: &Arguments,
     folder: &Path,
     n_scans: usize,
