@@ -80,8 +80,10 @@ pub fn unzip(
             n_bytes += n_read as u64;
             if n_all + n_bytes > by_ratio {
                 return Ok(Err(too_much(Bomb, by_ratio)));
-            } else if n_all + n_bytes > limits.max_bytes || n_bytes > limits.max_member_bytes {
+            } else if n_bytes > limits.max_member_bytes {
                 return Ok(Err(too_much(TooLarge, limits.max_member_bytes)));
+            } else if n_all + n_bytes > limits.max_bytes {
+                return Ok(Err(too_much(TooLarge, limits.max_bytes)));
             }
             file.write_all(&buffer[..n_read])?;
         }

@@ -66,7 +66,7 @@ const OTHER: [&str; 27] = [
 
 const ANGIOGRAPHY: [&str; 4] = ["tof", "mra", "angio", "angiography"];
 const SUSCEPTIBILITY: [&str; 4] = ["swi", "swan", "swip", "venobold"];
-const T2_STAR: [&str; 6] = ["t2star", "t2*", "t2s", "hemo", "haemo", "medic"];
+const T2_STAR: [&str; 5] = ["t2star", "t2s", "hemo", "haemo", "medic"];
 const T1: [&str; 14] = [
     "t1", "t1w", "mprage", "mpr1", "tfl", "tfl3d1", "spgr", "fspgr", "bravo", "mprg", "t1tfe",
     "flash", "t1ffe", "ffe3d",
@@ -112,9 +112,11 @@ pub fn bids_suffix(acquisition: &Acquisition) -> &'static str {
 fn words(acquisition: &Acquisition) -> Vec<String> {
     let names = [&acquisition.description, &acquisition.protocol, &acquisition.sequence_name];
     let text: Vec<String> = names.into_iter().flatten().map(|name| name.to_lowercase()).collect();
-    let text = text.join(" ").replace("+c", " contrast ").replace("t2*", "t2star");
-    let text = text.replace("w/o", " without ");
-    let parts = text.split(|c: char| !c.is_ascii_alphanumeric());
+    let text = text.join(" ").replace("t2*", "t2star").replace("w/o", " without ");
+    let pieces = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '+');
+    // Not "sag+cor".
+    let of_sum = |(index, part)| if index > 0 && part == "c" { "contrast" } else { part };
+    let parts = pieces.flat_map(|piece| piece.split('+').enumerate().map(of_sum));
     parts.filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
@@ -265,6 +267,8 @@ mod tests {
             bids_suffix(&Acquisition { description: Some(name.to_owned()), ..plain.clone() })
         };
         assert_eq!(named("AX T1 +C"), "T1ce");
+        assert_eq!(named("T1+C_fs"), "T1ce");
+        assert_eq!(named("T1 sag+cor"), "T1w");
         assert_eq!(named("AX T1 W/O CONTRAST"), "T1w");
         assert_eq!(bids_suffix(&Acquisition { has_agent: true, ..plain }), "T1ce");
     }
