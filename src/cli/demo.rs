@@ -50,14 +50,8 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let started = Instant::now();
     let folder = make_folder(arguments.dir.as_deref())?;
-    let scans = match &arguments.scans {
-        Some(source) => scans::listed(source)?,
-        None => scans::made_up(&folder.join("scans"), scans::N_MADE_UP)?,
-    };
-    if scans.len() < 2 {
-        let found = scans.len();
-        return Err(Failure::new(USAGE, format!("found {found} scans; at least 2 are needed")));
-    }
+    let source = arguments.scans.as_deref();
+    let scans = scans::of(source, &folder.join("scans"), scans::N_MADE_UP)?;
     let config = folder.join("config.toml");
     let address = free_address().map_err(io)?;
     let stride = arguments.slice_stride;

@@ -63,27 +63,25 @@ impl RawMask {
         values
     }
 
-    /// The corners of the box around the voxels inside, half a voxel beyond their centres, in voxels; the lower
-    /// one is infinite where there are none.
+    /// The corners of the box around the voxels inside, half a voxel beyond their centres, in voxels; infinite
+    /// where there are none.
     pub fn voxel_box(&self) -> [[f64; 3]; 2] {
-        let (mut low, mut high) = ([f64::INFINITY; 3], [f64::NEG_INFINITY; 3]);
-        for offset in self.spans().flat_map(|span| [span.start, span.end - 1]) {
-            let voxel = self.shape.voxel(offset);
-            for axis in 0..3 {
-                low[axis] = low[axis].min(voxel[axis] as f64 - 0.5);
-                high[axis] = high[axis].max(voxel[axis] as f64 + 0.5);
-            }
-        }
-        [low, high]
+        let [low, high] = self.box_around(|voxel| voxel);
+        [low.map(|v| v - 0.5), high.map(|v| v + 0.5)]
     }
 
     /// The lowest and the highest world coordinates, mm, of the voxel centres inside; infinite where there are
     /// none.
     pub fn world_box(&self) -> [[f64; 3]; 2] {
+        self.box_around(|voxel| self.affine.apply(voxel))
+    }
+
+    /// The lowest and the highest coordinates of the voxels inside, each mapped by an affine `place`.
+    fn box_around(&self, place: impl Fn([f64; 3]) -> [f64; 3]) -> [[f64; 3]; 2] {
         let (mut low, mut high) = ([f64::INFINITY; 3], [f64::NEG_INFINITY; 3]);
         // Coordinates grow or fall all along a row: its ends are enough.
         for offset in self.spans().flat_map(|span| [span.start, span.end - 1]) {
-            let place = self.affine.apply(self.shape.voxel(offset).map(|v| v as f64));
+            let place = place(self.shape.voxel(offset).map(|v| v as f64));
             for axis in 0..3 {
                 low[axis] = low[axis].min(place[axis]);
                 high[axis] = high[axis].max(place[axis]);

@@ -77,14 +77,8 @@ struct Cost {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = tempfile::Builder::new().prefix("oddscan-bench-").tempdir().map_err(demo::io)?;
-    let scans = match &arguments.from {
-        Some(source) => scans::listed(source)?,
-        None => scans::made_up(&folder.path().join("scans"), arguments.scans)?,
-    };
-    if scans.len() < 2 {
-        let found = scans.len();
-        return Err(Failure::new(USAGE, format!("found {found} scans; at least 2 are needed")));
-    }
+    let made_up = folder.path().join("scans");
+    let scans = scans::of(arguments.from.as_deref(), &made_up, arguments.scans)?;
     let (config, address) = write_settings(arguments, folder.path(), scans.len())?;
     let mut daemon = Daemon::start(&config, address, folder.path())?;
     let started = Instant::now();

@@ -74,8 +74,22 @@ impl Scan {
     }
 }
 
+/// The scans of the folder `source`, or `n` that are made up in `folder`; at least two.
+pub(in crate::cli) fn of(
+    source: Option<&Path>,
+    folder: &Path,
+    n: u64,
+) -> Result<Vec<Scan>, Failure> {
+    let scans = source.map_or_else(|| made_up(folder, n), listed)?;
+    if scans.len() < 2 {
+        let found = scans.len();
+        return Err(Failure::new(USAGE, format!("found {found} scans; at least 2 are needed")));
+    }
+    Ok(scans)
+}
+
 /// The scans in a folder, by the daemon's own rules.
-pub(in crate::cli) fn listed(folder: &Path) -> Result<Vec<Scan>, Failure> {
+fn listed(folder: &Path) -> Result<Vec<Scan>, Failure> {
     let intake = Config::load(None).map_err(|error| Failure::new(CONFIG, error))?.intake;
     let patterns = Patterns::new(&intake.accept, &intake.ignore)
         .map_err(|error| Failure::new(USAGE, error))?;
@@ -86,7 +100,7 @@ pub(in crate::cli) fn listed(folder: &Path) -> Result<Vec<Scan>, Failure> {
 }
 
 /// Writes made-up scans and the masks of their lesions into a folder.
-pub(in crate::cli) fn made_up(folder: &Path, n: u64) -> Result<Vec<Scan>, Failure> {
+fn made_up(folder: &Path, n: u64) -> Result<Vec<Scan>, Failure> {
     fs::create_dir_all(folder).map_err(super::io)?;
     (0..n).map(|index| make_up(folder, index).map_err(super::io)).collect()
 }
