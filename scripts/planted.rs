@@ -393,6 +393,7 @@ impl Window {
             id: id(index),
             parts: steps::parts_of(grids, grids.len()),
             is_reference: true,
+            patient: None,
         };
         self.scans.iter().enumerate().map(member).collect()
     }

@@ -643,7 +643,12 @@ fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
     let grids: Vec<Vec<TokenGrid>> = scans.iter().map(grids).collect::<Result<_>>()?;
     let member = |(index, grids): (usize, &Vec<TokenGrid>)| {
         let n_parts = grids.len() / variant.layers.len();
-        Member { id: id(index), parts: steps::parts_of(grids, n_parts), is_reference: true }
+        Member {
+            id: id(index),
+            parts: steps::parts_of(grids, n_parts),
+            is_reference: true,
+            patient: None,
+        }
     };
     let members: Vec<Member> = grids.iter().enumerate().map(member).collect();
     let mut grids = Grids { scans: grids, reach: settings.reach, columns: BTreeMap::new() };

@@ -18,7 +18,7 @@ use toml::{Table, Value};
 
 use crate::{
     compute::{Precision, position::PositionResize},
-    domain::{cohort::CohortRule, quality::QualityLimits},
+    domain::{cohort::CohortRule, patient::Patient, quality::QualityLimits, scan::ScanRecord},
     numeric::{
         community::CommunitySettings,
         geometry::Axis,
@@ -196,6 +196,15 @@ pub struct WindowSettings {
     pub memory_bytes: u64,
     /// Cohorts with a metric label of their own.
     pub max_cohort_labels: usize,
+    /// Whether scans of one patient are compared with each other like all others.
+    pub compare_same_patient: bool,
+}
+
+impl WindowSettings {
+    /// Whose scan it is, if that matters.
+    pub fn patient(&self, record: &ScanRecord) -> Option<Patient> {
+        if self.compare_same_patient { None } else { record.patient() }
+    }
 }
 
 /// The scores.
@@ -555,6 +564,7 @@ struct RawWindow {
     max_scans: i64,
     memory_mib: i64,
     max_cohort_labels: i64,
+    compare_same_patient: bool,
 }
 
 #[derive(Deserialize)]
@@ -897,6 +907,7 @@ impl Checker {
             max_scans,
             memory_bytes: memory << 20,
             max_cohort_labels: labels,
+            compare_same_patient: raw.compare_same_patient,
         }
     }
 

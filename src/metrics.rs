@@ -210,20 +210,21 @@ impl Metrics {
 /// Cohorts. Beyond the cap counters add up under `other`; gauges are not set, as those of several
 /// cohorts have no common value.
 impl Metrics {
-    /// State of a cohort's window: members that others are compared with, and those that they are not;
-    /// members needed, members it can hold, and when the oldest arrived (seconds since 1970; `None`
-    /// when empty).
+    /// State of a cohort's window: members that others are compared with, one per patient; those that they
+    /// are not; further ones of the same patients. Members needed, members it can hold, and when the oldest
+    /// arrived (seconds since 1970; `None` when empty).
     pub fn window(
         &self,
         cohort: &str,
-        n_active: usize,
-        n_set_aside: usize,
+        [n_active, n_set_aside, n_same_patient]: [usize; 3],
         n_min: usize,
         capacity: usize,
         oldest_secs: Option<u64>,
     ) {
         let Some(cohort) = self.0.own_label(cohort) else { return };
-        for (state, n) in [("active", n_active), ("set_aside", n_set_aside)] {
+        for (state, n) in
+            [("active", n_active), ("set_aside", n_set_aside), ("same_patient", n_same_patient)]
+        {
             self.0.window_studies.with_label_values(&[cohort, state]).set(n as f64);
         }
         self.0.window_min.with_label_values(&[cohort]).set(n_min as f64);
@@ -352,7 +353,7 @@ mod tests {
     #[test]
     fn a_counter_of_a_cohort_starts_at_zero_when_the_cohort_is_met() {
         let metrics = Metrics::new();
-        metrics.window("flair", 3, 1, 8, 40, Some(17));
+        metrics.window("flair", [3, 1, 0], 8, 40, Some(17));
         let runs = "oddscan_score_runs_total{cohort=\"flair\",result=\"ok\",trigger=\"new_study\"}";
         let success = "oddscan_score_last_success_timestamp_seconds{cohort=\"flair\"}";
         assert_eq!((value(&metrics, runs), value(&metrics, success)), (Some(0.0), Some(0.0)));
@@ -368,7 +369,7 @@ mod tests {
     fn cohorts_beyond_the_cap_are_counted_together_and_have_no_gauges() {
         let metrics = Metrics::with_max_cohorts(2);
         for cohort in ["a", "b", "c", "d"] {
-            metrics.window(cohort, 1, 0, 2, 3, None);
+            metrics.window(cohort, [1, 0, 0], 2, 3, None);
             metrics.pairs_computed(cohort, 5);
         }
         let pairs = |c| value(&metrics, &format!("oddscan_score_pairs_total{{cohort=\"{c}\"}}"));

@@ -259,7 +259,9 @@ impl Session<'_> {
             match converted.unwrap_or_else(|refusal| Err(refusal.into())) {
                 Ok(converted) => {
                     self.write(&name, &converted)?;
-                    self.say(&Event::Converted { name, inputs: inputs_of })?;
+                    // Who converts files by hand may pass on what is said about them.
+                    let patient = stack.head.patient.clone().filter(|_| self.names.is_none());
+                    self.say(&Event::Converted { name, patient, inputs: inputs_of })?;
                     self.n_converted += 1;
                 }
                 Err(NoVolume::Unwanted(why)) => {

@@ -75,7 +75,7 @@ fn learn(arguments: &Learn) -> Result<(), Failure> {
     let (files, mut refused) = score::expand(&arguments.files, &config, unpacked.path())?;
     let engine = Engine::start(&config).map_err(|e| Failure::new(engine_code(&e), e))?;
     let mut seen: Vec<Seen> = Vec::new();
-    for path in &files {
+    for score::Named { path, .. } in &files {
         match look(path, &config, &engine.method, &arguments.percentiles) {
             // A copy would count twice.
             Ok(scan) if seen.iter().any(|other| other.id == scan.id) => {}

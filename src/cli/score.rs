@@ -19,6 +19,7 @@ use crate::{
         cohort::CohortKey,
         error::{QuarantineReason, Refusal, ScanError},
         finding::Finding,
+        patient::{self, Patient},
         scan::{ScanId, ScanRecord, ScanState},
         tokenise::TokeniseError,
         window::{Window, pair_order},
@@ -76,6 +77,19 @@ struct Again {
 /// Distances from one grid of tokens of a scan to that of another.
 type Columns = BTreeMap<(ScanId, ScanId, usize), Vec<f32>>;
 
+/// A file to be read.
+pub(super) struct Named {
+    pub(super) path: PathBuf,
+    /// Whose scan it is by its DICOM header.
+    patient: Option<Patient>,
+}
+
+impl From<PathBuf> for Named {
+    fn from(path: PathBuf) -> Self {
+        Self { path, patient: None }
+    }
+}
+
 /// A file that was not scored, and why.
 pub(super) struct Refused {
     pub(super) path: PathBuf,
@@ -109,18 +123,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let mut scored = Vec::new();
     for (key, members) in cohorts {
-        let n_references = members.iter().filter(|m| run.config.quality.allow(&m.record)).count();
-        if n_references < 2 {
-            let label = key.label();
-            let error = if members.len() < 2 {
-                format!("alone in its cohort ({label}): nothing to compare with")
-            } else {
-                format!(
-                    "{n_references} of {} scans of its cohort ({label}) good enough to compare with \
-                     (quality); 2 are needed",
-                    members.len()
-                )
-            };
+        if let Some(error) = too_few(&key, &members, &run.config) {
             let all = members.into_iter().map(|member| (member.path, error.clone()));
             run.refused.extend(all.map(|(path, error)| Refused { path, error }));
             continue;
@@ -140,29 +143,53 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     Err(Failure::new(REFUSED, format!("{n_refused} of {n_files} files were not scored")))
 }
 
+/// Why a cohort cannot be scored, if there is nothing to compare its scans with.
+fn too_few(key: &CohortKey, members: &[Member], config: &Config) -> Option<String> {
+    let label = key.label();
+    let references = members.iter().map(|m| &m.record).filter(|r| config.quality.allow(r));
+    let patients: Vec<Option<Patient>> = references.map(|r| config.window.patient(r)).collect();
+    let n_references = patients.len();
+    if members.len() < 2 {
+        Some(format!("alone in its cohort ({label}): nothing to compare with"))
+    } else if n_references < 2 {
+        Some(format!(
+            "{n_references} of {} scans of its cohort ({label}) good enough to compare with (quality); 2 are \
+             needed",
+            members.len()
+        ))
+    } else if patient::count(patients.iter().map(Option::as_ref)) < 2 {
+        Some(format!(
+            "the {n_references} scans of its cohort ({label}) are of one patient: nothing to compare with \
+             (window.compare_same_patient)"
+        ))
+    } else {
+        None
+    }
+}
+
 /// Files as named, and the scans in folders. DICOM series among them are converted into `unpacked`; those
 /// that cannot be are given apart.
 pub(super) fn expand(
     named: &[PathBuf],
     config: &Config,
     unpacked: &Path,
-) -> Result<(Vec<PathBuf>, Vec<Refused>), Failure> {
+) -> Result<(Vec<Named>, Vec<Refused>), Failure> {
     let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
         .map_err(|error| Failure::new(INTERNAL, error))?;
     let cannot_list =
         |path: &Path, e| Failure::new(IO, format!("cannot list {}: {e}", path.display()));
-    let mut files = Vec::new();
+    let mut files: Vec<Named> = Vec::new();
     let mut dicom = Vec::new();
     for path in named {
         if path.is_dir() && !patterns.is_scan(path) {
             let listed = ingest::list(path, &patterns, || {}).map_err(|e| cannot_list(path, e))?;
-            files.extend(listed.into_iter().map(|candidate| candidate.path));
+            files.extend(listed.into_iter().map(|candidate| candidate.path.into()));
             let has_mark = |file: &ingest::Candidate| ingest::has_dicom_mark(&file.path);
             let bundles = ingest::list_bundles(path, &patterns, has_mark, || {})
                 .map_err(|e| cannot_list(path, e))?;
             dicom.extend(bundles.into_iter().flat_map(|bundle| bundle.files).map(|file| file.path));
         } else if patterns.is_scan(path) {
-            files.push(path.clone());
+            files.push(path.clone().into());
         } else if ingest::has_ending(path, &["zip"]) || ingest::has_dicom_mark(path) {
             dicom.push(path.clone());
         } else {
@@ -185,7 +212,7 @@ fn convert_series(
     dicom: &[PathBuf],
     config: &Config,
     unpacked: &Path,
-    files: &mut Vec<PathBuf>,
+    files: &mut Vec<Named>,
 ) -> Result<Vec<Refused>, Failure> {
     if dicom.is_empty() {
         return Ok(Vec::new());
@@ -203,8 +230,9 @@ fn convert_series(
     let mut refused = Vec::new();
     for event in events.unwrap_or_default() {
         match event {
-            Event::Converted { name, .. } => {
-                files.push(work.join("out").join(format!("{name}.nii.gz")));
+            Event::Converted { name, patient, .. } => {
+                let path = work.join("out").join(format!("{name}.nii.gz"));
+                files.push(Named { path, patient });
             }
             Event::Refused { refusal, inputs, .. } => {
                 refused.push(Refused { path: first(&inputs), error: refusal.to_string() });
@@ -239,12 +267,13 @@ impl Run<'_> {
         Limits { max_file_bytes: intake.max_file_bytes, max_voxels: intake.max_voxels }
     }
 
-    fn encode_all(&mut self, files: &[PathBuf]) -> Result<Vec<Member>, Failure> {
+    fn encode_all(&mut self, files: &[Named]) -> Result<Vec<Member>, Failure> {
         let bar = progress_bar(files.len());
         let mut members: Vec<Member> = Vec::new();
-        for path in files {
+        for file in files {
+            let path = &file.path;
             bar.set_message(steps::stem_of(path));
-            let encoded = self.encode(path, members.len() as u64, &bar);
+            let encoded = self.encode(file, members.len() as u64, &bar);
             bar.inc(1);
             match encoded {
                 Ok(member) => match members.iter().find(|m| m.record.id == member.record.id) {
@@ -269,10 +298,11 @@ impl Run<'_> {
 
     fn encode(
         &mut self,
-        path: &Path,
+        file: &Named,
         sequence: u64,
         bar: &ProgressBar,
     ) -> Result<Member, ScanError> {
+        let path = file.path.as_path();
         let mask = steps::companion_mask(path);
         let limits = self.limits();
         let (work, method) = (self.prepared.join("work"), &self.engine.method);
@@ -310,6 +340,7 @@ impl Run<'_> {
         let record = ScanRecord {
             state: ScanState::Encoded,
             source_name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            header_patient: file.patient.clone(),
             output_stem,
             acquisition: placed.facts,
             notes: placed.notes,
@@ -366,6 +397,7 @@ impl Run<'_> {
                 id: m.record.id,
                 parts: steps::parts_of(&m.tokens, n_parts),
                 is_reference: self.config.quality.allow(&m.record),
+                patient: self.config.window.patient(&m.record),
             })
             .collect();
         let mut computed = Computed {
@@ -389,7 +421,9 @@ impl Run<'_> {
         }
         let references = scored_members.iter().filter(|m| m.is_reference).map(|m| m.id);
         let references: BTreeSet<ScanId> = references.collect();
-        let identity = window.identity(|id| references.contains(&id));
+        let patients: BTreeMap<ScanId, Option<Patient>> =
+            scored_members.iter().map(|m| (m.id, m.patient.clone())).collect();
+        let identity = window.identity(|id| references.contains(&id), |id| patients[&id].clone());
         let mut scored = Vec::new();
         for (index, member) in members.into_iter().enumerate() {
             let Again { scan, mask } = &member.again;

@@ -94,6 +94,13 @@ fn table(status: &Status) -> String {
                 cohort.n_set_aside
             );
         }
+        if cohort.n_same_patient > 0 {
+            text += &format!(
+                "  {} of its scans are further ones of the same patients: not compared with each other, and \
+                 not counted (window.compare_same_patient)\n",
+                cohort.n_same_patient
+            );
+        }
         if cohort.n_unlike > 0 {
             text += &format!(
                 "  warning: {} of its scans look unlike the others: their sidecars say how far\n",

@@ -15,6 +15,7 @@ use crate::{
             QuarantineReason::{BadHeader, Corrupt, Io, TooLarge, Truncated, Unsupported},
             Refusal,
         },
+        patient::Patient,
         sequence::Acquisition,
     },
     numeric::stack::Plane,
@@ -59,6 +60,8 @@ pub struct Head {
     pub fault: Option<Refusal>,
     /// Columns and rows.
     pub extents: [usize; 2],
+    /// Whose image it is.
+    pub patient: Option<Patient>,
     /// Its frames; one in most files.
     pub frames: Vec<Frame>,
     /// The sequence.
@@ -92,6 +95,7 @@ pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
         unwanted: None,
         fault: None,
         extents: [tags::COLUMNS, tags::ROWS].map(|tag| image.whole(tag).unwrap_or(0)),
+        patient: image.text(tags::PATIENT_ID).as_deref().and_then(Patient::of_header),
         frames: Vec::new(),
         acquisition: image.acquisition(),
         facts: image.facts(&image_type),

@@ -281,6 +281,7 @@ mod tests {
             unwanted: None,
             fault: None,
             extents: [5, 7],
+            patient: None,
             frames: vec![Frame {
                 plane,
                 echo_time_ms: Some(echo_time_ms),

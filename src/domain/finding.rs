@@ -83,4 +83,23 @@ pub struct WindowIdentity {
     /// Those that the others are not compared with, sorted: not good enough.
     #[serde(default)]
     pub set_aside: Vec<ScanId>,
+    /// Those of patients who have several, sorted: they are not compared with each other.
+    #[serde(default)]
+    pub same_patient: Vec<Vec<ScanId>>,
+}
+
+impl WindowIdentity {
+    /// Patients that others can be compared with: what a window needs enough of.
+    pub fn n_patients(&self) -> usize {
+        let is_reference = |scan: &&ScanId| !self.set_aside.contains(scan);
+        let further = |scans: &Vec<ScanId>| scans.iter().filter(is_reference).count().max(1) - 1;
+        let n_further: usize = self.same_patient.iter().map(further).sum();
+        self.members.len() - self.set_aside.len() - n_further
+    }
+
+    /// The other scans of a scan's patient.
+    pub fn of_same_patient(&self, scan: ScanId) -> impl Iterator<Item = ScanId> {
+        let own = self.same_patient.iter().find(|scans| scans.contains(&scan));
+        own.into_iter().flatten().copied().filter(move |&other| other != scan)
+    }
 }

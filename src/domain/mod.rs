@@ -8,6 +8,7 @@ pub mod cohort;
 pub mod error;
 pub mod finding;
 pub mod landmarks;
+pub mod patient;
 pub mod quality;
 pub mod scan;
 pub mod sequence;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{acquisition::AcquisitionFacts, cohort::CohortKey, error::Refusal};
+use super::{acquisition::AcquisitionFacts, cohort::CohortKey, error::Refusal, patient::Patient};
 use crate::numeric::volume::RawVolume;
 
 /// Identity of a scan: SHA-256 of its decoded voxels and affine.
@@ -175,6 +175,9 @@ pub struct ScanRecord {
     /// a patient, too. Empty for scans from before this was kept, and without a daemon.
     #[serde(default)]
     pub came_from: String,
+    /// Whose scan it is by the DICOM header that it came with. Never in the results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header_patient: Option<Patient>,
     /// Stem of the result files, unique among all scans.
     pub output_stem: String,
     /// Window that it belongs to. Decided once, when the scan was taken in.
@@ -211,6 +214,7 @@ impl ScanRecord {
             state: ScanState::Ingested,
             source_name: String::new(),
             came_from: String::new(),
+            header_patient: None,
             output_stem: String::new(),
             cohort,
             acquisition: AcquisitionFacts::default(),
@@ -223,6 +227,11 @@ impl ScanRecord {
             encoded: None,
             reported: None,
         }
+    }
+
+    /// Whose scan it is, as far as its DICOM header or its name tell.
+    pub fn patient(&self) -> Option<Patient> {
+        self.header_patient.clone().or_else(|| Patient::of_name(&self.source_name))
     }
 
     /// Whether the scan takes part in scoring.

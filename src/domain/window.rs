@@ -1,10 +1,10 @@
 //! The rolling batch of one cohort: who is a member, who goes, what a result was scored against.
 
-use std::num::NonZeroUsize;
+use std::{collections::BTreeMap, num::NonZeroUsize};
 
 use sha2::{Digest, Sha256};
 
-use super::{cohort::CohortKey, finding::WindowIdentity, scan::ScanId};
+use super::{cohort::CohortKey, finding::WindowIdentity, patient::Patient, scan::ScanId};
 
 /// The scans of one cohort that are compared with each other, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +64,12 @@ impl Window {
 
     /// What a result of this window carries, so that it can be told from those of other windows.
     /// The order of arrival makes no difference. Others are not compared with
-    /// members that are no reference.
-    pub fn identity(&self, is_reference: impl Fn(ScanId) -> bool) -> WindowIdentity {
+    /// members that are no reference, nor scans of one patient with each other.
+    pub fn identity(
+        &self,
+        is_reference: impl Fn(ScanId) -> bool,
+        patient: impl Fn(ScanId) -> Option<Patient>,
+    ) -> WindowIdentity {
         let mut members = self.members.clone();
         members.sort();
         let mut hash = Sha256::new();
@@ -74,7 +78,16 @@ impl Window {
         }
         let id = hex::encode(&hash.finalize()[..8]);
         let set_aside = members.iter().copied().filter(|&member| !is_reference(member)).collect();
-        WindowIdentity { id, cohort: self.cohort.clone(), members, set_aside }
+        let mut patients: BTreeMap<Patient, Vec<ScanId>> = BTreeMap::new();
+        for &member in &members {
+            if let Some(patient) = patient(member) {
+                patients.entry(patient).or_default().push(member);
+            }
+        }
+        let mut same_patient: Vec<Vec<ScanId>> =
+            patients.into_values().filter(|scans| scans.len() > 1).collect();
+        same_patient.sort();
+        WindowIdentity { id, cohort: self.cohort.clone(), members, set_aside, same_patient }
     }
 }
 
@@ -125,11 +138,32 @@ mod tests {
             one.admit(scan(n));
             other.admit(scan(4 - n));
         }
-        let but_two = |id| id != scan(2);
-        assert_eq!(one.identity(but_two), other.identity(but_two));
-        assert_eq!(one.identity(but_two).set_aside, [scan(2)]);
+        let but_two =
+            |window: &Window| window.identity(|id| id != scan(2), |_| Patient::of_header("4711"));
+        assert_eq!(but_two(&one), but_two(&other));
+        assert_eq!(but_two(&one).set_aside, [scan(2)]);
         one.set_capacity(NonZeroUsize::MIN);
-        assert_ne!(one.identity(but_two).id, other.identity(but_two).id);
+        assert_ne!(but_two(&one).id, but_two(&other).id);
+    }
+
+    #[test]
+    fn a_patient_counts_once_however_many_scans_there_are() {
+        let mut window = window(6);
+        (1..=6).for_each(|n| drop(window.admit(scan(n))));
+        let patient = |id: ScanId| match id.0[0] {
+            1 | 4 | 5 => Patient::of_header("a"),
+            2 | 6 => Patient::of_header("b"),
+            _ => None,
+        };
+        let all = window.identity(|_| true, patient);
+        let groups = [vec![scan(1), scan(4), scan(5)], vec![scan(2), scan(6)]];
+        assert_eq!((&all.same_patient[..], all.n_patients()), (&groups[..], 3));
+        assert_eq!(all.of_same_patient(scan(4)).collect::<Vec<_>>(), [scan(1), scan(5)]);
+        assert_eq!(all.of_same_patient(scan(3)).count(), 0);
+        // Of b nobody is left to compare with, of a still one.
+        let some = window.identity(|id| ![1, 2, 4, 6].contains(&id.0[0]), patient);
+        assert_eq!(some.n_patients(), 2);
+        assert_eq!(window.identity(|_| true, |_| None).n_patients(), 6);
     }
 
     #[test]

@@ -194,7 +194,7 @@ impl Families {
 
             window_studies: r.gauges(
                 "window_studies",
-                "Studies in a cohort's rolling window, by state: active, or set_aside as not good enough to be compared with.",
+                "Studies in a cohort's rolling window, by state: active, of which there is one per patient; same_patient, further ones of the same patients; or set_aside as not good enough to be compared with.",
                 &["cohort", "state"],
             ),
             window_min: r.gauges(

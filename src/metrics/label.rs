@@ -92,8 +92,6 @@ label! {
         Ok = "ok",
         /// The window holds too few studies.
         SkippedTooFew = "skipped_too_few",
-        /// It ended with an error.
-        Failed = "failed",
     }
 }
 
@@ -102,10 +100,6 @@ label! {
     Trigger {
         /// A study joined the window.
         NewStudy = "new_study",
-        /// The clock.
-        Interval = "interval",
-        /// A person.
-        Manual = "manual",
         /// A start or a changed configuration.
         Reload = "reload",
     }

@@ -1,7 +1,7 @@
 //! From nearest distances to scores: how rare is a token among the other scans of the window?
 //! (Le-Gia and Ahn 2026, section 3; MuSc's mutual scoring, Li et al. 2024.)
 
-use std::num::NonZeroUsize;
+use std::{collections::BTreeMap, num::NonZeroUsize};
 
 use super::{mask::ScoreGrid, smallest::means_of_smallest, token::Foreground};
 
@@ -109,9 +109,12 @@ impl NearestDistances {
 /// The score is the mean of the `keep` smallest distances of the token's row. A minimum would call
 /// a lesion seen twice common; a mean over all lets one odd scan spoil the row. Infinite distances
 /// are no matches and are left out; a token without any finite one has no evidence for or against
-/// it and gets `None`. The order of the columns does not change the result, to the last bit.
+/// it and gets `None`. A scan with no match at all, as one that is not to be compared, is not one of those that
+/// `keep` is a share of. The order of the columns does not change the result, to the last bit.
 pub fn mutual_scores(nearest: &NearestDistances, keep: Fraction) -> Vec<Option<f32>> {
-    means_of_smallest(&nearest.columns, nearest.n_tokens, keep.of(nearest.columns.len()))
+    let has_match = |column: &&Vec<f32>| column.iter().any(|distance| distance.is_finite());
+    let n_compared = nearest.columns.iter().filter(has_match).count();
+    means_of_smallest(&nearest.columns, nearest.n_tokens, keep.of(n_compared))
 }
 
 /// Averages the scores of one scan over the layers; `None` where any layer has none.
@@ -123,44 +126,63 @@ pub fn mean_over_layers(layers: &[Vec<Option<f32>>]) -> Vec<Option<f32>> {
     (0..layers.first().map_or(0, Vec::len)).map(mean).collect()
 }
 
-/// Takes from each score of a window a `share` of what its cell scores in the other scans, as far as
+/// Takes from each score of a window a `share` of what its cell scores in other patients' scans, as far as
 /// that exceeds the average cell. Ventricles, folds and the rim differ between healthy people and
 /// score high in all scans (ours).
 ///
-/// `grids[i]` are the scores of scan `i` on cells of one grid. Scores stay at or above 0; cells that no other
-/// scan has, and windows of fewer than two scans, are left as they are.
-pub fn level_places(grids: &mut [ScoreGrid], share: f64) {
-    let n_cells = grids.iter().map(|grid| grid.foreground.shape.n_voxels()).max().unwrap_or(0);
-    let mut places = vec![(0.0_f64, 0.0_f64); n_cells];
-    for (score, cell) in matched(grids) {
-        places[cell].0 += score;
-        places[cell].1 += 1.0;
+/// `grids[i]` are the scores of scan `i`, of the patient numbered `patients[i]`, on cells of one grid. Scores stay
+/// at or above 0; cells that no other patient has are left as they are.
+pub fn level_places(grids: &mut [ScoreGrid], patients: &[usize], share: f64) {
+    let all = Places::of(grids.iter());
+    let average = all.average();
+    let mut several: BTreeMap<usize, Vec<&ScoreGrid>> = BTreeMap::new();
+    for (grid, &patient) in grids.iter().zip(patients) {
+        several.entry(patient).or_default().push(grid);
     }
-    let of_others = |score: f64, cell: usize| {
-        let (sum, n) = places[cell];
-        (n > 1.0).then(|| (sum - score) / (n - 1.0))
-    };
-    // The mean over all scores of what their cell scores elsewhere, from the sums: these are exact, so
-    // that the order of the scans changes no bit.
-    let shared = places.iter().filter(|(_, n)| *n > 1.0);
-    let (sum, n) = shared.fold((0.0, 0.0), |(sum, n), place| (sum + place.0, n + place.1));
-    let average = sum / n.max(1.0);
-    for ScoreGrid { foreground, scores } in grids {
+    several.retain(|_, of_patient| of_patient.len() > 1);
+    let several: BTreeMap<usize, Places> = several
+        .into_iter()
+        .map(|(patient, of_patient)| (patient, Places::of(of_patient)))
+        .collect();
+    for (ScoreGrid { foreground, scores }, patient) in grids.iter_mut().zip(patients) {
         for (score, &cell) in scores.iter_mut().zip(&foreground.cells) {
             let Some(value) = score.map(f64::from) else { continue };
-            if let Some(others) = of_others(value, cell as usize) {
+            let (sum, n) = all.0[cell as usize];
+            let own = several.get(patient).map_or((value, 1.0), |own| own.0[cell as usize]);
+            if n > own.1 {
+                let others = (sum - own.0) / (n - own.1);
                 *score = Some((value - share * (others - average)).max(0.0) as f32);
             }
         }
     }
 }
 
-/// All scores that there are, each with its cell.
-fn matched(grids: &[ScoreGrid]) -> impl Iterator<Item = (f64, usize)> {
-    grids.iter().flat_map(|ScoreGrid { foreground, scores }| {
-        let pairs = scores.iter().zip(&foreground.cells);
-        pairs.filter_map(|(score, &cell)| score.map(|score| (f64::from(score), cell as usize)))
-    })
+/// Of each cell the sum of its scores, and how many there are. The sums are exact, so that the order of the scans
+/// changes no bit.
+struct Places(Vec<(f64, f64)>);
+
+impl Places {
+    fn of<'g>(grids: impl IntoIterator<Item = &'g ScoreGrid>) -> Self {
+        let mut places = Vec::new();
+        for ScoreGrid { foreground, scores } in grids {
+            places.resize(places.len().max(foreground.shape.n_voxels()), (0.0, 0.0));
+            for (score, &cell) in scores.iter().zip(&foreground.cells) {
+                if let Some(score) = score {
+                    let (sum, n) = &mut places[cell as usize];
+                    *sum += f64::from(*score);
+                    *n += 1.0;
+                }
+            }
+        }
+        Self(places)
+    }
+
+    /// The mean score over the cells that several scans have.
+    fn average(&self) -> f64 {
+        let shared = self.0.iter().filter(|(_, n)| *n > 1.0);
+        let (sum, n) = shared.fold((0.0, 0.0), |(sum, n), place| (sum + place.0, n + place.1));
+        sum / n.max(1.0)
+    }
 }
 
 /// The scores of one scan: per cell, and for the scan as a whole.
@@ -360,7 +382,7 @@ mod tests {
             grid(&[5, 7, 9], vec![Some(1.0), Some(3.0), None]),
         ];
         let mut levelled = scores.clone();
-        level_places(&mut levelled, 0.5);
+        level_places(&mut levelled, &[0, 1, 2], 0.5);
         let levelled = levelled.map(|grid| grid.scores);
         // Of others: 1, 3, 5 in the first scan; 1, 3, -, 1 in the second; 1, 3, - in the third: 2.25
         // on average (18 over 8). Cell 5 gets 0.5 * 1.25 more, cell 7 0.5 * 0.75 less.
@@ -370,8 +392,35 @@ mod tests {
         assert_eq!(levelled[2], [Some(1.625), Some(2.625), None]);
 
         let mut alone = [scores[0].clone()];
-        level_places(&mut alone, 0.5);
+        level_places(&mut alone, &[0], 0.5);
         assert_eq!(alone[0], scores[0], "nothing to compare with");
+    }
+
+    #[test]
+    fn places_are_not_levelled_by_scans_of_the_same_patient() {
+        // Cell 1 scores high in the first patient only, who has two scans.
+        let scores = [[1.0, 5.0], [1.0, 4.0], [1.0, 1.0]];
+        let mut grids = scores.map(|scores| grid(&[0, 1], scores.map(Some).to_vec()));
+        level_places(&mut grids, &[0, 0, 1], 0.5);
+        // The average cell scores 13 / 6. Of other patients: 1 for both cells of the first two scans; 1 and 4.5 for
+        // the third's.
+        let more = 0.5 * (13.0_f32 / 6.0 - 1.0);
+        assert_eq!(grids[0].scores, [Some(1.0 + more), Some(5.0 + more)]);
+        assert_eq!(grids[1].scores, [Some(1.0 + more), Some(4.0 + more)]);
+        assert_eq!(grids[2].scores[0], Some(1.0 + more));
+        assert_eq!(grids[2].scores[1], Some(0.0), "1 - 0.5 * (4.5 - 13 / 6) is below");
+        let mut alone = [grids[0].clone(), grids[1].clone()];
+        level_places(&mut alone, &[0, 0], 0.5);
+        assert_eq!(alone[..], grids[..2], "nobody to compare with");
+    }
+
+    #[test]
+    fn a_scan_without_any_match_is_none_that_a_share_is_kept_of() {
+        let far = f32::INFINITY;
+        let columns = vec![vec![4.0, 1.0], vec![far, far], vec![2.0, 3.0], vec![far, far]];
+        // The half of two, not of four.
+        let scores = mutual_scores(&NearestDistances::new(2, columns), fraction(0.5));
+        assert_eq!(scores, [Some(2.0), Some(1.0)]);
     }
 
     /// Scans whose healthy values have a level and spread of their own, and a tail to the right.
@@ -450,8 +499,9 @@ mod tests {
             let middle = turn % grids.len();
             let mut turned = grids.clone();
             turned.rotate_left(middle);
-            level_places(&mut grids, 0.3);
-            level_places(&mut turned, 0.3);
+            let patients: Vec<usize> = (0..grids.len()).collect();
+            level_places(&mut grids, &patients, 0.3);
+            level_places(&mut turned, &patients, 0.3);
             grids.rotate_left(middle);
             prop_assert_eq!(grids, turned);
         }

@@ -74,10 +74,20 @@ pub struct CohortStatus {
     /// Members that the others are not compared with, because they are not good enough.
     #[serde(default)]
     pub n_set_aside: usize,
+    /// Members beyond the first of their patient, which do not count for `min_scans`.
+    #[serde(default)]
+    pub n_same_patient: usize,
     /// Results that are missing, or older than the window, and wait to be written.
     pub n_outdated: usize,
     /// Last completed scoring, seconds since 1970.
     pub last_scored_secs: Option<u64>,
+}
+
+impl CohortStatus {
+    /// Members that count for `min_scans`.
+    pub fn n_counted(&self) -> usize {
+        self.n_scans.saturating_sub(self.n_set_aside + self.n_same_patient)
+    }
 }
 
 /// Everything that `/status.json` shows.
@@ -132,7 +142,7 @@ impl Status {
         let cohorts: String = self
             .cohorts
             .iter()
-            .map(|(name, cohort)| format!(", {name} {}/{}", cohort.n_scans, cohort.min_scans))
+            .map(|(name, cohort)| format!(", {name} {}/{}", cohort.n_counted(), cohort.min_scans))
             .collect();
         let reasons: String = self.reasons.iter().map(|reason| format!("; {reason}")).collect();
         let waiting = self.n_settling + self.n_waiting + self.n_unscored;

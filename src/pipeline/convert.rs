@@ -22,9 +22,12 @@ use tracing::{debug, warn};
 
 use super::child::{self, Ended, fresh_folder};
 use crate::{
-    domain::error::{
-        QuarantineReason::{Bomb, Poison, TooLarge},
-        Refusal, ScanError,
+    domain::{
+        error::{
+            QuarantineReason::{Bomb, Poison, TooLarge},
+            Refusal, ScanError,
+        },
+        patient::Patient,
     },
     nifti::Limits,
 };
@@ -42,6 +45,9 @@ pub enum Event {
     Converted {
         /// Stem of the files.
         name: String,
+        /// Whose volume it is; said to the daemon only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        patient: Option<Patient>,
         /// Its files.
         inputs: Vec<usize>,
     },

@@ -32,6 +32,7 @@ use super::{
 use crate::{
     domain::{
         error::{QuarantineReason, Refusal, ScanError},
+        patient::Patient,
         scan::{FileLook, ScanId, ScanRecord, ScanState},
     },
     ingest::{self, Bundle, Candidate, Patterns, Settled, Settling},
@@ -73,6 +74,8 @@ struct Whole {
     companions: Companions,
     /// Where it lies below the incoming folder, or what it was made of.
     came_from: PathBuf,
+    /// By its DICOM header.
+    patient: Option<Patient>,
     /// Since it was first seen.
     waited: Duration,
     /// Times that the process died while it read this file.
@@ -269,7 +272,7 @@ impl Intake {
             return Ok(());
         }
         let came_from = below(incoming, &candidate.path).to_owned();
-        let whole = Whole { companions, came_from, waited, n_crashes };
+        let whole = Whole { companions, came_from, patient: None, waited, n_crashes };
         self.deal_with(candidate, &key, incoming, whole)
     }
 
@@ -442,6 +445,7 @@ impl Intake {
         Ok(ScanRecord {
             source_name: name.to_string_lossy().into_owned(),
             came_from: whole.came_from.to_string_lossy().into_owned(),
+            header_patient: whole.patient.clone(),
             output_stem,
             acquisition: placed.facts,
             notes: placed.notes,

@@ -71,11 +71,11 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
                 .to_owned(),
         }),
         clusters: finding.clusters.clone(),
-        warnings: warnings(input, &finding),
         ..sidecar(record, input.window, method, config)
     };
     sidecar.window.heterogeneity = scoring::heterogeneity(&input.scores.references());
     sidecar.window.shared_anomalies.clone_from(shared);
+    sidecar.warnings.extend(window_warnings(input, &finding));
     sidecar.warnings.extend(shared_warning(record.id, shared));
     let results = ResultSet { map_nii_gz, mask_nii_gz, picture_png, sidecar };
     Ok((results, finding))
@@ -126,7 +126,7 @@ pub(super) fn sidecar(
         notice: RESEARCH_USE_ONLY.to_owned(),
         oddscan_version: env!("CARGO_PKG_VERSION").to_owned(),
         standing: Standing::WaitingForScans {
-            have: window.members.len() - window.set_aside.len(),
+            have: window.n_patients(),
             need: config.window.min_scans,
         },
         source_name: record.source_name.clone(),
@@ -153,6 +153,7 @@ pub(super) fn sidecar(
             size: window.members.len(),
             heterogeneity: None,
             set_aside: window.set_aside.clone(),
+            same_patient: window.same_patient.clone(),
             shared_anomalies: Vec::new(),
             members: window.members.clone(),
         },
@@ -179,7 +180,7 @@ pub(super) fn sidecar(
             device: method.device.clone(),
             precision: method.precision.clone(),
         },
-        warnings: scan_warnings(record, &encoded, method, config),
+        warnings: scan_warnings(record, &encoded, window, method, config),
         timings_secs: encoded.timings_secs,
         files: None,
     }
@@ -223,6 +224,9 @@ pub(super) fn result_key(window: &WindowIdentity, config: &Config) -> String {
     if !window.set_aside.is_empty() {
         shaping["set_aside"] = json!(window.set_aside);
     }
+    if !window.same_patient.is_empty() {
+        shaping["same_patient"] = json!(window.same_patient);
+    }
     hex::encode(&Sha256::digest(shaping.to_string())[..8])
 }
 
@@ -243,14 +247,11 @@ pub const MIXED: f64 = 1.15;
 /// Above this [`scoring::shift`] a scan is unlike its cohort: docs/quality.md has the measurement.
 pub(super) const SHIFTED: f64 = 1.15;
 
-fn warnings(input: &ReportInput<'_>, finding: &Finding) -> Vec<String> {
-    let ReportInput { record, method, config, .. } = input;
+/// What a scored window adds to the warnings of a scan.
+fn window_warnings(input: &ReportInput<'_>, finding: &Finding) -> Vec<String> {
     let references = input.scores.references();
     let n_scans = references.len();
-    let mut warnings = {
-        let encoded = record.encoded.clone().unwrap_or_default();
-        scan_warnings(record, &encoded, method, config)
-    };
+    let mut warnings = Vec::new();
     if let Some(mixed) = scoring::heterogeneity(&references).filter(|&ratio| ratio > MIXED) {
         warnings.push(format!(
             "the window mixes scans that differ as a whole ({mixed:.2} between the 90th and 10th \
@@ -263,7 +264,7 @@ fn warnings(input: &ReportInput<'_>, finding: &Finding) -> Vec<String> {
             "the scan looks unlike its cohort {}: as a whole it lies {shift:.2} times as far from the \
              others as they from each other ({SHIFTED} is the limit). Check sequence, scanner and \
              preprocessing, or write a [[cohort]] rule; its map shows the difference too",
-            record.cohort.label()
+            input.record.cohort.label()
         ));
     }
     if n_scans < FEW_SCANS {
@@ -299,6 +300,7 @@ fn shared_warning(own_id: ScanId, shared: &[SharedAnomaly]) -> Option<String> {
 fn scan_warnings(
     record: &ScanRecord,
     encoded: &EncodedFacts,
+    window: &WindowIdentity,
     method: &Method,
     config: &Config,
 ) -> Vec<String> {
@@ -313,6 +315,14 @@ fn scan_warnings(
         ));
     }
     warnings.extend(not_standardised(record, encoded, method));
+    let n_own = window.of_same_patient(record.id).count();
+    if n_own > 0 {
+        let scans = if n_own == 1 { "another scan" } else { "other scans" };
+        warnings.push(format!(
+            "the window holds {scans} of the same patient (window.same_patient), with which this one is not \
+             compared"
+        ));
+    }
     warnings.extend(record.notes.iter().cloned());
     if record.cohort.name == UNKNOWN {
         warnings.push(

@@ -38,6 +38,7 @@ use crate::{
         cohort::CohortKey,
         error::{Disposition, ScanError},
         finding::WindowIdentity,
+        patient::Patient,
         scan::{Reported, ScanId, ScanRecord},
         window::Window,
     },
@@ -393,10 +394,14 @@ impl Score {
         }
         let references: BTreeSet<ScanId> =
             records.iter().filter(|r| settings.quality.allow(r)).map(|r| r.id).collect();
-        cohort.identity = cohort.window.identity(|id| references.contains(&id));
+        let window = &settings.window;
+        let patients: BTreeMap<ScanId, Patient> =
+            records.iter().filter_map(|r| Some((r.id, window.patient(r)?))).collect();
+        let patient = |id| patients.get(&id).cloned();
+        cohort.identity = cohort.window.identity(|id| references.contains(&id), patient);
         cohort.scored = records.iter().map(|record| record.id).collect();
         let wanted = result_key(&cohort.identity, settings);
-        let is_scored = references.len() >= settings.window.min_scans;
+        let is_scored = cohort.identity.n_patients() >= window.min_scans;
         let is_due = |record: &&ScanRecord| match &record.reported {
             // Waiting is said once; it is not worth a new file for each arrival.
             Some(done) => is_scored && done.key != wanted,
@@ -419,7 +424,8 @@ impl Score {
             let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
             let foreground = |part| shared.store.foreground(id, part)?.ok_or_else(lost);
             let parts = (0..n_parts).map(foreground).collect::<Result<_, _>>()?;
-            members.push(Member { id: *id, parts, is_reference: references.contains(id) });
+            let is_reference = references.contains(id);
+            members.push(Member { id: *id, parts, is_reference, patient: patient(*id) });
         }
         let mut kept = KeptDistances {
             shared: shared.as_ref(),
@@ -617,12 +623,12 @@ impl Score {
         let window = &self.settings.window;
         let members = cohort.window.members();
         let n_set_aside = cohort.identity.set_aside.len();
-        let n_active = cohort.identity.members.len() - n_set_aside;
+        let n_patients = cohort.identity.n_patients();
+        let n_same_patient = cohort.identity.members.len() - n_set_aside - n_patients;
         let oldest = members.first().map(|id| self.shared.store.record(id)).transpose()?.flatten();
         self.shared.metrics.window(
             key.label(),
-            n_active,
-            n_set_aside,
+            [n_patients, n_set_aside, n_same_patient],
             window.min_scans,
             window.max_scans.get(),
             oldest.map(|record| record.first_seen_secs),
@@ -638,6 +644,7 @@ impl Score {
             heterogeneity,
             n_unlike: n_unlike(&cohort.scores),
             n_set_aside,
+            n_same_patient,
             n_outdated: cohort.debt.len() + cohort.fresh.len(),
             last_scored_secs: cohort.last_scored_secs,
         };
@@ -654,7 +661,7 @@ impl Score {
 
 fn new_cohort(key: &CohortKey, capacity: NonZeroUsize) -> Cohort {
     let window = Window::new(key.clone(), capacity);
-    let identity = window.identity(|_| true);
+    let identity = window.identity(|_| true, |_| None);
     Cohort {
         window,
         identity,

@@ -17,6 +17,7 @@ use crate::{
         cohort::CohortKey,
         error::{QuarantineReason, Refusal, ScanError},
         finding::{Cluster, Finding, SharedAnomaly},
+        patient::Patient,
         scan::{AlignmentFacts, EncodedFacts, PreprocessFacts, ScanId},
     },
     engine::Method,
@@ -480,6 +481,14 @@ pub struct Member {
     pub parts: Vec<Foreground>,
     /// Whether others are compared with it.
     pub is_reference: bool,
+    /// Whose scan it is, where that is known: it is not compared with others of theirs.
+    pub patient: Option<Patient>,
+}
+
+impl Member {
+    fn is_of_same_patient(&self, other: &Self) -> bool {
+        self.patient.is_some() && self.patient == other.patient
+    }
 }
 
 /// The parts of a layer's tokens.
@@ -501,6 +510,8 @@ pub struct WindowScores {
     pub profiles: Vec<MapProfile>,
     /// Whether others were compared with them, in the same order.
     pub are_references: Vec<bool>,
+    /// Numbers of their patients, in the same order.
+    patients: Vec<usize>,
     /// Anomalies that several members share.
     pub shared: Vec<SharedAnomaly>,
 }
@@ -508,12 +519,13 @@ pub struct WindowScores {
 impl WindowScores {
     /// The scans that others were compared with.
     pub fn references(&self) -> Vec<&ScanScores> {
-        self.but(None).map(|index| &self.scans[index]).collect()
+        let references = self.scans.iter().zip(&self.are_references);
+        references.filter(|(_, is)| **is).map(|(scan, _)| scan).collect()
     }
 
     /// The scans that member `index` was compared with.
     pub fn others(&self, index: usize) -> Vec<&ScanScores> {
-        self.but(Some(index)).map(|other| &self.scans[other]).collect()
+        self.compared_with(index).map(|other| &self.scans[other]).collect()
     }
 
     /// How far member `index` lies from the scans that it was compared with: [`scoring::shift`].
@@ -523,22 +535,23 @@ impl WindowScores {
 
     /// Threshold of the map of member `index`: [`scoring::label_free_threshold`].
     fn threshold(&self, index: usize, clean: Fraction) -> f32 {
-        let others = self.but(Some(index)).map(|other| self.profiles[other]);
+        let others = self.compared_with(index).map(|other| self.profiles[other]);
         let profiles: Vec<MapProfile> = [self.profiles[index]].into_iter().chain(others).collect();
         scoring::label_free_threshold(&profiles, 0, clean)
     }
 
-    /// Positions of the references, one left out.
-    fn but(&self, left_out: Option<usize>) -> impl Iterator<Item = usize> {
-        let references = self.are_references.iter().enumerate().filter(|(_, is)| **is);
-        references.map(|(index, _)| index).filter(move |&index| Some(index) != left_out)
+    /// Positions of the references of other patients.
+    fn compared_with(&self, index: usize) -> impl Iterator<Item = usize> {
+        let is_other = move |&other: &usize| self.patients[other] != self.patients[index];
+        (0..self.scans.len()).filter(|&other| self.are_references[other]).filter(is_other)
     }
 }
 
 /// The scores of every member of a window, in the order of `members`.
 ///
 /// Members that are no references (guests) are compared with those that are, and change nothing for them: what
-/// references score, how their places are levelled, and what they share is the same without the others.
+/// references score, how their places are levelled, and what they share is the same without the others. Scans of one
+/// patient are not compared with each other.
 pub fn score_members(
     members: &[Member],
     layers: &[usize],
@@ -584,6 +597,12 @@ pub fn score_members(
             }
         }
     }
+    // The position of the first scan of theirs.
+    let patient = |member: &Member| {
+        let is_own = |other: &Member| other.id == member.id || other.is_of_same_patient(member);
+        members.iter().position(is_own).unwrap_or_default()
+    };
+    let patients: Vec<usize> = references.iter().map(|member| patient(member)).collect();
     let mut views: BTreeMap<ScanId, Vec<ScoreGrid>> = BTreeMap::new();
     for part in 0..n_parts {
         let grid = |member: &&Member| ScoreGrid {
@@ -593,10 +612,10 @@ pub fn score_members(
         let mut grids: Vec<ScoreGrid> = references.iter().map(grid).collect();
         let mut guest_grids: Vec<ScoreGrid> = guests.iter().map(grid).collect();
         if settings.place_share > 0.0 {
-            for guest in &mut guest_grids {
-                level_guest(guest, &grids, settings.place_share);
+            for (grid, guest) in guest_grids.iter_mut().zip(&guests) {
+                level_guest(grid, patient(guest), &grids, &patients, settings.place_share);
             }
-            scoring::level_places(&mut grids, settings.place_share);
+            scoring::level_places(&mut grids, &patients, settings.place_share);
         }
         for (member, grid) in references.iter().zip(grids).chain(guests.iter().zip(guest_grids)) {
             views.entry(member.id).or_default().push(grid);
@@ -609,14 +628,22 @@ pub fn score_members(
     let profile = |scan: &ScanScores| MapProfile::new(scan.cells.clone(), settings.false_positives);
     let profiles = scans.par_iter().map(profile).collect();
     let are_references = members.iter().map(|member| member.is_reference).collect();
-    Ok(WindowScores { scans, profiles, are_references, shared })
+    let patients = members.iter().map(patient).collect();
+    Ok(WindowScores { scans, profiles, are_references, patients, shared })
 }
 
 /// Levels the scores of a scan that is no reference by the places of those that are.
-fn level_guest(guest: &mut ScoreGrid, references: &[ScoreGrid], share: f64) {
-    let mut grids = references.to_vec();
-    grids.push(guest.clone());
-    scoring::level_places(&mut grids, share);
+fn level_guest(
+    guest: &mut ScoreGrid,
+    patient: usize,
+    references: &[ScoreGrid],
+    patients: &[usize],
+    share: f64,
+) {
+    let grids = references.iter().chain([&*guest]);
+    let mut grids: Vec<ScoreGrid> = grids.cloned().collect();
+    let patients = [patients, &[patient]].concat();
+    scoring::level_places(&mut grids, &patients, share);
     *guest = grids.pop().expect("it was put there");
 }
 
@@ -672,7 +699,8 @@ fn score_filtered(
     Ok(found.anomalies)
 }
 
-/// Distances of a member to all references but itself, as if these had no `excluded` tokens.
+/// Distances of a member to all references but itself, as if these had no `excluded` tokens; infinite to scans of
+/// the same patient.
 fn nearest(
     member: &Member,
     references: &[&Member],
@@ -680,15 +708,22 @@ fn nearest(
     tokens: Tokens,
     distances: &mut dyn Distances,
 ) -> Result<NearestDistances, ScanError> {
+    let n_tokens = member.parts[tokens.part].cells.len();
     let others = references.iter().zip(excluded).filter(|(other, _)| other.id != member.id);
-    let ids: Vec<ScanId> = others.clone().map(|(other, _)| other.id).collect();
-    let mut columns = distances.columns(member.id, &ids, tokens.grid)?;
-    for (column, (other, excluded)) in columns.iter_mut().zip(others) {
-        if !excluded.is_empty() {
-            *column = distances.column_without(member.id, other.id, tokens.grid, excluded)?;
+    let compared = others.clone().filter(|(other, _)| !other.is_of_same_patient(member));
+    let ids: Vec<ScanId> = compared.map(|(other, _)| other.id).collect();
+    let mut found = distances.columns(member.id, &ids, tokens.grid)?.into_iter();
+    let columns = others.map(|(other, excluded)| {
+        if other.is_of_same_patient(member) {
+            return Ok(vec![f32::INFINITY; n_tokens]);
         }
-    }
-    Ok(NearestDistances::new(member.parts[tokens.part].cells.len(), columns))
+        let column = found.next().expect("a column per scan that was asked for");
+        if excluded.is_empty() {
+            return Ok(column);
+        }
+        distances.column_without(member.id, other.id, tokens.grid, excluded)
+    });
+    Ok(NearestDistances::new(n_tokens, columns.collect::<Result<_, ScanError>>()?))
 }
 
 /// What several references share, and the tokens of each that no longer count as candidates.
@@ -843,6 +878,7 @@ pub(super) mod tests {
             id: ScanId([n; 32]),
             parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
             is_reference,
+            patient: None,
         };
         let score_by = |settings: &Scoring, members: &[Member]| {
             score_members(members, &[9], settings, &mut MadeUp).unwrap()
@@ -868,6 +904,45 @@ pub(super) mod tests {
         }
         assert_eq!(aside.others(1).len(), 4);
         assert_eq!((aside.others(0).len(), aside.references().len()), (3, 4));
+    }
+
+    #[test]
+    fn scans_of_one_patient_say_nothing_of_each_other() {
+        let settings = crate::config::Config::parse("").unwrap().scoring;
+        let member = |n: u8, patient: Option<&str>| Member {
+            id: ScanId([n; 32]),
+            parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
+            is_reference: n != 6,
+            patient: patient.and_then(Patient::of_header),
+        };
+        let all = [
+            member(1, Some("a")),
+            member(2, None),
+            member(3, Some("a")),
+            member(4, Some("b")),
+            member(5, None),
+            // A guest whose other scans are references.
+            member(6, Some("a")),
+        ];
+        for (place_share, filter_shared) in [(0.0, false), (0.0, true), (0.3, false)] {
+            let settings = Scoring { place_share, filter_shared, ..settings };
+            let score =
+                |members: &[Member]| score_members(members, &[9], &settings, &mut MadeUp).unwrap();
+            let scores = score(&all);
+            for index in [0, 2, 5] {
+                assert_eq!(scores.others(index).len(), 3);
+                if place_share == 0.0 {
+                    let others = [1, 3, 4].map(|other| all[other].clone());
+                    let alone = score(&[&[all[index].clone()][..], &others].concat());
+                    assert_eq!(scores.scans[index], alone.scans[0]);
+                }
+            }
+            assert_eq!([1, 3].map(|index| scores.others(index).len()), [4, 4]);
+            assert_eq!(scores.references().len(), 5);
+            let strangers = all.clone().map(|scan| Member { patient: None, ..scan });
+            assert_ne!(score(&strangers).scans[0], scores.scans[0]);
+            assert_eq!(score(&strangers).others(0).len(), 4);
+        }
     }
 
     #[test]

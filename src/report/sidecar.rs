@@ -104,6 +104,9 @@ pub struct WindowFacts {
     /// Members that the others were not compared with, because they are not good enough.
     #[serde(default)]
     pub set_aside: Vec<ScanId>,
+    /// Members of patients who have several: they were not compared with each other.
+    #[serde(default)]
+    pub same_patient: Vec<Vec<ScanId>>,
     /// Anomalies that several members share; looked for with `community.enabled`.
     pub shared_anomalies: Vec<SharedAnomaly>,
     /// Ids of the members, sorted.
@@ -264,6 +267,7 @@ pub(super) mod tests {
                 size: 1,
                 heterogeneity: None,
                 set_aside: Vec::new(),
+                same_patient: Vec::new(),
                 shared_anomalies: Vec::new(),
                 members: vec![ScanId([7; 32])],
             },

@@ -76,6 +76,7 @@ fn scores(grids: &mut Grids, enabled: bool) -> WindowScores {
         id: id(scan),
         parts: vec![grid.foreground().clone()],
         is_reference: true,
+        patient: None,
     };
     let members: Vec<Member> = grids.0.iter().enumerate().map(member).collect();
     steps::score_members(&members, &[9], &settings, grids).unwrap()

@@ -141,9 +141,14 @@ fn a_scan_survives_the_way_through_dicom_along_each_axis_and_equals_that_of_dcm2
     }
 }
 
-/// A made-up brain as a DICOM series, in a folder of this name; gives its files.
+/// A made-up brain, of a patient of its own, as a DICOM series in a folder of this name; gives its files.
 pub fn brain_series(folder: &Path, seed: u64) -> Option<Vec<PathBuf>> {
-    run(python()?.arg("brain").arg(folder).arg(seed.to_string()));
+    brain_series_of(&format!("MRN-{seed}"), folder, seed)
+}
+
+/// As [`brain_series`], of the patient with this number.
+pub fn brain_series_of(patient_id: &str, folder: &Path, seed: u64) -> Option<Vec<PathBuf>> {
+    run(python()?.arg("brain").arg(folder).arg(seed.to_string()).arg(patient_id));
     Some(names(folder).into_iter().map(|name| folder.join(name)).collect())
 }
 

@@ -6,7 +6,8 @@
     dicom_series.py equal FIRST SECOND     two volumes: the same value at the same place
     dicom_series.py from SCAN FOLDER       a NIfTI scan, rounded, as three series, sliced along each of its
                                            axes, and as FOLDER.nii.gz
-    dicom_series.py brain FOLDER SEED      a series of a made-up brain that the daemon takes for one
+    dicom_series.py brain FOLDER SEED ID   a series of a made-up brain that the daemon takes for one, with
+                                           this PatientID
 """
 
 import json
@@ -409,7 +410,7 @@ NOT_LIKE_DCM2NIIX = {"jpeg": "its decoder strays from libjpeg's by up to 7 of 25
 TOLERANCE = {"jpeg": 1}
 
 
-def brain(folder, seed):
+def brain(folder, seed, patient):
     """An ellipsoid of smooth signal on 40 slices of 48 x 52 pixels of 4 mm, background 0."""
     global SHAPE, SPACING
     SHAPE, SPACING = (48, 52, 40), (4.0, 4.0, 4.0)
@@ -422,7 +423,7 @@ def brain(folder, seed):
     Maker.expect = lambda *_: None
     maker = Maker.__new__(Maker)
     maker.folder = folder.parent
-    maker.series(folder.name, volume=volume, series=seed)
+    maker.series(folder.name, volume=volume, series=seed, PatientID=patient)
 
 
 def from_scan(scan, folder):
@@ -455,7 +456,7 @@ def main():
     elif command == "from":
         from_scan(Path(paths[0]), Path(paths[1]))
     elif command == "brain":
-        brain(Path(paths[0]), int(paths[1]))
+        brain(Path(paths[0]), int(paths[1]), paths[2])
     else:
         fault = difference(nib.load(paths[0]), nib.load(paths[1]))
         assert fault is None, fault

@@ -50,6 +50,7 @@ fn sidecar(score: f32) -> Sidecar {
             size: 0,
             heterogeneity: None,
             set_aside: Vec::new(),
+            same_patient: Vec::new(),
             shared_anomalies: Vec::new(),
             members: Vec::new(),
         },

@@ -19,6 +19,7 @@ mod layers;
 mod model;
 mod nibabel;
 mod nifti;
+mod patients;
 mod preprocess;
 mod quality;
 mod reference;

@@ -222,7 +222,7 @@ fn scores(
     let member = |scan| {
         let part = |part| goldens.tokens(case, scan, LAYERS[0], part).foreground().clone();
         let parts = (0..case.tokens.n_parts()).map(part).collect();
-        Member { id: id(scan), parts, is_reference: true }
+        Member { id: id(scan), parts, is_reference: true, patient: None }
     };
     let members: Vec<Member> = (0..N_SCANS).map(member).collect();
     steps::score_members(&members, &LAYERS, &settings, &mut Columns(columns)).unwrap()

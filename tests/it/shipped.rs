@@ -87,7 +87,7 @@ fn exercised() -> Metrics {
     metrics.encode_fallback(Fallback::Cpu);
     for cohort in 0..MAX_COHORTS + 2 {
         let cohort = format!("cohort_{cohort}");
-        metrics.window(&cohort, 40, 1, 8, 200, Some(1_700_000_000));
+        metrics.window(&cohort, [40, 1, 2], 8, 200, Some(1_700_000_000));
         metrics.window_contamination(&cohort, 0.2);
         metrics.window_likeness(&cohort, Some(1.04), Some(1.1));
         metrics.score_run(&cohort, ScoreResult::Ok, Trigger::NewStudy, 1_700_000_000);

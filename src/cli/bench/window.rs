@@ -129,7 +129,8 @@ fn measure(
     let ids: Vec<ScanId> = (0..n_scans).map(id).collect();
     let parts = fill(&store, arguments, &ids)?;
     let n_tokens: Vec<usize> = parts.iter().map(|part| part.cells.len()).collect();
-    let member = |&id: &ScanId| Member { id, parts: parts.clone(), is_reference: true };
+    let member =
+        |&id: &ScanId| Member { id, parts: parts.clone(), is_reference: true, patient: None };
     let members: Vec<Member> = ids.iter().map(member).collect();
     let started = Instant::now();
     let new = ids[n_scans - 1];

@@ -28,6 +28,7 @@ use super::{
 use crate::{
     domain::{
         error::{QuarantineReason, Refusal, ScanError},
+        patient::Patient,
         scan::FileLook,
     },
     ingest::{self, Bundle, Candidate, Patterns, Settled, Settling},
@@ -232,14 +233,14 @@ impl Intake {
         let mut decided = Decided::default();
         let mut refused = Vec::new();
         for event in events {
-            let Event::Converted { name, inputs } = event else { continue };
+            let Event::Converted { name, patient, inputs } = event else { continue };
             self.shared.board.beat(StageName::Intake);
             if self.shared.stopping() {
                 // The next start converts them again.
                 decided.later.extend(inputs);
                 continue;
             }
-            match self.take_series(unit, name, inputs, &mut decided)? {
+            match self.take_series(unit, name, patient.clone(), inputs, &mut decided)? {
                 Series::Taken(outcome) => {
                     decided.outcomes.extend(inputs.iter().map(|&input| (input, outcome)));
                 }
@@ -319,6 +320,7 @@ impl Intake {
         &mut self,
         unit: &Unit<'_>,
         name: &str,
+        patient: Option<Patient>,
         inputs: &[usize],
         decided: &mut Decided,
     ) -> Result<Series, ScanError> {
@@ -343,7 +345,8 @@ impl Intake {
         self.shared.store.flush()?;
         let companions = Companions::of(&path);
         let came_from = below(unit.incoming, &unit.bundle.path).to_owned();
-        let whole = Whole { companions, came_from, waited: unit.waited(inputs), n_crashes };
+        let waited = unit.waited(inputs);
+        let whole = Whole { companions, came_from, patient, waited, n_crashes };
         let candidate = Candidate { path, look };
         let (taken, timings) = self.take_in_whatever_happens(&candidate, &whole);
         let outcome = match taken {

@@ -1,0 +1,90 @@
+//! Whose scan it is: scans of one patient hide from each other what both show.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// A patient, told from others. It holds no name or number; from a hash of one, somebody who tries all numbers of a
+/// hospital finds it, so that it stays in the journal, which is patient data anyway.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Patient(String);
+
+/// What software that takes names out of DICOM headers writes in place of every patient's number.
+const PLACEHOLDERS: [&str; 11] = [
+    "anon",
+    "anonym",
+    "anonymized",
+    "anonymised",
+    "anonymous",
+    "deidentified",
+    "none",
+    "patient",
+    "redacted",
+    "removed",
+    "unknown",
+];
+
+impl Patient {
+    /// By the label that BIDS names begin with: `sub-01` of `sub-01_ses-2_T1w.nii.gz`.
+    pub fn of_name(file_name: &str) -> Option<Self> {
+        let label = file_name.strip_prefix("sub-")?;
+        let label = label.split(['_', '.']).next().filter(|label| !label.is_empty())?;
+        Some(Self::hash("sub-", label))
+    }
+
+    /// By the PatientID of a DICOM header; nothing where it says nothing, or what it would say of everybody.
+    pub fn of_header(patient_id: &str) -> Option<Self> {
+        let id = patient_id.trim();
+        let told: String = id.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect();
+        let is_placeholder =
+            told.chars().all(|c| c == '0' || c == 'x') || PLACEHOLDERS.contains(&told.as_str());
+        (!is_placeholder).then(|| Self::hash("PatientID ", id))
+    }
+
+    fn hash(kind: &str, text: &str) -> Self {
+        Self(hex::encode(&Sha256::digest(format!("{kind}{text}"))[..8]))
+    }
+}
+
+/// How many patients there are; each of nobody knows whom is one of his own.
+pub fn count<'p>(scans: impl IntoIterator<Item = Option<&'p Patient>>) -> usize {
+    let mut known = BTreeSet::new();
+    scans.into_iter().filter(|patient| patient.is_none_or(|patient| known.insert(patient))).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_and_sequences_of_one_label_are_of_one_patient() {
+        let of = Patient::of_name;
+        assert!(of("sub-01_T1w.nii.gz").is_some());
+        assert_eq!(of("sub-01_ses-1_T1w.nii.gz"), of("sub-01_ses-2_FLAIR.nii"));
+        assert_ne!(of("sub-01_T1w.nii.gz"), of("sub-1_T1w.nii.gz"));
+        for nobody in ["scan.nii.gz", "sub-_T1w.nii.gz", "sub01_T1w.nii.gz", "a_sub-1_T1w.nii.gz"] {
+            assert_eq!(of(nobody), None, "{nobody}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_everybody_has_is_nobodys() {
+        let of = Patient::of_header;
+        for nobody in ["", " ", "0000", "XXXX", "ANONYMIZED", "Anonymous^"] {
+            assert_eq!(of(nobody), None, "{nobody}");
+        }
+        assert!(of("ANON-0017").is_some() && of("ANON-0017") != of("ANON-0018"));
+        assert_eq!(of("4711 "), of("4711"));
+        assert_ne!(of("01"), Patient::of_name("sub-01_T1w.nii"));
+        assert!(!format!("{:?}", of("4711")).contains("4711"));
+    }
+
+    #[test]
+    fn patients_are_counted_once_and_unknown_ones_each() {
+        let [a, b] = ["1", "2"].map(Patient::of_header);
+        assert_eq!(count([&a, &b, &a, &None, &None].map(Option::as_ref)), 4);
+        assert_eq!(count([]), 0);
+    }
+}

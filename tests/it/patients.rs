@@ -1,0 +1,142 @@
+//! Scans of one patient do not hide from each other what both show.
+
+use std::fs;
+
+use oddscan::{
+    numeric::volume::RawVolume,
+    report::{Sidecar, Standing},
+};
+use rustix::process::Signal;
+
+use crate::{
+    dicom::{SOON, brain_series, brain_series_of},
+    support::{Site, brain, names, oddscan, said, scan_bytes},
+};
+
+/// A session of the patient whose brain this is, with a lesion in it that others do not have.
+fn session(seed: u64, number: usize) -> Vec<u8> {
+    let RawVolume { shape, mut voxels, affine } = brain(seed);
+    for (offset, voxel) in voxels.iter_mut().enumerate() {
+        let [x, y, z] = shape.voxel(offset);
+        let is_lesion = x.abs_diff(9) < 3 && y.abs_diff(14) < 3 && z.abs_diff(12) < 3;
+        *voxel *= if is_lesion { 3.0 } else { 1.0 };
+        // No session is the same, to the last bit.
+        *voxel *= 1.0 + 1e-3 * number as f32;
+    }
+    oddscan::nifti::encode_volume(&RawVolume { shape, voxels, affine })
+}
+
+fn top(sidecar: &Sidecar) -> f32 {
+    sidecar.scores.clone().unwrap().top1_mean
+}
+
+#[test]
+fn sessions_of_a_patient_count_once_and_are_not_compared_with_each_other() {
+    let mut site = Site::new(3, &[]);
+    site.start();
+    let sessions = ["sub-1_ses-1_T1w", "sub-1_ses-2_T1w", "sub-1_ses-3_T1w"];
+    for (number, stem) in sessions.iter().enumerate() {
+        site.drop_in(&format!("{stem}.nii.gz"), &session(1, number));
+    }
+    site.wait("all taken in", |site| site.status().n_reported >= 3);
+    let waiting = Standing::WaitingForScans { have: 1, need: 3 };
+    assert_eq!(site.sidecar(sessions[2]).unwrap().standing, waiting);
+    let status = site.status();
+    let cohort = &status.cohorts["t1w"];
+    assert_eq!((cohort.n_scans, cohort.n_same_patient, cohort.n_counted()), (3, 2, 1));
+    assert!(status.line().contains("t1w 1/3"), "{}", status.line());
+
+    for seed in [2, 3] {
+        site.drop_in(&format!("sub-{seed}_T1w.nii.gz"), &scan_bytes(seed));
+    }
+    let all = [&sessions[..], &["sub-2_T1w", "sub-3_T1w"]].concat();
+    site.wait_scored(&all);
+    let apart = sessions.map(|stem| site.sidecar(stem).unwrap());
+    let ids = {
+        let mut ids = apart.clone().map(|sidecar| sidecar.scan_id);
+        ids.sort();
+        ids
+    };
+    assert_eq!(apart[0].window.same_patient, [ids.to_vec()]);
+    let says = |sidecar: &Sidecar| sidecar.warnings.iter().any(|w| w.contains("same patient"));
+    assert!(apart.iter().all(says) && !says(&site.sidecar("sub-2_T1w").unwrap()));
+    let series = |state| format!("oddscan_window_studies{{cohort=\"t1w\",state=\"{state}\"}}");
+    assert_eq!(["active", "same_patient"].map(|s| site.metric(&series(s))), [3.0, 2.0]);
+    assert!(apart.iter().all(|sidecar| sidecar.scores.as_ref().unwrap().percentile == 1.0));
+
+    // Compared with each other they look like what is usual.
+    site.configure(3, &["window.compare_same_patient = true"]);
+    site.signal(Signal::HUP);
+    site.wait("renewed", |site| {
+        let renewed = all.iter().map(|stem| site.sidecar(stem).unwrap());
+        renewed.filter(|sidecar| sidecar.window.same_patient.is_empty()).count() == all.len()
+    });
+    for (stem, apart) in sessions.iter().zip(&apart) {
+        let together = site.sidecar(stem).unwrap();
+        assert!(top(&together) < 0.7 * top(apart), "{} {}", top(&together), top(apart));
+        assert!(!says(&together));
+    }
+    assert_eq!(site.status().cohorts["t1w"].n_same_patient, 0);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_session_scores_as_it_would_without_the_others_of_its_patient() {
+    // Levelled by what others score at a place, it would change a little: these are compared with one more scan.
+    const NOT_LEVELLED: &str = "scoring.place_share = 0.0";
+    let site = Site::new(2, &[NOT_LEVELLED, "community.enabled = true"]);
+    let scans = site.path("scans");
+    fs::create_dir(&scans).unwrap();
+    let put = |name: &str, bytes: &[u8]| fs::write(scans.join(name), bytes).unwrap();
+    for seed in 2..=5 {
+        put(&format!("sub-{seed}_T1w.nii.gz"), &scan_bytes(seed));
+    }
+    put("sub-1_ses-1_T1w.nii.gz", &session(1, 1));
+    let score = |out: &str| {
+        let mut score = oddscan();
+        score.args(["score", "--config"]).arg(site.path("config.toml"));
+        let output = score.arg("--out").arg(site.path(out)).arg(&scans).output().unwrap();
+        let (_, stderr, code) = said(&output);
+        assert_eq!(code, Some(0), "{stderr}");
+        fs::read(site.path(out).join("sub-1_ses-1_T1w_anomaly-map.nii.gz")).unwrap()
+    };
+    let alone = score("alone");
+    put("sub-1_ses-2_T1w.nii.gz", &session(1, 2));
+    assert!(score("beside") == alone, "bit for bit");
+    site.configure(2, &[NOT_LEVELLED, "window.compare_same_patient = true"]);
+    assert!(score("together") != alone);
+}
+
+#[test]
+fn series_of_one_patient_are_told_by_the_header_and_the_number_goes_nowhere() {
+    let site = Site::new(2, &SOON);
+    let Some(_) = brain_series_of("MRN-4711", &site.path("one/first"), 1) else { return };
+    brain_series_of("MRN-4711", &site.path("one/second"), 2).unwrap();
+    let score = || {
+        let mut score = oddscan();
+        score.args(["score", "--config"]).arg(site.path("config.toml"));
+        said(&score.arg("--out").arg(site.path("results")).arg(site.path("one")).output().unwrap())
+    };
+    let (stdout, stderr, code) = score();
+    assert_eq!(code, Some(65));
+    assert!(stderr.contains("the 2 scans of its cohort (t1w) are of one patient"), "{stderr}");
+    brain_series(&site.path("one/third"), 3).unwrap();
+    let (more, said_more, code) = score();
+    assert_eq!(code, Some(0), "{said_more}");
+    let groups = |seed| site.sidecar(&format!("{seed}_t1_mprage_sag_T1w")).unwrap().window;
+    assert_eq!(groups(3).same_patient.iter().map(Vec::len).collect::<Vec<_>>(), [2]);
+
+    let mut dicom = oddscan();
+    let output = dicom.arg("dicom").arg(site.path("one")).arg("--out").arg(site.path("out"));
+    let (events, _, code) = said(&output.output().unwrap());
+    assert_eq!(code, Some(0));
+    let mut texts = vec![stdout, stderr, more, said_more, events];
+    for folder in ["results", "out"] {
+        let files = names(&site.path(folder)).into_iter().filter(|name| name.ends_with(".json"));
+        texts.extend(files.map(|name| fs::read_to_string(site.path(folder).join(name)).unwrap()));
+    }
+    assert!(texts.len() >= 11);
+    for text in texts {
+        assert!(!text.contains("4711") && !text.contains("\"patient\""), "{text}");
+    }
+}
