@@ -129,28 +129,61 @@ pub enum EngineError {
     Device(#[from] DeviceError),
 }
 
-impl Engine {
-    /// Loads the weights that the settings name and chooses the device.
-    pub fn start(config: &Config) -> Result<Self, EngineError> {
+/// What the settings name outside of themselves, found and fit for each other. No device is needed for that.
+pub struct Ingredients {
+    weights: VitWeights,
+    layers: Vec<usize>,
+    template: Option<(Template, String)>,
+    hook: Option<Hook>,
+    landmarks: Option<LandmarkSet>,
+}
+
+impl Ingredients {
+    /// Loads weights, template and landmarks, and asks the site's own preprocessing for its version.
+    pub fn load(config: &Config) -> Result<Self, EngineError> {
         let path = find_weights(config.encoder.weights.as_deref())?;
         let weights = VitWeights::load(&path)
             .map_err(|source| EngineError::Weights { path: path.clone(), source })?
             .into_grey();
-        let architecture = weights.architecture;
-        let layers = config.layers(architecture.depth);
+        let layers = config.layers(weights.architecture.depth);
         check_fit(config, &weights, &layers)?;
+        let hook = config.preprocess.as_ref().map(Hook::start).transpose()?;
+        let template = load_template(config)?;
+        let landmarks = load_landmarks(config)?;
+        Ok(Self { weights, layers, template, hook, landmarks })
+    }
+
+    /// The network, like `dinov2_vits14`.
+    pub fn model(&self) -> String {
+        self.weights.architecture.to_string()
+    }
+
+    /// Whether there is a template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// The site's own preprocessing, if there is any.
+    pub fn hook(&self) -> Option<&Hook> {
+        self.hook.as_ref()
+    }
+}
+
+impl Engine {
+    /// Loads what the settings name and chooses the device.
+    pub fn start(config: &Config) -> Result<Self, EngineError> {
+        let Ingredients { weights, layers, template, hook, landmarks } = Ingredients::load(config)?;
+        let (template, template_sha256) = template.unzip();
+        let architecture = weights.architecture;
         let options = EncoderOptions {
             layers: layers.clone(),
             final_norm: config.encoder.final_norm,
             position: config.encoder.position_resize,
             precision: config.encoder.precision,
         };
-        let (template, template_sha256) = load_template(config)?.unzip();
-        let hook = config.preprocess.as_ref().map(Hook::start).transpose()?.map(Arc::new);
         if let Some(hook) = &hook {
             info!(name = hook.name(), version = hook.version(), "scans are preprocessed");
         }
-        let landmarks = load_landmarks(config)?.map(Arc::new);
         let (encoder, distances) =
             choose_device(config.encoder.device, &weights, &options, config.encoder.batch_slices)?;
         let projection = config.projection.channels.map(|channels| {
@@ -161,8 +194,8 @@ impl Engine {
                 config,
                 &weights,
                 &layers,
-                hook.as_deref(),
-                landmarks.as_deref(),
+                hook.as_ref(),
+                landmarks.as_ref(),
                 template_sha256.as_deref(),
             ),
             model: architecture.to_string(),
@@ -181,8 +214,8 @@ impl Engine {
             alignment: config.alignment.mode,
             template: template.map(Arc::new),
             template_sha256,
-            hook,
-            landmarks,
+            hook: hook.map(Arc::new),
+            landmarks: landmarks.map(Arc::new),
         };
         info!(
             model = method.model,

@@ -2,13 +2,16 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Interval,
+};
 use tracing::{debug, error, info, warn};
 
 use crate::{
     config::{Config, ConfigError},
     domain::error::ScanError,
-    engine::{Engine, EngineError},
+    engine::{Engine, EngineError, Ingredients},
     metrics::{Fallback, Metrics},
     pipeline::{Pipeline, Shared, StageEnd, now_secs},
     store::{self, Store},
@@ -108,7 +111,7 @@ impl Service {
                 _ = terminate.recv() => break None,
                 _ = interrupt.recv() => break None,
                 _ = hangup.recv() => {
-                    self.reload(&shared);
+                    self.reload(&shared, &mut watchdog).await;
                     pipeline.waker().send(Change::Reload).ok();
                 }
                 _ = watchdog.tick() => feed_watchdog(&shared),
@@ -148,10 +151,10 @@ impl Service {
     }
 
     /// Reads the settings again. Refused ones change nothing.
-    fn reload(&self, shared: &Shared) {
+    async fn reload(&self, shared: &Shared, watchdog: &mut Interval) {
         notify::reloading();
         let old = shared.config();
-        match Config::load(self.path.as_deref()) {
+        match self.load_again(&old, shared, watchdog).await {
             Ok(new) => {
                 let kept = old.restart_needed_for(&new);
                 if kept.is_empty() {
@@ -169,6 +172,31 @@ impl Service {
             }
         }
         notify::ready(&shared.board.status().line());
+    }
+
+    /// The settings, with which the daemon could also be started: what they name may lie on a slow disk.
+    async fn load_again(
+        &self,
+        old: &Config,
+        shared: &Shared,
+        watchdog: &mut Interval,
+    ) -> Result<Config, ServiceError> {
+        let new = Config::load(self.path.as_deref())?;
+        if old.restart_needed_for(&new).is_empty() {
+            return Ok(new);
+        }
+        let mut look = tokio::task::spawn_blocking(move || {
+            Ingredients::load(&new)?;
+            Ok(new)
+        });
+        loop {
+            tokio::select! {
+                looked = &mut look => {
+                    return looked.unwrap_or_else(|error| Err(ServiceError::System(error.into())));
+                }
+                _ = watchdog.tick() => feed_watchdog(shared),
+            }
+        }
     }
 }
 

@@ -63,11 +63,8 @@ enum Command {
     /// Learn landmarks for intensity standardisation.
     #[command(subcommand)]
     Intensity(intensity::Command),
-    /// Check a settings file; lists all faults at once.
-    CheckConfig {
-        /// The file.
-        file: PathBuf,
-    },
+    /// Check a settings file; lists all its faults at once, then looks for what it names.
+    CheckConfig(check_config::Arguments),
     /// Show what the running daemon does.
     Status(status::Arguments),
     /// List refused files, put them back or delete them.
@@ -160,7 +157,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Bench(command) => bench::run(&command),
         Command::Intensity(command) => intensity::run(command),
-        Command::CheckConfig { file } => check_config::run(&file),
+        Command::CheckConfig(arguments) => check_config::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Quarantine(command) => quarantine::run(&command),
         Command::Model(command) => model::run(command),

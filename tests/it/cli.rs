@@ -23,7 +23,9 @@ fn a_settings_file_is_checked_with_all_its_faults_at_once() {
     let path = folder.path().join("site.toml");
     fs::write(&path, "window.min_scans = 12\n").unwrap();
     let check = || said(&oddscan().arg("check-config").arg(&path).output().unwrap());
-    assert_eq!(check().2, Some(0));
+    let mut alone = oddscan();
+    let alone = alone.args(["check-config", "--settings-only"]).arg(&path).output().unwrap();
+    assert_eq!(alone.status.code(), Some(0));
     let faults = "window.min_scan = 12\nintake.settle_secs = -1\nservice.listen = \"0.0.0.0:1\"\n";
     fs::write(&path, faults).unwrap();
     let (_, stderr, code) = check();
@@ -31,6 +33,31 @@ fn a_settings_file_is_checked_with_all_its_faults_at_once() {
     for key in ["window.min_scan", "intake.settle_secs", "service.listen"] {
         assert!(stderr.contains(key), "{key}\n{stderr}");
     }
+}
+
+#[test]
+fn what_settings_name_is_looked_for_and_must_fit() {
+    let check = |site: &Site| {
+        let mut check = oddscan();
+        said(&check.arg("check-config").arg(site.path("config.toml")).output().unwrap())
+    };
+    let site = Site::new(2, &[]);
+    let (stdout, stderr, code) = check(&site);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("network") && stdout.contains("without a template"), "{stdout}");
+    for (setting, says) in [
+        ("volume.side = 60", "volume.side"),
+        ("alignment.template = \"/nonexistent\"", "template"),
+        ("preprocess.command = [\"/nonexistent\", \"{scan}\", \"{mask}\"]", "/nonexistent"),
+    ] {
+        site.configure(2, &[setting]);
+        let (_, stderr, code) = check(&site);
+        assert_eq!(code, Some(78), "{setting}: {stderr}");
+        assert!(stderr.contains(says), "{setting}: {stderr}");
+    }
+    site.configure(2, &[]);
+    fs::remove_file(site.path("weights")).unwrap();
+    assert_eq!(check(&site).2, Some(78));
 }
 
 #[test]

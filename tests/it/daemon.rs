@@ -379,6 +379,21 @@ fn settings_are_reloaded_on_a_signal_and_wrong_ones_change_nothing() {
     let reload = "oddscan_config_last_reload_successful";
     site.wait("refused", |site| site.metric(reload) == 0.0);
     assert_eq!(site.status().cohorts["t1w"].min_scans, 5);
+    // The status is to be had with settings that are wrong.
+    site.configure(5, &["window.min_scan = 3"]);
+    let mut status = oddscan();
+    let output = status.arg("status").arg("--config").arg(site.path("config.toml")).output();
+    let (stdout, stderr, code) = said(&output.unwrap());
+    assert!(code == Some(0) && stderr.contains("window.min_scan"), "{stderr}");
+    assert!(stdout.contains("t1w: 3 scans"), "{stdout}");
+    site.configure(3, &["volume.side = 70"]);
+    site.signal(Signal::HUP);
+    site.wait("reloaded", |site| site.status().cohorts["t1w"].min_scans == 3);
+    // The daemon would not start with these.
+    site.configure(4, &["volume.side = 60"]);
+    site.signal(Signal::HUP);
+    site.wait("refused", |site| site.metric(reload) == 0.0);
+    assert_eq!(site.status().cohorts["t1w"].min_scans, 3);
     site.configure(3, &["volume.side = 70"]);
     site.signal(Signal::HUP);
     site.wait("reloaded", |site| site.metric(reload) == 1.0);
