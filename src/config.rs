@@ -337,6 +337,14 @@ impl Config {
         }
     }
 
+    /// The address that a site's file names, or leaves at its default, whatever else is wrong with it.
+    pub fn listen_in(path: &Path) -> Option<SocketAddr> {
+        let site: Table = std::fs::read_to_string(path).ok()?.parse().ok()?;
+        let default: Table = DEFAULT_TOML.parse().expect("a test parses the defaults");
+        let named = |tree: &Table| Some(tree.get("service")?.get("listen")?.as_str()?.parse());
+        named(&site).or_else(|| named(&default))?.ok()
+    }
+
     /// Checks a site's text over the defaults.
     pub fn parse(site: &str) -> Result<Self, ConfigError> {
         let site: Table = site.parse().map_err(Box::new)?;

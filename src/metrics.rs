@@ -294,10 +294,15 @@ impl Metrics {
         self.0.evictions.with_label_values(&[reason.name()]).inc();
     }
 
-    /// Bytes free to the daemon where this folder lies. There is no series before the first call:
-    /// 0 would say that the disk is full.
-    pub fn filesystem_avail(&self, directory: DirectoryKind, n_bytes: u64) {
-        self.0.filesystem_avail.with_label_values(&[directory.name()]).set(n_bytes as f64);
+    /// Bytes free to the daemon where this folder lies. There is no series where that is not known: 0
+    /// would say that the disk is full, and the last figure that all is well.
+    pub fn filesystem_avail(&self, directory: DirectoryKind, n_bytes: Option<u64>) {
+        let (family, label) = (&self.0.filesystem_avail, [directory.name()]);
+        match n_bytes {
+            Some(n_bytes) => family.with_label_values(&label).set(n_bytes as f64),
+            // There may have been none.
+            None => drop(family.remove_label_values(&label)),
+        }
     }
 }
 

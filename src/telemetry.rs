@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Json},
     routing::get,
 };
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
     EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
@@ -20,7 +21,7 @@ pub type LogHandle = reload::Handle<EnvFilter, Registry>;
 
 /// Starts logging: to the journal under systemd, else to stderr. `RUST_LOG` wins over `filter`.
 pub fn start_logging(filter: &str) -> LogHandle {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| of_settings(filter));
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
@@ -40,7 +41,15 @@ pub fn start_logging(filter: &str) -> LogHandle {
 /// Takes over another filter, unless `RUST_LOG` rules.
 pub fn change_filter(handle: &LogHandle, filter: &str) {
     if std::env::var_os("RUST_LOG").is_none() {
-        handle.reload(EnvFilter::new(filter)).ok();
+        handle.reload(of_settings(filter)).ok();
+    }
+}
+
+/// A level alone is meant for oddscan: libraries have thousands of lines to say at `debug`.
+fn of_settings(filter: &str) -> EnvFilter {
+    match filter.trim().parse::<LevelFilter>() {
+        Ok(level) => EnvFilter::new(format!("{},oddscan={level}", level.min(LevelFilter::WARN))),
+        Err(_) => EnvFilter::new(filter),
     }
 }
 

@@ -199,12 +199,23 @@ pub(super) fn expand(
             );
         }
     }
+    // Somebody may name a folder and what lies in it.
+    let mut places = BTreeSet::new();
+    files.retain(|file| places.insert(place(&file.path)));
+    dicom.retain(|path| places.insert(place(path)));
     let refused = convert_series(&dicom, config, unpacked, &mut files)?;
     if files.is_empty() && refused.is_empty() {
         let needed = "no scan among the files; name NIfTI or DICOM files, zips or folders of them";
         return Err(Failure::new(USAGE, needed));
     }
     Ok((files, refused))
+}
+
+/// Where a file lies, however it was named. What a link leads to does not matter.
+fn place(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = fs::canonicalize(folder.unwrap_or(Path::new("."))).unwrap_or_default();
+    folder.join(path.file_name().unwrap_or_default())
 }
 
 /// Converts DICOM files as the daemon does and adds the volumes to `files`.

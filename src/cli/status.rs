@@ -1,6 +1,10 @@
 //! `oddscan status`: asks the running daemon over HTTP on loopback.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{CONFIG, Failure, UNAVAILABLE};
 use crate::{
@@ -24,12 +28,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let address = match arguments.address {
         Some(address) => address,
-        None => {
-            Config::load(arguments.config.as_deref())
-                .map_err(|error| Failure::new(CONFIG, error))?
-                .service
-                .listen
-        }
+        None => listens(arguments.config.as_deref())?,
     };
     let (text, status) = ask(address)?;
     if arguments.json {
@@ -38,6 +37,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         print!("{}", table(&status));
     }
     Ok(())
+}
+
+/// The address in the settings. A daemon that has refused new ones is asked all the same.
+fn listens(path: Option<&Path>) -> Result<SocketAddr, Failure> {
+    let error = match Config::load(path) {
+        Ok(config) => return Ok(config.service.listen),
+        Err(error) => error,
+    };
+    let Some(address) = path.and_then(Config::listen_in) else {
+        return Err(Failure::new(CONFIG, error));
+    };
+    eprintln!("{error}\nasking {address} all the same");
+    Ok(address)
 }
 
 /// The daemon's status, as text and read.

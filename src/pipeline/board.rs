@@ -112,6 +112,9 @@ pub struct Status {
     /// Scans encoded that wait for their first result.
     #[serde(default)]
     pub n_unscored: usize,
+    /// What intake is at, where that can take long: no other file is read meanwhile.
+    #[serde(default)]
+    pub intake: Option<String>,
     /// The scan being encoded.
     pub in_hand: Option<InHand>,
     /// Windows by cohort.
@@ -134,11 +137,12 @@ impl Status {
 
     /// One line for the service manager.
     pub fn line(&self) -> String {
-        let encoding = match &self.in_hand {
-            Some(hand) if hand.slices_all == 0 => "preparing".to_owned(),
-            Some(hand) => format!("encoding {}/{} slices", hand.slices_done, hand.slices_all),
-            None => "idle".to_owned(),
-        };
+        let encoding = self.in_hand.as_ref().map(|hand| match hand.slices_all {
+            0 => "preparing".to_owned(),
+            all => format!("encoding {}/{all} slices", hand.slices_done),
+        });
+        let doing: Vec<String> = self.intake.clone().into_iter().chain(encoding).collect();
+        let doing = if doing.is_empty() { "idle".to_owned() } else { doing.join(", ") };
         let cohorts: String = self
             .cohorts
             .iter()
@@ -146,7 +150,7 @@ impl Status {
             .collect();
         let reasons: String = self.reasons.iter().map(|reason| format!("; {reason}")).collect();
         let waiting = self.n_settling + self.n_waiting + self.n_unscored;
-        format!("{waiting} waiting, {encoding}{cohorts}, {}{reasons}", self.device)
+        format!("{waiting} waiting, {doing}{cohorts}, {}{reasons}", self.device)
     }
 }
 
@@ -282,5 +286,12 @@ mod tests {
         );
         board.set_reason("disk low", false);
         assert!(board.status().reasons.is_empty());
+        board.update().intake = Some("preprocessing by hd-bet".into());
+        let both = "2 waiting, preprocessing by hd-bet, encoding 56/500 slices, t1w 3/8, cpu";
+        assert_eq!(board.status().line(), both);
+        board.update().in_hand = None;
+        assert!(board.status().line().starts_with("2 waiting, preprocessing by hd-bet, t1w"));
+        board.update().intake = None;
+        assert!(board.status().line().starts_with("2 waiting, idle, t1w"));
     }
 }

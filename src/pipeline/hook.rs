@@ -70,6 +70,9 @@ pub const GONE: &str = "paused: the preprocessing program is gone (preprocess.co
 /// Stands in the status while scans wait because the program could not be started.
 pub const UNSTARTED: &str = "the preprocessing program cannot be started (preprocess.command)";
 
+/// What fails then.
+pub const STARTING: &str = "starting the preprocessing program";
+
 /// Why there is no preprocessing though the settings ask for it.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
@@ -198,7 +201,7 @@ impl Hook {
                     let what = if code == NOT_FOUND { "not found" } else { "not executable" };
                     let what =
                         format!("it, or a program that it calls, is {what} (exit code {code})");
-                    return Err(unstarted("starting the preprocessing program", what));
+                    return Err(unstarted(STARTING, what));
                 }
                 Run::Failed(how) => return Err(self.failed(how).into()),
             }

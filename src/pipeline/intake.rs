@@ -110,6 +110,8 @@ pub(super) struct Intake {
     /// Output stems in use.
     stems: HashSet<String>,
     next_listing: Instant,
+    /// Files are left where they are: no need to look often.
+    is_paused: bool,
 }
 
 impl Intake {
@@ -133,6 +135,7 @@ impl Intake {
             bundles: series::Bundles::default(),
             stems,
             next_listing: Instant::now(),
+            is_paused: false,
         }
     }
 
@@ -160,7 +163,8 @@ impl Intake {
             let was_full = !self.pending.is_empty();
             self.hand_on();
             let is_full = !self.pending.is_empty();
-            let waiting = self.settling.n_waiting() + self.bundles.n_waiting() > 0 && !is_full;
+            let n_waiting = self.settling.n_waiting() + self.bundles.n_waiting();
+            let waiting = n_waiting > 0 && !is_full && !self.is_paused;
             let until = if waiting { soon.min(self.next_listing) } else { self.next_listing };
             let now = Instant::now();
             if self.shared.stopping() || now >= until || (was_full && waiting) {
@@ -192,6 +196,7 @@ impl Intake {
         let beat = || self.shared.board.beat(StageName::Intake);
         let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
             .expect("the settings were checked");
+        self.is_paused = self.is_disk_low() | self.is_hook_gone();
         let listed = ingest::list(incoming, &patterns, beat);
         if trigger.is_some() {
             self.next_listing = Instant::now() + config.intake.rescan;
@@ -212,7 +217,6 @@ impl Intake {
         if trigger.is_some() {
             self.forget_missing(&listed, &bundles, incoming)?;
         }
-        let is_paused = self.is_disk_low() | self.is_hook_gone();
         if self.troubles.is_empty() && !self.bundles.has_failed() {
             self.shared.board.set_reason(hook::UNSTARTED, false);
         }
@@ -221,9 +225,9 @@ impl Intake {
                 break;
             }
             self.shared.board.beat(StageName::Intake);
-            self.consider(candidate, incoming, by, is_paused)?;
+            self.consider(candidate, incoming, by)?;
         }
-        self.consider_bundles(&bundles, incoming, by, is_paused)?;
+        self.consider_bundles(&bundles, incoming, by)?;
         self.show_waiting();
         Ok(())
     }
@@ -251,7 +255,6 @@ impl Intake {
         candidate: &Candidate,
         incoming: &Path,
         by: SeenBy,
-        is_paused: bool,
     ) -> Result<(), ScanError> {
         let key = seen_key(incoming, &candidate.path);
         let seen = self.shared.store.seen(&key)?.filter(|seen| seen.is_same(&candidate.look));
@@ -268,7 +271,7 @@ impl Intake {
         let settled = self.settling.look(candidate, companions.looks(), now, settle);
         let Settled::Whole(waited) = settled else { return Ok(()) };
         let may_try = self.troubles.get(&candidate.path).is_none_or(|t| t.not_before <= now);
-        if is_paused || !self.pending.is_empty() || !may_try {
+        if self.is_paused || !self.pending.is_empty() || !may_try {
             return Ok(());
         }
         let came_from = below(incoming, &candidate.path).to_owned();
@@ -413,11 +416,14 @@ impl Intake {
     ) -> Result<Option<Handed>, ScanError> {
         let shared = &self.shared;
         let work = self.hook_folder();
+        shared.board.update().intake = Some(format!("preprocessing by {}", hook.name()));
         let handed = hook.run(file, &scan.raw, &work, &shared.limits(), || {
             shared.board.beat(StageName::Intake);
             !shared.stopping()
         });
-        shared.board.set_reason(hook::UNSTARTED, matches!(handed, Err(ScanError::Own { .. })));
+        shared.board.update().intake = None;
+        let is_unstarted = matches!(handed, Err(ScanError::Own { doing: hook::STARTING, .. }));
+        shared.board.set_reason(hook::UNSTARTED, is_unstarted);
         // It holds a patient's scan.
         clear(&work);
         handed
@@ -636,18 +642,22 @@ impl Intake {
     /// where they are.
     fn is_disk_low(&self) -> bool {
         let config = self.shared.config();
+        let Shared { board, metrics, .. } = &*self.shared;
         let folders = &config.directories;
         let mut low = false;
-        for (kind, folder) in [
-            (DirectoryKind::Incoming, &folders.incoming),
-            (DirectoryKind::Output, &folders.results),
-            (DirectoryKind::Quarantine, &folders.quarantine),
-            (DirectoryKind::State, &folders.state),
+        for (kind, key, folder) in [
+            (DirectoryKind::Incoming, "incoming", &folders.incoming),
+            (DirectoryKind::Output, "results", &folders.results),
+            (DirectoryKind::Quarantine, "quarantine", &folders.quarantine),
+            (DirectoryKind::State, "state", &folders.state),
         ] {
-            let Ok(space) = rustix::fs::statvfs(folder.as_path()) else { continue };
-            let free = space.f_bavail * space.f_frsize;
-            self.shared.metrics.filesystem_avail(kind, free);
-            low |= kind != DirectoryKind::Incoming && free < config.service.min_free_bytes;
+            let space = rustix::fs::statvfs(folder.as_path());
+            let free = space.ok().map(|space| space.f_bavail * space.f_frsize);
+            metrics.filesystem_avail(kind, free);
+            if kind != DirectoryKind::Incoming {
+                board.set_reason(&format!("the {key} folder cannot be reached"), free.is_none());
+                low |= free.is_some_and(|free| free < config.service.min_free_bytes);
+            }
         }
         self.shared.metrics.paused(PauseReason::DiskLow, low);
         self.shared.board.set_reason("paused: disk low (service.min_free_mib)", low);

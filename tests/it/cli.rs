@@ -81,7 +81,9 @@ fn a_refused_file_is_reported_and_the_others_are_scored() {
     fs::write(scans.join("sub-6_T2w.nii.gz"), scan_bytes(6)).unwrap();
     let mut score = oddscan();
     score.args(["score", "--json", "--config"]).arg(site.path("config.toml"));
-    let output = score.arg("--out").arg(site.path("out")).arg(&scans).output().unwrap();
+    // A file that is named twice is one.
+    let twice = [scans.clone(), scans.join("../scans/sub-1_T1w.nii.gz")];
+    let output = score.arg("--out").arg(site.path("out")).args(twice).output().unwrap();
     let (stdout, stderr, code) = said(&output);
     assert_eq!(code, Some(65), "{stderr}");
     let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();

@@ -248,8 +248,13 @@ fn results_that_cannot_be_written_are_written_when_the_folder_is_back() {
     let failed = "oddscan_outputs_total{kind=\"score_map\",result=\"failed\"}";
     site.wait("failed", |site| site.metric(failed) > 0.0);
     assert!(site.status().cohorts["t1w"].n_outdated > 0, "the debt shows");
+    site.wait("said", |site| site.get("/readyz").unwrap().contains("the results folder cannot"));
+    let page = site.get("/metrics").unwrap();
+    let free = |kind| format!("oddscan_filesystem_avail_bytes{{directory=\"{kind}\"}}");
+    assert!(page.contains(&free("state")) && !page.contains(&free("output")), "{page}");
     fs::rename(site.path("away"), site.path("results")).unwrap();
     wait_scored(&site, 2);
+    site.wait("ready again", |site| site.metric("oddscan_ready") == 1.0);
     assert_eq!(site.stop(), Some(0));
 }
 

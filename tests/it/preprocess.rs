@@ -306,6 +306,7 @@ fn a_stop_or_a_kill_ends_the_program_and_the_scan_is_taken_at_the_next_start() {
     };
     site.start();
     let process = asleep(&site);
+    assert!(site.status().line().contains("preprocessing by "), "{}", site.status().line());
     let started = Instant::now();
     assert_eq!(site.stop(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(10) && !is_alive(&process));

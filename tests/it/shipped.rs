@@ -100,7 +100,7 @@ fn exercised() -> Metrics {
     metrics.store_size(2_000_000, 1_000_000);
     metrics.evicted(EvictionReason::Window);
     for &directory in DirectoryKind::ALL {
-        metrics.filesystem_avail(directory, 1_000_000_000);
+        metrics.filesystem_avail(directory, Some(1_000_000_000));
     }
     metrics
 }

@@ -117,7 +117,6 @@ impl Intake {
         bundles: &[Bundle],
         incoming: &Path,
         by: SeenBy,
-        is_paused: bool,
     ) -> Result<(), ScanError> {
         self.bundles.waiting.clear();
         for bundle in bundles {
@@ -134,7 +133,7 @@ impl Intake {
                 continue;
             }
             // While the encoder's queue is full no further file is read: the folder is the queue.
-            if !is_whole || is_paused || !self.pending.is_empty() {
+            if !is_whole || self.is_paused || !self.pending.is_empty() {
                 self.bundles.waiting.push((is_whole, age));
                 continue;
             }
@@ -190,7 +189,9 @@ impl Intake {
             !shared.stopping()
         };
         let started = Instant::now();
+        shared.board.update().intake = Some("converting DICOM files".to_owned());
         let converted = convert::convert(&files, &work, &shared.limits(), alive);
+        shared.board.update().intake = None;
         shared.metrics.stage_finished(Stage::Decode, started.elapsed());
         let has_failed = match converted {
             Ok(Some(events)) => {
