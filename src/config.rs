@@ -19,6 +19,7 @@ use toml::{Table, Value};
 use crate::{
     compute::{Precision, position::PositionResize},
     domain::{cohort::CohortRule, patient::Patient, quality::QualityLimits, scan::ScanRecord},
+    nifti::Limits,
     numeric::{
         community::CommunitySettings,
         geometry::Axis,
@@ -151,10 +152,8 @@ pub struct Intake {
     pub ignore: Vec<String>,
     /// File names that are scans (shell patterns).
     pub accept: Vec<String>,
-    /// Largest file, bytes.
-    pub max_file_bytes: u64,
-    /// Largest grid, voxels.
-    pub max_voxels: u64,
+    /// Largest file and grid.
+    pub limits: Limits,
 }
 
 /// The encoder.
@@ -308,6 +307,9 @@ pub enum ConfigError {
     /// The text is no TOML.
     #[error("the configuration is not valid TOML")]
     Syntax(#[from] Box<toml::de::Error>),
+    /// A value is of another type, within a list or a table.
+    #[error("a value in the configuration is of the wrong type")]
+    Type(#[source] Box<toml::de::Error>),
     /// Keys or values are wrong.
     #[error("{} wrong in the configuration:{}", count(faults.len()), listing(faults))]
     Faults {
@@ -356,7 +358,8 @@ impl Config {
             merge(&mut tree, changes, "", &mut faults);
         }
         merge(&mut tree, site, "", &mut faults);
-        let raw: Raw = Value::Table(tree.clone()).try_into().map_err(Box::new)?;
+        let raw = Value::Table(tree.clone()).try_into();
+        let raw: Raw = raw.map_err(|error| ConfigError::Type(Box::new(error)))?;
         match raw.check(tree) {
             Ok(config) if faults.is_empty() => Ok(config),
             Ok(_) => Err(ConfigError::Faults { faults }),
@@ -766,16 +769,15 @@ impl Checker {
     fn intake(&mut self, raw: RawIntake) -> Intake {
         let seconds = |value| Duration::from_secs_f64(value);
         let key = "intake.series_settle_secs";
+        let mib = self.whole("intake.max_file_mib", raw.max_file_mib, 1, 65_536) as u64;
+        let megavoxels = self.whole("intake.max_megavoxels", raw.max_megavoxels, 1, 2_000) as u64;
         Intake {
             series_settle: seconds(self.number(key, raw.series_settle_secs, 0.0, 86_400.0)),
             settle: seconds(self.number("intake.settle_secs", raw.settle_secs, 0.0, 86_400.0)),
             rescan: seconds(self.number("intake.rescan_secs", raw.rescan_secs, 0.1, 86_400.0)),
             ignore: self.patterns("intake.ignore", raw.ignore),
             accept: self.patterns("intake.accept", raw.accept),
-            max_file_bytes: self.whole("intake.max_file_mib", raw.max_file_mib, 1, 65_536) as u64
-                * 1_048_576,
-            max_voxels: self.whole("intake.max_megavoxels", raw.max_megavoxels, 1, 2_000) as u64
-                * 1_000_000,
+            limits: Limits { max_file_bytes: mib << 20, max_voxels: 1_000_000 * megavoxels },
         }
     }
 

@@ -83,20 +83,18 @@ pub fn read_scan(path: &Path, limits: &Limits) -> Result<Scan, ScanError> {
 }
 
 fn read_volume(path: &Path, limits: &Limits) -> Result<Scan, ScanError> {
-    let (header, voxels) = read(path, limits)?;
-    let shape = shape_of(&header, limits)?;
+    let scan = read(path, limits)?;
+    let voxels = &scan.volume.voxels;
     let n_bad = voxels.iter().filter(|v| !v.is_finite()).count();
     if n_bad > 0 {
-        return Err(Refusal::new(
+        return refuse(
             NonFinite,
             format!("{n_bad} of {} voxels NaN or infinite", voxels.len()),
             "finite voxels",
             "set them to 0 where they mean background, then export again",
-        )
-        .into());
+        );
     }
-    let affine = affine_of(&header, shape)?;
-    Ok(Scan { volume: RawVolume { shape, voxels, affine }, grid: Grid { header, shape } })
+    Ok(scan)
 }
 
 /// Reads a volume of any origin, our own maps too.
@@ -130,7 +128,7 @@ fn io_error(source: io::Error) -> ScanError {
     ScanError::Io { doing: "reading a scan", source }
 }
 
-fn read(path: &Path, limits: &Limits) -> Result<(NiftiHeader, Vec<f32>), ScanError> {
+fn read(path: &Path, limits: &Limits) -> Result<Scan, ScanError> {
     let file = open(path).map_err(io_error)?;
     let meta = file.metadata().map_err(io_error)?;
     if !meta.is_file() {
@@ -252,16 +250,13 @@ fn stream_error(error: io::Error) -> ScanError {
     refusal.into()
 }
 
-fn read_stream(
-    mut reader: impl Read,
-    limits: &Limits,
-) -> Result<(NiftiHeader, Vec<f32>), ScanError> {
+fn read_stream(mut reader: impl Read, limits: &Limits) -> Result<Scan, ScanError> {
     let mut start = [0; FIRST_OFFSET];
     let n_start = read_up_to(&mut reader, &mut start).map_err(stream_error)?;
     let header = parse_header(&start[..n_start])?;
     let shape = shape_of(&header, limits)?;
     let kind = voxel_type(&header)?;
-    affine_of(&header, shape)?;
+    let affine = affine_of(&header, shape)?;
     skip_extensions(&mut reader, &header, &start[HEADER_BYTES..])?;
     let n_bytes = shape.n_voxels() * kind.size_of();
     let mut body = Vec::new();
@@ -277,7 +272,7 @@ fn read_stream(
     }
     check_end(&mut reader, n_bytes)?;
     let voxels = decode(&body, kind, header.endianness, scaling(&header)?);
-    Ok((header, voxels))
+    Ok(Scan { volume: RawVolume { shape, voxels, affine }, grid: Grid { header, shape } })
 }
 
 /// Reads on to the end of the stream, where gzip keeps its checksum.

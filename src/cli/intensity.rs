@@ -14,7 +14,6 @@ use crate::{
         scan::ScanId,
     },
     engine::{Engine, Method},
-    nifti::Limits,
     numeric::{
         intensity::{self, Landmarks},
         preprocess,
@@ -120,13 +119,17 @@ fn look(
     percentiles: &[f64],
 ) -> Result<Seen, ScanError> {
     let mask = steps::companion_mask(path);
-    let intake = &config.intake;
-    let limits = Limits { max_file_bytes: intake.max_file_bytes, max_voxels: intake.max_voxels };
     let work = tempfile::tempdir()
         .map_err(|source| ScanError::Own { doing: "making a folder for preprocessing", source })?;
     let work = work.path().join("work");
-    let (id, source) =
-        steps::read_and_prepare(path, mask.as_deref(), &limits, method, &work, || {})?;
+    let (id, source) = steps::read_and_prepare(
+        path,
+        mask.as_deref(),
+        &config.intake.limits,
+        method,
+        &work,
+        || {},
+    )?;
     // What the daemon would refuse teaches nothing.
     steps::canonical(&source, method, None)?;
     let white = preprocess::white_level(&source.raw, &source.brain).map_err(steps::refusal)?;

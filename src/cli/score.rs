@@ -26,7 +26,7 @@ use crate::{
     },
     engine::Engine,
     ingest::{self, Patterns},
-    nifti::{self, Limits},
+    nifti,
     numeric::{
         scoring::{PairColumns, SearchReach},
         token::TokenGrid,
@@ -228,14 +228,12 @@ fn convert_series(
     if dicom.is_empty() {
         return Ok(Vec::new());
     }
-    let intake = &config.intake;
-    let limits = Limits { max_file_bytes: intake.max_file_bytes, max_voxels: intake.max_voxels };
     // The process works in a folder of its own.
     let absolute = |path: &PathBuf| std::path::absolute(path).map(|path| (Standing::New, path));
     let listed: Result<Vec<_>, _> = dicom.iter().map(absolute).collect();
     let listed = listed.map_err(|error| Failure::new(IO, error))?;
     let work = unpacked.join("dicom");
-    let events = convert::convert(&listed, &work, &limits, || true)
+    let events = convert::convert(&listed, &work, &config.intake.limits, || true)
         .map_err(|error| Failure::new(IO, error))?;
     let first = |inputs: &[usize]| inputs.first().map_or(PathBuf::new(), |&i| dicom[i].clone());
     let mut refused = Vec::new();
@@ -273,11 +271,6 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn limits(&self) -> Limits {
-        let intake = &self.config.intake;
-        Limits { max_file_bytes: intake.max_file_bytes, max_voxels: intake.max_voxels }
-    }
-
     fn encode_all(&mut self, files: &[Named]) -> Result<Vec<Member>, Failure> {
         let bar = progress_bar(files.len());
         let mut members: Vec<Member> = Vec::new();
@@ -315,12 +308,13 @@ impl Run<'_> {
     ) -> Result<Member, ScanError> {
         let path = file.path.as_path();
         let mask = steps::companion_mask(path);
-        let limits = self.limits();
+        let limits = self.config.intake.limits;
         let (work, method) = (self.prepared.join("work"), &self.engine.method);
         let (id, source) =
             steps::read_and_prepare(path, mask.as_deref(), &limits, method, &work, || bar.tick())?;
         let again = self.keep(path, mask, &source, sequence)?;
         let alignment = steps::alignment_facts(&source);
+        let brain = Some(steps::brain_facts(&source));
         let preprocess = source.preprocess.clone();
         let spacing_mm = source.raw.affine.spacing_mm();
         let json = steps::companion_json(path).map(|json| read_json(path, &json));
@@ -356,6 +350,7 @@ impl Run<'_> {
             acquisition: placed.facts,
             notes: placed.notes,
             sequence,
+            brain,
             alignment,
             preprocess,
             encoded: Some(scan.facts(&tokens, &self.engine.method, timings_secs)),
@@ -385,7 +380,7 @@ impl Run<'_> {
             let bytes = nifti::encode_scan(&source.grid, &source.raw.voxels);
             again.scan = write(".nii.gz", &bytes)?;
         }
-        if source.is_extracted || done.is_some_and(|done| done.mask_made) {
+        if source.brain_from.is_found() {
             let bytes = nifti::encode_mask(&source.grid, &source.brain.inside);
             again.mask = Some(write("_brain.nii.gz", &bytes)?);
         }
@@ -439,8 +434,9 @@ impl Run<'_> {
         for (index, member) in members.into_iter().enumerate() {
             let Again { scan, mask } = &member.again;
             let alignment = steps::alignment(member.record.alignment).map_err(internal)?;
-            let source = steps::read_source(scan, mask.as_deref(), alignment, &self.limits())
-                .map_err(internal)?;
+            let source =
+                steps::read_source(scan, mask.as_deref(), alignment, &self.config.intake.limits)
+                    .map_err(internal)?;
             let (results, finding) = build_results(&ReportInput {
                 record: &member.record,
                 source: &source,

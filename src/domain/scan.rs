@@ -113,6 +113,36 @@ pub struct AlignmentFacts {
     pub brain_extracted: bool,
 }
 
+/// Where the brain of a scan is known from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BrainSource {
+    /// All voxels above 0: the scan was stripped before.
+    AboveZero,
+    /// A mask that lay beside the scan.
+    MaskFile,
+    /// The site's own preprocessing.
+    Program,
+    /// Extracted here, by the template.
+    Template,
+}
+
+impl BrainSource {
+    /// Whether it was found on the way, so that the archive has to keep it.
+    pub fn is_found(self) -> bool {
+        matches!(self, Self::Program | Self::Template)
+    }
+}
+
+/// The brain that a scan was encoded with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrainFacts {
+    /// Where it is known from.
+    pub from: BrainSource,
+    /// SHA-256 over a byte per voxel of the scan's grid, 1 in the brain and 0 elsewhere, x fastest.
+    pub sha256: String,
+}
+
 /// How a program of the site prepared a scan, once, when it was taken in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PreprocessFacts {
@@ -194,6 +224,9 @@ pub struct ScanRecord {
     pub first_seen_secs: u64,
     /// Times that the encoder was started on it without an end.
     pub attempts: u32,
+    /// The brain that was found when it was taken in; nothing of scans from before that was kept.
+    #[serde(default)]
+    pub brain: Option<BrainFacts>,
     /// How it was aligned to the template, if it was.
     #[serde(default)]
     pub alignment: Option<AlignmentFacts>,
@@ -222,6 +255,7 @@ impl ScanRecord {
             sequence: 0,
             first_seen_secs: 0,
             attempts: 0,
+            brain: None,
             alignment: None,
             preprocess: None,
             encoded: None,

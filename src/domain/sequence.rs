@@ -5,6 +5,8 @@
 //! sequence and the words of its name must agree; where they do not, the suffix is `unknown`.
 //! Limits in ms are those of textbooks with room for 1.5 and 3 T; docs/preprocessing.md lists them.
 
+use super::cohort::UNKNOWN;
+
 /// What a header says of the sequence. Lists and words as in DICOM, upper case; times in ms.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Acquisition {
@@ -29,9 +31,6 @@ pub struct Acquisition {
     /// Whether a contrast agent is named (0018,0010).
     pub has_agent: bool,
 }
-
-/// The suffix of what fits no rule.
-pub const UNKNOWN: &str = "unknown";
 
 /// Words of series that are no structural image, or one of a kind that no rule knows.
 const OTHER: [&str; 27] = [

@@ -7,7 +7,7 @@
 use std::{
     fs, io,
     ops::ControlFlow,
-    os::unix::fs::DirBuilderExt,
+    os::unix::{fs::DirBuilderExt, process::ExitStatusExt},
     path::Path,
     process::{Child, ExitStatus},
     thread,
@@ -17,6 +17,12 @@ use std::{
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process_group, waitid,
 };
+
+/// The signal by which somebody else ended a process: a person, the service manager, a system short of memory.
+pub fn ended_from_outside(status: ExitStatus) -> Option<Signal> {
+    let all = [Signal::KILL, Signal::TERM, Signal::INT, Signal::HUP];
+    all.into_iter().find(|from| status.signal() == Some(from.as_raw()))
+}
 
 /// How often a child is looked at.
 const POLL: Duration = Duration::from_millis(20);

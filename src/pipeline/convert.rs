@@ -222,9 +222,7 @@ struct End {
 impl End {
     /// Whether it was ended from outside.
     fn was_killed(&self) -> bool {
-        let from_outside = [Signal::KILL, Signal::TERM, Signal::INT, Signal::HUP];
-        let signal = self.status.signal();
-        !self.was_silent && from_outside.iter().any(|from| signal == Some(from.as_raw()))
+        !self.was_silent && child::ended_from_outside(self.status).is_some()
     }
 
     /// Why the files in hand are to blame, if they are.

@@ -373,11 +373,10 @@ fn too_much(max_bytes: u64) -> String {
 }
 
 fn judged(status: ExitStatus, max_bytes: u64) -> Run {
-    let from_outside = [Signal::KILL, Signal::TERM, Signal::INT, Signal::HUP];
-    let signal = status.signal();
-    if let Some(signal) = from_outside.into_iter().find(|from| signal == Some(from.as_raw())) {
+    if let Some(signal) = child::ended_from_outside(status) {
         return Run::Ended(signal);
     }
+    let signal = status.signal();
     // A shell says by 128 + signal what happened to a program that it ran.
     let code = status.code().unwrap_or_default();
     let fsize = Signal::XFSZ.as_raw();

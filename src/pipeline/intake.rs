@@ -390,13 +390,14 @@ impl Intake {
         timings.switch(Stage::Decode);
         beat();
         let mut record = self.new_record(candidate, id, whole, known.as_ref(), placed)?;
+        record.brain = Some(steps::brain_facts(&source));
         record.alignment = steps::alignment_facts(&source);
         record.preprocess.clone_from(&source.preprocess);
         let preprocess = source.preprocess.as_ref();
         if preprocess.is_some_and(|done| done.scan_replaced) {
             archive.replace_scan(&draft, &nifti::encode_scan(&source.grid, &source.raw.voxels))?;
         }
-        if source.is_extracted || preprocess.is_some_and(|done| done.mask_made) {
+        if source.brain_from.is_found() {
             // Found once: results are written again and again.
             archive
                 .add_mask(&mut draft, &nifti::encode_mask(&source.grid, &source.brain.inside))?;

@@ -124,8 +124,7 @@ impl Shared {
     }
 
     fn limits(&self) -> Limits {
-        let intake = &self.config().intake;
-        Limits { max_file_bytes: intake.max_file_bytes, max_voxels: intake.max_voxels }
+        self.config().intake.limits
     }
 }
 

@@ -140,6 +140,7 @@ pub(super) fn sidecar(
         threshold: None,
         clusters: Vec::new(),
         brain_ml: encoded.brain_ml,
+        brain_mask: record.brain.clone(),
         quality: Some(QualityFacts {
             noise: encoded.noise,
             cut_fraction: encoded.cut_fraction,

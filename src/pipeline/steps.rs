@@ -9,6 +9,7 @@ use std::{
 };
 
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use super::hook::Handed;
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
         error::{QuarantineReason, Refusal, ScanError},
         finding::{Cluster, Finding, SharedAnomaly},
         patient::Patient,
-        scan::{AlignmentFacts, EncodedFacts, PreprocessFacts, ScanId},
+        scan::{AlignmentFacts, BrainFacts, BrainSource, EncodedFacts, PreprocessFacts, ScanId},
     },
     engine::Method,
     nifti::{self, Grid, Limits},
@@ -47,8 +48,8 @@ pub struct Source {
     pub brain: RawMask,
     /// Where the template lies in the scan, if it was looked for.
     pub alignment: Option<Alignment>,
-    /// Whether the brain was extracted from a head.
-    pub is_extracted: bool,
+    /// Where the brain is known from; of a scan that is read again, what it was read from.
+    pub brain_from: BrainSource,
     /// What the site's preprocessing did, if it did anything.
     pub preprocess: Option<PreprocessFacts>,
 }
@@ -61,7 +62,7 @@ pub struct Incoming {
     pub id: ScanId,
     grid: Grid,
     brain: Result<RawMask, PreprocessError>,
-    has_mask: bool,
+    brain_from: BrainSource,
 }
 
 impl Incoming {
@@ -69,12 +70,16 @@ impl Incoming {
     pub fn read(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<Self, ScanError> {
         let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
         let brain = read_brain(&raw, mask, limits)?;
-        Ok(Self { id: ScanId::of(&raw), raw, grid, brain, has_mask: mask.is_some() })
+        Ok(Self { id: ScanId::of(&raw), raw, grid, brain, brain_from: brain_from(mask) })
     }
 
     /// Whether there still is a head around the brain.
     pub fn is_head(&self) -> bool {
-        !self.has_mask && self.brain.as_ref().map_or(true, is_larger_than_a_brain)
+        !self.has_mask() && self.brain.as_ref().map_or(true, is_larger_than_a_brain)
+    }
+
+    fn has_mask(&self) -> bool {
+        self.brain_from != BrainSource::AboveZero
     }
 
     /// Takes over what the site's preprocessing gave. A mask that came with the scan stays.
@@ -82,14 +87,14 @@ impl Incoming {
         let Handed { voxels, mask, mut facts } = handed;
         if let Some(voxels) = voxels {
             self.raw.voxels = voxels;
-            if !self.has_mask {
+            if !self.has_mask() {
                 self.brain = preprocess::brain_mask(&self.raw, None);
             }
         }
-        facts.mask_made &= !self.has_mask;
+        facts.mask_made &= !self.has_mask();
         if let (Some(inside), true) = (mask, facts.mask_made) {
             self.brain = Ok(RawMask { shape: self.raw.shape, inside, affine: self.raw.affine });
-            self.has_mask = true;
+            self.brain_from = BrainSource::Program;
         }
         facts
     }
@@ -136,7 +141,7 @@ pub fn prepare(
         AlignmentChoice::Always => true,
     };
     let is_head = scan.is_head();
-    let Incoming { raw, grid, brain, .. } = scan;
+    let Incoming { raw, grid, brain, brain_from, .. } = scan;
     let template = method.template.as_ref().filter(|_| is_aligned);
     let Some(template) = template else {
         return Ok(Source {
@@ -144,7 +149,7 @@ pub fn prepare(
             grid,
             brain: brain.map_err(refusal)?,
             alignment: None,
-            is_extracted: false,
+            brain_from,
             preprocess,
         });
     };
@@ -156,7 +161,8 @@ pub fn prepare(
         let stripped = stripped(&raw, &brain);
         (brain, registration::register(&stripped, template, false).map_err(misaligned)?)
     };
-    Ok(Source { raw, grid, brain, alignment: Some(alignment), is_extracted: is_head, preprocess })
+    let brain_from = if is_head { BrainSource::Template } else { brain_from };
+    Ok(Source { raw, grid, brain, alignment: Some(alignment), brain_from, preprocess })
 }
 
 /// Reads a scan, and the mask beside it, and prepares it, through the site's own preprocessing (in the folder `work`) where the settings
@@ -194,8 +200,14 @@ pub fn alignment_facts(source: &Source) -> Option<AlignmentFacts> {
         template_to_scan: alignment.to_scan.rows(),
         explained: alignment.explained,
         coverage: alignment.coverage,
-        brain_extracted: source.is_extracted,
+        brain_extracted: source.brain_from == BrainSource::Template,
     })
+}
+
+/// What the journal keeps of the brain.
+pub fn brain_facts(source: &Source) -> BrainFacts {
+    let bytes: Vec<u8> = source.brain.inside.iter().map(|&inside| inside.into()).collect();
+    BrainFacts { from: source.brain_from, sha256: hex::encode(Sha256::digest(bytes)) }
 }
 
 /// The alignment that the journal keeps.
@@ -258,7 +270,11 @@ pub fn read_source(
 ) -> Result<Source, ScanError> {
     let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
     let brain = read_brain(&raw, mask, limits)?.map_err(refusal)?;
-    Ok(Source { raw, grid, brain, alignment, is_extracted: false, preprocess: None })
+    Ok(Source { raw, grid, brain, alignment, brain_from: brain_from(mask), preprocess: None })
+}
+
+fn brain_from(mask: Option<&Path>) -> BrainSource {
+    if mask.is_some() { BrainSource::MaskFile } else { BrainSource::AboveZero }
 }
 
 /// The brain by a mask, or by what is above zero.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{
     acquisition::AcquisitionFacts,
     finding::{Cluster, SharedAnomaly},
-    scan::{AlignmentFacts, PreprocessFacts, ScanId},
+    scan::{AlignmentFacts, BrainFacts, PreprocessFacts, ScanId},
 };
 
 /// Layout of the sidecar.
@@ -201,6 +201,9 @@ pub struct Sidecar {
     pub clusters: Vec<Cluster>,
     /// Volume of the brain mask, ml.
     pub brain_ml: f64,
+    /// The brain mask; nothing of scans from before it was kept.
+    #[serde(default)]
+    pub brain_mask: Option<BrainFacts>,
     /// How good the scan is; nothing in sidecars from before that was asked.
     #[serde(default)]
     pub quality: Option<QualityFacts>,
@@ -229,6 +232,7 @@ pub struct Sidecar {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::domain::scan::BrainSource;
 
     pub(crate) fn scored() -> Sidecar {
         Sidecar {
@@ -254,6 +258,7 @@ pub(super) mod tests {
             threshold: None,
             clusters: Vec::new(),
             brain_ml: 1300.0,
+            brain_mask: Some(BrainFacts { from: BrainSource::MaskFile, sha256: "b".into() }),
             quality: Some(QualityFacts {
                 noise: Some(0.02),
                 cut_fraction: 0.0,

@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use oddscan::{
+    domain::scan::BrainSource,
     nifti::{self, Limits},
     numeric::{
         brain,
@@ -204,6 +205,7 @@ fn the_daemon_takes_whole_heads_and_refuses_what_it_cannot_align() {
         assert_eq!(sidecar.standing, Standing::Scored);
         let found = sidecar.alignment.unwrap();
         assert!(found.brain_extracted);
+        assert_eq!(sidecar.brain_mask.unwrap().from, BrainSource::Template);
         assert!(landmark_error_mm(&Affine::new(found.template_to_scan).unwrap(), &pose) < 2.5);
         // The map lies on the head's own grid, inside its brain.
         let map = site.path("results").join(format!("{stem}_anomaly-map.nii.gz"));

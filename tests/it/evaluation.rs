@@ -42,6 +42,7 @@ fn sidecar(score: f32) -> Sidecar {
         threshold: None,
         clusters: Vec::new(),
         brain_ml: 0.0,
+        brain_mask: None,
         intensity: None,
         alignment: None,
         preprocess: None,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use oddscan::{
-    domain::scan::ScanId,
+    domain::scan::{BrainSource, ScanId},
     nifti::{self, Limits},
     numeric::{
         geometry::{Affine, Shape3},
@@ -134,7 +134,11 @@ fn the_brain_and_the_intensities_of_a_program_are_used_and_asked_for_once_per_sc
     for (seed, stem) in (1..).zip(stems) {
         let sidecar = site.sidecar(stem).unwrap();
         let raw = brain(seed);
-        let n_inside = cut(&raw).voxels.iter().filter(|&&value| value > 0.0).count();
+        let inside: Vec<u8> = cut(&raw).voxels.iter().map(|&value| (value > 0.0).into()).collect();
+        let mask = sidecar.brain_mask.unwrap();
+        assert_eq!(mask.from, BrainSource::Program);
+        assert_eq!(mask.sha256, hex::encode(Sha256::digest(&inside)));
+        let n_inside = inside.iter().filter(|&&inside| inside == 1).count();
         let brain_ml = n_inside as f64 * raw.affine.voxel_volume_mm3() / 1000.0;
         assert!((sidecar.brain_ml - brain_ml).abs() < 0.1, "{} {brain_ml}", sidecar.brain_ml);
         let done = sidecar.preprocess.unwrap();
@@ -435,6 +439,7 @@ fn a_mask_beside_a_scan_stays_whatever_a_program_says() {
     assert!(output.status.success(), "{}", said(&output).1);
     let sidecar = site.sidecar("sub-1_T1w").unwrap();
     assert!(!sidecar.preprocess.unwrap().mask_made);
+    assert_eq!(sidecar.brain_mask.unwrap().from, BrainSource::MaskFile);
     let n_inside = cut(&brain(1)).voxels.iter().filter(|&&value| value > 0.0).count();
     let brain_ml = n_inside as f64 * brain(1).affine.voxel_volume_mm3() / 1000.0;
     assert!((sidecar.brain_ml - brain_ml).abs() < 0.1);

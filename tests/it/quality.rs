@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use oddscan::{numeric::projection::Normal, report::Standing};
+use oddscan::{domain::scan::BrainSource, numeric::projection::Normal, report::Standing};
 use rustix::process::Signal;
 
 use crate::support::{Site, brain, oddscan, said, scan_bytes};
@@ -52,6 +52,7 @@ fn a_noisy_scan_is_scored_and_changes_nothing_for_the_others() {
     let quality = clean.quality.clone().unwrap();
     assert!(quality.is_reference && quality.noise.unwrap() < 0.1, "{quality:?}");
     assert_eq!(clean.window.set_aside, [noisy.scan_id]);
+    assert_eq!(clean.brain_mask.clone().unwrap().from, BrainSource::AboveZero);
     assert_eq!(site.status().cohorts["t1w"].n_set_aside, 1);
 
     // With a limit that lets it in, the others are compared with it: their results are renewed.
