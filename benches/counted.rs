@@ -1,5 +1,5 @@
-//! One piece of work on one thread, for `instructions.py` to count its instructions. The argument names it;
-//! without one, all names are printed.
+//! One piece of work on one thread, for `instructions.py` to count its instructions. The argument
+//! names it; without one, all names are printed.
 
 mod work;
 

@@ -1,12 +1,13 @@
-//! How well scans are aligned to the template and their brains found, against brain masks that are known.
+//! How well scans are aligned to the template and their brains found, against brain masks that are
+//! known.
 //!
 //! ```sh
 //! cargo run --release --example alignment -- --template TEMPLATE --truth _brainmask SCANS...
 //! ```
 //!
-//! For `head.nii.gz` the true brain is `head_brainmask.nii.gz`. Prints a table: the share of the contrast that
-//! the template explains, Dice of the template's brain as the affine carries it, and of the brain that was
-//! extracted.
+//! For `head.nii.gz` the true brain is `head_brainmask.nii.gz`. Prints a table: the share of the
+//! contrast that the template explains, Dice of the template's brain as the affine carries it, and
+//! of the brain that was extracted.
 
 use std::{error::Error, path::PathBuf, time::Instant};
 

@@ -1,13 +1,13 @@
-//! What can be found? Plants lesions of known size and contrast into healthy scans, one at a time, and
-//! looks for them with the code that the daemon uses. The scans without lesions show how many healthy
-//! voxels lie above the mask's threshold.
+//! What can be found? Plants lesions of known size and contrast into healthy scans, one at a time,
+//! and looks for them with the code that the daemon uses. The scans without lesions show how many
+//! healthy voxels lie above the mask's threshold.
 //!
 //! ```sh
 //! cargo run --release --example planted -- --cache CACHE --out docs/quality SCAN...
 //! ```
 //!
-//! The scans are one window: healthy, of one scanner, `<subject>_brain.nii.gz` beside each. What lies
-//! in CACHE is not made again.
+//! The scans are one window: healthy, of one scanner, `<subject>_brain.nii.gz` beside each. What
+//! lies in CACHE is not made again.
 
 use std::{
     collections::BTreeMap,
@@ -67,8 +67,8 @@ const DIAMETERS_MM: [f64; 4] = [4.0, 6.0, 8.0, 12.0];
 /// Change of intensity inside a lesion, as a share of what is there: darker, as lesions are in T1.
 const CONTRASTS: [f64; 3] = [-0.25, -0.5, -0.75];
 
-/// Slices that differ less from the original are not encoded anew: the darker lesion may move the white
-/// level of the whole scan by less.
+/// Slices that differ less from the original are not encoded anew: the darker lesion may move the
+/// white level of the whole scan by less.
 const UNCHANGED: f32 = 2e-3;
 
 /// Stated false-positive shares at which healthy scans are measured.
@@ -194,8 +194,8 @@ impl Bench {
         Ok(Scan { source, volume, grids })
     }
 
-    /// The tokens of a volume before smoothing; those of slices that did not change are taken from the
-    /// original.
+    /// The tokens of a volume before smoothing; those of slices that did not change are taken from
+    /// the original.
     fn encode(&mut self, volume: &Volume, original: Option<usize>) -> Result<Vec<TokenGrid>> {
         let Self { encoder, patch, channels, settings, scans, .. } = self;
         let original = original.map(|index| &scans[index]);

@@ -1,5 +1,6 @@
-//! Which settings find known lesions best? Encodes every scan once at every block, keeps the tokens,
-//! and scores them again and again under other settings, with the code that the daemon uses.
+//! Which settings find known lesions best? Encodes every scan once at every block, keeps the
+//! tokens, and scores them again and again under other settings, with the code that the daemon
+//! uses.
 //!
 //! ```sh
 //! cargo run --example study -- --cache CACHE --out docs/quality SCANS...
@@ -782,8 +783,8 @@ fn report(outcomes: &[Outcome]) -> String {
     text + &cross_validation(outcomes)
 }
 
-/// For each source of scans with lesions: which setting is best on all others, by average precision,
-/// and what it gives on this one, beside the default.
+/// For each source of scans with lesions: which setting is best on all others, by average
+/// precision, and what it gives on this one, beside the default.
 fn cross_validation(outcomes: &[Outcome]) -> String {
     let source_of = |stem: &str| stem.split('-').next().unwrap_or_default().to_owned();
     let precision = |outcome: &Outcome, is_wanted: &dyn Fn(&str) -> bool| {

@@ -1,8 +1,8 @@
 //! The JSON that dcm2niix or a BIDS data set puts beside a scan: how it was acquired.
 //!
-//! Only the keys named here are looked at; patient, operator, station and dates are never read. What
-//! senders write is not trusted: texts are shortened and lose control characters, numbers must be finite
-//! and above 0, and what does not fit is named and left out.
+//! Only the keys named here are looked at; patient, operator, station and dates are never read.
+//! What senders write is not trusted: texts are shortened and lose control characters, numbers must
+//! be finite and above 0, and what does not fit is named and left out.
 
 use serde_json::{Map, Value};
 

@@ -339,7 +339,8 @@ impl Config {
         }
     }
 
-    /// The address that a site's file names, or leaves at its default, whatever else is wrong with it.
+    /// The address that a site's file names, or leaves at its default, whatever else is wrong with
+    /// it.
     pub fn listen_in(path: &Path) -> Option<SocketAddr> {
         let site: Table = std::fs::read_to_string(path).ok()?.parse().ok()?;
         let default: Table = DEFAULT_TOML.parse().expect("a test parses the defaults");

@@ -129,7 +129,8 @@ pub enum EngineError {
     Device(#[from] DeviceError),
 }
 
-/// What the settings name outside of themselves, found and fit for each other. No device is needed for that.
+/// What the settings name outside of themselves, found and fit for each other. No device is needed
+/// for that.
 pub struct Ingredients {
     weights: VitWeights,
     layers: Vec<usize>,
@@ -139,7 +140,8 @@ pub struct Ingredients {
 }
 
 impl Ingredients {
-    /// Loads weights, template and landmarks, and asks the site's own preprocessing for its version.
+    /// Loads weights, template and landmarks, and asks the site's own preprocessing for its
+    /// version.
     pub fn load(config: &Config) -> Result<Self, EngineError> {
         let path = find_weights(config.encoder.weights.as_deref())?;
         let weights = VitWeights::load(&path)
@@ -237,9 +239,9 @@ impl Engine {
     }
 }
 
-/// The template for alignment, and the hash of its content. Where only heads need it, it may be missing: they are
-/// refused then, with the
-/// advice to get it. Not so where the site's preprocessing finds their brains.
+/// The template for alignment, and the hash of its content. Where only heads need it, it may be
+/// missing: they are refused then, with the advice to get it. Not so where the site's preprocessing
+/// finds their brains.
 fn load_template(config: &Config) -> Result<Option<(Template, String)>, EngineError> {
     let AlignmentSettings { mode, template } = &config.alignment;
     if *mode == AlignmentChoice::Never {
@@ -289,8 +291,8 @@ fn read_landmarks(path: &Path) -> io::Result<Vec<u8>> {
 const TEMPLATE_LIMITS: Limits = Limits { max_file_bytes: 1 << 29, max_voxels: 100_000_000 };
 
 /// Slices per batch. The CPU engine gains nothing from more than keep its threads busy, and the
-/// watchdog, a stop and the progress bar wait for a whole batch: one token's slices for each thread, so
-/// that all threads have the same to do.
+/// watchdog, a stop and the progress bar wait for a whole batch: one token's slices for each
+/// thread, so that all threads have the same to do.
 fn batch_slices(config: &Config, device: &str, patch: usize) -> usize {
     let most = config.encoder.batch_slices;
     let per_token = config.tokens.depth(patch).div_ceil(config.tokens.slice_stride);
@@ -329,9 +331,9 @@ fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<
     Ok(())
 }
 
-/// Hash over everything that shapes stored tokens, in a fixed order (JSON maps are sorted). Not the number format
-/// of the products: it moves a token by a fiftieth of the distance to its nearest like, and devices that stand in
-/// for one another have different ones.
+/// Hash over everything that shapes stored tokens, in a fixed order (JSON maps are sorted). Not the
+/// number format of the products: it moves a token by a fiftieth of the distance to its nearest
+/// like, and devices that stand in for one another have different ones.
 fn fingerprint(
     config: &Config,
     weights: &VitWeights,
@@ -349,8 +351,8 @@ fn fingerprint(
         "volume": config.tree.get("volume"),
         "tokens": config.tree.get("tokens"),
     });
-    // Only where it can change the tokens of scans that have a brain mask: the usual template is one file,
-    // and may be fetched later.
+    // Only where it can change the tokens of scans that have a brain mask: the usual template is
+    // one file, and may be fetched later.
     if config.alignment.mode == AlignmentChoice::Always || config.alignment.template.is_some() {
         // What the file holds, wherever it lies.
         let mode = config.tree.get("alignment").and_then(|alignment| alignment.get("mode"));
@@ -359,7 +361,8 @@ fn fingerprint(
     if let Some(hook) = hook {
         shaping["preprocess"] = json!(hook.identity());
     }
-    // Their content, wherever the file lies. Without any, fingerprints are those of before there were.
+    // Their content, wherever the file lies. Without any, fingerprints are those of before there
+    // were.
     if let Some(landmarks) = landmarks {
         shaping["landmarks"] = json!(landmarks.digest());
     }

@@ -310,8 +310,8 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// The content of a small file, at most one byte more than `max_bytes`, so that the reader sees that
-/// there is too much.
+/// The content of a small file, at most one byte more than `max_bytes`, so that the reader sees
+/// that there is too much.
 pub fn read_small(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_regular(path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;

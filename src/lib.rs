@@ -7,12 +7,13 @@
 //! Four layers, one direction: [`numeric`] <- [`domain`] <- adapters <- daemon. A layer uses only
 //! what stands before it in this list; `tests/it/layers.rs` guards that. In reading order:
 //!
-//! 1. [`numeric`]: values in, values out. No file, clock, thread pool of its own, log, device or setting.
+//! 1. [`numeric`]: values in, values out. No file, clock, thread pool of its own, log, device or
+//!    setting.
 //! 2. [`domain`]: what a scan, a window and a finding are and may become. No I/O.
 //! 3. Adapters, each hiding one outside thing: [`nifti`] and [`dicom`] (files), [`bids`] (the JSON
-//!    beside them), [`model`] (weights and template), [`compute`] (the encoder on a GPU or the CPU), [`store`]
-//!    (sled), [`watcher`] and [`ingest`] (the incoming folder), [`quarantine`], [`report`] (results),
-//!    [`metrics`] (Prometheus).
+//!    beside them), [`model`] (weights and template), [`compute`] (the encoder on a GPU or the
+//!    CPU), [`store`] (sled), [`watcher`] and [`ingest`] (the incoming folder), [`quarantine`],
+//!    [`report`] (results), [`metrics`] (Prometheus).
 //! 4. The daemon: [`config`], [`engine`] (the method made ready on a device), [`pipeline`] (the
 //!    stages), [`telemetry`], [`service`] and the commands in [`cli`].
 

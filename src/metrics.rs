@@ -210,9 +210,9 @@ impl Metrics {
 /// Cohorts. Beyond the cap counters add up under `other`; gauges are not set, as those of several
 /// cohorts have no common value.
 impl Metrics {
-    /// State of a cohort's window: members that others are compared with, one per patient; those that they
-    /// are not; further ones of the same patients. Members needed, members it can hold, and when the oldest
-    /// arrived (seconds since 1970; `None` when empty).
+    /// State of a cohort's window: members that others are compared with, one per patient; those
+    /// that they are not; further ones of the same patients. Members needed, members it can hold,
+    /// and when the oldest arrived (seconds since 1970; `None` when empty).
     pub fn window(
         &self,
         cohort: &str,
@@ -294,8 +294,8 @@ impl Metrics {
         self.0.evictions.with_label_values(&[reason.name()]).inc();
     }
 
-    /// Bytes free to the daemon where this folder lies. There is no series where that is not known: 0
-    /// would say that the disk is full, and the last figure that all is well.
+    /// Bytes free to the daemon where this folder lies. There is no series where that is not known:
+    /// 0 would say that the disk is full, and the last figure that all is well.
     pub fn filesystem_avail(&self, directory: DirectoryKind, n_bytes: Option<u64>) {
         let (family, label) = (&self.0.filesystem_avail, [directory.name()]);
         match n_bytes {

@@ -65,10 +65,11 @@ pub fn quarantine(
     Ok(folder)
 }
 
-/// Moves the files of a refused series to `<quarantine>/<reason>/<name>/<name>/`, with one `reason.json`
-/// beside that folder; the name is that of `came_from`, which need not exist.
+/// Moves the files of a refused series to `<quarantine>/<reason>/<name>/<name>/`, with one
+/// `reason.json` beside that folder; the name is that of `came_from`, which need not exist.
 ///
-/// Without files only the reason is kept. Files that cannot be moved stay where they are, and the reason says so.
+/// Without files only the reason is kept. Files that cannot be moved stay where they are, and the
+/// reason says so.
 pub fn quarantine_series(
     quarantine: &Path,
     files: &[PathBuf],
@@ -135,8 +136,8 @@ fn write_reason(folder: &Path, reason: &ReasonFile) -> io::Result<()> {
     fs::rename(partial, folder.join("reason.json"))
 }
 
-/// Renames, or copies and removes where source and target lie on different file systems. A folder is that
-/// of a series: it holds files only.
+/// Renames, or copies and removes where source and target lie on different file systems. A folder
+/// is that of a series: it holds files only.
 fn move_file(source: &Path, target: &Path) -> io::Result<()> {
     match fs::rename(source, target) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices && source.is_dir() => {
@@ -212,11 +213,13 @@ fn folder_of(quarantine: &Path, name: &Path) -> io::Result<PathBuf> {
     ))
 }
 
-/// Puts a refused file back where it came from, to be read again, and forgets the reason. Gives its path.
+/// Puts a refused file back where it came from, to be read again, and forgets the reason. Gives its
+/// path.
 ///
 /// # Errors
-/// If there is no such entry, its file was never moved, something else lies beside it, or another file has taken its
-/// place; then nothing has changed. Nothing is lost by any other error: the next try goes on.
+/// If there is no such entry, its file was never moved, something else lies beside it, or another
+/// file has taken its place; then nothing has changed. Nothing is lost by any other error: the next
+/// try goes on.
 pub fn requeue(quarantine: &Path, name: &Path, incoming: &Path) -> io::Result<PathBuf> {
     let folder = folder_of(quarantine, name)?;
     let file = refused_file(&folder)?;

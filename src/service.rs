@@ -174,7 +174,8 @@ impl Service {
         notify::ready(&shared.board.status().line());
     }
 
-    /// The settings, with which the daemon could also be started: what they name may lie on a slow disk.
+    /// The settings, with which the daemon could also be started: what they name may lie on a slow
+    /// disk.
     async fn load_again(
         &self,
         old: &Config,

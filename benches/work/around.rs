@@ -1,5 +1,5 @@
-//! What is done around the encoder, with a made-up scan that lies askew, as most do; `mm` is the edge of its
-//! voxels.
+//! What is done around the encoder, with a made-up scan that lies askew, as most do; `mm` is the
+//! edge of its voxels.
 
 use oddscan::{
     nifti,

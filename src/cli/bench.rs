@@ -37,7 +37,8 @@ pub(super) enum Command {
     Encode(Encode),
     /// Seconds that one new scan takes against its window: the distances alone.
     Score(Score),
-    /// The same with reading and keeping them on this disk, and all scores again; for several sizes.
+    /// The same with reading and keeping them on this disk, and all scores again; for several
+    /// sizes.
     Window(window::Arguments),
     /// Seconds per scan and stage through the whole daemon, on made-up scans.
     Pipeline(pipeline::Arguments),
@@ -51,8 +52,8 @@ pub(super) struct Encode {
     /// A weights file instead.
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// Number format of the products: f16, bf16 or f32. The CPU knows f32 and, where the processor has it, bf16.
-    /// Left out, the settings' "auto".
+    /// Number format of the products: f16, bf16 or f32. The CPU knows f32 and, where the processor
+    /// has it, bf16. Left out, the settings' "auto".
     #[arg(long, value_parser = word::<Precision>)]
     precision: Option<Precision>,
     /// Slices per forward pass.
@@ -61,8 +62,8 @@ pub(super) struct Encode {
     /// Slices per repetition.
     #[arg(long, default_value_t = 672)]
     slices: usize,
-    /// Slices whose features are averaged on the device, as many as a token pools; --batch and --slices
-    /// are rounded up to whole groups.
+    /// Slices whose features are averaged on the device, as many as a token pools; --batch and
+    /// --slices are rounded up to whole groups.
     #[arg(long, default_value_t = 7)]
     group: usize,
     /// Pixels along the edge of a slice.
@@ -92,8 +93,8 @@ pub(super) struct Score {
     /// Patches around a token that are searched; 0 searches the whole volume.
     #[arg(long, default_value_t = 1)]
     reach: usize,
-    /// On the CPU alone: candidates of the whole volume are found with products of bf16 where the processor
-    /// has them; f32 does without.
+    /// On the CPU alone: candidates of the whole volume are found with products of bf16 where the
+    /// processor has them; f32 does without.
     #[arg(long, value_parser = word::<Precision>, default_value = "bf16")]
     precision: Precision,
     #[command(flatten)]
@@ -233,8 +234,8 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
     )
 }
 
-/// The smallest cosine between the features of a patch from `encoder` and from the CPU engine, over two
-/// images of soft shapes, which are nearer to scans than noise is.
+/// The smallest cosine between the features of a patch from `encoder` and from the CPU engine, over
+/// two images of soft shapes, which are nearer to scans than noise is.
 fn cosine_to_cpu(
     encoder: &mut dyn SliceEncoder,
     weights: &VitWeights,

@@ -1,5 +1,6 @@
 //! `oddscan confine`: gives up rights, then becomes another program. The daemon starts the site's
-//! preprocessing this way: limits must be set between the start of a process and that of its program.
+//! preprocessing this way: limits must be set between the start of a process and that of its
+//! program.
 
 use std::{ffi::OsString, io, os::unix::process::CommandExt, process::Command};
 

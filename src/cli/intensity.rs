@@ -29,14 +29,15 @@ use crate::{
 pub(super) enum Command {
     /// Learn the landmarks of each cohort from its scans, for `intensity.landmarks`.
     ///
-    /// Use about ten scans of each cohort or more, healthy ones where there are any. The file is part of
-    /// the method: with another one all scans are encoded again.
+    /// Use about ten scans of each cohort or more, healthy ones where there are any. The file is
+    /// part of the method: with another one all scans are encoded again.
     Learn(Learn),
 }
 
 #[derive(clap::Args)]
 pub(super) struct Learn {
-    /// Settings; cohort rules and alignment are obeyed, so that scans are seen as the daemon sees them.
+    /// Settings; cohort rules and alignment are obeyed, so that scans are seen as the daemon sees
+    /// them.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The file to write; one that is there is replaced.

@@ -1,7 +1,8 @@
 //! The commands: one file each.
 //!
 //! Exit codes follow sysexits.h, so that systemd can tell what a restart would not mend: 64 wrong
-//! arguments, 65 a refused scan, 69 no daemon, 70 a failure inside, 74 input or output, 78 settings.
+//! arguments, 65 a refused scan, 69 no daemon, 70 a failure inside, 74 input or output, 78
+//! settings.
 
 mod bench;
 mod check_config;

@@ -52,9 +52,10 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
-    /// Scans (.nii, .nii.gz), DICOM files or zips of them, or folders. Compared are those of one cohort:
-    /// of one file name ending (`_FLAIR`, `_T1w`), or of one [[cohort]] rule of the settings.
-    /// `<subject>_brain.nii.gz` beside a scan is its brain mask, `<stem>.json` says how it was acquired.
+    /// Scans (.nii, .nii.gz), DICOM files or zips of them, or folders. Compared are those of one
+    /// cohort: of one file name ending (`_FLAIR`, `_T1w`), or of one [[cohort]] rule of the
+    /// settings. `<subject>_brain.nii.gz` beside a scan is its brain mask, `<stem>.json` says how
+    /// it was acquired.
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -167,8 +168,8 @@ fn too_few(key: &CohortKey, members: &[Member], config: &Config) -> Option<Strin
     }
 }
 
-/// Files as named, and the scans in folders. DICOM series among them are converted into `unpacked`; those
-/// that cannot be are given apart.
+/// Files as named, and the scans in folders. DICOM series among them are converted into `unpacked`;
+/// those that cannot be are given apart.
 pub(super) fn expand(
     named: &[PathBuf],
     config: &Config,

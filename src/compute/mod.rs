@@ -1,5 +1,5 @@
-//! The encoder and the distances on a device: `cpu` natively, `gpu` through burn, `cuda` with cuBLASLt
-//! where an NVIDIA GPU has it.
+//! The encoder and the distances on a device: `cpu` natively, `gpu` through burn, `cuda` with
+//! cuBLASLt where an NVIDIA GPU has it.
 
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -24,8 +24,8 @@ pub struct EncoderOptions {
     pub final_norm: bool,
     /// How the position embedding is resized.
     pub position: PositionResize,
-    /// Number format of the products; without one, that which finds as much as f32 and takes the least time
-    /// on the device. The CPU takes f32 where it does not have it.
+    /// Number format of the products; without one, that which finds as much as f32 and takes the
+    /// least time on the device. The CPU takes f32 where it does not have it.
     pub precision: Option<Precision>,
 }
 

@@ -231,8 +231,8 @@ impl VitWeights {
     }
 
     /// The same network for grey images in [0, 1], of which the original wants three copies, each
-    /// normalised in its own way: that is linear, and becomes part of the patch embedding. A third of
-    /// the pixels then travels to the device.
+    /// normalised in its own way: that is linear, and becomes part of the patch embedding. A third
+    /// of the pixels then travels to the device.
     pub fn into_grey(mut self) -> Self {
         if self.colours() == 1 {
             return self;

@@ -1,4 +1,5 @@
-//! `[preprocess]`: a program of the site that finds the brain or mends intensities before oddscan does.
+//! `[preprocess]`: a program of the site that finds the brain or mends intensities before oddscan
+//! does.
 
 use std::{path::Path, time::Duration};
 

@@ -76,7 +76,8 @@ const MAX_FRAMES: usize = 20_000;
 /// Reads the header of a file.
 ///
 /// # Errors
-/// If it is no DICOM file, or does not say to which series it belongs. Other faults are noted in the head.
+/// If it is no DICOM file, or does not say to which series it belongs. Other faults are noted in
+/// the head.
 pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
     let options = OpenFileOptions::new().read_preamble(ReadPreamble::Always);
     let file = options.read_until(tags::PIXEL_DATA).from_reader(reader).map_err(unreadable)?;
@@ -175,7 +176,8 @@ impl Head {
     }
 }
 
-/// Third and later values of the image type of what was computed from a series that is there as well.
+/// Third and later values of the image type of what was computed from a series that is there as
+/// well.
 const DERIVED: [&str; 10] = [
     "MPR",
     "MIP",
@@ -378,8 +380,8 @@ impl<'a> Dataset<'a> {
         each.iter().map(frame).collect()
     }
 
-    /// One frame: of a simple image, where everything stands in the data set itself, or of an enhanced
-    /// one, where it stands in the frame's own functional groups or in the shared ones.
+    /// One frame: of a simple image, where everything stands in the data set itself, or of an
+    /// enhanced one, where it stands in the frame's own functional groups or in the shared ones.
     fn frame(&self, groups: &[&InMemDicomObject], image_type: &[String]) -> Result<Frame, Refusal> {
         let Some(origin) =
             numbers(groups, tags::PLANE_POSITION_SEQUENCE, tags::IMAGE_POSITION_PATIENT)

@@ -1,9 +1,9 @@
 //! DICOM series to [`RawVolume`]: the only place that knows dicom-rs.
 //!
-//! Files come in any order and under any name: what belongs together stands in their headers. A series
-//! may hold several images (echoes, magnitude and phase, directions); each is a [`Stack`] of its own.
-//! Nothing here is safe from a file that makes a codec panic or ask for all memory: the daemon calls it
-//! in a process of its own (`cli::dicom`, `pipeline::convert`).
+//! Files come in any order and under any name: what belongs together stands in their headers. A
+//! series may hold several images (echoes, magnitude and phase, directions); each is a [`Stack`] of
+//! its own. Nothing here is safe from a file that makes a codec panic or ask for all memory: the
+//! daemon calls it in a process of its own (`cli::dicom`, `pipeline::convert`).
 
 mod header;
 mod pixels;
@@ -75,8 +75,8 @@ pub struct Converted {
     pub facts: Map<String, Value>,
 }
 
-/// Splits the files of one series into stacks: by echo, by part of the complex signal, by the number of
-/// pixels, by direction.
+/// Splits the files of one series into stacks: by echo, by part of the complex signal, by the
+/// number of pixels, by direction.
 ///
 /// A copy of a file that is there already (the same SOPInstanceUID) adds nothing.
 pub fn stacks<'a>(series: &[(usize, &'a Head)]) -> Vec<Stack<'a>> {

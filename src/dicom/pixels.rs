@@ -81,8 +81,8 @@ impl Pixels {
         Ok(Self { extents: [columns as usize, rows as usize], layout, file })
     }
 
-    /// The intensities of some frames, each scaled by its own slope and intercept, row by row from the
-    /// top. `take` gets the position in `frames` and the frame.
+    /// The intensities of some frames, each scaled by its own slope and intercept, row by row from
+    /// the top. `take` gets the position in `frames` and the frame.
     ///
     /// # Errors
     /// If a frame cannot be decoded, is not as large as the header says, or is not finite.

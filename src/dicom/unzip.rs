@@ -24,8 +24,8 @@ pub struct ZipLimits {
     pub max_bytes: u64,
 }
 
-/// Content may be so many times larger than the zip, beyond [`FREE_BYTES`]: scans compress by 2 to 10,
-/// a zip bomb by a thousand.
+/// Content may be so many times larger than the zip, beyond [`FREE_BYTES`]: scans compress by 2 to
+/// 10, a zip bomb by a thousand.
 const MAX_RATIO: u64 = 100;
 const FREE_BYTES: u64 = 64 << 20;
 

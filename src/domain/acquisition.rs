@@ -32,7 +32,8 @@ pub fn suffix_of(stem: &str) -> Option<&'static str> {
 }
 
 /// What is known of the acquisition: from the file name, the grid, and the JSON that dcm2niix or a
-/// BIDS data set puts beside the scan. Absent is what nobody has said; numbers are finite and above 0.
+/// BIDS data set puts beside the scan. Absent is what nobody has said; numbers are finite and above
+/// 0.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AcquisitionFacts {

@@ -1,7 +1,8 @@
 //! Which scans may be compared with which.
 //!
-//! Without rules the BIDS suffix of the file name decides. Rules of the settings come first, in their
-//! order; a scan that none takes stays with those of its suffix, apart from every named cohort.
+//! Without rules the BIDS suffix of the file name decides. Rules of the settings come first, in
+//! their order; a scan that none takes stays with those of its suffix, apart from every named
+//! cohort.
 
 use std::{fmt, ops::RangeInclusive};
 
@@ -16,8 +17,9 @@ pub const UNKNOWN: &str = "unknown";
 /// Scans are compared only within a cohort: one kind of image, processed in one way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CohortKey {
-    /// Name of the rule that took the scan, or the lower-case BIDS suffix of the file name (`flair`,
-    /// `t1w`), or [`UNKNOWN`]. The journal has it under the name of the time before there were rules.
+    /// Name of the rule that took the scan, or the lower-case BIDS suffix of the file name
+    /// (`flair`, `t1w`), or [`UNKNOWN`]. The journal has it under the name of the time before there
+    /// were rules.
     #[serde(rename = "modality")]
     pub name: String,
     /// First 16 hex digits of the hash over everything that shapes the tokens: weights, layers,
@@ -26,8 +28,8 @@ pub struct CohortKey {
 }
 
 impl CohortKey {
-    /// The cohort of a scan by the first rule that takes it, else by its suffix; and why an earlier rule
-    /// could not be decided. What is no known suffix is a cohort of its own.
+    /// The cohort of a scan by the first rule that takes it, else by its suffix; and why an earlier
+    /// rule could not be decided. What is no known suffix is a cohort of its own.
     pub fn choose(
         rules: &[CohortRule],
         facts: &AcquisitionFacts,

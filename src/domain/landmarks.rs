@@ -1,7 +1,7 @@
 //! The landmarks of several cohorts as one file: learnt once, frozen, and part of the method.
 //!
-//! A file that was changed after it was written is refused: tokens made with other landmarks cannot be
-//! compared, and results name the landmarks by their digest.
+//! A file that was changed after it was written is refused: tokens made with other landmarks cannot
+//! be compared, and results name the landmarks by their digest.
 
 use std::collections::BTreeMap;
 

@@ -25,8 +25,8 @@ use scan::ScanId;
 
 /// A frozen vision transformer that describes slices.
 pub trait SliceEncoder: Send {
-    /// The features of every patch at every layer that the encoder was built for, in the order of those
-    /// layers, averaged over the images of each group.
+    /// The features of every patch at every layer that the encoder was built for, in the order of
+    /// those layers, averaged over the images of each group.
     ///
     /// They do not depend on the other images of the batch.
     fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError>;
@@ -50,8 +50,8 @@ pub struct GridName {
     pub grid: usize,
 }
 
-/// Distances from each token of one scan to its nearest token of another. Mirrored pairs give mirrored
-/// columns, to the last bit.
+/// Distances from each token of one scan to its nearest token of another. Mirrored pairs give
+/// mirrored columns, to the last bit.
 pub trait PairDistances: Send {
     /// Both directions of one pair of grids, which have the same shape and channels.
     fn nearest(
@@ -61,14 +61,14 @@ pub trait PairDistances: Send {
         reach: SearchReach,
     ) -> Result<PairColumns, DeviceError>;
 
-    /// Gives the device tokens to keep under a name, instead of those that had it. It keeps them if it has
-    /// memory of its own, and for as long as there is room.
+    /// Gives the device tokens to keep under a name, instead of those that had it. It keeps them if
+    /// it has memory of its own, and for as long as there is room.
     fn keep(&mut self, _name: GridName, _tokens: &TokenGrid) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    /// As [`PairDistances::nearest`], of one grid with each of others of its shape and channels; `None` where
-    /// the device does not have both.
+    /// As [`PairDistances::nearest`], of one grid with each of others of its shape and channels;
+    /// `None` where the device does not have both.
     fn nearest_of_kept(
         &mut self,
         _name: GridName,

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// A patient, told from others. It holds no name or number; from a hash of one, somebody who tries all numbers of a
-/// hospital finds it, so that it stays in the journal, which is patient data anyway.
+/// A patient, told from others. It holds no name or number; from a hash of one, somebody who tries
+/// all numbers of a hospital finds it, so that it stays in the journal, which is patient data
+/// anyway.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Patient(String);
@@ -34,7 +35,8 @@ impl Patient {
         Some(Self::hash("sub-", label))
     }
 
-    /// By the PatientID of a DICOM header; nothing where it says nothing, or what it would say of everybody.
+    /// By the PatientID of a DICOM header; nothing where it says nothing, or what it would say of
+    /// everybody.
     pub fn of_header(patient_id: &str) -> Option<Self> {
         let id = patient_id.trim();
         let told: String = id.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect();

@@ -1,7 +1,7 @@
 //! Which scans are good enough to be compared with.
 //!
-//! A bad scan is scored and reported like any other, with a warning. Others' scores do not use it: its
-//! tokens tell of noise, or of other places than those that they are compared at.
+//! A bad scan is scored and reported like any other, with a warning. Others' scores do not use it:
+//! its tokens tell of noise, or of other places than those that they are compared at.
 
 use super::scan::ScanRecord;
 
@@ -12,13 +12,15 @@ pub struct QualityLimits {
     pub max_noise: f64,
     /// Largest share of the brain outside the cube.
     pub max_cut_fraction: f64,
-    /// Least share of the scan's contrast that the template must explain, of scans that were aligned.
+    /// Least share of the scan's contrast that the template must explain, of scans that were
+    /// aligned.
     pub min_explained: f64,
 }
 
 impl QualityLimits {
-    /// What is wrong with a scan, in words with value, limit and key; nothing if others may be compared
-    /// with it. What was not measured, as in scans from before there were limits, is not wrong.
+    /// What is wrong with a scan, in words with value, limit and key; nothing if others may be
+    /// compared with it. What was not measured, as in scans from before there were limits, is not
+    /// wrong.
     pub fn faults(&self, record: &ScanRecord) -> Vec<String> {
         let encoded = record.encoded.as_ref();
         let noise = encoded.and_then(|found| found.noise).filter(|&noise| noise > self.max_noise);

@@ -201,8 +201,9 @@ pub struct ScanRecord {
     pub state: ScanState,
     /// File name as exported, without folder. May name a patient: never logged above `debug`.
     pub source_name: String,
-    /// Where the file lay below the incoming folder; of a volume made of DICOM files, their folder or zip. May name
-    /// a patient, too. Empty for scans from before this was kept, and without a daemon.
+    /// Where the file lay below the incoming folder; of a volume made of DICOM files, their folder
+    /// or zip. May name a patient, too. Empty for scans from before this was kept, and without a
+    /// daemon.
     #[serde(default)]
     pub came_from: String,
     /// Whose scan it is by the DICOM header that it came with. Never in the results.

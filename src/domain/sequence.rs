@@ -1,8 +1,8 @@
 //! Which BIDS suffix a series deserves, by what its header says of the sequence.
 //!
 //! Cautious on purpose: a scan in the wrong cohort meets scans that it cannot be compared with and
-//! spoils their scores, while one called `unknown` waits in a cohort of its own. So the timing of the
-//! sequence and the words of its name must agree; where they do not, the suffix is `unknown`.
+//! spoils their scores, while one called `unknown` waits in a cohort of its own. So the timing of
+//! the sequence and the words of its name must agree; where they do not, the suffix is `unknown`.
 //! Limits in ms are those of textbooks with room for 1.5 and 3 T; docs/preprocessing.md lists them.
 
 use super::cohort::UNKNOWN;
@@ -107,7 +107,8 @@ pub fn bids_suffix(acquisition: &Acquisition) -> &'static str {
     }
 }
 
-/// Lower-case words of the names; `+c`, `w/o` and `t2*` are the only ones with signs that mean something.
+/// Lower-case words of the names; `+c`, `w/o` and `t2*` are the only ones with signs that mean
+/// something.
 fn words(acquisition: &Acquisition) -> Vec<String> {
     let names = [&acquisition.description, &acquisition.protocol, &acquisition.sequence_name];
     let text: Vec<String> = names.into_iter().flatten().map(|name| name.to_lowercase()).collect();
@@ -143,8 +144,8 @@ fn by_name(words: &[String]) -> Hint {
     kinds.into_iter().find(|(is_so, _)| *is_so).map_or(Hint::Open, |(_, kind)| Hint::Kind(kind))
 }
 
-/// What the timing allows. Gradient echoes without preparation look alike in T1 images, angiographies
-/// and susceptibility images; there the name decides.
+/// What the timing allows. Gradient echoes without preparation look alike in T1 images,
+/// angiographies and susceptibility images; there the name decides.
 fn by_timing(acquisition: &Acquisition) -> Hint {
     let is = |code: &str| acquisition.scanning_sequence.iter().any(|have| have == code);
     let is_variant = |code: &str| acquisition.sequence_variant.iter().any(|have| have == code);

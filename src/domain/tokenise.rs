@@ -141,8 +141,8 @@ fn images_of(volume: &Volume, builder: &TokenBuilder<'_>, groups: &[SliceGroup])
     }
 }
 
-/// One group that the device has too little memory for: encoded `max_batch` images at a time, fewer after
-/// each out-of-memory error, and pooled here.
+/// One group that the device has too little memory for: encoded `max_batch` images at a time, fewer
+/// after each out-of-memory error, and pooled here.
 fn encode_in_parts(
     encoder: &mut dyn SliceEncoder,
     images: &ImageBatch,

@@ -151,7 +151,8 @@ label! {
     }
 }
 
-/// Values of the label `class`: those of [`ScanError::class`](crate::domain::error::ScanError::class), and `internal` for a panic.
+/// Values of the label `class`: those of
+/// [`ScanError::class`](crate::domain::error::ScanError::class), and `internal` for a panic.
 pub(super) const ERROR_CLASSES: [&str; 6] =
     ["io", "input", "out_of_memory", "device", "store", INTERNAL];
 pub(super) const INTERNAL: &str = "internal";

@@ -10,8 +10,8 @@ use super::{
 /// Name of the template beside the weights.
 pub const TEMPLATE_FILE: &str = "icbm152_2009a_sym_t1.nii.gz";
 
-/// ICBM 152 2009a symmetric T1, 1 mm, stripped (Fonov et al. 2011), as nilearn carries it: BSD-3 with the
-/// notice of the MNI, free to use and pass on.
+/// ICBM 152 2009a symmetric T1, 1 mm, stripped (Fonov et al. 2011), as nilearn carries it: BSD-3
+/// with the notice of the MNI, free to use and pass on.
 const PACKED: PackedFile = PackedFile {
     package: "nilearn==0.14.1",
     entry: "nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",

@@ -1,8 +1,9 @@
 //! Which voxels of a head are brain: the template's brain, corrected by the scan's own intensities.
 //!
 //! Ours. An affine leaves the template's brain 5 to 15 % too small or large; where the brain really
-//! ends, tissue turns into dark skull. So: brain is what is bright near the template's brain, opened so
-//! that scalp and meninges fall off, closed so that the liquor between the folds belongs to it.
+//! ends, tissue turns into dark skull. So: brain is what is bright near the template's brain,
+//! opened so that scalp and meninges fall off, closed so that the liquor between the folds belongs
+//! to it.
 
 use rayon::prelude::*;
 
@@ -60,8 +61,8 @@ pub fn carried(mask: &RawMask, to_scan: &Affine, shape: Shape3, affine: &Affine)
     mask.onto(shape, &to_mask)
 }
 
-/// A coarser mask on the scan's grid: where more than half of the weight of the eight voxels around is
-/// inside.
+/// A coarser mask on the scan's grid: where more than half of the weight of the eight voxels around
+/// is inside.
 fn smoothly_onto(mask: &RawMask, scan: &RawVolume) -> RawMask {
     let voxels = mask.inside.iter().map(|&inside| f32::from(u8::from(inside))).collect();
     let weights = RawVolume { shape: mask.shape, voxels, affine: mask.affine };

@@ -1,10 +1,10 @@
 //! Consistent anomalies: which scans share a lesion, and with which tokens?
 //!
 //! A lesion that several scans of a window share finds itself in them and scores low. Le-Gia and
-//! Ahn (CoDeGraph, TMLR 2025) recognise it by *neighbour burnout*: its distances to the other scans,
-//! sorted, stay small for as many scans as share it and then jump, where those of a normal token
-//! grow slowly. Tokens that burn out link their scan to the near ones; scans with many links in
-//! common are a community; a community far denser than the rest is suspect, and the tokens that
+//! Ahn (CoDeGraph, TMLR 2025) recognise it by *neighbour burnout*: its distances to the other
+//! scans, sorted, stay small for as many scans as share it and then jump, where those of a normal
+//! token grow slowly. Tokens that burn out link their scan to the near ones; scans with many links
+//! in common are a community; a community far denser than the rest is suspect, and the tokens that
 //! only its members explain no longer count as candidates for a match. Scans are never left out.
 //!
 //! The published outline leaves the numbers open; all of them stand in [`CommunitySettings`].
@@ -19,8 +19,8 @@
 //! * What a scan alone weighs in the comparison of communities: see [`Suspect::mean_inner_weight`].
 //! * A community whose members would lose many tokens is a group of scans, and loses none.
 //!
-//! Limits: a lesion in more scans than the reference rank reaches does not burn out, and one in half
-//! of the window or more is no anomaly there.
+//! Limits: a lesion in more scans than the reference rank reaches does not burn out, and one in
+//! half of the window or more is no anomaly there.
 
 use std::cmp::Ordering;
 
@@ -49,9 +49,9 @@ pub struct CommunitySettings {
     /// Divide the distances of each ordered pair of scans by their median. On; see the module.
     pub level_pairs: bool,
     /// The resolution of the communities is this quantile, over the scans, of the mean weight of a
-    /// scan's links. 0.25 (outline, there of all positive weights: a lesion in 60 of 200 scans makes
-    /// three quarters of those, becomes its own resolution and falls apart; it never makes three
-    /// quarters of the scans).
+    /// scan's links. 0.25 (outline, there of all positive weights: a lesion in 60 of 200 scans
+    /// makes three quarters of those, becomes its own resolution and falls apart; it never makes
+    /// three quarters of the scans).
     pub resolution_quantile: Fraction,
     /// The resolution is at least this many links per pair of scans. 1: a single link joins nobody.
     pub min_resolution: f64,
@@ -60,9 +60,9 @@ pub struct CommunitySettings {
     /// A suspect community has less than this share of the scans. 0.5 (outline): from there on it
     /// says what is normal.
     pub max_scan_share: Fraction,
-    /// A suspect community's mean inner weight exceeds the third quartile of the others by this many
-    /// interquartile ranges. 3 (outline: 1.5 to 4.5): windows without a lesion reached 2.5, lesions
-    /// of three tokens in 30 % of the scans began at 3.6.
+    /// A suspect community's mean inner weight exceeds the third quartile of the others by this
+    /// many interquartile ranges. 3 (outline: 1.5 to 4.5): windows without a lesion reached 2.5,
+    /// lesions of three tokens in 30 % of the scans began at 3.6.
     pub iqr_factor: f64,
     /// The interquartile range counts as at least this many links per pair of scans. 1, the
     /// smallest step of a weight: where all others are equal, any difference would stand out.
@@ -70,8 +70,8 @@ pub struct CommunitySettings {
     /// Excluded are tokens of a suspect community whose ratio of scores, without and with its
     /// scans, exceeds this quantile of the ratios of all other scans. 0.99 (outline).
     pub exclusion_quantile: Fraction,
-    /// A suspect community that would lose a larger share of its tokens loses none: its scans differ
-    /// as scans. 0.25: scanner groups gave 0.8 and lesions 0.05.
+    /// A suspect community that would lose a larger share of its tokens loses none: its scans
+    /// differ as scans. 0.25: scanner groups gave 0.8 and lesions 0.05.
     pub max_excluded_share: Fraction,
 }
 
@@ -143,10 +143,11 @@ impl CommunityFinding {
 /// Looks for consistent anomalies in a window at one layer.
 ///
 /// `window` holds the distances of each scan to all others, the columns in the order of the window
-/// with the scan itself left out. `keep` is that of [`mutual_scores`](super::scoring::mutual_scores):
-/// the scores that are compared with and without a community are means of as many distances. The
-/// same window gives the same finding, to the last bit. On one core 60 scans of 2,000 tokens take
-/// about 0.4 s and 200 take 4 s, twice as much if there is a suspect.
+/// with the scan itself left out. `keep` is that of
+/// [`mutual_scores`](super::scoring::mutual_scores): the scores that are compared with and without
+/// a community are means of as many distances. The same window gives the same finding, to the last
+/// bit. On one core 60 scans of 2,000 tokens take about 0.4 s and 200 take 4 s, twice as much if
+/// there is a suspect.
 ///
 /// # Panics
 /// If a scan has not one column per other scan.

@@ -79,7 +79,8 @@ impl Shape3 {
         [offset % nx, offset / nx % ny, offset / (nx * ny)]
     }
 
-    /// Position in memory of the voxel that a place, in voxels, is nearest to; `None` beyond the grid.
+    /// Position in memory of the voxel that a place, in voxels, is nearest to; `None` beyond the
+    /// grid.
     #[inline]
     pub fn nearest(self, place: [f64; 3]) -> Option<usize> {
         let mut voxel = [0; 3];
@@ -217,8 +218,8 @@ impl Affine {
         Affine { rows }
     }
 
-    /// The x below `n` of which `[x, y, z]` is mapped into the box between two corners, and at most two more on
-    /// either side.
+    /// The x below `n` of which `[x, y, z]` is mapped into the box between two corners, and at most
+    /// two more on either side.
     pub fn row_within(&self, y: f64, z: f64, [low, high]: [[f64; 3]; 2], n: usize) -> Range<usize> {
         let start = self.apply([0.0, y, z]);
         let (mut first, mut last) = (0.0_f64, n as f64);

@@ -1,26 +1,28 @@
-//! Which value does a tissue have? In MRI none of its own: it depends on sequence, coil and scanner.
+//! Which value does a tissue have? In MRI none of its own: it depends on sequence, coil and
+//! scanner.
 //!
 //! Standardisation by landmarks (Nyúl, Udupa and Zhang 2000, "New variants of a method of MRI scale
-//! standardization"): percentiles of a scan's brain are brought to the values that they have on average in
-//! the scans of a cohort, and what lies between is mapped linearly.
+//! standardization"): percentiles of a scan's brain are brought to the values that they have on
+//! average in the scans of a cohort, and what lies between is mapped linearly.
 //!
-//! Deliberate differences: values are shares of the white level, so that the mean over scans does not
-//! depend on anyone's scale; 0 stays 0, for it is background; and what lies above the last landmark goes
-//! on with the slope of all landmarks instead of that of the last two, between which a lesion may lie.
+//! Deliberate differences: values are shares of the white level, so that the mean over scans does
+//! not depend on anyone's scale; 0 stays 0, for it is background; and what lies above the last
+//! landmark goes on with the slope of all landmarks instead of that of the last two, between which
+//! a lesion may lie.
 
 use super::{
     scoring::quantile,
     volume::{RawMask, RawVolume},
 };
 
-/// Percentiles that serve as landmarks. None above 80: a lesion that is brighter than all healthy tissue
-/// and fills a fifth of the brain begins there. Measured in docs/quality.md.
+/// Percentiles that serve as landmarks. None above 80: a lesion that is brighter than all healthy
+/// tissue and fills a fifth of the brain begins there. Measured in docs/quality.md.
 pub const PERCENTILES: [f64; 8] = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0];
 
 /// The values that landmarks are brought to.
 ///
-/// At least two percentiles, strictly increasing, within (0, 100), and as many values, strictly increasing,
-/// within (0, 1].
+/// At least two percentiles, strictly increasing, within (0, 100), and as many values, strictly
+/// increasing, within (0, 1].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Landmarks {
     percentiles: Vec<f64>,
@@ -41,8 +43,8 @@ impl Landmarks {
         Ok(Self { percentiles, values })
     }
 
-    /// The mean, over scans, of their landmarks as [`of_scan`] finds them, as shares of each one's white
-    /// level. Rounded to a millionth: that is what a file holds without loss.
+    /// The mean, over scans, of their landmarks as [`of_scan`] finds them, as shares of each one's
+    /// white level. Rounded to a millionth: that is what a file holds without loss.
     ///
     /// # Errors
     /// If there are no scans, or if a mean does not rise above the one before: the reason in words.
@@ -83,8 +85,8 @@ fn is_increasing(values: &[f64]) -> bool {
     values.windows(2).all(|pair| pair[0] < pair[1])
 }
 
-/// Percentiles of the brain's intensities, in the scan's units, by linear interpolation: one for each
-/// asked for; none of an empty brain.
+/// Percentiles of the brain's intensities, in the scan's units, by linear interpolation: one for
+/// each asked for; none of an empty brain.
 pub fn of_scan(raw: &RawVolume, brain: &RawMask, percentiles: &[f64]) -> Vec<f64> {
     let mut inside = brain.values(&raw.voxels);
     if inside.is_empty() {
@@ -113,9 +115,9 @@ pub enum Scale {
 impl Scale {
     /// Brings a scan's landmarks, as [`of_scan`] found them, to those of its cohort.
     ///
-    /// Landmarks that lie at one intensity, as in a scan of few distinct values, become one knot at the mean
-    /// of their values; those at 0 and below are left out. `None` if fewer than two are left: there is
-    /// no shape then that could be brought to another.
+    /// Landmarks that lie at one intensity, as in a scan of few distinct values, become one knot at
+    /// the mean of their values; those at 0 and below are left out. `None` if fewer than two are
+    /// left: there is no shape then that could be brought to another.
     pub fn standard(own: &[f64], landmarks: &Landmarks) -> Option<Self> {
         let mut knots = vec![[0.0, 0.0]];
         let pairs: Vec<[f64; 2]> =
@@ -224,8 +226,8 @@ mod tests {
                     furthest = furthest.max((one - other).abs());
                 }
             }
-            // A gain to the last digits of f32. Of a bent scale what remains is the bend between two
-            // landmarks, at most between fluid and grey matter.
+            // A gain to the last digits of f32. Of a bent scale what remains is the bend between
+            // two landmarks, at most between fluid and grey matter.
             let allowed = if gamma == 1.0 { 1e-5 } else { 0.06 };
             assert!(furthest < allowed, "{gain} {gamma}: {furthest}");
         }
@@ -235,8 +237,8 @@ mod tests {
     fn a_large_lesion_moves_the_values_of_healthy_tissue_by_less_than_a_stated_bound() {
         let healthy = scan(1);
         let landmarks = landmarks_of(&[scan(2), scan(3), scan(4)]);
-        // The middles of grey and white matter. Not of fluid: a tenth of the voxels darker than it is the
-        // lowest landmark's tenth.
+        // The middles of grey and white matter. Not of fluid: a tenth of the voxels darker than it
+        // is the lowest landmark's tenth.
         let tissues = [90.0, 130.0];
         let value = |scan: &(RawVolume, RawMask)| {
             let scale = scale_of(scan, &landmarks);

@@ -116,8 +116,8 @@ pub fn score_map(
     map
 }
 
-/// To 14 significant bits, 6e-5 of the value at most: what lies below says nothing, and takes a third of the room
-/// in a file.
+/// To 14 significant bits, 6e-5 of the value at most: what lies below says nothing, and takes a
+/// third of the room in a file.
 fn rounded(value: f32) -> f32 {
     const DROPPED: u32 = 10;
     f32::from_bits((value.to_bits() + (1 << (DROPPED - 1))) >> DROPPED << DROPPED)
@@ -273,7 +273,8 @@ mod tests {
             let scores = vec![Some(value); cells.len()];
             ScoreGrid { foreground: Foreground { shape: Shape3(shape), cells }, scores }
         };
-        // Both whole but for the upper half of the second along x; the first is twice as fine along z.
+        // Both whole but for the upper half of the second along x; the first is twice as fine along
+        // z.
         let first = view([2, 2, 4], (0..16).collect(), 1.0);
         let second = view([2, 2, 2], vec![0, 2, 4, 6], 3.0);
         let joined = joined_scores(&[first, second]);

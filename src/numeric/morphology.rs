@@ -42,8 +42,8 @@ impl Grid {
         mask
     }
 
-    /// Distance of each voxel centre to the nearest one in the mask, mm (Felzenszwalb and Huttenlocher
-    /// 2012); infinite if the mask is empty.
+    /// Distance of each voxel centre to the nearest one in the mask, mm (Felzenszwalb and
+    /// Huttenlocher 2012); infinite if the mask is empty.
     pub(super) fn distance_to(&self, mask: &[bool]) -> Vec<f64> {
         let start = |&inside: &bool| if inside { 0.0 } else { f64::INFINITY };
         let mut squares: Vec<f64> = mask.iter().map(start).collect();

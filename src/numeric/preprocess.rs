@@ -1,8 +1,8 @@
 //! From a scan as scanned to the canonical cube that the encoder slices (method, section 1).
 //!
-//! Ours where the paper is silent: the cube is centred on the box around the brain, of the scan's or,
-//! where that was aligned, of the template's; intensities are divided by a high percentile inside the
-//! brain, or brought to landmarks ([`intensity`]).
+//! Ours where the paper is silent: the cube is centred on the box around the brain, of the scan's
+//! or, where that was aligned, of the template's; intensities are divided by a high percentile
+//! inside the brain, or brought to landmarks ([`intensity`]).
 
 use std::ops::Range;
 
@@ -35,8 +35,8 @@ pub struct Canonical {
     pub brain_ml: f64,
     /// Share of the brain that lies outside the cube, in [0, 1].
     pub cut_fraction: f64,
-    /// Whether its intensities were brought to landmarks; not if there were none for it, or if it has too
-    /// few distinct values.
+    /// Whether its intensities were brought to landmarks; not if there were none for it, or if it
+    /// has too few distinct values.
     pub is_standardised: bool,
 }
 
@@ -129,10 +129,10 @@ fn onto_grid_of(raw: &RawVolume, mask: &RawMask) -> RawMask {
 /// Resamples scan and brain to the cube and scales the intensities to [0, 1].
 ///
 /// `brain` lies on the scan's grid; `aligned` is the cube of an aligned scan
-/// ([`aligned_cube_affine`]), without it the cube lies around the brain ([`cube_affine`]). Intensities:
-/// trilinear, 0 beyond the grid; brain: nearest.
-/// Zero stays zero, the 99.8th percentile of the brain becomes 1, what lies above is clipped; with
-/// `landmarks` those of the brain are brought to theirs instead, and what then lies above 1 is clipped.
+/// ([`aligned_cube_affine`]), without it the cube lies around the brain ([`cube_affine`]).
+/// Intensities: trilinear, 0 beyond the grid; brain: nearest. Zero stays zero, the 99.8th
+/// percentile of the brain becomes 1, what lies above is clipped; with `landmarks` those of the
+/// brain are brought to theirs instead, and what then lies above 1 is clipped.
 pub fn canonicalise(
     raw: &RawVolume,
     brain: &RawMask,

@@ -1,7 +1,7 @@
 //! How good is a scan, without another one to compare it with?
 //!
-//! One figure: noise, by a mask that answers nothing to whatever is constant or linear (Immerkær 1996,
-//! "Fast noise variance estimation"):
+//! One figure: noise, by a mask that answers nothing to whatever is constant or linear (Immerkær
+//! 1996, "Fast noise variance estimation"):
 //!
 //! ```text
 //!  1 -2  1
@@ -9,9 +9,9 @@
 //!  1 -2  1
 //! ```
 //!
-//! Noise of standard deviation s gives values of 6 s. Immerkær averages their sizes, and edges with them;
-//! here it is the median, so that the folds of the brain count little. Measured in docs/quality.md: it
-//! follows noise that is added to real scans, and does not follow motion.
+//! Noise of standard deviation s gives values of 6 s. Immerkær averages their sizes, and edges with
+//! them; here it is the median, so that the folds of the brain count little. Measured in
+//! docs/quality.md: it follows noise that is added to real scans, and does not follow motion.
 
 use super::{
     geometry::Shape3,
@@ -28,13 +28,13 @@ const GAIN: f64 = 6.0;
 /// Median size of a standard normal value.
 const MEDIAN_SIZE: f64 = 0.674_489_750_196_081_7;
 
-/// Noise in the brain, as a share of the brain's contrast, which is the distance between the 10th and the
-/// 90th percentile of its intensities. Contrast and not brightness, because that is what tells tissues
-/// apart whatever the scanner's scale.
+/// Noise in the brain, as a share of the brain's contrast, which is the distance between the 10th
+/// and the 90th percentile of its intensities. Contrast and not brightness, because that is what
+/// tells tissues apart whatever the scanner's scale.
 ///
 /// `brain` lies on the scan's grid. Looked at are planes across the longest edge of a voxel, where
-/// neighbours are nearest. Scans that were resampled have less than they were scanned with: interpolation
-/// is an average. `None` where the brain is too small or has no contrast.
+/// neighbours are nearest. Scans that were resampled have less than they were scanned with:
+/// interpolation is an average. `None` where the brain is too small or has no contrast.
 pub fn noise(raw: &RawVolume, brain: &RawMask) -> Option<f64> {
     let contrast = contrast(raw, brain);
     let across = across(raw);
@@ -108,8 +108,8 @@ mod tests {
 
     #[test]
     fn the_answer_at_a_voxel_worked_by_hand() {
-        // A single voxel of 5 in nothing: four times 5 there, twice beside it, once at its corners, and
-        // only in its own plane, which is that of x and z.
+        // A single voxel of 5 in nothing: four times 5 there, twice beside it, once at its corners,
+        // and only in its own plane, which is that of x and z.
         let (raw, mut brain) = scan(|place| if place == [7, 8, 9] { 5.0 } else { 0.0 });
         let at = |place| answer(&raw, &brain, place, across(&raw));
         assert_eq!(at([7, 8, 9]), Some(20.0));

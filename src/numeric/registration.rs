@@ -2,7 +2,8 @@
 //!
 //! Twelve parameters, found by normalised mutual information (Studholme, Hill and Hawkes 1999) with
 //! Powell's BOBYQA from coarse to fine. The template holds a brain alone, the scan may hold a whole
-//! head: only the template's brain is compared. The same scan gives the same alignment, to the last bit.
+//! head: only the template's brain is compared. The same scan gives the same alignment, to the last
+//! bit.
 
 use bobyqa::{Bobyqa, Config};
 use rayon::prelude::*;
@@ -42,8 +43,8 @@ impl Template {
 pub struct Alignment {
     /// Template world -> scan world, mm.
     pub to_scan: Affine,
-    /// Share of the scan's variance, over the template's brain and a rim around it, that the template's
-    /// intensities explain (correlation ratio, Roche et al. 1998), in [0, 1].
+    /// Share of the scan's variance, over the template's brain and a rim around it, that the
+    /// template's intensities explain (correlation ratio, Roche et al. 1998), in [0, 1].
     pub explained: f64,
     /// Share of the template's brain that lies within the scan's grid, in [0, 1].
     pub coverage: f64,
@@ -81,21 +82,21 @@ const LEVELS: [(f64, f64, f64); 3] = [(8.0, 4.0, 0.8), (4.0, 2.0, 0.2), (2.0, 0.
 const KEPT: [usize; 3] = [16, 8, 2];
 /// Smallest extent of a scan, mm; a brain measures 110 to 190.
 pub const MIN_EXTENT_MM: f64 = 60.0;
-/// So far around the template's brain a whole head is compared as well, mm. A wider rim lets the template
-/// grow until its dark surroundings are the air around the head, or shrink into the brain.
+/// So far around the template's brain a whole head is compared as well, mm. A wider rim lets the
+/// template grow until its dark surroundings are the air around the head, or shrink into the brain.
 const HEAD_RIM_MM: f64 = 2.0;
 /// The same where there is no head around the brain: here its edge says most.
 const STRIPPED_RIM_MM: f64 = 8.0;
-/// What the template explains of a brain at least: measured 0.36 to 0.49 on heads, 0.33 to 0.79 on extracted
-/// brains; heads that were turned upside down or back to front reach 0.25, a ball 0.30.
+/// What the template explains of a brain at least: measured 0.36 to 0.49 on heads, 0.33 to 0.79 on
+/// extracted brains; heads that were turned upside down or back to front reach 0.25, a ball 0.30.
 pub const MIN_EXPLAINED: f64 = 0.31;
 /// Share of the template's brain that must lie within the scan.
 pub const MIN_COVERAGE: f64 = 0.6;
 /// Most evaluations per search.
 const MAX_EVALUATIONS: usize = 500;
 
-/// Rotations, scales and shears are counted in millimetres at this distance from the centre, so that
-/// one step means about as much in each parameter.
+/// Rotations, scales and shears are counted in millimetres at this distance from the centre, so
+/// that one step means about as much in each parameter.
 const RADIUS_MM: f64 = 80.0;
 /// How far each group of parameters may go, mm at [`RADIUS_MM`]: translation from the start 80 mm,
 /// rotation 45 degrees, scale 0.67 to 1.5, shear 0.25.
@@ -189,8 +190,8 @@ fn product(a: &[[f64; 3]; 3], b: &[[f64; 3]; 3]) -> [[f64; 3]; 3] {
     a.map(|row| [0, 1, 2].map(|c| (0..3).map(|k| row[k] * b[k][c]).sum()))
 }
 
-/// Intensities to bins of the joint histogram: each bin holds about as much of what is not background,
-/// so that a bright scalp leaves the brain as many bins as a dark one does.
+/// Intensities to bins of the joint histogram: each bin holds about as much of what is not
+/// background, so that a bright scalp leaves the brain as many bins as a dark one does.
 #[derive(Debug, Clone)]
 struct GreyScale {
     /// The intensity at which each bin is centred, ascending.

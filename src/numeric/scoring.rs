@@ -11,8 +11,8 @@ pub enum SearchReach {
     /// Any token of the other scan (the paper; needs no alignment).
     WholeVolume,
     /// Tokens at most this many patches away along each axis (Chebyshev distance); where cells are
-    /// half a patch deep, 1 means the 45 cells around the token's own. As good as the whole volume on
-    /// aligned scans, at about a sixtieth of the distances.
+    /// half a patch deep, 1 means the 45 cells around the token's own. As good as the whole volume
+    /// on aligned scans, at about a sixtieth of the distances.
     Patches(NonZeroUsize),
 }
 
@@ -109,8 +109,9 @@ impl NearestDistances {
 /// The score is the mean of the `keep` smallest distances of the token's row. A minimum would call
 /// a lesion seen twice common; a mean over all lets one odd scan spoil the row. Infinite distances
 /// are no matches and are left out; a token without any finite one has no evidence for or against
-/// it and gets `None`. A scan with no match at all, as one that is not to be compared, is not one of those that
-/// `keep` is a share of. The order of the columns does not change the result, to the last bit.
+/// it and gets `None`. A scan with no match at all, as one that is not to be compared, is not one
+/// of those that `keep` is a share of. The order of the columns does not change the result, to the
+/// last bit.
 pub fn mutual_scores(nearest: &NearestDistances, keep: Fraction) -> Vec<Option<f32>> {
     let has_match = |column: &&Vec<f32>| column.iter().any(|distance| distance.is_finite());
     let n_compared = nearest.columns.iter().filter(has_match).count();
@@ -126,12 +127,12 @@ pub fn mean_over_layers(layers: &[Vec<Option<f32>>]) -> Vec<Option<f32>> {
     (0..layers.first().map_or(0, Vec::len)).map(mean).collect()
 }
 
-/// Takes from each score of a window a `share` of what its cell scores in other patients' scans, as far as
-/// that exceeds the average cell. Ventricles, folds and the rim differ between healthy people and
-/// score high in all scans (ours).
+/// Takes from each score of a window a `share` of what its cell scores in other patients' scans, as
+/// far as that exceeds the average cell. Ventricles, folds and the rim differ between healthy
+/// people and score high in all scans (ours).
 ///
-/// `grids[i]` are the scores of scan `i`, of the patient numbered `patients[i]`, on cells of one grid. Scores stay
-/// at or above 0; cells that no other patient has are left as they are.
+/// `grids[i]` are the scores of scan `i`, of the patient numbered `patients[i]`, on cells of one
+/// grid. Scores stay at or above 0; cells that no other patient has are left as they are.
 pub fn level_places(grids: &mut [ScoreGrid], patients: &[usize], share: f64) {
     let all = Places::of(grids.iter());
     let average = all.average();
@@ -157,8 +158,8 @@ pub fn level_places(grids: &mut [ScoreGrid], patients: &[usize], share: f64) {
     }
 }
 
-/// Of each cell the sum of its scores, and how many there are. The sums are exact, so that the order of the scans
-/// changes no bit.
+/// Of each cell the sum of its scores, and how many there are. The sums are exact, so that the
+/// order of the scans changes no bit.
 struct Places(Vec<(f64, f64)>);
 
 impl Places {
@@ -271,8 +272,8 @@ pub struct MapProfile {
 }
 
 impl MapProfile {
-    /// The profile of the values of which the highest share `top` is the tail. Without values, and where
-    /// they do not vary, the tail is out of reach.
+    /// The profile of the values of which the highest share `top` is the tail. Without values, and
+    /// where they do not vary, the tail is out of reach.
     pub fn new(mut values: Vec<f32>, top: Fraction) -> Self {
         if values.is_empty() {
             return Self { median: 0.0, spread: 0.0, tail: f64::INFINITY };
@@ -284,15 +285,15 @@ impl MapProfile {
     }
 }
 
-/// A map threshold that needs no labels (ours; the paper picks its threshold on the labels): about the
-/// stated share of the healthy voxels lies above it.
+/// A map threshold that needs no labels (ours; the paper picks its threshold on the labels): about
+/// the stated share of the healthy voxels lies above it.
 ///
-/// Level and spread are the scan's own, since scans of other scanners may lie higher as a whole; half
-/// of the brain would have to be ill to move them much. How far the tail of healthy tissue reaches is
-/// taken from the other scans: from that tail which a share `clean` of them stays below, so that no
-/// more than that share need be free of lesions larger than the stated share of a brain. Measured in
-/// docs/quality.md. Without other scans the own tail counts. `profiles` are those of a window, `own` is
-/// the position of the scan among them.
+/// Level and spread are the scan's own, since scans of other scanners may lie higher as a whole;
+/// half of the brain would have to be ill to move them much. How far the tail of healthy tissue
+/// reaches is taken from the other scans: from that tail which a share `clean` of them stays below,
+/// so that no more than that share need be free of lesions larger than the stated share of a brain.
+/// Measured in docs/quality.md. Without other scans the own tail counts. `profiles` are those of a
+/// window, `own` is the position of the scan among them.
 pub fn label_free_threshold(profiles: &[MapProfile], own: usize, clean: Fraction) -> f32 {
     let others = profiles.iter().enumerate().filter(|(index, _)| *index != own);
     let mut tails: Vec<f32> = others.map(|(_, other)| other.tail as f32).collect();
@@ -384,9 +385,9 @@ mod tests {
         let mut levelled = scores.clone();
         level_places(&mut levelled, &[0, 1, 2], 0.5);
         let levelled = levelled.map(|grid| grid.scores);
-        // Of others: 1, 3, 5 in the first scan; 1, 3, -, 1 in the second; 1, 3, - in the third: 2.25
-        // on average (18 over 8). Cell 5 gets 0.5 * 1.25 more, cell 7 0.5 * 0.75 less.
-        // Cell 9 of the first scan would fall to 1 - 0.5 * 2.75, below 0.
+        // Of others: 1, 3, 5 in the first scan; 1, 3, -, 1 in the second; 1, 3, - in the third:
+        // 2.25 on average (18 over 8). Cell 5 gets 0.5 * 1.25 more, cell 7 0.5 * 0.75 less. Cell 9
+        // of the first scan would fall to 1 - 0.5 * 2.75, below 0.
         assert_eq!(levelled[0], [Some(1.625), Some(2.625), Some(0.0)]);
         assert_eq!(levelled[1], [Some(1.625), Some(2.625), Some(4.0), Some(5.625)]);
         assert_eq!(levelled[2], [Some(1.625), Some(2.625), None]);
@@ -402,8 +403,8 @@ mod tests {
         let scores = [[1.0, 5.0], [1.0, 4.0], [1.0, 1.0]];
         let mut grids = scores.map(|scores| grid(&[0, 1], scores.map(Some).to_vec()));
         level_places(&mut grids, &[0, 0, 1], 0.5);
-        // The average cell scores 13 / 6. Of other patients: 1 for both cells of the first two scans; 1 and 4.5 for
-        // the third's.
+        // The average cell scores 13 / 6. Of other patients: 1 for both cells of the first two
+        // scans; 1 and 4.5 for the third's.
         let more = 0.5 * (13.0_f32 / 6.0 - 1.0);
         assert_eq!(grids[0].scores, [Some(1.0 + more), Some(5.0 + more)]);
         assert_eq!(grids[1].scores, [Some(1.0 + more), Some(4.0 + more)]);

@@ -7,20 +7,20 @@ pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// Standard deviation that DINOv2 was trained with, per colour channel (ImageNet).
 pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// Images for the encoder: `[n_images, colours, side, side]`, row-major. One colour, grey in [0, 1], for
-/// a network whose weights were made grey; else three, normalised with the ImageNet mean and
-/// standard deviation.
+/// Images for the encoder: `[n_images, colours, side, side]`, row-major. One colour, grey in [0,
+/// 1], for a network whose weights were made grey; else three, normalised with the ImageNet mean
+/// and standard deviation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageBatch {
     /// Pixels along each edge.
     pub side: usize,
     /// `n_images * colours * side * side` pixels.
     pub pixels: Vec<f32>,
-    /// How many images that follow one another are a group: they share their patches, and their features
-    /// are averaged.
+    /// How many images that follow one another are a group: they share their patches, and their
+    /// features are averaged.
     pub group: usize,
-    /// For each group the patches that are encoded, numbered row by row, ascending. The network does not see
-    /// the others.
+    /// For each group the patches that are encoded, numbered row by row, ascending. The network
+    /// does not see the others.
     pub patches: Vec<Vec<u32>>,
 }
 
@@ -47,8 +47,8 @@ impl ImageBatch {
     }
 }
 
-/// Patch features at one layer: `[n_rows, channels]`, row-major; a row for each patch of each group of an
-/// [`ImageBatch`], in its order. Class and register tokens are dropped.
+/// Patch features at one layer: `[n_rows, channels]`, row-major; a row for each patch of each group
+/// of an [`ImageBatch`], in its order. Class and register tokens are dropped.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PatchFeatures {
     /// Features per patch.
@@ -83,7 +83,8 @@ impl PatchFeatures {
     }
 }
 
-/// The smallest cosine between a row of one and the same row of the other, 1 without any; NaN where there is one.
+/// The smallest cosine between a row of one and the same row of the other, 1 without any; NaN where
+/// there is one.
 ///
 /// # Panics
 /// If they do not have as many rows and channels.
@@ -112,8 +113,8 @@ pub fn slice_pixels(volume: &Volume, axis: Axis, indices: &[usize]) -> Vec<f32> 
     let (row_axis, column_axis) = in_plane(axis);
     let [row_step, column_step] = [row_axis, column_axis].map(|axis| strides[axis]);
     let mut pixels = vec![0.0; indices.len() * side * side];
-    // Neighbouring voxels share a line of the cache, and so do neighbouring pixels: in a block both are used up,
-    // by all slices, before they are driven out.
+    // Neighbouring voxels share a line of the cache, and so do neighbouring pixels: in a block both
+    // are used up, by all slices, before they are driven out.
     let corners = (0..side).step_by(BLOCK);
     for (top, left) in corners.clone().flat_map(|top| corners.clone().map(move |left| (top, left)))
     {

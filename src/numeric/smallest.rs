@@ -1,4 +1,5 @@
-//! The mean of the smallest distances of every token: what a window spends its time on when it is scored.
+//! The mean of the smallest distances of every token: what a window spends its time on when it is
+//! scored.
 
 use rayon::prelude::*;
 
@@ -8,8 +9,9 @@ const ABREAST: usize = 16;
 /// A number for each of them.
 type Lanes<T> = [T; ABREAST];
 
-/// For each of `n_tokens` tokens the mean of its `keep` smallest finite distances, or of all if there are
-/// fewer; `None` where there is none. `columns` hold one distance per token, none of them negative.
+/// For each of `n_tokens` tokens the mean of its `keep` smallest finite distances, or of all if
+/// there are fewer; `None` where there is none. `columns` hold one distance per token, none of them
+/// negative.
 ///
 /// The order of the columns does not change the result, to the last bit.
 pub(super) fn means_of_smallest(
@@ -27,8 +29,8 @@ pub(super) fn means_of_smallest(
     means
 }
 
-/// The same for one group of tokens, with AVX2 where there is: numbers of distances and exact sums are the same
-/// with and without.
+/// The same for one group of tokens, with AVX2 where there is: numbers of distances and exact sums
+/// are the same with and without.
 fn means_of_group(rows: &[Lanes<f32>], keep: usize) -> Lanes<Option<f32>> {
     #[inline(always)]
     fn portable(rows: &[Lanes<f32>], keep: usize) -> Lanes<Option<f32>> {
@@ -58,8 +60,8 @@ fn lanes_of(column: &[f32]) -> Lanes<f32> {
     lanes
 }
 
-/// What parts the smallest distances of each token from the others. Numbers of distances are `f32`, like the
-/// distances: then the compiler keeps to one vector per row.
+/// What parts the smallest distances of each token from the others. Numbers of distances are `f32`,
+/// like the distances: then the compiler keeps to one vector per row.
 struct Smallest {
     /// How many they are.
     n: Lanes<f32>,
@@ -70,7 +72,8 @@ struct Smallest {
 }
 
 impl Smallest {
-    /// Halves the interval of each limit until it parts the smallest from the others, for all tokens at once.
+    /// Halves the interval of each limit until it parts the smallest from the others, for all
+    /// tokens at once.
     #[inline(always)]
     fn among(rows: &[Lanes<f32>], keep: usize) -> Self {
         let (mut low, mut high, n_finite) = range(rows);
@@ -95,7 +98,8 @@ impl Smallest {
                 (*end, *n_end) = (middle[lane], n_middle[lane]);
             }
         }
-        // Where no limit parts them, several are equal to the last one that is kept, which is `low`.
+        // Where no limit parts them, several are equal to the last one that is kept, which is
+        // `low`.
         let (mut limit, mut n_below) = (low, n_low);
         for lane in (0..ABREAST).filter(|&lane| is_parted(&n_high, lane)) {
             (limit[lane], n_below[lane]) = (high[lane], n[lane]);
@@ -123,8 +127,8 @@ impl Smallest {
                 sums[lane] += n_equal * equal;
                 least = if equal > 0.0 { least.min(equal) } else { least };
             }
-            // All are multiples of the last bit of the least, 0 aside, which is at least 2^-24 of it. A sum
-            // below 2^53 times that bit is exact in `f64`.
+            // All are multiples of the last bit of the least, 0 aside, which is at least 2^-24 of
+            // it. A sum below 2^53 times that bit is exact in `f64`.
             if sums[lane] >= f64::from(1 << 29) * least {
                 sums[lane] = self.sorted_sum(rows, lane);
             }
@@ -132,8 +136,8 @@ impl Smallest {
         })
     }
 
-    /// The sum where it may be rounded, as beside a distance of nearly 0: from the smallest to the largest, so
-    /// that it is rounded in the same way whatever the order of the columns.
+    /// The sum where it may be rounded, as beside a distance of nearly 0: from the smallest to the
+    /// largest, so that it is rounded in the same way whatever the order of the columns.
     fn sorted_sum(&self, rows: &[Lanes<f32>], lane: usize) -> f64 {
         let mut kept: Vec<f32> = rows.iter().map(|row| row[lane]).collect();
         kept.sort_unstable_by(f32::total_cmp);
@@ -141,8 +145,8 @@ impl Smallest {
     }
 }
 
-/// The middle one of the `f32` from `low` to `high`; they are not negative, so that their bits are in order.
-/// `low` where there is none: a token without any distance.
+/// The middle one of the `f32` from `low` to `high`; they are not negative, so that their bits are
+/// in order. `low` where there is none: a token without any distance.
 fn halfway(low: f32, high: f32) -> f32 {
     f32::from_bits(low.to_bits() + high.to_bits().saturating_sub(low.to_bits()) / 2)
 }

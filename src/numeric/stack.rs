@@ -1,9 +1,9 @@
 //! Slices as a scanner exports them, each with its own place in space, put together to one grid.
 //!
-//! Places come in the coordinates of DICOM (PS3.3, C.7.6.2): LPS+, x grows to the patient's left, y to
-//! the back, z up. The grid's affine is in RAS+ as everywhere else: x and y change their sign. Voxel
-//! axes are column, row counted from the bottom, and slice along the normal `row x column`, as
-//! dcm2niix lays them.
+//! Places come in the coordinates of DICOM (PS3.3, C.7.6.2): LPS+, x grows to the patient's left, y
+//! to the back, z up. The grid's affine is in RAS+ as everywhere else: x and y change their sign.
+//! Voxel axes are column, row counted from the bottom, and slice along the normal `row x column`,
+//! as dcm2niix lays them.
 
 use thiserror::Error;
 
@@ -82,8 +82,9 @@ pub enum StackError {
     Grid(#[from] AffineError),
 }
 
-/// Deviation from equal distances, as a share of the distance, that rounding in the header explains:
-/// some scanners write positions with one decimal. A missing slice deviates by a whole distance.
+/// Deviation from equal distances, as a share of the distance, that rounding in the header
+/// explains: some scanners write positions with one decimal. A missing slice deviates by a whole
+/// distance.
 const UNEVEN: f64 = 0.05;
 /// Directions whose cosine is smaller differ.
 const SAME_DIRECTION: f64 = 0.9999;
@@ -128,7 +129,8 @@ impl Plane {
     }
 }
 
-/// Orders slices along their common normal and checks that they make an even grid with `n_rows` rows.
+/// Orders slices along their common normal and checks that they make an even grid with `n_rows`
+/// rows.
 ///
 /// # Errors
 /// If they do not.
@@ -181,7 +183,8 @@ fn check_places(heights: &[f64]) -> Result<(), StackError> {
     if n < 3 { Err(StackError::TooFew { n }) } else { Ok(()) }
 }
 
-/// Distance of a slice's first pixel from the line through that of the lowest slice along the normal.
+/// Distance of a slice's first pixel from the line through that of the lowest slice along the
+/// normal.
 fn off_line(plane: &Plane, lowest: &Plane, normal: [f64; 3]) -> f64 {
     let way = minus(plane.origin, lowest.origin);
     let along = dot(way, normal);

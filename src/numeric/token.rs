@@ -33,8 +33,8 @@ impl Foreground {
     }
 }
 
-/// The tokens of one scan at one encoder layer, of one view or of all joined: one row of features per
-/// foreground cell of a grid over the canonical cube.
+/// The tokens of one scan at one encoder layer, of one view or of all joined: one row of features
+/// per foreground cell of a grid over the canonical cube.
 ///
 /// Cells outside the brain are absent, not zero: zero tokens would match each other. Features are
 /// kept in half precision everywhere, so that scores from memory and from the store are the same
@@ -69,7 +69,8 @@ impl TokenGrid {
     ) -> Result<Self, TokenGridError> {
         let ascending = cells.windows(2).all(|pair| pair[0] < pair[1]);
         let in_range = cells.last().is_none_or(|&last| (last as usize) < shape.n_voxels());
-        // Without a way out of the loop, so that it is vectorised: this is done for each scan that is read.
+        // Without a way out of the loop, so that it is vectorised: this is done for each scan that
+        // is read.
         let exponent = f16::INFINITY.to_bits();
         let finite =
             !features.iter().fold(false, |bad, f| bad | (f.to_bits() & exponent == exponent));
@@ -143,13 +144,13 @@ pub struct TokenSettings {
     /// Whether the features of all views are joined to one token, in their order (eq. 3), or each
     /// view has tokens of its own.
     pub join_views: bool,
-    /// Slices that a token pools; a divisor of the patch. 0 means the whole patch (the paper), which
-    /// joined views need. Fewer keep small lesions from being diluted.
+    /// Slices that a token pools; a divisor of the patch. 0 means the whole patch (the paper),
+    /// which joined views need. Fewer keep small lesions from being diluted.
     pub slices_per_token: usize,
     /// Every how many-th slice of a depth group is encoded; 1 = all (the paper).
     pub slice_stride: usize,
-    /// Whether the network is spared the patches of a slice group that hold no brain (ours; the paper
-    /// encodes whole slices).
+    /// Whether the network is spared the patches of a slice group that hold no brain (ours; the
+    /// paper encodes whole slices).
     pub skip_background: bool,
     /// Share of a cell's voxels that must lie in the brain. At 0 a single voxel is enough, and the
     /// rim of the brain, where masks differ, turns noisy.
@@ -305,9 +306,9 @@ impl<'a> TokenBuilder<'a> {
         all.filter(|patch| !self.settings.skip_background || holds_brain(patch)).collect()
     }
 
-    /// Takes in the features of these patches of a group at one layer, which are the mean over its slices
-    /// (`[patches.len(), channels]`): l2 norm (eq. 1), projection (eq. 2), and the place of this view in the
-    /// joined token (eq. 3).
+    /// Takes in the features of these patches of a group at one layer, which are the mean over its
+    /// slices (`[patches.len(), channels]`): l2 norm (eq. 1), projection (eq. 2), and the place of
+    /// this view in the joined token (eq. 3).
     pub fn add(&mut self, group: SliceGroup, layer: usize, patches: &[u32], features: &[f32]) {
         let channels = self.projection.map_or(self.width, Projection::n_inputs);
         assert_eq!(features.len(), patches.len() * channels, "features of one group");
@@ -364,8 +365,9 @@ pub fn cells_per_patch(shape: Shape3) -> [usize; 3] {
 }
 
 /// Averages the tokens of neighbouring cells: `rows` is `[n_cells, channels]`, row-major, and so is
-/// the result. Weights are Gaussian with a standard deviation of `sigma` patches, up to three of them
-/// away, and sum to 1 over the foreground cells in reach, so that the rim is not darkened (ours).
+/// the result. Weights are Gaussian with a standard deviation of `sigma` patches, up to three of
+/// them away, and sum to 1 over the foreground cells in reach, so that the rim is not darkened
+/// (ours).
 ///
 /// Noise of single cells goes down; what fills several cells stays.
 pub fn smooth(foreground: &Foreground, rows: &[f32], sigma: f64) -> Vec<f32> {

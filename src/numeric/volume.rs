@@ -29,7 +29,8 @@ pub struct RawMask {
 }
 
 impl RawMask {
-    /// The mask on another grid, by the nearest voxel; `to_mask` maps that grid's voxels to this one's.
+    /// The mask on another grid, by the nearest voxel; `to_mask` maps that grid's voxels to this
+    /// one's.
     pub fn onto(&self, shape: Shape3, to_mask: &Affine) -> Vec<bool> {
         let is_inside =
             |offset: usize| self.at(to_mask.apply(shape.voxel(offset).map(|v| v as f64)));
@@ -42,8 +43,8 @@ impl RawMask {
         self.shape.nearest(place).is_some_and(|offset| self.inside[offset])
     }
 
-    /// For each row along x that holds something, the positions in memory from its first voxel inside to
-    /// its last.
+    /// For each row along x that holds something, the positions in memory from its first voxel
+    /// inside to its last.
     pub fn spans(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         let width = self.shape.0[0];
         self.inside.chunks_exact(width.max(1)).enumerate().filter_map(move |(row, inside)| {
@@ -63,20 +64,21 @@ impl RawMask {
         values
     }
 
-    /// The corners of the box around the voxels inside, half a voxel beyond their centres, in voxels; infinite
-    /// where there are none.
+    /// The corners of the box around the voxels inside, half a voxel beyond their centres, in
+    /// voxels; infinite where there are none.
     pub fn voxel_box(&self) -> [[f64; 3]; 2] {
         let [low, high] = self.box_around(|voxel| voxel);
         [low.map(|v| v - 0.5), high.map(|v| v + 0.5)]
     }
 
-    /// The lowest and the highest world coordinates, mm, of the voxel centres inside; infinite where there are
-    /// none.
+    /// The lowest and the highest world coordinates, mm, of the voxel centres inside; infinite
+    /// where there are none.
     pub fn world_box(&self) -> [[f64; 3]; 2] {
         self.box_around(|voxel| self.affine.apply(voxel))
     }
 
-    /// The lowest and the highest coordinates of the voxels inside, each mapped by an affine `place`.
+    /// The lowest and the highest coordinates of the voxels inside, each mapped by an affine
+    /// `place`.
     fn box_around(&self, place: impl Fn([f64; 3]) -> [f64; 3]) -> [[f64; 3]; 2] {
         let (mut low, mut high) = ([f64::INFINITY; 3], [f64::NEG_INFINITY; 3]);
         // Coordinates grow or fall all along a row: its ends are enough.

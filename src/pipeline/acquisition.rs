@@ -1,5 +1,5 @@
-//! How a scan was acquired and into which cohort that puts it: the same for the daemon and the one-shot
-//! command.
+//! How a scan was acquired and into which cohort that puts it: the same for the daemon and the
+//! one-shot command.
 
 use std::{fs, io, path::Path};
 
@@ -25,8 +25,8 @@ pub struct Acquisition {
     pub notes: Vec<String>,
 }
 
-/// Finds the cohort of a scan by its name, its grid, and the JSON beside it. A JSON that is of no use never
-/// loses a scan: it is as if there were none, and a note says so.
+/// Finds the cohort of a scan by its name, its grid, and the JSON beside it. A JSON that is of no
+/// use never loses a scan: it is as if there were none, and a note says so.
 pub fn acquisition(
     scan: &Path,
     json: Option<io::Result<Vec<u8>>>,
@@ -54,8 +54,8 @@ pub fn acquisition(
     Acquisition { facts, cohort, notes }
 }
 
-/// The content of the JSON beside a scan. Where the scan is a link, which only a person can have named,
-/// the JSON may be one too.
+/// The content of the JSON beside a scan. Where the scan is a link, which only a person can have
+/// named, the JSON may be one too.
 pub fn read_json(scan: &Path, json: &Path) -> io::Result<Vec<u8>> {
     if scan.is_symlink() {
         return ingest::read_small(&fs::canonicalize(json)?, bids::MAX_BYTES);

@@ -15,8 +15,9 @@ use crate::{
     ingest::{CopyError, copy_durably},
 };
 
-/// A folder of `<scan id>.scan` and, where a mask came with it or was made, `<scan id>.brain`. Where the site's
-/// preprocessing gave another scan, that one is kept: results are renewed by what was compared.
+/// A folder of `<scan id>.scan` and, where a mask came with it or was made, `<scan id>.brain`.
+/// Where the site's preprocessing gave another scan, that one is kept: results are renewed by what
+/// was compared.
 #[derive(Debug, Clone)]
 pub(super) struct Archive {
     folder: PathBuf,

@@ -1,8 +1,9 @@
-//! Processes that do for the daemon what must not happen within it: their limits, and waiting for them.
+//! Processes that do for the daemon what must not happen within it: their limits, and waiting for
+//! them.
 //!
-//! A child leads a process group of its own. When it ends, by itself or not, the whole group is ended:
-//! nothing that it has started goes on. Only a process that leaves the group on purpose escapes that;
-//! under systemd it ends with the service.
+//! A child leads a process group of its own. When it ends, by itself or not, the whole group is
+//! ended: nothing that it has started goes on. Only a process that leaves the group on purpose
+//! escapes that; under systemd it ends with the service.
 
 use std::{
     fs, io,
@@ -18,7 +19,8 @@ use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process_group, waitid,
 };
 
-/// The signal by which somebody else ended a process: a person, the service manager, a system short of memory.
+/// The signal by which somebody else ended a process: a person, the service manager, a system short
+/// of memory.
 pub fn ended_from_outside(status: ExitStatus) -> Option<Signal> {
     let all = [Signal::KILL, Signal::TERM, Signal::INT, Signal::HUP];
     all.into_iter().find(|from| status.signal() == Some(from.as_raw()))
@@ -43,8 +45,8 @@ pub enum Memory {
     Unlimited,
     /// Everything that it maps: for programs that are known.
     AddressSpace(u64),
-    /// What it can write to and shares with nobody. Libraries of neural networks map many times of what
-    /// they use, which this does not count.
+    /// What it can write to and shares with nobody. Libraries of neural networks map many times of
+    /// what they use, which this does not count.
     Data(u64),
 }
 
@@ -62,7 +64,8 @@ pub fn confine(confines: &Confines) -> io::Result<()> {
         Memory::AddressSpace(most) => limit(Resource::As, most)?,
         Memory::Data(most) => limit(Resource::Data, most)?,
     }
-    // Where memory runs out all the same, this process is the one to go. Not every system allows it.
+    // Where memory runs out all the same, this process is the one to go. Not every system allows
+    // it.
     fs::write("/proc/self/oom_score_adj", "1000").ok();
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     Ok(())
@@ -77,8 +80,8 @@ pub enum Ended<T> {
     Stopped(ExitStatus, T),
 }
 
-/// Waits for the end of a child that leads a process group. `judge` is asked all the time whether to go on; when it
-/// breaks, the group is killed.
+/// Waits for the end of a child that leads a process group. `judge` is asked all the time whether
+/// to go on; when it breaks, the group is killed.
 pub fn wait<T>(
     child: &mut Child,
     mut judge: impl FnMut() -> ControlFlow<T>,

@@ -9,9 +9,9 @@ use crate::{
 /// Scans that are compared at once where the device keeps their tokens.
 const KEPT_BATCH: usize = 32;
 
-/// Computes and keeps the columns of one grid of a scan against others: first those whose tokens the device
-/// has, then the rest, of which the next is read while the distances to one are computed. `goes_on` is asked
-/// before each pair or batch of pairs. Returns the number of pairs.
+/// Computes and keeps the columns of one grid of a scan against others: first those whose tokens
+/// the device has, then the rest, of which the next is read while the distances to one are
+/// computed. `goes_on` is asked before each pair or batch of pairs. Returns the number of pairs.
 pub(crate) fn compare_grid(
     store: &Store,
     distances: &mut dyn PairDistances,
@@ -23,7 +23,8 @@ pub(crate) fn compare_grid(
 ) -> Result<u64, ScanError> {
     let name = |scan: ScanId| GridName { scan, grid };
     let Some(own) = store.tokens(&id, grid)? else { return Ok(0) };
-    // Also without any others: the device may have what the scan was before, with another brain mask.
+    // Also without any others: the device may have what the scan was before, with another brain
+    // mask.
     distances.keep(name(id), &own)?;
     let (mut n_pairs, mut to_read) = (0, Vec::new());
     for batch in others.chunks(KEPT_BATCH) {
@@ -69,8 +70,8 @@ pub(crate) fn compare_grid(
     Ok(n_pairs)
 }
 
-/// Computes the columns of a pair for one grid of tokens, in an order of its own, not of arrival, and keeps them
-/// under the scan `one`, which joins.
+/// Computes the columns of a pair for one grid of tokens, in an order of its own, not of arrival,
+/// and keeps them under the scan `one`, which joins.
 fn compute_pair(
     store: &Store,
     distances: &mut dyn PairDistances,

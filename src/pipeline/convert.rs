@@ -1,9 +1,9 @@
 //! Conversion of DICOM files in a process of its own: `oddscan dicom`, the same executable.
 //!
-//! Parsers and codecs panic, recurse and allocate on what a file says. There, a panic is caught, memory
-//! and file sizes have hard limits, and a hang is ended; whatever happens costs the files that were in
-//! hand, never the daemon. The process says what it takes in hand before it does so ([`Event::InHand`]),
-//! so that after its death the others can be converted without them.
+//! Parsers and codecs panic, recurse and allocate on what a file says. There, a panic is caught,
+//! memory and file sizes have hard limits, and a hang is ended; whatever happens costs the files
+//! that were in hand, never the daemon. The process says what it takes in hand before it does so
+//! ([`Event::InHand`]), so that after its death the others can be converted without them.
 
 use std::{
     ffi::OsStr,
@@ -122,11 +122,12 @@ pub fn decode_list(bytes: &[u8]) -> Option<Vec<(Standing, PathBuf)>> {
 /// A process that writes no line for so long hangs.
 const MAX_SILENCE: Duration = Duration::from_secs(300);
 
-/// After so many deaths what is left waits for the next conversion: each costs reading all headers again.
+/// After so many deaths what is left waits for the next conversion: each costs reading all headers
+/// again.
 const MAX_DEATHS: usize = 16;
 
-/// Memory of a process: its own, that of the largest file with what its codec needs, and that of the
-/// largest volume as numbers, as bytes and compressed.
+/// Memory of a process: its own, that of the largest file with what its codec needs, and that of
+/// the largest volume as numbers, as bytes and compressed.
 fn memory_bytes(limits: &Limits) -> u64 {
     let of_files = limits.max_file_bytes.saturating_mul(4);
     (1_u64 << 30).saturating_add(of_files).saturating_add(limits.max_voxels.saturating_mul(16))
@@ -142,8 +143,8 @@ fn own(source: io::Error) -> ScanError {
 }
 
 /// Converts files into the folder `out` within `work`, which is emptied first. Gives what became of
-/// each series; files that no event names became nothing. `alive` is called while it goes on; when it
-/// says no, the conversion is given up and nothing has happened.
+/// each series; files that no event names became nothing. `alive` is called while it goes on; when
+/// it says no, the conversion is given up and nothing has happened.
 pub fn convert(
     files: &[(Standing, PathBuf)],
     work: &Path,

@@ -71,7 +71,8 @@ impl Encode {
             match self.from_intake.recv_timeout(IDLE) {
                 Ok(due) => self.take(due)?,
                 Err(RecvTimeoutError::Timeout) => {}
-                // The intake has failed, and says so; a stage that ended first would be taken for the cause.
+                // The intake has failed, and says so; a stage that ended first would be taken for
+                // the cause.
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(IDLE),
             }
             self.show_waiting();
@@ -175,7 +176,8 @@ impl Encode {
         Ok(Some((tokens, facts)))
     }
 
-    /// Reads a scan from the archive and makes it ready: after a start, or when several came at once.
+    /// Reads a scan from the archive and makes it ready: after a start, or when several came at
+    /// once.
     fn prepare(&self, record: &ScanRecord) -> Result<Prepared, ScanError> {
         let Shared { archive, metrics, method, .. } = &*self.shared;
         let mut timings = Timings::start(Stage::Decode);

@@ -1,10 +1,11 @@
-//! The site's own preprocessing ([`PreprocessSettings`]): a program that gives a brain mask or a scan with other
-//! intensities, such as HD-BET, SynthStrip or N4. docs/preprocessing.md has the contract.
+//! The site's own preprocessing ([`PreprocessSettings`]): a program that gives a brain mask or a
+//! scan with other intensities, such as HD-BET, SynthStrip or N4. docs/preprocessing.md has the
+//! contract.
 //!
-//! What it gives must lie on the scan's own grid: maps are written there, and aligning stays with oddscan,
-//! which keeps one matrix per scan and could not know of another. The program sees a copy of the scan in an
-//! empty folder, under a name that says nothing, and little else. It runs once per scan; what it gave is kept
-//! with the archived source.
+//! What it gives must lie on the scan's own grid: maps are written there, and aligning stays with
+//! oddscan, which keeps one matrix per scan and could not know of another. The program sees a copy
+//! of the scan in an empty folder, under a name that says nothing, and little else. It runs once
+//! per scan; what it gave is kept with the archived source.
 
 use std::{
     fs::{self, File},
@@ -52,12 +53,12 @@ const MAX_WARNED_CHARS: usize = 400;
 /// How often the work folder is measured.
 const MEASURED: Duration = Duration::from_millis(500);
 
-/// A service manager ends all processes of a service at once: after a death it takes so long until it
-/// is known that this was a stop.
+/// A service manager ends all processes of a service at once: after a death it takes so long until
+/// it is known that this was a stop.
 const STOP_SHOWS: Duration = Duration::from_millis(300);
 
-/// Largest distance between the corners of two grids that are the same, in voxels: formats keep numbers in
-/// single precision.
+/// Largest distance between the corners of two grids that are the same, in voxels: formats keep
+/// numbers in single precision.
 const SAME_PLACE: f64 = 0.05;
 
 /// Exit code by which `oddscan confine`, shells and `env` say that a program may not be executed.
@@ -166,8 +167,9 @@ impl Hook {
         is_head || self.settings.scans == PreprocessChoice::All
     }
 
-    /// Runs it on a scan that has been read from `file`, in the folder `work`, which is emptied first and left as it
-    /// is. `alive` is called while it goes on; when it says no, there is nothing.
+    /// Runs it on a scan that has been read from `file`, in the folder `work`, which is emptied
+    /// first and left as it is. `alive` is called while it goes on; when it says no, there is
+    /// nothing.
     pub fn run(
         &self,
         file: &Path,

@@ -49,8 +49,8 @@ const MAX_OUTAGE: Duration = Duration::from_secs(3600);
 /// Longest pause between two tries.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 
-/// A canonical volume up to this size goes to the encoder in memory: one waits before its queue and one in it. The
-/// default has 56 MB; of a larger one the encoder makes its own when its turn comes.
+/// A canonical volume up to this size goes to the encoder in memory: one waits before its queue and
+/// one in it. The default has 56 MB; of a larger one the encoder makes its own when its turn comes.
 const MAX_HANDED_BYTES: usize = 128 << 20;
 
 /// Events within so much time are one reason to look.
@@ -476,8 +476,8 @@ impl Intake {
         Ok(())
     }
 
-    /// Puts a scan that the journal holds in line for the encoder. What was made of it goes along, unless others
-    /// are before it, as where many came in one archive, or it is large.
+    /// Puts a scan that the journal holds in line for the encoder. What was made of it goes along,
+    /// unless others are before it, as where many came in one archive, or it is large.
     fn queue(&mut self, record: &ScanRecord, prepared: Prepared) {
         let id = record.id;
         self.stems.insert(record.output_stem.clone());

@@ -1,9 +1,9 @@
 //! The stages of the daemon: intake -> encode -> score, each a thread that owns its state.
 //!
-//! Scan ids move between stages, and with them what intake made of a scan for the encoder, through a short
-//! queue: a slow device slows reading, and the incoming folder grows visibly. What must survive stands in
-//! the journal before the id moves on, so that a kill at any line leaves a state from which the same steps
-//! give the same results.
+//! Scan ids move between stages, and with them what intake made of a scan for the encoder, through
+//! a short queue: a slow device slows reading, and the incoming folder grows visibly. What must
+//! survive stands in the journal before the id moves on, so that a kill at any line leaves a state
+//! from which the same steps give the same results.
 
 pub mod acquisition;
 mod archive;
@@ -207,9 +207,9 @@ fn spawn_stage(
     thread::Builder::new().name(name.name().to_owned()).spawn(run).expect("three threads fit")
 }
 
-/// Runs a stage whose parallel work has threads of its own, as many as all other stages share. On a CPU the encoder
-/// keeps its threads busy for a whole batch at a time, and what the others do in parallel are thousands of pieces of
-/// a millisecond: each would have to wait for a batch to end.
+/// Runs a stage whose parallel work has threads of its own, as many as all other stages share. On a
+/// CPU the encoder keeps its threads busy for a whole batch at a time, and what the others do in
+/// parallel are thousands of pieces of a millisecond: each would have to wait for a batch to end.
 fn in_own_threads<T: Send>(stage: impl FnOnce() -> T + Send) -> T {
     let pool =
         rayon::ThreadPoolBuilder::new().thread_name(|index| format!("encode-{index}")).build();
@@ -233,8 +233,9 @@ struct TakenUp {
     stems: HashSet<String>,
 }
 
-/// Sorts the journal into scans that wait for the encoder and members of windows. Members whose tokens were made by another method are encoded again from their archived
-/// source: tokens of two methods cannot be compared.
+/// Sorts the journal into scans that wait for the encoder and members of windows. Members whose
+/// tokens were made by another method are encoded again from their archived source: tokens of two
+/// methods cannot be compared.
 fn take_up(shared: &Shared) -> Result<TakenUp, ScanError> {
     let mut up = TakenUp::default();
     let records = shared.store.records()?;
@@ -244,8 +245,8 @@ fn take_up(shared: &Shared) -> Result<TakenUp, ScanError> {
     })?;
     for mut record in records {
         up.stems.insert(record.output_stem.clone());
-        // Its archived source is what another program, or none, made of it. It stays as it is, with its
-        // results, and is a member again when the settings are as they were.
+        // Its archived source is what another program, or none, made of it. It stays as it is, with
+        // its results, and is a member again when the settings are as they were.
         if !hook::is_prepared_alike(&record, shared.method.hook.as_deref()) {
             continue;
         }

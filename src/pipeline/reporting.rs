@@ -212,8 +212,8 @@ fn not_standardised(
     Some(format!("intensities are not standardised, {why}; they are divided by their white level"))
 }
 
-/// Results with the same key are the same: the window's members and which of them are references, the method
-/// of their tokens, and the settings of the scoring.
+/// Results with the same key are the same: the window's members and which of them are references,
+/// the method of their tokens, and the settings of the scoring.
 pub(super) fn result_key(window: &WindowIdentity, config: &Config) -> String {
     let mut shaping = json!({
         "window": window.id,

@@ -1,11 +1,12 @@
 //! The last stage: owns the windows, keeps the distances between their members, scores them, and
 //! writes the results.
 //!
-//! A result that is older than its window is a debt. A new scan's result is written at once; only while more
-//! scans come than a large window can be scored for, those of some seconds are scored together. Of the debt
-//! to the others one result is paid after each scoring, more while no scan is on its way, the cohorts taking
-//! turns: a stream of scans is not held up, and holds nobody up. A scan that leaves its window has had a
-//! result. The journal knows which result belongs to which window, so that a restart takes the debt up again.
+//! A result that is older than its window is a debt. A new scan's result is written at once; only
+//! while more scans come than a large window can be scored for, those of some seconds are scored
+//! together. Of the debt to the others one result is paid after each scoring, more while no scan is
+//! on its way, the cohorts taking turns: a stream of scans is not held up, and holds nobody up. A
+//! scan that leaves its window has had a result. The journal knows which result belongs to which
+//! window, so that a restart takes the debt up again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -52,8 +53,8 @@ use crate::{
 /// scored one: the first scoring makes it outdated.
 const WAITING: &str = "waiting";
 
-/// While more scans come, a window rests so many times as long as its last scoring took: scoring all of a large
-/// window for each of them would take a third of two cores.
+/// While more scans come, a window rests so many times as long as its last scoring took: scoring
+/// all of a large window for each of them would take a third of two cores.
 const REST: u32 = 4;
 
 /// It does not rest for longer: somebody waits.
@@ -151,7 +152,8 @@ impl Score {
             match self.next() {
                 Ok(Some(id)) => self.admit(id)?,
                 Ok(None) => {}
-                // The encode stage has failed, and says so; a stage that ended first would be taken for the cause.
+                // The encode stage has failed, and says so; a stage that ended first would be taken
+                // for the cause.
                 Err(Gone) => thread::sleep(IDLE),
             }
             self.show_waiting();
@@ -164,7 +166,8 @@ impl Score {
         Ok(())
     }
 
-    /// The next scan from the encoder: without waiting while there is a debt to pay and no scan on its way.
+    /// The next scan from the encoder: without waiting while there is a debt to pay and no scan on
+    /// its way.
     fn next(&self) -> Result<Option<ScanId>, Gone> {
         if self.debtor().is_some() && !self.shared.board.is_encoding() {
             return match self.from_encoder.try_recv() {
@@ -183,7 +186,8 @@ impl Score {
         }
     }
 
-    /// Rebuilds the windows of an earlier run from the journal. Scans that it left without any result come first.
+    /// Rebuilds the windows of an earlier run from the journal. Scans that it left without any
+    /// result come first.
     fn take_up(&mut self) -> Result<(), ScanError> {
         for record in mem::take(&mut self.members) {
             let took = self.enter(&record)?;
@@ -224,7 +228,8 @@ impl Score {
         }
     }
 
-    /// Scores the windows that new scans have joined, unless they rest. Returns whether there were any.
+    /// Scores the windows that new scans have joined, unless they rest. Returns whether there were
+    /// any.
     fn score_due(&mut self) -> Result<bool, ScanError> {
         let (now, board) = (Instant::now(), &self.shared.board);
         let n_fresh: usize = self.cohorts.values().map(|cohort| cohort.fresh.len()).sum();
@@ -237,8 +242,8 @@ impl Score {
         Ok(!due.is_empty())
     }
 
-    /// Scores a window anew and writes the results of those that wait for their first. The next start takes up
-    /// what a stop leaves.
+    /// Scores a window anew and writes the results of those that wait for their first. The next
+    /// start takes up what a stop leaves.
     fn score(&mut self, key: &CohortKey, trigger: Trigger) -> Result<(), ScanError> {
         if self.shared.stopping() {
             return Ok(());
@@ -265,8 +270,8 @@ impl Score {
         self.show_store()
     }
 
-    /// Writes the result of a scan that waits for its first. If the service is to stop or the folder is away, it
-    /// remains a debt, the first to be paid.
+    /// Writes the result of a scan that waits for its first. If the service is to stop or the
+    /// folder is away, it remains a debt, the first to be paid.
     fn write_first(&mut self, key: &CohortKey, id: ScanId) -> Result<(), ScanError> {
         self.shared.board.beat(StageName::Score);
         let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
@@ -283,8 +288,8 @@ impl Score {
         self.shared.metrics.queue(Stage::Score, n_waiting, oldest);
     }
 
-    /// Makes a scan a member and computes its distances to the others, which takes the time that is returned.
-    /// When the service is to stop, the next start does it.
+    /// Makes a scan a member and computes its distances to the others, which takes the time that is
+    /// returned. When the service is to stop, the next start does it.
     fn enter(&mut self, record: &ScanRecord) -> Result<Duration, ScanError> {
         let capacity = self.settings.window.max_scans;
         let key = &record.cohort;
@@ -303,8 +308,8 @@ impl Score {
         Ok(started.elapsed())
     }
 
-    /// In a flood of scans the first ones may leave before their turn: they get a result now. Where the folder is
-    /// away, the stream waits for it.
+    /// In a flood of scans the first ones may leave before their turn: they get a result now. Where
+    /// the folder is away, the stream waits for it.
     fn write_before_it_leaves(&mut self, key: &CohortKey) -> Result<(), ScanError> {
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
         let Some(leaving) = cohort.window.next_to_leave() else { return Ok(()) };
@@ -382,8 +387,8 @@ impl Score {
         Ok(())
     }
 
-    /// Scores all members of a window anew from the kept columns; what is then outdated is a debt. Returns those
-    /// that wait for their first result.
+    /// Scores all members of a window anew from the kept columns; what is then outdated is a debt.
+    /// Returns those that wait for their first result.
     fn rescore(&mut self, key: &CohortKey, trigger: Trigger) -> Result<Vec<ScanId>, ScanError> {
         let Self { shared, distances, settings, cohorts, .. } = self;
         let Some(cohort) = cohorts.get_mut(key) else { return Ok(Vec::new()) };

@@ -125,8 +125,8 @@ fn template_gone() -> ScanError {
     }
 }
 
-/// Aligns a scan and finds its brain where the settings ask for it and nobody has done it before; `handed` is what
-/// the site's preprocessing made of it.
+/// Aligns a scan and finds its brain where the settings ask for it and nobody has done it before;
+/// `handed` is what the site's preprocessing made of it.
 pub fn prepare(
     mut scan: Incoming,
     handed: Option<Handed>,
@@ -165,8 +165,8 @@ pub fn prepare(
     Ok(Source { raw, grid, brain, alignment: Some(alignment), brain_from, preprocess })
 }
 
-/// Reads a scan, and the mask beside it, and prepares it, through the site's own preprocessing (in the folder `work`) where the settings
-/// ask for it. The identity is that of the scan as it came.
+/// Reads a scan, and the mask beside it, and prepares it, through the site's own preprocessing (in
+/// the folder `work`) where the settings ask for it. The identity is that of the scan as it came.
 pub fn read_and_prepare(
     path: &Path,
     mask: Option<&Path>,
@@ -261,7 +261,8 @@ fn no_brain_found() -> Refusal {
     )
 }
 
-/// Reads a scan that has been prepared before, with the brain and the alignment that were found then.
+/// Reads a scan that has been prepared before, with the brain and the alignment that were found
+/// then.
 pub fn read_source(
     scan: &Path,
     mask: Option<&Path>,
@@ -294,9 +295,9 @@ fn read_brain(
     Ok(preprocess::brain_mask(raw, mask.as_ref()))
 }
 
-/// One in so many patch-sized cells must be foreground; the finer cells of single views then are, too. A brain fills about every second one; the
-/// smallest that is taken for one, 200 ml, still one in 27. With none at all, as in speckle, a scan
-/// would have no tokens and be reported as normal.
+/// One in so many patch-sized cells must be foreground; the finer cells of single views then are,
+/// too. A brain fills about every second one; the smallest that is taken for one, 200 ml, still one
+/// in 27. With none at all, as in speckle, a scan would have no tokens and be reported as normal.
 const CELLS_PER_FOREGROUND: usize = 64;
 
 /// A scan as the encoder takes it.
@@ -337,7 +338,8 @@ impl Encodable {
 
 /// The canonical cube of a source, with enough foreground to be scored.
 ///
-/// Without a cohort intensities are not standardised; whether a scan is refused does not depend on that.
+/// Without a cohort intensities are not standardised; whether a scan is refused does not depend on
+/// that.
 pub fn canonical(
     source: &Source,
     method: &Method,
@@ -409,8 +411,8 @@ pub fn companion_mask(scan: &Path) -> Option<PathBuf> {
     companion(scan, "brain")
 }
 
-/// A file that belongs to a scan and lies beside it: `<stem>_<what>` or, for `<subject>_<modality>`,
-/// `<subject>_<what>`, with `.nii.gz` or `.nii`. Names need not be UTF-8.
+/// A file that belongs to a scan and lies beside it: `<stem>_<what>` or, for
+/// `<subject>_<modality>`, `<subject>_<what>`, with `.nii.gz` or `.nii`. Names need not be UTF-8.
 ///
 /// A link is none: in the incoming folder it may lead to anything. Beside a scan that is a link
 /// itself, which only a person can have named, links are followed: whole data sets consist of them.
@@ -428,8 +430,8 @@ pub fn companion(scan: &Path, what: &str) -> Option<PathBuf> {
         .find(|path| lies_beside(scan, path))
 }
 
-/// The JSON beside a scan that says how it was acquired: `<stem>.json`, by the same rule about links.
-/// What this program writes beside maps is none.
+/// The JSON beside a scan that says how it was acquired: `<stem>.json`, by the same rule about
+/// links. What this program writes beside maps is none.
 pub fn companion_json(scan: &Path) -> Option<PathBuf> {
     let name = [stem_bytes(scan)?, b".json"].concat();
     let path = scan.with_file_name(OsStr::from_bytes(&name));
@@ -565,9 +567,9 @@ impl WindowScores {
 
 /// The scores of every member of a window, in the order of `members`.
 ///
-/// Members that are no references (guests) are compared with those that are, and change nothing for them: what
-/// references score, how their places are levelled, and what they share is the same without the others. Scans of one
-/// patient are not compared with each other.
+/// Members that are no references (guests) are compared with those that are, and change nothing for
+/// them: what references score, how their places are levelled, and what they share is the same
+/// without the others. Scans of one patient are not compared with each other.
 pub fn score_members(
     members: &[Member],
     layers: &[usize],
@@ -600,9 +602,9 @@ pub fn score_members(
             )?);
         }
     } else {
-        // Scan by scan: the columns of a large window need not be in memory together. In the order of their ids,
-        // in which columns towards one scan lie in the store: what is read with one of them is still there for
-        // the next.
+        // Scan by scan: the columns of a large window need not be in memory together. In the order
+        // of their ids, in which columns towards one scan lie in the store: what is read with one
+        // of them is still there for the next.
         let none = vec![Vec::new(); references.len()];
         let mut members: Vec<&Member> = members.iter().collect();
         members.sort_by_key(|member| member.id);
@@ -715,8 +717,8 @@ fn score_filtered(
     Ok(found.anomalies)
 }
 
-/// Distances of a member to all references but itself, as if these had no `excluded` tokens; infinite to scans of
-/// the same patient.
+/// Distances of a member to all references but itself, as if these had no `excluded` tokens;
+/// infinite to scans of the same patient.
 fn nearest(
     member: &Member,
     references: &[&Member],

@@ -29,8 +29,8 @@ pub struct PictureInput<'a> {
     pub mask: &'a [bool],
     /// Where the mask begins.
     pub threshold: f32,
-    /// World place, mm, that all planes go through: of the largest region rather than of the highest
-    /// value, which is often a speck on the rim. Without one the highest value.
+    /// World place, mm, that all planes go through: of the largest region rather than of the
+    /// highest value, which is often a speck on the rim. Without one the highest value.
     pub focus: Option<[f64; 3]>,
     /// Map value at the upper end of the colours: common to a window, so that pictures compare.
     pub top: f32,

@@ -116,8 +116,8 @@ pub struct WindowFacts {
 /// The method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MethodFacts {
-    /// Hash over what shapes the tokens, but for the number format of the products, which moves them less than
-    /// scans differ ([`EncoderFacts::precision`]), and the brain masks of the scans.
+    /// Hash over what shapes the tokens, but for the number format of the products, which moves
+    /// them less than scans differ ([`EncoderFacts::precision`]), and the brain masks of the scans.
     pub fingerprint: String,
     /// SHA-256 of the voxels and affine of the template, where there is one.
     #[serde(default)]
@@ -178,7 +178,8 @@ pub struct Sidecar {
     pub standing: Standing,
     /// File name as exported.
     pub source_name: String,
-    /// Where it lay below the incoming folder; of a volume made of DICOM files, their folder or zip.
+    /// Where it lay below the incoming folder; of a volume made of DICOM files, their folder or
+    /// zip.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub came_from: String,
     /// SHA-256 of decoded voxels and affine.

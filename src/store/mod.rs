@@ -1,10 +1,10 @@
 //! Tokens, pair columns and the journal in sled: everything that knows `sled`.
 //!
-//! Values are small, because sled puts pages of large ones into files of their own, which its cache does
-//! not count, and values of 128 KiB into files that it never frees (measured: four times the live data on
-//! disk after a few turns of the window, and growing). Long values are cut into chunks; the manifest that
-//! makes them count is written after them, in one transaction with the journal entry, and flushed before
-//! anyone acts on it.
+//! Values are small, because sled puts pages of large ones into files of their own, which its cache
+//! does not count, and values of 128 KiB into files that it never frees (measured: four times the
+//! live data on disk after a few turns of the window, and growing). Long values are cut into
+//! chunks; the manifest that makes them count is written after them, in one transaction with the
+//! journal entry, and flushed before anyone acts on it.
 
 mod record;
 
@@ -38,16 +38,17 @@ use crate::{
 /// Layout of the store; grows with every change that an older version would misread.
 pub const FORMAT: u32 = 2;
 
-/// How columns are kept. They can be computed again, so that a change of this drops them and nothing else.
+/// How columns are kept. They can be computed again, so that a change of this drops them and
+/// nothing else.
 const COLUMNS: &str = "each pair under the scan that came later";
 
-/// Largest value, bytes. A page of sled has up to 17, and one of 128 KiB or more goes to a file of its own
-/// that counts as a few bytes in the cache: with larger values the cache has no bound (measured: 1.9 to
-/// 4.4 GB for 1.7 GB of data, with a capacity of 1 GiB).
+/// Largest value, bytes. A page of sled has up to 17, and one of 128 KiB or more goes to a file of
+/// its own that counts as a few bytes in the cache: with larger values the cache has no bound
+/// (measured: 1.9 to 4.4 GB for 1.7 GB of data, with a capacity of 1 GiB).
 const CHUNK: usize = 7424;
 
-/// What sled may hold beyond the capacity of its cache, bytes. Each of its 256 shards looks at what was used
-/// only after 64 uses, and each use may have brought a value into memory.
+/// What sled may hold beyond the capacity of its cache, bytes. Each of its 256 shards looks at what
+/// was used only after 64 uses, and each use may have brought a value into memory.
 const BEYOND_CACHE: u64 = 256 * 64 * CHUNK as u64;
 
 /// Least memory of a store, bytes.
@@ -59,9 +60,10 @@ const LOCK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Makes all threads share one heap; to be called before there are any.
 ///
-/// glibc gives threads heaps of their own, and sled's cache wanders from one to the next: whatever thread reads
-/// fills its heap, and what is let go stays in another. Measured with 120 scans and a budget of 256 MiB on two
-/// cores: 489 MiB with heaps per thread, 251 with one, in about the same processor time.
+/// glibc gives threads heaps of their own, and sled's cache wanders from one to the next: whatever
+/// thread reads fills its heap, and what is let go stays in another. Measured with 120 scans and a
+/// budget of 256 MiB on two cores: 489 MiB with heaps per thread, 251 with one, in about the same
+/// processor time.
 pub fn share_one_heap() {
     // SAFETY: one number is set; nothing is read or freed.
     #[cfg(target_env = "gnu")]
@@ -167,7 +169,8 @@ impl Store {
     /// left half-written.
     ///
     /// `memory_bytes` is about what it may hold in memory, whatever it holds on disk: at least
-    /// [`MIN_MEMORY`], or that counts. What was put by versions before chunks were small is held beyond it.
+    /// [`MIN_MEMORY`], or that counts. What was put by versions before chunks were small is held
+    /// beyond it.
     pub fn open(folder: &Path, memory_bytes: u64) -> Result<Self, StoreError> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
@@ -198,8 +201,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes columns and tokens of a scan. Its tokens go last: by them `sweep` finds a scan whose removal
-    /// was cut off.
+    /// Removes columns and tokens of a scan. Its tokens go last: by them `sweep` finds a scan whose
+    /// removal was cut off.
     fn remove_all_of(&self, id: &[u8]) -> Result<(), StoreError> {
         for other in self.manifests.iter().keys() {
             let other = other?;
@@ -278,8 +281,8 @@ impl Store {
             .map_err(|_| StoreError::Damaged { what: "tokens", scan: id.short() })
     }
 
-    /// The cells of one grid of a scan's tokens, without reading its features; `None` if there is no
-    /// such grid.
+    /// The cells of one grid of a scan's tokens, without reading its features; `None` if there is
+    /// no such grid.
     pub fn foreground(&self, id: &ScanId, grid: usize) -> Result<Option<Foreground>, StoreError> {
         Ok(self.open_tokens(id, grid)?.map(|(found, ..)| found))
     }
@@ -306,7 +309,8 @@ impl Store {
         value.map(|value| record::open_json(&value, "token manifest", &id.0)).transpose()
     }
 
-    /// Keeps both columns of a pair for one grid of tokens. Not flushed: columns can be computed again.
+    /// Keeps both columns of a pair for one grid of tokens. Not flushed: columns can be computed
+    /// again.
     pub fn put_columns(
         &self,
         first: ScanId,
@@ -363,7 +367,8 @@ impl Store {
         others.par_iter().map(|&other| self.column(of, other, grid, n_tokens)).collect()
     }
 
-    /// Whether both columns of a pair are kept under the scan that joined; nothing of the other one is read.
+    /// Whether both columns of a pair are kept under the scan that joined; nothing of the other one
+    /// is read.
     pub fn has_columns(
         &self,
         joined: ScanId,
@@ -375,8 +380,8 @@ impl Store {
         Ok(is_kept(Way::There)? && is_kept(Way::Back)?)
     }
 
-    /// Drops all columns if they were computed in another way than `how`, or kept in another order. `alive` is
-    /// called while it goes on.
+    /// Drops all columns if they were computed in another way than `how`, or kept in another order.
+    /// `alive` is called while it goes on.
     pub fn keep_columns_made_by(&self, how: &str, alive: impl Fn()) -> Result<(), StoreError> {
         let how = format!("{how}, {COLUMNS}");
         if self.db.get("columns")?.is_none_or(|stored| stored != how.as_bytes()) {
@@ -554,8 +559,8 @@ enum Way {
 
 /// `first | way | second`.
 ///
-/// All columns of a scan that joins lie together, since sled writes a page anew for each value that is put into
-/// it later; and so do those of one direction, since it reads a page for each value.
+/// All columns of a scan that joins lie together, since sled writes a page anew for each value that
+/// is put into it later; and so do those of one direction, since it reads a page for each value.
 fn pair_key(first: &[u8], way: Way, second: &[u8]) -> Vec<u8> {
     [first, &[way as u8], second].concat()
 }
@@ -581,8 +586,8 @@ fn put_blob(tree: &Tree, prefix: &[u8], bytes: &[u8]) -> Result<(), StoreError> 
 
 /// A long value that is read from its start.
 ///
-/// Looked up chunk by chunk: a range of keys would make sled copy each page's list of keys, and tell its
-/// cache but once of sixteen values.
+/// Looked up chunk by chunk: a range of keys would make sled copy each page's list of keys, and
+/// tell its cache but once of sixteen values.
 struct Blob<'a> {
     tree: &'a Tree,
     prefix: Vec<u8>,
@@ -637,8 +642,8 @@ fn open_chunk(value: &IVec, what: &'static str, prefix: &[u8]) -> Result<(u64, I
     Ok((u64::from_be_bytes(*length), chunk))
 }
 
-/// The ids that the keys of a tree begin with. By leaps from one to the next: a walk over all keys would
-/// read everything there is.
+/// The ids that the keys of a tree begin with. By leaps from one to the next: a walk over all keys
+/// would read everything there is.
 fn first_ids(tree: &Tree) -> Result<Vec<IVec>, StoreError> {
     let mut ids: Vec<IVec> = Vec::new();
     let mut next = tree.first()?;

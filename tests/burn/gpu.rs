@@ -33,8 +33,8 @@ mod with_cuda {
         tiny,
     };
 
-    /// With the least token cosine that each may have with f32. TF32 rounds factors like f16. Burn comes last: it
-    /// holds the GPU for good, and the others are to set it up by themselves.
+    /// With the least token cosine that each may have with f32. TF32 rounds factors like f16. Burn
+    /// comes last: it holds the GPU for good, and the others are to set it up by themselves.
     const PRECISIONS: [(Precision, f64); 3] =
         [(Precision::F16, 0.9999), (Precision::Bf16, 0.999), (Precision::F32, 0.9999)];
 

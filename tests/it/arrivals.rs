@@ -1,5 +1,5 @@
-//! The ways in which files arrive: whatever a sender, a share or a crowd does, each scan is taken exactly
-//! once, and only when it is whole.
+//! The ways in which files arrive: whatever a sender, a share or a crowd does, each scan is taken
+//! exactly once, and only when it is whole.
 
 use std::{
     fs::{self, File},
@@ -70,7 +70,8 @@ fn files_that_grow_slowly_or_jump_to_their_full_size_first_are_taken_when_they_a
     site.start();
     let (growing, mapped) = (scan_bytes(1), scan_bytes(2));
     let mut grows = File::create(site.path("incoming/grows_T1w.nii.gz")).unwrap();
-    // Some copiers take all the space first and fill it in afterwards, from the end or in any order.
+    // Some copiers take all the space first and fill it in afterwards, from the end or in any
+    // order.
     let mut fills = File::create(site.path("incoming/fills_T1w.nii.gz")).unwrap();
     fills.set_len(mapped.len() as u64).unwrap();
     let n_parts = 8;
@@ -359,8 +360,8 @@ fn events_that_the_kernel_drops_bring_a_listing_of_everything() {
     let overflows = "oddscan_watch_rescans_total{trigger=\"overflow\"}";
     assert_eq!(site.metric(overflows), 0.0);
     site.signal(Signal::STOP);
-    // Alternating, because equal events in a row count as one. Twice as many as fit: some are read before
-    // the signal arrives.
+    // Alternating, because equal events in a row count as one. Twice as many as fit: some are read
+    // before the signal arrives.
     let [a, b] = ["a", "b"].map(|name| File::create(site.path("incoming").join(name)).unwrap());
     for _ in 0..most {
         (&a).write_all(b"x").unwrap();

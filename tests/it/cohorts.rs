@@ -1,5 +1,5 @@
-//! Which scans are compared with which: by the JSON beside them and the rules of the settings, in the
-//! daemon and in the one-shot command.
+//! Which scans are compared with which: by the JSON beside them and the rules of the settings, in
+//! the daemon and in the one-shot command.
 
 use std::{fs, os::unix::fs::symlink};
 

@@ -169,8 +169,8 @@ fn what_is_wrong_goes_to_quarantine_with_its_reason_and_the_others_are_scored() 
 fn a_kill_at_any_moment_loses_nothing_and_does_nothing_twice() {
     let mut site = Site::new(3, &[]);
     drop_scans(&site, 1..=6);
-    // From before the first scan is settled until after the last result. Never three short ones in a
-    // row: a scan in hand at three crashes would be held to be their cause.
+    // From before the first scan is settled until after the last result. Never three short ones in
+    // a row: a scan in hand at three crashes would be held to be their cause.
     for milliseconds in [50, 350, 1000, 400, 1500, 300, 1200, 600] {
         site.start();
         thread::sleep(Duration::from_millis(milliseconds));

@@ -1,5 +1,5 @@
-//! DICOM series: read by the real binary, written by an independent program (pydicom), compared with
-//! another one (dcm2niix).
+//! DICOM series: read by the real binary, written by an independent program (pydicom), compared
+//! with another one (dcm2niix).
 
 use std::{
     collections::BTreeSet,
@@ -141,7 +141,8 @@ fn a_scan_survives_the_way_through_dicom_along_each_axis_and_equals_that_of_dcm2
     }
 }
 
-/// A made-up brain, of a patient of its own, as a DICOM series in a folder of this name; gives its files.
+/// A made-up brain, of a patient of its own, as a DICOM series in a folder of this name; gives its
+/// files.
 pub fn brain_series(folder: &Path, seed: u64) -> Option<Vec<PathBuf>> {
     brain_series_of(&format!("MRN-{seed}"), folder, seed)
 }

@@ -162,3 +162,18 @@ fn a_dependency_is_named_only_where_it_is_wrapped() {
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
+
+#[test]
+fn comments_are_no_wider_than_code() {
+    let mut files = Vec::new();
+    for folder in ["src", "tests", "benches", "scripts"] {
+        collect(&repository().join(folder), &mut files);
+    }
+    let mut faults = Vec::new();
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        let wide = |line: &&str| line.trim_start().starts_with("//") && line.chars().count() > 100;
+        faults.extend(text.lines().filter(wide).map(|line| format!("{}: {line}", path.display())));
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}

@@ -14,7 +14,8 @@ use sha2::{Digest, Sha256};
 
 use crate::support::{names, oddscan, said};
 
-/// Answers HEAD with a hash and GET with a file, as Hugging Face does, for as long as the test runs.
+/// Answers HEAD with a hash and GET with a file, as Hugging Face does, for as long as the test
+/// runs.
 fn serve(file: Vec<u8>, sha256: String) -> SocketAddr {
     serve_announcing(file.len() as u64, file, sha256)
 }

@@ -82,7 +82,8 @@ fn sessions_of_a_patient_count_once_and_are_not_compared_with_each_other() {
 
 #[test]
 fn a_session_scores_as_it_would_without_the_others_of_its_patient() {
-    // Levelled by what others score at a place, it would change a little: these are compared with one more scan.
+    // Levelled by what others score at a place, it would change a little: these are compared with
+    // one more scan.
     const NOT_LEVELLED: &str = "scoring.place_share = 0.0";
     let site = Site::new(2, &[NOT_LEVELLED, "community.enabled = true"]);
     let scans = site.path("scans");

@@ -28,8 +28,8 @@ use crate::{
     support::{Site, brain, names, oddscan, said, scan_bytes},
 };
 
-/// A script that looks up by the content of the scan what is to be done with it: in `deeds/<hash>`, with
-/// `$scan`, `$out` and `$mask`, else in `deeds/usual`.
+/// A script that looks up by the content of the scan what is to be done with it: in `deeds/<hash>`,
+/// with `$scan`, `$out` and `$mask`, else in `deeds/usual`.
 const SCRIPT: &str = r#"#!/bin/sh
 scan=$1 out=$2 mask=$3
 site=$(dirname "$0")

@@ -137,8 +137,8 @@ impl Site {
         self.daemon.take().unwrap().wait().unwrap();
     }
 
-    /// Lets a stopped daemon encode all members once more, from its archive: their tokens must be those that it
-    /// made of the files as they came.
+    /// Lets a stopped daemon encode all members once more, from its archive: their tokens must be
+    /// those that it made of the files as they came.
     pub fn encode_again(&mut self) {
         let folder = self.path("state/store");
         let store = || Store::open(&folder, MIN_MEMORY).unwrap();

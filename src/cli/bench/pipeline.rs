@@ -1,6 +1,6 @@
-//! `oddscan bench pipeline`: scans go through the real daemon, and its own metrics say what each stage costs.
-//! Then some of them are encoded with nothing else going on: what a scan costs beyond that is everything
-//! around the encoder.
+//! `oddscan bench pipeline`: scans go through the real daemon, and its own metrics say what each
+//! stage costs. Then some of them are encoded with nothing else going on: what a scan costs beyond
+//! that is everything around the encoder.
 
 use std::{
     collections::BTreeMap,
@@ -66,8 +66,8 @@ struct Cost {
     seconds_per_scan: f64,
     /// Seconds that encoding a prepared scan takes with nothing else going on.
     seconds_encoding_alone: f64,
-    /// Seconds that a scan spends in each stage. Stages work side by side; results that a newer scan has
-    /// made outdated are written again, and count.
+    /// Seconds that a scan spends in each stage. Stages work side by side; results that a newer
+    /// scan has made outdated are written again, and count.
     stages: BTreeMap<&'static str, f64>,
     /// Share of the encoder in the time of all stages.
     encoder_share: f64,

@@ -44,7 +44,8 @@ pub(in crate::cli) struct Arguments {
     /// Where the store is made, and removed afterwards. 200 scans need 3 GB, 400 need 9.
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
-    /// Memory for tokens and distances, MiB, as `window.memory_mib`; that of the settings when left out.
+    /// Memory for tokens and distances, MiB, as `window.memory_mib`; that of the settings when left
+    /// out.
     #[arg(long)]
     memory_mib: Option<u64>,
     /// The one size that a process of its own measures.
@@ -154,10 +155,11 @@ fn measure(
     })
 }
 
-/// Fills a store with scans of random tokens and, but for the last scan, with distances between them, in
-/// the order in which scans come to a daemon.
+/// Fills a store with scans of random tokens and, but for the last scan, with distances between
+/// them, in the order in which scans come to a daemon.
 fn fill(store: &Store, arguments: &Arguments, ids: &[ScanId]) -> Result<Vec<Foreground>, Error> {
-    // Drawing features for each scan would take longest; with those of a few others, no pair is quicker.
+    // Drawing features for each scan would take longest; with those of a few others, no pair is
+    // quicker.
     let drawn = |scan: u64| -> Vec<TokenGrid> {
         let seeds = (0..arguments.grids as u64).map(|grid| scan * arguments.grids as u64 + grid);
         seeds.map(|seed| random_tokens(seed, arguments.tokens, arguments.channels)).collect()

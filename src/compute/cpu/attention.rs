@@ -14,8 +14,8 @@ pub(super) struct Scratch<E> {
     weights: Vec<E>,
 }
 
-/// softmax(Q K^T / sqrt(width)) V of every head into its columns of `joined`, `[n_tokens, channels]`; `qkv` is
-/// `[n_tokens, 3 * channels]`.
+/// softmax(Q K^T / sqrt(width)) V of every head into its columns of `joined`, `[n_tokens,
+/// channels]`; `qkv` is `[n_tokens, 3 * channels]`.
 pub(super) fn attend<E: Element>(
     kernel: Kernel<E>,
     qkv: &[E],

@@ -19,12 +19,12 @@ use crate::{
     },
 };
 
-/// Distances on all cores. Products find the nearest token, its distance is taken from the differences. Mirrored
-/// pairs give mirrored columns, to the last bit.
+/// Distances on all cores. Products find the nearest token, its distance is taken from the
+/// differences. Mirrored pairs give mirrored columns, to the last bit.
 #[derive(Default)]
 pub struct CpuDistances {
-    /// The two scans of the last pair made ready: one of them is often in the next pair, too, and fresh memory
-    /// took as long as the search in it.
+    /// The two scans of the last pair made ready: one of them is often in the next pair, too, and
+    /// fresh memory took as long as the search in it.
     ready: [Ready; 2],
     /// Factors of the products for the whole volume, kept likewise.
     f32: Factors<f32>,
@@ -39,14 +39,15 @@ impl CpuDistances {
         Self::default()
     }
 
-    /// Finds candidates with products of f32 even where the processor has those of bf16. Distances are
-    /// of f32 in any case.
+    /// Finds candidates with products of f32 even where the processor has those of bf16. Distances
+    /// are of f32 in any case.
     pub fn in_single() -> Self {
         Self { in_single: true, ..Self::default() }
     }
 
     fn whole_volume(&mut self, first: &TokenGrid, second: &TokenGrid) -> PairColumns {
-        // In one order, whatever the caller's: candidates are kept differently for rows and columns.
+        // In one order, whatever the caller's: candidates are kept differently for rows and
+        // columns.
         if order(first, second).is_gt() {
             return self.whole_volume(second, first).mirrored();
         }
@@ -312,7 +313,8 @@ mod tests {
         }
     }
 
-    /// Each test is a process of its own with `cargo nextest`; with `cargo test`, the first limit counts.
+    /// Each test is a process of its own with `cargo nextest`; with `cargo test`, the first limit
+    /// counts.
     #[test]
     fn distances_are_those_of_the_definition_with_avx2() {
         Instructions::Avx2.limit();

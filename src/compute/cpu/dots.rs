@@ -12,8 +12,8 @@ pub(super) const RIGHT: usize = 8;
 /// A product for each pair; beyond the tokens, anything.
 pub(super) type Products = [[f32; RIGHT]; LEFT];
 
-/// The products of up to [`LEFT`] rows with up to [`RIGHT`] rows of `width`. Each is summed in the same order,
-/// whatever its place and whichever side is left.
+/// The products of up to [`LEFT`] rows with up to [`RIGHT`] rows of `width`. Each is summed in the
+/// same order, whatever its place and whichever side is left.
 pub(super) fn dots(left: &[f32], right: &[f32], width: usize, products: &mut Products) {
     let [n_left, n_right] = [left, right].map(|rows| rows.len() / width);
     assert!((1..=LEFT).contains(&n_left) && (1..=RIGHT).contains(&n_right), "a few rows");

@@ -37,8 +37,8 @@ impl CpuEncoder {
         }
     }
 
-    /// The number format of the products: bf16 if the options ask for it, or for nothing, and processor and
-    /// network allow it, else f32.
+    /// The number format of the products: bf16 if the options ask for it, or for nothing, and
+    /// processor and network allow it, else f32.
     pub fn precision(weights: &VitWeights, options: &EncoderOptions) -> Precision {
         let Architecture { channels, heads, hidden, .. } = weights.architecture;
         let fits = |inner| bf16::padded(inner) == inner;
@@ -67,7 +67,8 @@ impl SliceEncoder for CpuEncoder {
     }
 }
 
-/// The network with products of `E`. Weights are shared between threads, buffers are not and are kept.
+/// The network with products of `E`. Weights are shared between threads, buffers are not and are
+/// kept.
 struct Encoder<E> {
     network: Network<E>,
     position_embedding: Vec<f32>,

@@ -28,8 +28,8 @@ impl Instructions {
         *IN_USE.get_or_init(Self::best)
     }
 
-    /// Uses at most these from now on, for measurements and tests. Without effect after the first kernel has
-    /// run.
+    /// Uses at most these from now on, for measurements and tests. Without effect after the first
+    /// kernel has run.
     pub fn limit(self) {
         IN_USE.get_or_init(|| self.min(Self::best()));
     }

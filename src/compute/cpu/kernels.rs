@@ -37,8 +37,8 @@ fn exp<const FUSED: bool>(x: f32) -> f32 {
     p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()))
 }
 
-/// The error function; absolute error below 4e-7. Its complement is exp(-z P(z)), P fitted for the smallest
-/// error of erf itself.
+/// The error function; absolute error below 4e-7. Its complement is exp(-z P(z)), P fitted for the
+/// smallest error of erf itself.
 #[inline(always)]
 fn erf<const FUSED: bool>(x: f32) -> f32 {
     const P: [f32; 7] = [
@@ -93,8 +93,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// The end of a branch: `out += scale * (tile + bias)` (LayerScale, residual); rows of `out` are `stride`
-    /// apart.
+    /// The end of a branch: `out += scale * (tile + bias)` (LayerScale, residual); rows of `out`
+    /// are `stride` apart.
     fn add_scaled(
         tile: &Tile,
         place: Place,
@@ -115,8 +115,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Each row of the tile times its factor, `[rows of the product]`, into rows of `out` that are `stride`
-    /// apart.
+    /// Each row of the tile times its factor, `[rows of the product]`, into rows of `out` that are
+    /// `stride` apart.
     fn store_scaled<E>(tile: &Tile, place: Place, factors: &[f32], out: &mut [E], stride: usize) {
         let rows = tile.0.iter().take(place.rows).zip(&factors[place.row..]);
         for (row, (values, factor)) in rows.enumerate() {
@@ -163,8 +163,9 @@ fn largest_of(row: &[f32]) -> f32 {
 }
 
 vectorised! {
-    /// exp(scale * (x - largest x)) for the first `width` of each [`Rows`] of scores, into rows of `out` that
-    /// are `stride` apart, and in `factors` the reciprocals of their sums: with them, a softmax.
+    /// exp(scale * (x - largest x)) for the first `width` of each [`Rows`] of scores, into rows of
+    /// `out` that are `stride` apart, and in `factors` the reciprocals of their sums: with them, a
+    /// softmax.
     fn softmax<E>(
         scores: Rows<'_, f32>,
         width: usize,

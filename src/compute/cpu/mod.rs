@@ -1,9 +1,10 @@
 //! The native CPU engine: the same network as in burn, on plain buffers.
 //!
 //! One image per thread at a time, each from its first patch to its last layer, so that its
-//! features depend neither on the batch nor on the number of threads, to the last bit. `product` multiplies
-//! matrices tile by tile, with the loops of each instruction set in `tile`; what is done between the products
-//! is in `kernels`. `whole_volume` and `within_reach` find nearest tokens, with the kernels in `search`.
+//! features depend neither on the batch nor on the number of threads, to the last bit. `product`
+//! multiplies matrices tile by tile, with the loops of each instruction set in `tile`; what is done
+//! between the products is in `kernels`. `whole_volume` and `within_reach` find nearest tokens,
+//! with the kernels in `search`.
 
 mod attention;
 mod distances;

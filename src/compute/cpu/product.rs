@@ -1,5 +1,6 @@
-//! Matrix products in tiles of a few rows and [`WIDTH`] columns. What follows a product (bias, GELU, the
-//! smallest distance) is done tile by tile, before the next one pushes it out of the cache.
+//! Matrix products in tiles of a few rows and [`WIDTH`] columns. What follows a product (bias,
+//! GELU, the smallest distance) is done tile by tile, before the next one pushes it out of the
+//! cache.
 
 use std::ops::Range;
 
@@ -68,7 +69,8 @@ impl Element for bf16 {
     const STEP: usize = 32;
     const UNIT: f32 = 1.0 / 256.0;
 
-    /// Rounds to nearest, ties to even; `value` is no NaN. Unlike `half`'s, without a branch or a check.
+    /// Rounds to nearest, ties to even; `value` is no NaN. Unlike `half`'s, without a branch or a
+    /// check.
     #[inline(always)]
     fn of(value: f32) -> Self {
         let bits = value.to_bits();
@@ -95,12 +97,12 @@ pub(super) struct Kernel<E> {
     pub(super) compute: TileFn<E>,
 }
 
-/// Arguments: the first left row, entries from row to row, number of rows (at most the kernel's), the panel,
-/// the filled-up inner extent, the tile.
+/// Arguments: the first left row, entries from row to row, number of rows (at most the kernel's),
+/// the panel, the filled-up inner extent, the tile.
 ///
 /// # Safety
-/// The processor has the kernel's instructions; every row and the panel hold the filled-up inner extent;
-/// panels begin at a cache line.
+/// The processor has the kernel's instructions; every row and the panel hold the filled-up inner
+/// extent; panels begin at a cache line.
 pub(super) type TileFn<E> = unsafe fn(*const E, usize, usize, *const E, usize, &mut Tile);
 
 /// The left factor: rows within a buffer.
@@ -124,8 +126,9 @@ impl<'a, E> Rows<'a, E> {
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// The right factor, `[inner, columns]`, in panels of [`WIDTH`] columns. In a panel, [`Element::DEPTH`]
-/// consecutive factors of each column follow one another: `[inner / DEPTH, WIDTH, DEPTH]`.
+/// The right factor, `[inner, columns]`, in panels of [`WIDTH`] columns. In a panel,
+/// [`Element::DEPTH`] consecutive factors of each column follow one another: `[inner / DEPTH,
+/// WIDTH, DEPTH]`.
 #[derive(Clone, Default)]
 pub(super) struct Panels<E> {
     lines: Vec<Line>,
@@ -241,8 +244,8 @@ pub(super) fn multiply_panels<E: Element>(
         for row in (0..left.n).step_by(kernel.rows) {
             let rows = kernel.rows.min(left.n - row);
             let start = left.values[row * left.stride..].as_ptr();
-            // SAFETY: kernels are made for instructions that the processor has; the left extent was checked
-            // above, and `panel` is a whole one.
+            // SAFETY: kernels are made for instructions that the processor has; the left extent was
+            // checked above, and `panel` is a whole one.
             unsafe { (kernel.compute)(start, left.stride, rows, panel.as_ptr(), inner, &mut tile) };
             finish(Place { row, rows, column, columns }, &tile);
         }

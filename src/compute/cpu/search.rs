@@ -1,4 +1,5 @@
-//! Kernels of the search for the nearest tokens: what is done with products, and distances from differences.
+//! Kernels of the search for the nearest tokens: what is done with products, and distances from
+//! differences.
 
 use half::f16;
 
@@ -26,7 +27,8 @@ vectorised! {
     }
 }
 
-/// For each lane, the smallest squared distance of those seen in it, whose it is, and the second smallest.
+/// For each lane, the smallest squared distance of those seen in it, whose it is, and the second
+/// smallest.
 #[derive(Clone, Copy)]
 pub(super) struct Slots<const N: usize> {
     pub(super) squared: [f32; N],
@@ -51,9 +53,10 @@ impl<const N: usize> Slots<N> {
 }
 
 vectorised! {
-    /// Takes the squared distances of a tile of scalar products into the slots: of each row, by the places of
-    /// columns in their panel; of each place of a row in its tile, by columns of this panel. `row_norms` and
-    /// `rows` are those of all rows, `column_norms` those of the panel's columns, infinite where there is none.
+    /// Takes the squared distances of a tile of scalar products into the slots: of each row, by the
+    /// places of columns in their panel; of each place of a row in its tile, by columns of this
+    /// panel. `row_norms` and `rows` are those of all rows, `column_norms` those of the panel's
+    /// columns, infinite where there is none.
     fn keep_nearest(
         tile: &Tile,
         place: Place,
@@ -104,7 +107,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// The distance of each row of `a` to the row of `b` that `nearest` names, infinite where it names none.
+    /// The distance of each row of `a` to the row of `b` that `nearest` names, infinite where it
+    /// names none.
     fn distances_to(a: &[f32], b: &[f32], nearest: &[u32], width: usize, out: &mut [f32]) {
         for ((row, &other), out) in a.chunks_exact(width).zip(nearest).zip(out) {
             let start = other as usize * width;
@@ -203,8 +207,8 @@ pub(super) struct Group<'a> {
 }
 
 vectorised! {
-    /// From the products of a token with a group of others, takes what is nearer and at most `reach` away
-    /// along x, for the token itself and for each of the others.
+    /// From the products of a token with a group of others, takes what is nearer and at most
+    /// `reach` away along x, for the token itself and for each of the others.
     fn keep_in_reach(
         products: &[f32; RIGHT],
         own: Own,

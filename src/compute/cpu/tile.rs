@@ -36,7 +36,8 @@ pub(super) fn kernel_bf16(instructions: Instructions) -> Option<Kernel<bf16>> {
     None
 }
 
-/// The function of a kernel: one of several by the number of rows, so that their sums stay in registers.
+/// The function of a kernel: one of several by the number of rows, so that their sums stay in
+/// registers.
 macro_rules! by_rows {
     ($name:ident, $element:ty, $of:ident, $($n:literal)*) => {
         pub(super) unsafe fn $name(
@@ -138,7 +139,8 @@ mod avx512 {
         inner: usize,
         tile: &mut Tile,
     ) {
-        // SAFETY: the caller vouches for the extents; registers of 512 bits are read as what they hold.
+        // SAFETY: the caller vouches for the extents; registers of 512 bits are read as what they
+        // hold.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
             for k in (0..inner).step_by(2) {
@@ -172,8 +174,9 @@ mod avx512 {
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) mod amx {
-    //! Two by two registers of 16 x 16 sums each. The compiler does not know these registers: whatever happens
-    //! in them happens within one block of assembly, and nothing else in the process uses them.
+    //! Two by two registers of 16 x 16 sums each. The compiler does not know these registers:
+    //! whatever happens in them happens within one block of assembly, and nothing else in the
+    //! process uses them.
 
     use std::{arch::asm, cell::Cell};
 
@@ -241,7 +244,8 @@ pub(super) mod amx {
     }
 
     thread_local! {
-        /// Rows that this thread's registers are configured for: configuring takes as long as a third of a tile.
+        /// Rows that this thread's registers are configured for: configuring takes as long as a
+        /// third of a tile.
         static CONFIGURED: Cell<usize> = const { Cell::new(0) };
     }
 
@@ -260,7 +264,8 @@ pub(super) mod amx {
                 asm!("ldtilecfg [{}]", in(reg) &configuration, options(nostack, preserves_flags, readonly));
             }
         }
-        // SAFETY: as the caller's; a step takes 32 of the inner extent, which is filled up to a multiple of that.
+        // SAFETY: as the caller's; a step takes 32 of the inner extent, which is filled up to a
+        // multiple of that.
         unsafe {
             if rows > 16 {
                 two_by_two(left, stride, panel, inner / 32, tile);

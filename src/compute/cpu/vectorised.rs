@@ -1,9 +1,11 @@
 //! Loops that the compiler vectorises for the widest instruction set that the processor has.
 //!
-//! Results differ between instruction sets in the last bits: those with vectors multiply and add at once.
+//! Results differ between instruction sets in the last bits: those with vectors multiply and add at
+//! once.
 
-/// Compiles a kernel for AVX-512, for AVX2 and portably, and picks one at run time. A kernel may be generic
-/// over the [`Element`] that it writes; within it, `FUSED` says whether there is a fused multiply-add.
+/// Compiles a kernel for AVX-512, for AVX2 and portably, and picks one at run time. A kernel may be
+/// generic over the [`Element`] that it writes; within it, `FUSED` says whether there is a fused
+/// multiply-add.
 macro_rules! vectorised {
     (
         $(#[$doc:meta])*

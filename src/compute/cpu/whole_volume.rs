@@ -11,8 +11,8 @@ use super::{
 };
 use crate::numeric::scoring::PairColumns;
 
-/// Parts of the columns that are searched side by side, at most: each has slots for all rows, 50 MB for 4,096 of
-/// them.
+/// Parts of the columns that are searched side by side, at most: each has slots for all rows, 50 MB
+/// for 4,096 of them.
 const MAX_PARTS: usize = 32;
 
 /// The factors of the products and the room for what is found, kept for the next pair.
@@ -31,7 +31,8 @@ pub(super) struct Factors<E> {
 }
 
 /// Every token against every other. Products name candidates; the distances are then taken from the
-/// differences in f32, because |a|^2 + |b|^2 - 2ab loses close ones to cancellation, in bf16 the more.
+/// differences in f32, because |a|^2 + |b|^2 - 2ab loses close ones to cancellation, in bf16 the
+/// more.
 pub(super) fn whole_volume<E: Element>(
     kernel: Kernel<E>,
     first: &Tokens<'_>,
@@ -53,8 +54,9 @@ pub(super) fn whole_volume<E: Element>(
     search.run(slots)
 }
 
-/// The tokens in the format of the products, rows filled up with zeros, and the squared lengths of what they
-/// are then: with these, the distances are those of the rounded tokens, without another error.
+/// The tokens in the format of the products, rows filled up with zeros, and the squared lengths of
+/// what they are then: with these, the distances are those of the rounded tokens, without another
+/// error.
 fn round<E: Element>(tokens: &Tokens<'_>, rows: &mut Vec<E>, norms: &mut Vec<f32>) {
     let channels = tokens.grid.channels();
     let stride = E::padded(channels);
@@ -99,8 +101,8 @@ impl<E: Element> Search<'_, E> {
         PairColumns { first_to_second, second_to_first: columns.concat() }
     }
 
-    /// What is nearest to the rows among the columns of these panels, and the distances of the columns to all
-    /// rows.
+    /// What is nearest to the rows among the columns of these panels, and the distances of the
+    /// columns to all rows.
     fn search(&self, panels: Range<usize>, rows: &mut [Slots<WIDTH>]) -> Vec<f32> {
         rows.fill(Slots::NONE);
         let mut distances = Vec::new();
@@ -159,8 +161,8 @@ impl Kept {
     }
 }
 
-/// The distance to the nearest of the slots' members, tokens of `other`: of all that rounding could have put
-/// behind the first.
+/// The distance to the nearest of the slots' members, tokens of `other`: of all that rounding could
+/// have put behind the first.
 fn exact<E: Element>(
     token: &[f32],
     norm: f32,
@@ -185,11 +187,12 @@ fn exact<E: Element>(
     nearest.sqrt()
 }
 
-/// How much too large a squared distance by products may be, beyond all doubt in practice. The first term is for
-/// the rounding of the factors, by up to a unit each in random directions: over `channels` it moves a squared
-/// distance by about 1.2 distance * length * unit / sqrt(channels), an eighth of what is allowed here. The
-/// second is for the sums in f32, which drift by the root of their number (measured: a tenth of this). Where few
-/// channels hold nearly all of the length there is less to spare.
+/// How much too large a squared distance by products may be, beyond all doubt in practice. The
+/// first term is for the rounding of the factors, by up to a unit each in random directions: over
+/// `channels` it moves a squared distance by about 1.2 distance * length * unit / sqrt(channels),
+/// an eighth of what is allowed here. The second is for the sums in f32, which drift by the root of
+/// their number (measured: a tenth of this). Where few channels hold nearly all of the length there
+/// is less to spare.
 fn margin<E: Element>(squared: f32, norm: f32, channels: usize) -> f32 {
     let (distance, channels) = (squared.max(0.0).sqrt(), channels as f32);
     // The other token is at most this long.

@@ -1,7 +1,8 @@
 //! The nearest tokens of another scan among those a few cells away.
 //!
-//! Tokens that follow one another along x lie one after the other in memory, and so do their candidates in each
-//! line of cells around them: a few by a few, each token is read once for several products.
+//! Tokens that follow one another along x lie one after the other in memory, and so do their
+//! candidates in each line of cells around them: a few by a few, each token is read once for
+//! several products.
 
 use std::ops::Range;
 
@@ -18,9 +19,9 @@ use crate::numeric::{
     token::{TokenGrid, cells_per_patch},
 };
 
-/// Each token against the tokens of the other scan at most `reach` patches away along each axis. Every
-/// product is taken once and counts for both directions. Of two that are as near to within the rounding of
-/// products in f32, some 1e-5 of their squared lengths, either may be taken.
+/// Each token against the tokens of the other scan at most `reach` patches away along each axis.
+/// Every product is taken once and counts for both directions. Of two that are as near to within
+/// the rounding of products in f32, some 1e-5 of their squared lengths, either may be taken.
 pub(super) fn within_reach(first: &Tokens<'_>, second: &Tokens<'_>, reach: usize) -> PairColumns {
     let reach = cells_per_patch(first.grid.shape()).map(|n| n * reach);
     let (rows, columns) = Search { first, second, reach }.run();
@@ -92,8 +93,8 @@ fn nearest_of(slots: &Slots<RIGHT>) -> u32 {
     nearest.map_or(NO_TOKEN, |(_, &token)| token)
 }
 
-/// The distances to the tokens named, from the differences, because |a|^2 + |b|^2 - 2ab loses close ones to
-/// cancellation.
+/// The distances to the tokens named, from the differences, because |a|^2 + |b|^2 - 2ab loses close
+/// ones to cancellation.
 fn exact(nearest: &[u32], own: &Tokens<'_>, other: &Tokens<'_>) -> Vec<f32> {
     let mut distances = vec![f32::INFINITY; nearest.len()];
     let width = own.grid.channels();
@@ -144,8 +145,8 @@ impl Search<'_> {
         places.line(lines.end - 1).end - places.line(lines.start).start
     }
 
-    /// The same for some lines of the first scan: the nearest of each of their tokens, and for each token of
-    /// the second scan the nearest of theirs.
+    /// The same for some lines of the first scan: the nearest of each of their tokens, and for each
+    /// token of the second scan the nearest of theirs.
     fn search(&self, lines: Range<usize>) -> (Vec<u32>, Nearest) {
         let mut rows = Vec::new();
         let mut columns = Nearest::none(self.second.grid.n_tokens() + RIGHT);

@@ -1,8 +1,9 @@
 //! The nearest tokens of other scans on an NVIDIA GPU, which keeps the tokens that it has seen.
 //!
-//! Products are taken by the tensor cores in f16, which is the format of tokens, and summed in f32; distances
-//! to the tokens found are taken from the differences in f32 (`nearest.cu`). Of two that are as near to within the
-//! rounding of products in f32, some 1e-6 of their squared lengths, either may be taken.
+//! Products are taken by the tensor cores in f16, which is the format of tokens, and summed in f32;
+//! distances to the tokens found are taken from the differences in f32 (`nearest.cu`). Of two that
+//! are as near to within the rounding of products in f32, some 1e-6 of their squared lengths,
+//! either may be taken.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -30,7 +31,8 @@ const MAX_CELLS: usize = 1024;
 /// Of the GPU's free memory, one in so many bytes may be taken by tokens that are kept.
 const SHARE_KEPT: usize = 4;
 
-/// After it ran out, as much may still be taken: with less, tokens would be sent anew for each pair.
+/// After it ran out, as much may still be taken: with less, tokens would be sent anew for each
+/// pair.
 const LEAST_KEPT: usize = 64 << 20;
 
 /// Distances on one GPU.
@@ -145,7 +147,8 @@ impl CudaDistances {
         Ok(Self { gpu, kept, name: name.to_owned() })
     }
 
-    /// Runs `work`, and once more without the tokens that are kept where there is too little memory for both.
+    /// Runs `work`, and once more without the tokens that are kept where there is too little memory
+    /// for both.
     fn with_room<R>(
         &mut self,
         batch: usize,
@@ -153,7 +156,8 @@ impl CudaDistances {
     ) -> Result<R, DeviceError> {
         let mut done = work(&mut self.gpu, &self.kept);
         if done.as_ref().is_err_and(Failure::is_of_memory) && self.kept.give_up() {
-            // What was let go comes back when the GPU is done with it. An error shows in what follows.
+            // What was let go comes back when the GPU is done with it. An error shows in what
+            // follows.
             self.gpu.stream.synchronize().ok();
             done = work(&mut self.gpu, &self.kept);
         }

@@ -34,8 +34,8 @@ const MAX_CHANNELS: usize = 2048;
 /// `ATTEND_WARPS` in `kernels.cu`, and the queries that each of them holds.
 const ATTEND: (u32, usize) = (9, 16);
 
-/// Rows of products come in steps: for each new number of them cuBLASLt looks for a kernel, and with patches left
-/// out no two parts have as many.
+/// Rows of products come in steps: for each new number of them cuBLASLt looks for a kernel, and
+/// with patches left out no two parts have as many.
 const ROW_STEP: usize = 128;
 
 /// What the GPU stores between the kernels: f16 or bf16.
@@ -69,8 +69,8 @@ impl Half for bf16 {
 
 /// DINOv2 on one GPU, with products in `T`.
 ///
-/// The features of an image do not depend on the other images of its batch, except that cuBLASLt may
-/// choose another kernel for another number of images, which rounds differently.
+/// The features of an image do not depend on the other images of its batch, except that cuBLASLt
+/// may choose another kernel for another number of images, which rounds differently.
 pub struct CudaEncoder<T: Half>
 where
     CudaBlasLT: Matmul<T>,
@@ -83,8 +83,8 @@ where
     /// `[channels, width]`, each row padded with zeros.
     patch_embedding: Linear<T>,
     colours: usize,
-    /// Class token with its position, then registers: `[1 + registers, channels]`, for the image side
-    /// in use, and the positions of the patches.
+    /// Class token with its position, then registers: `[1 + registers, channels]`, for the image
+    /// side in use, and the positions of the patches.
     positions: Option<(usize, CudaSlice<f32>, CudaSlice<f32>)>,
     blocks: Vec<Block<T>>,
     norm: Norm,
@@ -256,7 +256,8 @@ where
         let n_pixels = n_images * self.colours * side * side;
         let n_entries = capacity.n_entries();
         let (stream, context) = (&self.stream, self.stream.context());
-        // SAFETY: every kernel writes what a later one reads of these buffers, and any bits are a number.
+        // SAFETY: every kernel writes what a later one reads of these buffers, and any bits are a
+        // number.
         Ok(unsafe {
             Workspace {
                 side,
@@ -277,7 +278,8 @@ where
         })
     }
 
-    /// The features of a batch, on their way from the GPU, in memory that it can write to by itself.
+    /// The features of a batch, on their way from the GPU, in memory that it can write to by
+    /// itself.
     fn fit_results(&mut self, n_values: usize) -> Result<(), Failure> {
         if self.results.as_ref().is_none_or(|results| results.len() < n_values) {
             self.results = None;
@@ -299,8 +301,8 @@ where
         (side / self.architecture.patch).pow(2)
     }
 
-    /// The features at each layer. The batch goes through in parts: while the GPU works on one, the next is
-    /// converted and sent.
+    /// The features at each layer. The batch goes through in parts: while the GPU works on one, the
+    /// next is converted and sent.
     fn forward(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, Failure> {
         let side = images.side;
         let Architecture { patch, channels, .. } = self.architecture;

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::numeric::slice::ImageBatch;
 
-/// Images that go through the network at a time, more where patches are left out: enough to fill the largest
-/// GPUs, few enough for a ViT-L in 4 GB.
+/// Images that go through the network at a time, more where patches are left out: enough to fill
+/// the largest GPUs, few enough for a ViT-L in 4 GB.
 pub(in crate::compute) const PART: usize = 56;
 /// At most, however few patches they have.
 const MAX_PART: usize = 2 * PART;
@@ -38,7 +38,8 @@ impl Extent {
         }
     }
 
-    /// Entries of the tables that `kernels.cu` reads: `places`, `sources` and `starts`, one after another.
+    /// Entries of the tables that `kernels.cu` reads: `places`, `sources` and `starts`, one after
+    /// another.
     pub(super) fn n_entries(self) -> usize {
         2 * self.n_means + self.n_rows + self.n_images + 1
     }
@@ -51,8 +52,8 @@ pub(super) struct Part {
     pub(super) extent: Extent,
 }
 
-/// Cuts a batch into parts of whole groups, of about `max_rows` tokens. In front of the patches each image has
-/// `n_first` tokens.
+/// Cuts a batch into parts of whole groups, of about `max_rows` tokens. In front of the patches
+/// each image has `n_first` tokens.
 pub(super) fn parts(images: &ImageBatch, n_first: usize, max_rows: usize) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
     for (index, patches) in images.patches.iter().enumerate() {

@@ -30,11 +30,13 @@ use crate::{
 /// Encoder and distances on one device.
 pub type CudaEngine = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
 
-/// The engine on the CUDA GPU number `index`, which will be given up to `batch_slices` images at a time.
+/// The engine on the CUDA GPU number `index`, which will be given up to `batch_slices` images at a
+/// time.
 ///
 /// # Errors
-/// If there is no such GPU, or the driver, the run-time compiler or, for f32, the CUDA headers are missing,
-/// with what was found and what to do; or if the GPU does not give what the CPU does in a short trial.
+/// If there is no such GPU, or the driver, the run-time compiler or, for f32, the CUDA headers are
+/// missing, with what was found and what to do; or if the GPU does not give what the CPU does in a
+/// short trial.
 pub fn cuda_encoder(
     weights: &VitWeights,
     options: &EncoderOptions,
@@ -117,8 +119,8 @@ pub struct CudaProbe {
 impl CudaProbe {
     /// Looks at this machine. Loads the libraries, allocates nothing on a GPU.
     pub fn look() -> Self {
-        // SAFETY: loading a library runs its initialisers. Those of NVIDIA's libraries are meant to be
-        // run by any process.
+        // SAFETY: loading a library runs its initialisers. Those of NVIDIA's libraries are meant to
+        // be run by any process.
         let (driver, compiler, products) = unsafe {
             (
                 cudarc::driver::sys::is_culib_present(),

@@ -89,7 +89,8 @@ impl<B: Backend> BurnEncoder<B> {
         Ok(features.into_iter().map(|features| features.pooled(images)).collect())
     }
 
-    /// Images with the same patches to the features at each layer, `[n_images, patches.len(), channels]`.
+    /// Images with the same patches to the features at each layer, `[n_images, patches.len(),
+    /// channels]`.
     fn run(
         &self,
         pixels: &[f32],

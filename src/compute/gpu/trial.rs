@@ -21,7 +21,8 @@ use crate::{
     },
 };
 
-/// The least cosine between features of the trial and those of the CPU in f32; bf16 on a CPU has 0.99996.
+/// The least cosine between features of the trial and those of the CPU in f32; bf16 on a CPU has
+/// 0.99996.
 const LEAST_COSINE: f64 = 0.999;
 
 fn failed(device: &str, found: &str) -> DeviceError {
@@ -31,8 +32,8 @@ fn failed(device: &str, found: &str) -> DeviceError {
     DeviceError::Failed { device: device.to_owned(), message }
 }
 
-/// Encodes groups of images, of which some patches are left out, with a small network that `make` puts on the
-/// device.
+/// Encodes groups of images, of which some patches are left out, with a small network that `make`
+/// puts on the device.
 ///
 /// # Errors
 /// If the features are not those of the CPU, or the device fails.
@@ -78,8 +79,8 @@ pub(super) fn try_small_network(
     Err(failed(device.device(), "features other than the CPU's"))
 }
 
-/// Encodes blank images with the network in use: shows now rather than at the first scan whether it fits, and
-/// whether its numbers do, and takes the memory of a batch before others do.
+/// Encodes blank images with the network in use: shows now rather than at the first scan whether it
+/// fits, and whether its numbers do, and takes the memory of a batch before others do.
 ///
 /// # Errors
 /// If a feature is not finite, or the device fails.
@@ -103,8 +104,8 @@ pub(super) fn try_blank_images(
     Err(failed(encoder.device(), "NaN or infinite features for blank images"))
 }
 
-/// Compares a pair of made-up scans over the whole volume and nearby, also as tokens that the device keeps, if
-/// it does.
+/// Compares a pair of made-up scans over the whole volume and nearby, also as tokens that the
+/// device keeps, if it does.
 ///
 /// # Errors
 /// If the distances are not those of the CPU, or the device fails.

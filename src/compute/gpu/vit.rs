@@ -71,9 +71,9 @@ impl<B: Backend> Vit<B> {
         }
     }
 
-    /// The features `[n_images, n_patches, channels]` of these patches after each of the blocks `layers`
-    /// (counted from 1, ascending) of images `[n_images, colours, side, side]`; later blocks are not
-    /// computed.
+    /// The features `[n_images, n_patches, channels]` of these patches after each of the blocks
+    /// `layers` (counted from 1, ascending) of images `[n_images, colours, side, side]`; later
+    /// blocks are not computed.
     ///
     /// # Panics
     /// If the side is no multiple of the patch, or the device fails.

@@ -1,9 +1,9 @@
 //! DICOM files in the incoming folder: when is a series complete, and what becomes of it.
 //!
 //! The files directly in one folder, or one zip, are converted together, in a process of their own
-//! ([`convert`]); each volume then goes the way of a NIfTI file. Every file is remembered by itself, so
-//! that a folder which grows later gives its new series only, and a kill at any line costs nothing but
-//! a second conversion: its volumes are known by their content.
+//! ([`convert`]); each volume then goes the way of a NIfTI file. Every file is remembered by
+//! itself, so that a folder which grows later gives its new series only, and a kill at any line
+//! costs nothing but a second conversion: its volumes are known by their content.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -37,8 +37,8 @@ use crate::{
     store::{SeenFile, SeenOutcome},
 };
 
-/// A series with gaps is waited for so many times as long as a complete one: slices may come late and in
-/// any order.
+/// A series with gaps is waited for so many times as long as a complete one: slices may come late
+/// and in any order.
 const PATIENCE: u32 = 10;
 
 /// Files that cannot be read are tried so often: about three quarters of an hour.
@@ -90,7 +90,8 @@ struct Member<'a> {
 }
 
 impl Intake {
-    /// The DICOM files now in the incoming folder. A folder that cannot be listed has been reported.
+    /// The DICOM files now in the incoming folder. A folder that cannot be listed has been
+    /// reported.
     pub(super) fn list_bundles(&mut self, incoming: &Path, patterns: &Patterns) -> Vec<Bundle> {
         let shared = &self.shared;
         let known = mem::take(&mut self.bundles.marked);
@@ -214,8 +215,8 @@ impl Intake {
         Ok(())
     }
 
-    /// Lets a bundle rest, so that one which keeps growing is not converted all the time; longer after
-    /// each failure.
+    /// Lets a bundle rest, so that one which keeps growing is not converted all the time; longer
+    /// after each failure.
     fn rest(&mut self, bundle: &Bundle, has_failed: bool) {
         let settle = self.shared.config().intake.series_settle.max(Duration::from_millis(100));
         let n_failures = if has_failed { self.n_failures(bundle) + 1 } else { 0 };
@@ -408,8 +409,9 @@ impl Intake {
         Ok(())
     }
 
-    /// Sets the files of a series aside; those that another volume was made of stay, and only the reason
-    /// goes to quarantine. It waits with files that must be looked at again, or while there is no quarantine.
+    /// Sets the files of a series aside; those that another volume was made of stay, and only the
+    /// reason goes to quarantine. It waits with files that must be looked at again, or while there
+    /// is no quarantine.
     fn refuse_series(
         &mut self,
         unit: &Unit<'_>,
@@ -455,8 +457,8 @@ impl Intake {
     }
 }
 
-/// What was decided on the files of a bundle. Written down when all its volumes are dealt with: several may lie in
-/// one file, which is known only when each of them is.
+/// What was decided on the files of a bundle. Written down when all its volumes are dealt with:
+/// several may lie in one file, which is known only when each of them is.
 #[derive(Default)]
 struct Decided {
     outcomes: BTreeMap<usize, SeenOutcome>,
@@ -523,8 +525,8 @@ impl Unit<'_> {
         fresh.map(|member| member.waited).min().unwrap_or_default()
     }
 
-    /// New files of which no event says what became of them. None, unless there is a fault; then they
-    /// must not be converted again and again.
+    /// New files of which no event says what became of them. None, unless there is a fault; then
+    /// they must not be converted again and again.
     fn unmentioned(&self, events: &[Event]) -> Vec<usize> {
         let events = events.iter().filter(|event| !matches!(event, Event::InHand { .. }));
         let mentioned: BTreeSet<usize> = events.flat_map(Event::inputs).copied().collect();
