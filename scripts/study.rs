@@ -24,7 +24,7 @@ use oddscan::{
     config::Config,
     domain::{PairDistances, error::ScanError, scan::ScanId},
     engine::Engine,
-    ingest::{self, Patterns},
+    ingest::{self, Links, Patterns},
     nifti::{self, Limits},
     numeric::{
         evaluation::{Overlap, Ranking, mean},
@@ -416,7 +416,7 @@ fn variants() -> Vec<Variant> {
 fn listed(folder: &Path) -> Result<Vec<PathBuf>> {
     let intake = Config::parse("")?.intake;
     let patterns = Patterns::new(&intake.accept, &intake.ignore)?;
-    let listed = ingest::list(folder, &patterns, || {})?;
+    let listed = ingest::list(folder, &patterns, Links::ToFiles, || {})?;
     Ok(listed.into_iter().map(|candidate| candidate.path).collect())
 }
 

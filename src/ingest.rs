@@ -72,7 +72,17 @@ pub struct Candidate {
     pub look: FileLook,
 }
 
-/// Folders are searched this deep; links are never followed.
+/// What is done with a link in a folder. Links to folders are never followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// It is passed over: in an incoming folder it may lead to anything.
+    PassedOver,
+    /// It is a scan by its own name: a person has named the folder, and all files of a DataLad data
+    /// set are links.
+    ToFiles,
+}
+
+/// Folders are searched this deep.
 const MAX_DEPTH: usize = 8;
 
 /// All scans below `folder`, in the order of their paths. `alive` is called for every entry: a
@@ -80,10 +90,11 @@ const MAX_DEPTH: usize = 8;
 pub fn list(
     folder: &Path,
     patterns: &Patterns,
+    links: Links,
     mut alive: impl FnMut(),
 ) -> io::Result<Vec<Candidate>> {
     let mut found = Vec::new();
-    collect(folder, patterns, MAX_DEPTH, &mut found, &mut alive)?;
+    collect(folder, patterns, links, MAX_DEPTH, &mut found, &mut alive)?;
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
@@ -91,6 +102,7 @@ pub fn list(
 fn collect(
     folder: &Path,
     patterns: &Patterns,
+    links: Links,
     depth: usize,
     found: &mut Vec<Candidate>,
     alive: &mut dyn FnMut(),
@@ -103,9 +115,13 @@ fn collect(
         if kind.is_dir() && !scan {
             // A folder that cannot be read must not hide its siblings; it is looked at next time.
             if depth > 0 && !hidden(&path) {
-                collect(&path, patterns, depth - 1, found, alive).ok();
+                collect(&path, patterns, links, depth - 1, found, alive).ok();
             }
-        } else if scan && (kind.is_file() || kind.is_dir()) {
+            continue;
+        }
+        // One that leads nowhere is said to when it is read.
+        let is_link = kind.is_symlink() && links == Links::ToFiles && !path.is_dir();
+        if scan && (kind.is_file() || kind.is_dir() || is_link) {
             // It may be gone again by now.
             if let Ok(look) = look_at(&path) {
                 found.push(Candidate { path, look });
@@ -359,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn scans_are_found_in_subfolders_and_links_are_not_followed() {
+    fn scans_are_found_in_subfolders_and_links_only_where_they_are_asked_for() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         fs::create_dir_all(root.join("sub-1/anat")).unwrap();
@@ -368,9 +384,18 @@ mod tests {
         }
         fs::create_dir(root.join("folder.nii")).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", root.join("link.nii")).unwrap();
-        let found = list(root, &patterns(), || {}).unwrap();
-        let names: Vec<_> = found.iter().map(|c| c.path.strip_prefix(root).unwrap()).collect();
-        assert_eq!(names, ["b.nii", "folder.nii", "sub-1/anat/a_T1w.nii.gz"].map(Path::new));
+        std::os::unix::fs::symlink("nowhere", root.join("sub-1/gone.nii")).unwrap();
+        std::os::unix::fs::symlink(root.join("sub-1"), root.join("again")).unwrap();
+        std::os::unix::fs::symlink(root.join("sub-1"), root.join("again.nii")).unwrap();
+        let names = |links| -> Vec<PathBuf> {
+            let found = list(root, &patterns(), links, || {}).unwrap();
+            found.iter().map(|c| c.path.strip_prefix(root).unwrap().to_owned()).collect()
+        };
+        let files = ["b.nii", "folder.nii", "sub-1/anat/a_T1w.nii.gz"].map(PathBuf::from);
+        assert_eq!(names(Links::PassedOver), files);
+        let mut all = [&files[..], &["link.nii", "sub-1/gone.nii"].map(PathBuf::from)].concat();
+        all.sort();
+        assert_eq!(names(Links::ToFiles), all);
     }
 
     #[test]

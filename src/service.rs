@@ -167,7 +167,8 @@ impl Service {
                 shared.metrics.reload(true, now_secs());
             }
             Err(error) => {
-                error!(%error, "the new settings are refused; the old ones stay in force");
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                error!(%error, cause, "the new settings are refused; the old ones stay in force");
                 shared.metrics.reload(false, now_secs());
             }
         }

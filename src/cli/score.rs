@@ -25,7 +25,7 @@ use crate::{
         window::{Window, pair_order},
     },
     engine::Engine,
-    ingest::{self, Patterns},
+    ingest::{self, Links, Patterns},
     nifti,
     numeric::{
         scoring::{PairColumns, SearchReach},
@@ -183,7 +183,8 @@ pub(super) fn expand(
     let mut dicom = Vec::new();
     for path in named {
         if path.is_dir() && !patterns.is_scan(path) {
-            let listed = ingest::list(path, &patterns, || {}).map_err(|e| cannot_list(path, e))?;
+            let listed = ingest::list(path, &patterns, Links::ToFiles, || {})
+                .map_err(|e| cannot_list(path, e))?;
             files.extend(listed.into_iter().map(|candidate| candidate.path.into()));
             let has_mark = |file: &ingest::Candidate| ingest::has_dicom_mark(&file.path);
             let bundles = ingest::list_bundles(path, &patterns, has_mark, || {})

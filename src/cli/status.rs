@@ -88,7 +88,7 @@ fn table(status: &Status) -> String {
         status.method
     );
     text += &format!(
-        "since the start: {} accepted, {} duplicates, {} quarantined, {} results written\n",
+        "since the start: {} accepted, {} duplicates, {} quarantined, {} results or notices written\n",
         status.n_accepted, status.n_duplicates, status.n_quarantined, status.n_reported
     );
     for (name, cohort) in &status.cohorts {

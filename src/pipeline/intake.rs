@@ -35,7 +35,7 @@ use crate::{
         patient::Patient,
         scan::{FileLook, ScanId, ScanRecord, ScanState},
     },
-    ingest::{self, Bundle, Candidate, Patterns, Settled, Settling},
+    ingest::{self, Bundle, Candidate, Links, Patterns, Settled, Settling},
     metrics::{DirectoryKind, IngestResult, PauseReason, RescanTrigger, SeenBy, Stage},
     nifti, quarantine,
     store::{SeenFile, SeenOutcome},
@@ -197,7 +197,7 @@ impl Intake {
         let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
             .expect("the settings were checked");
         self.is_paused = self.is_disk_low() | self.is_hook_gone();
-        let listed = ingest::list(incoming, &patterns, beat);
+        let listed = ingest::list(incoming, &patterns, Links::PassedOver, beat);
         if trigger.is_some() {
             self.next_listing = Instant::now() + config.intake.rescan;
         }

@@ -69,6 +69,29 @@ fn status_without_a_daemon_says_so() {
 }
 
 #[test]
+fn a_folder_of_links_is_scored_and_a_link_that_leads_nowhere_is_named() {
+    use std::os::unix::fs::symlink;
+    let site = Site::new(2, &[]);
+    for name in ["objects", "scans"] {
+        fs::create_dir(site.path(name)).unwrap();
+    }
+    for seed in 1..=2 {
+        fs::write(site.path(&format!("objects/{seed}")), scan_bytes(seed)).unwrap();
+    }
+    for seed in 1..=3 {
+        let link = site.path(&format!("scans/sub-{seed}_T1w.nii.gz"));
+        symlink(format!("../objects/{seed}"), link).unwrap();
+    }
+    let mut score = oddscan();
+    score.args(["score", "--config"]).arg(site.path("config.toml"));
+    let output = score.arg("--out").arg(site.path("out")).arg(site.path("scans")).output();
+    let (stdout, stderr, code) = said(&output.unwrap());
+    assert_eq!(code, Some(65), "{stderr}");
+    assert!(stdout.contains("sub-1_T1w") && stdout.contains("sub-2_T1w"), "{stdout}");
+    assert!(stderr.contains("sub-3_T1w.nii.gz") && stderr.contains("1 of 3 files"), "{stderr}");
+}
+
+#[test]
 fn a_refused_file_is_reported_and_the_others_are_scored() {
     let site = Site::new(2, &[]);
     let scans = site.path("scans");

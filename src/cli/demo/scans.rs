@@ -9,7 +9,7 @@ use super::super::{CONFIG, Failure, USAGE};
 use super::phantom::{Lesion, phantom};
 use crate::{
     config::Config,
-    ingest::{self, Patterns},
+    ingest::{self, Links, Patterns},
     nifti,
     numeric::volume::RawVolume,
     pipeline::steps,
@@ -93,7 +93,7 @@ fn listed(folder: &Path) -> Result<Vec<Scan>, Failure> {
     let intake = Config::load(None).map_err(|error| Failure::new(CONFIG, error))?.intake;
     let patterns = Patterns::new(&intake.accept, &intake.ignore)
         .map_err(|error| Failure::new(USAGE, error))?;
-    let listed = ingest::list(folder, &patterns, || {}).map_err(|error| {
+    let listed = ingest::list(folder, &patterns, Links::ToFiles, || {}).map_err(|error| {
         Failure::new(USAGE, format!("cannot list {}: {error}", folder.display()))
     })?;
     Ok(listed.into_iter().map(|candidate| Scan::at(candidate.path)).collect())
