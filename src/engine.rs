@@ -300,6 +300,13 @@ fn batch_slices(config: &Config, device: &str, patch: usize) -> usize {
 }
 
 fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<(), EngineError> {
+    if config.encoder.device == DeviceChoice::Cuda && !cfg!(feature = "cuda") {
+        return Err(EngineError::Misfit(
+            "encoder.device = \"cuda\", and this binary was built without it; build it with \
+             --features cuda, or use \"auto\" or \"cpu\""
+                .to_owned(),
+        ));
+    }
     let architecture = weights.architecture;
     let (side, patch) = (config.volume.side, architecture.patch);
     if side % patch != 0 {

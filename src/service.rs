@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::Interval,
+    task::{JoinError, JoinHandle},
 };
 use tracing::{debug, error, info, warn};
 
@@ -72,7 +72,10 @@ pub fn run(path: Option<PathBuf>) -> Result<(), ServiceError> {
         .enable_all()
         .build()
         .map_err(ServiceError::System)?;
-    runtime.block_on(Service { path, log }.run(config))
+    let result = runtime.block_on(Service { path, log }.run(config));
+    // Settings may still be read: nobody waits for them any more.
+    runtime.shutdown_background();
+    result
 }
 
 struct Service {
@@ -106,12 +109,19 @@ impl Service {
         }
         self.ready(&shared, &config);
         let mut watchdog = tokio::time::interval(notify::watchdog_interval());
+        let mut reading: Option<JoinHandle<Result<Config, ServiceError>>> = None;
         let ended = loop {
             tokio::select! {
                 _ = terminate.recv() => break None,
                 _ = interrupt.recv() => break None,
-                _ = hangup.recv() => {
-                    self.reload(&shared, &mut watchdog).await;
+                // Another one while settings are read: only the later counts.
+                _ = hangup.recv() => reading = Some(self.read_again(&shared)),
+                read = async { reading.as_mut().expect("there is one").await },
+                    if reading.is_some() =>
+                {
+                    reading = None;
+                    let crashed = |error: JoinError| Err(ServiceError::System(error.into()));
+                    self.reload(&shared, read.unwrap_or_else(crashed));
                     pipeline.waker().send(Change::Reload).ok();
                 }
                 _ = watchdog.tick() => feed_watchdog(&shared),
@@ -150,11 +160,24 @@ impl Service {
         notify::ready(&shared.board.status().line());
     }
 
-    /// Reads the settings again. Refused ones change nothing.
-    async fn reload(&self, shared: &Shared, watchdog: &mut Interval) {
+    /// Reads the settings again; with them the daemon could also be started. What they name may lie
+    /// on a slow disk.
+    fn read_again(&self, shared: &Shared) -> JoinHandle<Result<Config, ServiceError>> {
         notify::reloading();
+        let (path, old) = (self.path.clone(), shared.config());
+        tokio::task::spawn_blocking(move || {
+            let new = Config::load(path.as_deref())?;
+            if !old.restart_needed_for(&new).is_empty() {
+                Ingredients::load(&new)?;
+            }
+            Ok(new)
+        })
+    }
+
+    /// Takes over what was read. Refused settings change nothing.
+    fn reload(&self, shared: &Shared, read: Result<Config, ServiceError>) {
         let old = shared.config();
-        match self.load_again(&old, shared, watchdog).await {
+        match read {
             Ok(new) => {
                 let kept = old.restart_needed_for(&new);
                 if kept.is_empty() {
@@ -173,32 +196,6 @@ impl Service {
             }
         }
         notify::ready(&shared.board.status().line());
-    }
-
-    /// The settings, with which the daemon could also be started: what they name may lie on a slow
-    /// disk.
-    async fn load_again(
-        &self,
-        old: &Config,
-        shared: &Shared,
-        watchdog: &mut Interval,
-    ) -> Result<Config, ServiceError> {
-        let new = Config::load(self.path.as_deref())?;
-        if old.restart_needed_for(&new).is_empty() {
-            return Ok(new);
-        }
-        let mut look = tokio::task::spawn_blocking(move || {
-            Ingredients::load(&new)?;
-            Ok(new)
-        });
-        loop {
-            tokio::select! {
-                looked = &mut look => {
-                    return looked.unwrap_or_else(|error| Err(ServiceError::System(error.into())));
-                }
-                _ = watchdog.tick() => feed_watchdog(shared),
-            }
-        }
     }
 }
 

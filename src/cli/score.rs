@@ -216,8 +216,8 @@ pub(super) fn expand(
 /// Where a file lies, however it was named. What a link leads to does not matter.
 fn place(path: &Path) -> PathBuf {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = fs::canonicalize(folder.unwrap_or(Path::new("."))).unwrap_or_default();
-    folder.join(path.file_name().unwrap_or_default())
+    let folder = folder.unwrap_or(Path::new("."));
+    fs::canonicalize(folder).unwrap_or(folder.to_owned()).join(path.file_name().unwrap_or_default())
 }
 
 /// Converts DICOM files as the daemon does and adds the volumes to `files`.

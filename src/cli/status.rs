@@ -113,6 +113,10 @@ fn table(status: &Status) -> String {
                 cohort.n_same_patient
             );
         }
+        if cohort.few_patients {
+            text += "  warning: it is full with scans of too few patients, which are compared with each \
+                     other all the same\n";
+        }
         if cohort.n_unlike > 0 {
             text += &format!(
                 "  warning: {} of its scans look unlike the others: their sidecars say how far\n",

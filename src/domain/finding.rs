@@ -86,6 +86,10 @@ pub struct WindowIdentity {
     /// Those of patients who have several, sorted: they are not compared with each other.
     #[serde(default)]
     pub same_patient: Vec<Vec<ScanId>>,
+    /// Whether they are compared all the same, because the window is full and they are of too few
+    /// patients: to wait longer would let scans go without a result.
+    #[serde(default)]
+    pub few_patients: bool,
 }
 
 impl WindowIdentity {

@@ -31,8 +31,10 @@ impl Patient {
     /// By the label that BIDS names begin with: `sub-01` of `sub-01_ses-2_T1w.nii.gz`.
     pub fn of_name(file_name: &str) -> Option<Self> {
         let label = file_name.strip_prefix("sub-")?;
-        let label = label.split(['_', '.']).next().filter(|label| !label.is_empty())?;
-        Some(Self::hash("sub-", label))
+        let label = label.split(['_', '.']).next()?;
+        // Names of another encoding have lost the letters that tell them apart.
+        let is_told = !label.is_empty() && !label.contains(char::REPLACEMENT_CHARACTER);
+        is_told.then(|| Self::hash("sub-", label))
     }
 
     /// By the PatientID of a DICOM header; nothing where it says nothing, or what it would say of
@@ -66,7 +68,13 @@ mod tests {
         assert!(of("sub-01_T1w.nii.gz").is_some());
         assert_eq!(of("sub-01_ses-1_T1w.nii.gz"), of("sub-01_ses-2_FLAIR.nii"));
         assert_ne!(of("sub-01_T1w.nii.gz"), of("sub-1_T1w.nii.gz"));
-        for nobody in ["scan.nii.gz", "sub-_T1w.nii.gz", "sub01_T1w.nii.gz", "a_sub-1_T1w.nii.gz"] {
+        for nobody in [
+            "scan.nii.gz",
+            "sub-_T1w.nii.gz",
+            "sub01_T1w.nii.gz",
+            "a_sub-1_T1w.nii.gz",
+            "sub-M\u{fffd}_T1w.nii",
+        ] {
             assert_eq!(of(nobody), None, "{nobody}");
         }
     }

@@ -100,6 +100,12 @@ pub struct Reported {
     pub key: String,
 }
 
+impl Reported {
+    /// Key of a result that only says that its window is not full enough. Never equal to the key
+    /// of a scored one: the first scoring makes it outdated.
+    pub const WAITING: &str = "waiting";
+}
+
 /// How a scan was aligned to the template, found once when it was taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AlignmentFacts {
@@ -267,6 +273,11 @@ impl ScanRecord {
     /// Whose scan it is, as far as its DICOM header or its name tell.
     pub fn patient(&self) -> Option<Patient> {
         self.header_patient.clone().or_else(|| Patient::of_name(&self.source_name))
+    }
+
+    /// Whether the scan has ever had more than the notice that it waits.
+    pub fn was_scored(&self) -> bool {
+        self.reported.as_ref().is_some_and(|done| done.key != Reported::WAITING)
     }
 
     /// Whether the scan takes part in scoring.

@@ -47,8 +47,12 @@ impl Window {
 
     /// The member that the next new scan will push out, if the window is full.
     pub fn next_to_leave(&self) -> Option<ScanId> {
-        let is_full = self.members.len() >= self.capacity.get();
-        is_full.then(|| self.members.first().copied()).flatten()
+        self.is_full().then(|| self.members.first().copied()).flatten()
+    }
+
+    /// Whether it holds no more scans.
+    pub fn is_full(&self) -> bool {
+        self.members.len() >= self.capacity.get()
     }
 
     /// Changes the capacity (a reload). Returns the members that had to go, oldest first.
@@ -87,7 +91,8 @@ impl Window {
         let mut same_patient: Vec<Vec<ScanId>> =
             patients.into_values().filter(|scans| scans.len() > 1).collect();
         same_patient.sort();
-        WindowIdentity { id, cohort: self.cohort.clone(), members, set_aside, same_patient }
+        let cohort = self.cohort.clone();
+        WindowIdentity { id, cohort, members, set_aside, same_patient, few_patients: false }
     }
 }
 

@@ -203,7 +203,7 @@ pub fn due_columns(window: &[NearestDistances], excluded: &[Vec<usize>]) -> Vec<
 const DIRECTION_SLACK: f32 = 1e-3;
 
 /// The other scans of a window of `n_scans`, in the order of the columns of `scan`.
-fn others(scan: usize, n_scans: usize) -> impl Iterator<Item = usize> {
+fn others(scan: usize, n_scans: usize) -> impl Iterator<Item = usize> + Clone {
     (0..n_scans).filter(move |&other| other != scan)
 }
 
@@ -217,6 +217,8 @@ struct Levelled<'a> {
     window: &'a [NearestDistances],
     /// For each scan and column the divisor; `None` for a column that says nothing.
     medians: Vec<Vec<Option<f64>>>,
+    /// For each scan and column whether there is any match: what `keep` is a share of.
+    compared: Vec<Vec<bool>>,
 }
 
 /// A distance to another scan.
@@ -233,7 +235,11 @@ impl<'a> Levelled<'a> {
             assert_eq!(scan.columns().len() + 1, window.len(), "a column per other scan");
             scan.columns().iter().map(median).collect()
         };
-        Self { window, medians: window.iter().map(columns).collect() }
+        Self {
+            window,
+            medians: window.iter().map(columns).collect(),
+            compared: window.iter().map(NearestDistances::have_matches).collect(),
+        }
     }
 
     fn n_scans(&self) -> usize {
@@ -422,13 +428,16 @@ fn score_ratios(
     is_member: &[bool],
     keep: Fraction,
 ) -> Vec<Option<f64>> {
-    let n_outside = others(scan, levelled.n_scans()).filter(|&other| !is_member[other]).count();
+    let compared = levelled.compared[scan].iter().zip(others(scan, levelled.n_scans()));
+    let compared = compared.filter(|(is_compared, _)| **is_compared).map(|(_, other)| other);
+    let n_all = compared.clone().count();
+    let n_outside = compared.filter(|&other| !is_member[other]).count();
     let ratio = |token| {
         let mut all: Vec<f64> =
             levelled.matches(scan, token).map(|(distance, _)| distance).collect();
         let outside = levelled.matches(scan, token).filter(|&(_, other)| !is_member[other]);
         let mut outside: Vec<f64> = outside.map(|(distance, _)| distance).collect();
-        let score = mean_of_smallest(&mut all, keep.of(levelled.n_scans() - 1))?;
+        let score = mean_of_smallest(&mut all, keep.of(n_all))?;
         let without = mean_of_smallest(&mut outside, keep.of(n_outside))?;
         (score > 0.0).then_some(without / score)
     };

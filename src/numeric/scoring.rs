@@ -94,6 +94,11 @@ impl NearestDistances {
         &self.columns
     }
 
+    /// For each column whether any token has a match: scans that are not to be compared have none.
+    pub fn have_matches(&self) -> Vec<bool> {
+        self.columns.iter().map(|column| column.iter().any(|d| d.is_finite())).collect()
+    }
+
     /// Puts another column in the place of one.
     ///
     /// # Panics
@@ -113,8 +118,7 @@ impl NearestDistances {
 /// of those that `keep` is a share of. The order of the columns does not change the result, to the
 /// last bit.
 pub fn mutual_scores(nearest: &NearestDistances, keep: Fraction) -> Vec<Option<f32>> {
-    let has_match = |column: &&Vec<f32>| column.iter().any(|distance| distance.is_finite());
-    let n_compared = nearest.columns.iter().filter(has_match).count();
+    let n_compared = nearest.have_matches().into_iter().filter(|has_match| *has_match).count();
     means_of_smallest(&nearest.columns, nearest.n_tokens, keep.of(n_compared))
 }
 

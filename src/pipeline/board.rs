@@ -77,6 +77,9 @@ pub struct CohortStatus {
     /// Members beyond the first of their patient, which do not count for `min_scans`.
     #[serde(default)]
     pub n_same_patient: usize,
+    /// Whether it is full with scans of too few patients, which are compared all the same.
+    #[serde(default)]
+    pub few_patients: bool,
     /// Results that are missing, or older than the window, and wait to be written.
     pub n_outdated: usize,
     /// Last completed scoring, seconds since 1970.

@@ -255,6 +255,8 @@ impl End {
 fn read_events(work: &Path) -> Vec<Event> {
     // The last line may be cut off.
     let text = fs::read(work.join("events")).unwrap_or_default();
+    // It says whose volumes they are.
+    fs::remove_file(work.join("events")).ok();
     text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
 }
 

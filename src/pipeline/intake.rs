@@ -329,6 +329,7 @@ impl Intake {
             let text = panic_text(panic.as_ref());
             Err(poison(format!("a crash while reading ({text})")).into())
         });
+        self.shared.board.update().intake = None;
         timings.stop(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
         (taken, timings)
     }
@@ -365,9 +366,14 @@ impl Intake {
         beat();
         let id = scan.id;
         let known = self.shared.store.record(&id)?;
-        // One that was refused has been put back by a person: what was wrong may be mended.
-        let is_refused = |known: &ScanRecord| matches!(known.state, ScanState::Quarantined { .. });
-        if known.as_ref().is_some_and(|known| !is_refused(known)) {
+        // One that was refused has been put back by a person: what was wrong may be mended. One that
+        // left without a result gets another turn.
+        let may_come_again = |known: &ScanRecord| match known.state {
+            ScanState::Quarantined { .. } => true,
+            ScanState::Evicted => !known.was_scored(),
+            ScanState::Ingested | ScanState::Encoded => false,
+        };
+        if known.as_ref().is_some_and(|known| !may_come_again(known)) {
             return Ok(Taken::Duplicate(id));
         }
         timings.switch(Stage::Preprocess);
@@ -422,7 +428,6 @@ impl Intake {
             shared.board.beat(StageName::Intake);
             !shared.stopping()
         });
-        shared.board.update().intake = None;
         let is_unstarted = matches!(handed, Err(ScanError::Own { doing: hook::STARTING, .. }));
         shared.board.set_reason(hook::UNSTARTED, is_unstarted);
         // It holds a patient's scan.
@@ -449,10 +454,12 @@ impl Intake {
         let is_taken = self.stems.contains(&wanted) && !is_own;
         let output_stem = if is_taken { format!("{wanted}-{}", id.short()) } else { wanted };
         let name = candidate.path.file_name().unwrap_or_default();
+        // A volume of a DICOM series comes back from quarantine as a file.
+        let known_patient = || known?.header_patient.clone();
         Ok(ScanRecord {
             source_name: name.to_string_lossy().into_owned(),
             came_from: whole.came_from.to_string_lossy().into_owned(),
-            header_patient: whole.patient.clone(),
+            header_patient: whole.patient.clone().or_else(known_patient),
             output_stem,
             acquisition: placed.facts,
             notes: placed.notes,

@@ -155,6 +155,7 @@ pub(super) fn sidecar(
             heterogeneity: None,
             set_aside: window.set_aside.clone(),
             same_patient: window.same_patient.clone(),
+            few_patients: window.few_patients,
             shared_anomalies: Vec::new(),
             members: window.members.clone(),
         },
@@ -251,7 +252,8 @@ pub(super) const SHIFTED: f64 = 1.15;
 /// What a scored window adds to the warnings of a scan.
 fn window_warnings(input: &ReportInput<'_>, finding: &Finding) -> Vec<String> {
     let references = input.scores.references();
-    let n_scans = references.len();
+    let n_others = input.scores.others(input.index).len();
+    let n_patients = input.window.n_patients().min(n_others + 1);
     let mut warnings = Vec::new();
     if let Some(mixed) = scoring::heterogeneity(&references).filter(|&ratio| ratio > MIXED) {
         warnings.push(format!(
@@ -268,9 +270,10 @@ fn window_warnings(input: &ReportInput<'_>, finding: &Finding) -> Vec<String> {
             input.record.cohort.label()
         ));
     }
-    if n_scans < FEW_SCANS {
+    if n_patients < FEW_SCANS {
         warnings.push(format!(
-            "the window holds {n_scans} scans; scores become reliable from about {FEW_SCANS}"
+            "the window holds scans of {n_patients} patients; scores become reliable from about \
+             {FEW_SCANS}"
         ));
     }
     if finding.n_unmatched_cells * 100 > finding.n_cells {
@@ -323,6 +326,13 @@ fn scan_warnings(
             "the window holds {scans} of the same patient (window.same_patient), with which this one is not \
              compared"
         ));
+    }
+    if window.few_patients {
+        warnings.push(
+            "the window is full with scans of too few patients (by sub-<label> or PatientID), which are \
+             compared with each other all the same and may hide what they share"
+                .to_owned(),
+        );
     }
     warnings.extend(record.notes.iter().cloned());
     if record.cohort.name == UNKNOWN {

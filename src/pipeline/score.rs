@@ -49,10 +49,6 @@ use crate::{
     store::StoreError,
 };
 
-/// Key of a result that only says that its window is not full enough. Never equal to the key of a
-/// scored one: the first scoring makes it outdated.
-const WAITING: &str = "waiting";
-
 /// While more scans come, a window rests so many times as long as its last scoring took: scoring
 /// all of a large window for each of them would take a third of two cores.
 const REST: u32 = 4;
@@ -402,8 +398,16 @@ impl Score {
         let window = &settings.window;
         let patients: BTreeMap<ScanId, Patient> =
             records.iter().filter_map(|r| Some((r.id, window.patient(r)?))).collect();
-        let patient = |id| patients.get(&id).cloned();
-        cohort.identity = cohort.window.identity(|id| references.contains(&id), patient);
+        let is_reference = |id| references.contains(&id);
+        let of_patient = |id| patients.get(&id).cloned();
+        let mut identity = cohort.window.identity(is_reference, of_patient);
+        let is_full = cohort.window.is_full();
+        if is_full && identity.n_patients() < window.min_scans {
+            identity = cohort.window.identity(is_reference, |_| None);
+            identity.few_patients = !patients.is_empty();
+        }
+        let patient = |id| of_patient(id).filter(|_| !identity.few_patients);
+        cohort.identity = identity.clone();
         cohort.scored = records.iter().map(|record| record.id).collect();
         let wanted = result_key(&cohort.identity, settings);
         let is_scored = cohort.identity.n_patients() >= window.min_scans;
@@ -419,6 +423,8 @@ impl Score {
         cohort.debt.extend(due);
         let waiting = records.iter().filter(|record| has_no_result(record, is_scored));
         let waiting = waiting.map(|record| record.id).collect();
+        let is_stuck = is_full && !is_scored;
+        shared.board.set_reason(&stuck(key), is_stuck);
         if !is_scored {
             shared.metrics.score_run(key.label(), ScoreResult::SkippedTooFew, trigger, now_secs());
             return Ok(waiting);
@@ -498,12 +504,12 @@ impl Score {
             }
             return Ok(attempt);
         }
-        if is_scored && !was_scored(&record) {
+        if is_scored && !record.was_scored() {
             let waited = now_secs().saturating_sub(record.first_seen_secs);
             self.shared.metrics.end_to_end(Duration::from_secs(waited));
         }
         let revision = record.reported.as_ref().map_or(0, |done| done.revision) + 1;
-        let waiting = || WAITING.to_owned();
+        let waiting = || Reported::WAITING.to_owned();
         let key = is_scored.then(|| result_key(&cohort.identity, &self.settings));
         record.reported = Some(Reported { revision, key: key.unwrap_or_else(waiting) });
         self.shared.store.put_record(&record)?;
@@ -650,6 +656,7 @@ impl Score {
             n_unlike: n_unlike(&cohort.scores),
             n_set_aside,
             n_same_patient,
+            few_patients: cohort.identity.few_patients,
             n_outdated: cohort.debt.len() + cohort.fresh.len(),
             last_scored_secs: cohort.last_scored_secs,
         };
@@ -760,12 +767,15 @@ fn n_tokens(member: &Member) -> (ScanId, Vec<usize>) {
 
 /// Whether a scan waits for its first result, or for the notice that it has to wait for more scans.
 fn has_no_result(record: &ScanRecord, is_scored: bool) -> bool {
-    if is_scored { !was_scored(record) } else { record.reported.is_none() }
+    if is_scored { !record.was_scored() } else { record.reported.is_none() }
 }
 
-/// Whether a scan has ever had more than the notice that it waits.
-fn was_scored(record: &ScanRecord) -> bool {
-    record.reported.as_ref().is_some_and(|done| done.key != WAITING)
+/// Why nothing will ever be scored, and scans leave without a result.
+fn stuck(key: &CohortKey) -> String {
+    format!(
+        "the window of {} is full, with too few good scans to be scored (quality, window.min_scans)",
+        key.label()
+    )
 }
 
 fn writing(source: std::io::Error) -> ScanError {

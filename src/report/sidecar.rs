@@ -107,6 +107,9 @@ pub struct WindowFacts {
     /// Members of patients who have several: they were not compared with each other.
     #[serde(default)]
     pub same_patient: Vec<Vec<ScanId>>,
+    /// Whether they were compared all the same, because a full window had too few patients.
+    #[serde(default)]
+    pub few_patients: bool,
     /// Anomalies that several members share; looked for with `community.enabled`.
     pub shared_anomalies: Vec<SharedAnomaly>,
     /// Ids of the members, sorted.
@@ -274,6 +277,7 @@ pub(super) mod tests {
                 heterogeneity: None,
                 set_aside: Vec::new(),
                 same_patient: Vec::new(),
+                few_patients: false,
                 shared_anomalies: Vec::new(),
                 members: vec![ScanId([7; 32])],
             },

@@ -55,6 +55,10 @@ fn what_settings_name_is_looked_for_and_must_fit() {
         assert_eq!(code, Some(78), "{setting}: {stderr}");
         assert!(stderr.contains(says), "{setting}: {stderr}");
     }
+    if !cfg!(feature = "cuda") {
+        site.configure(2, &["encoder.device = \"cuda\""]);
+        assert_eq!(check(&site).2, Some(78));
+    }
     site.configure(2, &[]);
     fs::remove_file(site.path("weights")).unwrap();
     assert_eq!(check(&site).2, Some(78));

@@ -81,6 +81,31 @@ fn sessions_of_a_patient_count_once_and_are_not_compared_with_each_other() {
 }
 
 #[test]
+fn a_full_window_of_one_patient_lets_nobody_go_without_a_result() {
+    let mut site = Site::new(3, &["window.max_scans = 4"]);
+    site.start();
+    let stem = |number: usize| format!("sub-1_ses-{number}_T1w");
+    for number in 1..=3 {
+        site.drop_in(&format!("{}.nii.gz", stem(number)), &session(1, number));
+    }
+    site.wait("noticed", |site| site.status().n_reported >= 3);
+    let waiting = Standing::WaitingForScans { have: 1, need: 3 };
+    assert_eq!(site.sidecar(&stem(3)).unwrap().standing, waiting);
+    for number in 4..=6 {
+        site.drop_in(&format!("{}.nii.gz", stem(number)), &session(1, number));
+    }
+    site.wait("all scored", |site| {
+        let sidecars = (1..=6).map(|number| site.sidecar(&stem(number)));
+        sidecars.flatten().filter(|sidecar| sidecar.standing == Standing::Scored).count() == 6
+    });
+    let sidecar = site.sidecar(&stem(6)).unwrap();
+    assert!(sidecar.window.few_patients && sidecar.window.same_patient.is_empty());
+    assert!(sidecar.warnings.iter().any(|warning| warning.contains("too few patients")));
+    site.wait("shown", |site| site.status().cohorts["t1w"].few_patients);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
 fn a_session_scores_as_it_would_without_the_others_of_its_patient() {
     // Levelled by what others score at a place, it would change a little: these are compared with
     // one more scan.

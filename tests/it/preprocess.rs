@@ -446,6 +446,25 @@ fn a_mask_beside_a_scan_stays_whatever_a_program_says() {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_a_reload_that_asks_a_slow_program() {
+    let mut site = Site::new(2, &[]);
+    site.start();
+    site.configure(
+        2,
+        &[
+            "preprocess.command = [\"/bin/true\", \"{scan}\", \"{mask}\"]",
+            "preprocess.version_command = [\"/bin/sleep\", \"60\"]",
+        ],
+    );
+    site.signal(Signal::HUP);
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(site.metric("oddscan_config_last_reload_successful"), 1.0, "not decided");
+    let asked = Instant::now();
+    assert_eq!(site.stop(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
 fn stops_while_a_series_of_a_zip_is_in_hand_are_no_crashes_and_lose_none() {
     let mut site = site(2, &SOON);
     let Some(mut files) = brain_series(&site.path("made/first"), 1) else { return };

@@ -96,3 +96,29 @@ fn a_scan_that_is_no_reference_does_not_fill_the_window() {
     assert_eq!(code, Some(65));
     assert!(stderr.contains("1 of 2 scans of its cohort (t1w) good enough"), "{stderr}");
 }
+
+#[test]
+fn a_window_full_of_bad_scans_is_a_reason_and_who_left_it_may_come_again() {
+    let mut site = Site::new(2, &["window.max_scans = 2", "quality.max_noise = 0.0001"]);
+    site.start();
+    for seed in 1..=3 {
+        site.drop_in(&format!("sub-{seed}_T1w.nii.gz"), &scan_bytes(seed));
+    }
+    site.wait("full", |site| site.get("/readyz").unwrap().contains("the window of t1w is full"));
+    site.wait("one has left", |site| {
+        site.metric("oddscan_store_evictions_total{reason=\"window\"}") == 1.0
+    });
+    site.configure(2, &["window.max_scans = 3"]);
+    site.signal(Signal::HUP);
+    site.wait("ready", |site| site.metric("oddscan_ready") == 1.0);
+    let left = (1..=3).find(|seed| {
+        let sidecar = site.sidecar(&format!("sub-{seed}_T1w")).unwrap();
+        sidecar.standing != Standing::Scored && sidecar.window.size < 3
+    });
+    site.drop_in("again_T1w.nii.gz", &scan_bytes(left.unwrap()));
+    site.wait("all scored", |site| {
+        site.sidecar("again_T1w").is_some_and(|sidecar| sidecar.window.size == 3)
+    });
+    assert_eq!((site.status().n_accepted, site.status().n_duplicates), (4, 0));
+    assert_eq!(site.stop(), Some(0));
+}
