@@ -378,9 +378,14 @@ impl Config {
             let is_in = |key: &str| changed == key || changed.starts_with(&format!("{key}."));
             NEEDS_RESTART.into_iter().any(is_in)
         };
+        self.changed_to(newer).into_iter().filter(needs_restart).collect()
+    }
+
+    /// Keys of `newer` that differ from `self`.
+    pub fn changed_to(&self, newer: &Config) -> Vec<String> {
         let mut changed = Vec::new();
         differences(&self.tree, &newer.tree, "", &mut changed);
-        changed.into_iter().filter(needs_restart).collect()
+        changed
     }
 
     /// These settings with everything from `newer` that a reload can change.

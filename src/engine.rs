@@ -250,7 +250,14 @@ fn load_template(config: &Config) -> Result<Option<(Template, String)>, EngineEr
     let Some(path) = find_template(template.as_deref()) else {
         // A head whose brain the site's preprocessing has found is no scan in MNI space for that.
         let is_needed = *mode == AlignmentChoice::Always || config.preprocess.is_some();
-        if is_needed || template.is_some() {
+        if let Some(named) = template {
+            let path = named.display();
+            return Err(EngineError::Template(format!(
+                "there is no template {path} (alignment.template); correct the path, or leave it out and \
+                 run `oddscan model fetch`"
+            )));
+        }
+        if is_needed {
             return Err(EngineError::Template(
                 "there is no template for the alignment; run `oddscan model fetch`, name one with \
                  alignment.template, or set alignment.mode = \"never\""

@@ -181,7 +181,7 @@ impl Service {
             Ok(new) => {
                 let kept = old.restart_needed_for(&new);
                 if kept.is_empty() {
-                    info!("settings reloaded");
+                    info!(changed = old.changed_to(&new).join(", "), "settings reloaded");
                 } else {
                     warn!(keys = kept.join(", "), "settings reloaded, but these need a restart");
                 }

@@ -83,7 +83,10 @@ async fn ready_page(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     if status.takes_work() {
         return (StatusCode::OK, "ready\n".to_owned());
     }
-    let reasons: Vec<String> = status.reasons.into_iter().collect();
+    let mut reasons: Vec<String> = status.reasons.into_iter().collect();
+    if !status.ready {
+        reasons.push("starting or stopping".to_owned());
+    }
     (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; ")))
 }
 

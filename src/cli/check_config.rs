@@ -18,9 +18,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let file = &arguments.file;
     let config = Config::load(Some(file)).map_err(|error| Failure::new(CONFIG, error))?;
     println!(
-        "{}: the settings are ok (preset {:?}, watching {})",
+        "{}: the settings are ok (preset {}, watching {})",
         file.display(),
-        config.preset,
+        config.tree["preset"],
         config.directories.incoming.display()
     );
     for (index, rule) in config.cohorts.iter().enumerate() {

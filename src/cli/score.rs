@@ -425,13 +425,11 @@ impl Run<'_> {
         let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
         let mut window = Window::new(key.clone(), capacity);
         for member in &members {
-            window.admit(member.record.id);
+            window.admit(member.record.id, self.config.window.patient(&member.record));
         }
         let references = scored_members.iter().filter(|m| m.is_reference).map(|m| m.id);
         let references: BTreeSet<ScanId> = references.collect();
-        let patients: BTreeMap<ScanId, Option<Patient>> =
-            scored_members.iter().map(|m| (m.id, m.patient.clone())).collect();
-        let identity = window.identity(|id| references.contains(&id), |id| patients[&id].clone());
+        let identity = window.identity(|id| references.contains(&id));
         let mut scored = Vec::new();
         for (index, member) in members.into_iter().enumerate() {
             let Again { scan, mask } = &member.again;

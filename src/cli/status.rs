@@ -108,8 +108,8 @@ fn table(status: &Status) -> String {
         }
         if cohort.n_same_patient > 0 {
             text += &format!(
-                "  {} of its scans are further ones of the same patients: not compared with each other, and \
-                 not counted (window.compare_same_patient)\n",
+                "  {} of its scans do not count, because their patients have another there; scans of one \
+                 patient are not compared with each other (window.compare_same_patient)\n",
                 cohort.n_same_patient
             );
         }

@@ -230,7 +230,7 @@ impl Board {
         if holds && status.reasons.insert(reason.to_owned()) {
             warn!(reason, "not ready");
         } else if !holds && status.reasons.remove(reason) {
-            info!(reason, "no longer");
+            info!(reason, "no longer holds");
         }
     }
 

@@ -366,8 +366,8 @@ impl Intake {
         beat();
         let id = scan.id;
         let known = self.shared.store.record(&id)?;
-        // One that was refused has been put back by a person: what was wrong may be mended. One that
-        // left without a result gets another turn.
+        // One that was refused has been put back by a person: what was wrong may be mended. One
+        // that left without a result gets another turn.
         let may_come_again = |known: &ScanRecord| match known.state {
             ScanState::Quarantined { .. } => true,
             ScanState::Evicted => !known.was_scored(),

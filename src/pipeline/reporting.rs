@@ -164,6 +164,7 @@ pub(super) fn sidecar(
             template_sha256: method.template_sha256.clone(),
             settings: json!({
                 "preset": config.tree.get("preset"),
+                "window": { "compare_same_patient": config.window.compare_same_patient },
                 "preprocess": config.tree.get("preprocess"),
                 "alignment": config.tree.get("alignment"),
                 "volume": config.tree.get("volume"),
@@ -323,8 +324,8 @@ fn scan_warnings(
     if n_own > 0 {
         let scans = if n_own == 1 { "another scan" } else { "other scans" };
         warnings.push(format!(
-            "the window holds {scans} of the same patient (window.same_patient), with which this one is not \
-             compared"
+            "the window holds {scans} of the same patient (window.same_patient): they are not compared \
+             with this one, and count once with it (window.compare_same_patient)"
         ));
     }
     if window.few_patients {

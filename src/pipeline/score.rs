@@ -39,7 +39,6 @@ use crate::{
         cohort::CohortKey,
         error::{Disposition, ScanError},
         finding::WindowIdentity,
-        patient::Patient,
         scan::{Reported, ScanId, ScanRecord},
         window::Window,
     },
@@ -94,6 +93,8 @@ pub(super) struct Score {
     last_paid: Option<CohortKey>,
     /// The folder is full or away until then, for all results alike.
     no_writes_before: Instant,
+    /// The last result could not be written for that: said once, not at every try.
+    is_away: bool,
     /// A debt could not be paid: no hurry to try the next one.
     no_payment_before: Instant,
 }
@@ -129,6 +130,7 @@ impl Score {
             settings,
             last_paid: None,
             no_writes_before: now,
+            is_away: false,
             no_payment_before: now,
         }
     }
@@ -289,13 +291,13 @@ impl Score {
     fn enter(&mut self, record: &ScanRecord) -> Result<Duration, ScanError> {
         let capacity = self.settings.window.max_scans;
         let key = &record.cohort;
-        self.write_before_it_leaves(key)?;
+        self.write_before_it_leaves(record)?;
         let started = Instant::now();
         if self.shared.stopping() {
             return Ok(Duration::ZERO);
         }
         let cohort = self.cohorts.entry(key.clone()).or_insert_with(|| new_cohort(key, capacity));
-        let gone = cohort.window.admit(record.id);
+        let gone = cohort.window.admit(record.id, self.settings.window.patient(record));
         cohort.debt.retain(|id| !gone.contains(id));
         let others: Vec<ScanId> = cohort.window.others(record.id).collect();
         self.evict(&gone)?;
@@ -306,9 +308,11 @@ impl Score {
 
     /// In a flood of scans the first ones may leave before their turn: they get a result now. Where
     /// the folder is away, the stream waits for it.
-    fn write_before_it_leaves(&mut self, key: &CohortKey) -> Result<(), ScanError> {
+    fn write_before_it_leaves(&mut self, joins: &ScanRecord) -> Result<(), ScanError> {
+        let (key, patient) = (&joins.cohort, self.settings.window.patient(joins));
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
-        let Some(leaving) = cohort.window.next_to_leave() else { return Ok(()) };
+        let leaving = cohort.window.next_to_leave(patient.as_ref());
+        let Some(leaving) = leaving else { return Ok(()) };
         let is_fresh = cohort.fresh.iter().any(|fresh| fresh.id == leaving);
         // At a start no window has been scored yet.
         let may_be_scored = !cohort.scored.contains(&leaving);
@@ -396,18 +400,16 @@ impl Score {
         let references: BTreeSet<ScanId> =
             records.iter().filter(|r| settings.quality.allow(r)).map(|r| r.id).collect();
         let window = &settings.window;
-        let patients: BTreeMap<ScanId, Patient> =
-            records.iter().filter_map(|r| Some((r.id, window.patient(r)?))).collect();
-        let is_reference = |id| references.contains(&id);
-        let of_patient = |id| patients.get(&id).cloned();
-        let mut identity = cohort.window.identity(is_reference, of_patient);
+        let patients = records.iter().filter_map(|r| Some((r.id, window.patient(r)?)));
+        cohort.window.set_patients(patients.collect());
+        let mut identity = cohort.window.identity(|id| references.contains(&id));
         let is_full = cohort.window.is_full();
-        if is_full && identity.n_patients() < window.min_scans {
-            identity = cohort.window.identity(is_reference, |_| None);
-            identity.few_patients = !patients.is_empty();
+        let has_few = identity.n_patients() < window.min_scans;
+        let few_patients = is_full && has_few && !identity.same_patient.is_empty();
+        if few_patients {
+            identity.same_patient.clear();
         }
-        let patient = |id| of_patient(id).filter(|_| !identity.few_patients);
-        cohort.identity = identity.clone();
+        cohort.identity = WindowIdentity { few_patients, ..identity };
         cohort.scored = records.iter().map(|record| record.id).collect();
         let wanted = result_key(&cohort.identity, settings);
         let is_scored = cohort.identity.n_patients() >= window.min_scans;
@@ -436,7 +438,8 @@ impl Score {
             let foreground = |part| shared.store.foreground(id, part)?.ok_or_else(lost);
             let parts = (0..n_parts).map(foreground).collect::<Result<_, _>>()?;
             let is_reference = references.contains(id);
-            members.push(Member { id: *id, parts, is_reference, patient: patient(*id) });
+            let patient = cohort.window.patient(*id).filter(|_| !few_patients).cloned();
+            members.push(Member { id: *id, parts, is_reference, patient });
         }
         let mut kept = KeptDistances {
             shared: shared.as_ref(),
@@ -490,6 +493,10 @@ impl Score {
         let is_scored = !cohort.scores.scans.is_empty();
         let attempt = catch_unwind(AssertUnwindSafe(|| self.write_files(cohort, &record)));
         let attempt = self.judge(id, attempt)?;
+        if self.is_away && attempt == Attempt::Written {
+            info!("results are written again");
+        }
+        self.is_away = attempt == Attempt::Later;
         for kind in OutputKind::ALL {
             if is_scored || *kind == OutputKind::Sidecar {
                 self.shared.metrics.output_written(*kind, attempt == Attempt::Written);
@@ -532,9 +539,14 @@ impl Score {
                     return Err(error);
                 }
                 self.shared.metrics.stage_retried(Stage::Write);
-                warn!(scan = %id, %error, "no result written; trying again");
-                let is_own = matches!(error, ScanError::Own { .. });
-                Ok(if is_own { Attempt::Later } else { Attempt::Failed })
+                if !matches!(error, ScanError::Own { .. }) {
+                    warn!(scan = %id, %error, "no result written; trying again");
+                    return Ok(Attempt::Failed);
+                }
+                if !self.is_away {
+                    warn!(scan = %id, %error, "no results can be written; trying until they can");
+                }
+                Ok(Attempt::Later)
             }
             Err(panic) => {
                 self.shared.metrics.stage_panicked(Stage::Write);
@@ -551,7 +563,10 @@ impl Score {
         }
         let folder = &self.settings.directories.results;
         let waiting = sidecar(record, &cohort.identity, &self.shared.method, &self.settings);
-        report::write_sidecar(folder, &record.output_stem, &waiting).map_err(writing)
+        report::write_sidecar(folder, &record.output_stem, &waiting).map_err(writing)?;
+        let (have, need) = (cohort.identity.n_patients(), self.settings.window.min_scans);
+        info!(scan = %record.id, have, need, "waits for scans of more patients");
+        Ok(())
     }
 
     fn write_results(&self, cohort: &Cohort, record: &ScanRecord) -> Result<(), ScanError> {
@@ -578,8 +593,8 @@ impl Score {
             scan = %id,
             window = cohort.identity.id,
             scans = cohort.scores.scans.len(),
-            score = finding.score_top1_mean,
-            percentile = finding.percentile,
+            score = format!("{:.3}", finding.score_top1_mean),
+            percentile = format!("{:.2}", finding.percentile),
             "result written"
         );
         Ok(())
@@ -600,10 +615,7 @@ impl Score {
         }
         for key in &keys {
             let Some(cohort) = self.cohorts.get(key) else { continue };
-            let members = cohort.window.members();
-            let n_leaving = members.len().saturating_sub(settings.window.max_scans.get());
-            let leaving = members[..n_leaving].to_vec();
-            for id in leaving {
+            for id in cohort.window.leaving(settings.window.max_scans) {
                 self.write_if_owed(key, id)?;
             }
         }
@@ -673,7 +685,7 @@ impl Score {
 
 fn new_cohort(key: &CohortKey, capacity: NonZeroUsize) -> Cohort {
     let window = Window::new(key.clone(), capacity);
-    let identity = window.identity(|_| true, |_| None);
+    let identity = window.identity(|_| true);
     Cohort {
         window,
         identity,

@@ -83,6 +83,9 @@ pub enum StoreError {
         /// Cause.
         source: std::io::Error,
     },
+    /// Another process has it open.
+    #[error("the store in {} is in use; another oddscan works with this state folder", .0.display())]
+    InUse(PathBuf),
     /// sled failed.
     #[error("the store failed; check the disk and the permissions of the state folder")]
     Sled(#[from] sled::Error),
@@ -511,7 +514,7 @@ impl SeenFile {
 fn open_db(folder: &Path, memory_bytes: u64) -> Result<sled::Db, StoreError> {
     let cache = memory_bytes.max(MIN_MEMORY) - BEYOND_CACHE;
     let open = || sled::Config::new().path(folder).cache_capacity(cache).open();
-    for _ in 1..LOCK_TRIES {
+    for _ in 0..LOCK_TRIES {
         match open() {
             // A process that was just killed may not have let go of the lock yet.
             Err(sled::Error::Io(error)) if error.to_string().contains("lock") => {
@@ -520,7 +523,7 @@ fn open_db(folder: &Path, memory_bytes: u64) -> Result<sled::Db, StoreError> {
             other => return Ok(other?),
         }
     }
-    Ok(open()?)
+    Err(StoreError::InUse(folder.to_owned()))
 }
 
 fn check_format(db: &sled::Db) -> Result<(), StoreError> {

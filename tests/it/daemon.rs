@@ -414,6 +414,13 @@ fn a_second_daemon_on_the_same_address_is_refused() {
     let mut run = oddscan();
     let second = run.arg("run").arg("--config").arg(site.path("config.toml")).output().unwrap();
     assert_eq!(second.status.code(), Some(74), "{}", said(&second).1);
+    let elsewhere = "service.listen = \"127.0.0.1:0\"";
+    let config = fs::read_to_string(site.path("config.toml")).unwrap();
+    let with_listen = |line: &str| !line.starts_with("service.listen");
+    let others: Vec<&str> = config.lines().filter(|line| with_listen(line)).collect();
+    fs::write(site.path("other.toml"), format!("{}\n{elsewhere}", others.join("\n"))).unwrap();
+    let third = oddscan().arg("run").arg("--config").arg(site.path("other.toml")).output().unwrap();
+    assert!(said(&third).1.contains("another oddscan works with this state folder"));
     assert_eq!(site.stop(), Some(0));
 }
 
