@@ -18,7 +18,7 @@ use toml::{Table, Value};
 
 use crate::{
     compute::{Precision, position::PositionResize},
-    domain::{cohort::CohortRule, patient::Patient, quality::QualityLimits, scan::ScanRecord},
+    domain::{cohort::CohortRule, quality::QualityLimits, scan::ScanRecord, window::MemberFacts},
     nifti::Limits,
     numeric::{
         community::CommunitySettings,
@@ -199,13 +199,6 @@ pub struct WindowSettings {
     pub compare_same_patient: bool,
 }
 
-impl WindowSettings {
-    /// Whose scan it is, if that matters.
-    pub fn patient(&self, record: &ScanRecord) -> Option<Patient> {
-        if self.compare_same_patient { None } else { record.patient() }
-    }
-}
-
 /// The scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scoring {
@@ -327,6 +320,12 @@ fn listing(faults: &[Fault]) -> String {
 }
 
 impl Config {
+    /// What a window has to know of a scan.
+    pub fn member_facts(&self, record: &ScanRecord) -> MemberFacts {
+        let patient = (!self.window.compare_same_patient).then(|| record.patient()).flatten();
+        MemberFacts { patient, is_reference: self.quality.allow(record) }
+    }
+
     /// Reads a site's file over the defaults; without a file the defaults alone.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         match path {

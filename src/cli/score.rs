@@ -147,8 +147,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 /// Why a cohort cannot be scored, if there is nothing to compare its scans with.
 fn too_few(key: &CohortKey, members: &[Member], config: &Config) -> Option<String> {
     let label = key.label();
-    let references = members.iter().map(|m| &m.record).filter(|r| config.quality.allow(r));
-    let patients: Vec<Option<Patient>> = references.map(|r| config.window.patient(r)).collect();
+    let facts = members.iter().map(|member| config.member_facts(&member.record));
+    let references = facts.filter(|facts| facts.is_reference);
+    let patients: Vec<Option<Patient>> = references.map(|facts| facts.patient).collect();
     let n_references = patients.len();
     if members.len() < 2 {
         Some(format!("alone in its cohort ({label}): nothing to compare with"))
@@ -398,14 +399,19 @@ impl Run<'_> {
     ) -> Result<Vec<(Member, Finding)>, Failure> {
         let internal = |error: ScanError| Failure::new(INTERNAL, error);
         let columns = self.columns(&members).map_err(internal)?;
+        let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
+        let mut window = Window::new(key.clone(), capacity);
+        for member in &members {
+            window.admit(member.record.id, self.config.member_facts(&member.record));
+        }
         let n_parts = self.engine.method.n_parts;
         let scored_members: Vec<steps::Member> = members
             .iter()
             .map(|m| steps::Member {
                 id: m.record.id,
                 parts: steps::parts_of(&m.tokens, n_parts),
-                is_reference: self.config.quality.allow(&m.record),
-                patient: self.config.window.patient(&m.record),
+                is_reference: window.is_reference(m.record.id),
+                patient: window.patient(m.record.id).cloned(),
             })
             .collect();
         let mut computed = Computed {
@@ -422,14 +428,7 @@ impl Run<'_> {
             &mut computed,
         )
         .map_err(internal)?;
-        let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
-        let mut window = Window::new(key.clone(), capacity);
-        for member in &members {
-            window.admit(member.record.id, self.config.window.patient(&member.record));
-        }
-        let references = scored_members.iter().filter(|m| m.is_reference).map(|m| m.id);
-        let references: BTreeSet<ScanId> = references.collect();
-        let identity = window.identity(|id| references.contains(&id));
+        let identity = window.identity();
         let mut scored = Vec::new();
         for (index, member) in members.into_iter().enumerate() {
             let Again { scan, mask } = &member.again;

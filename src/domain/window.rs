@@ -8,21 +8,39 @@ use super::{cohort::CohortKey, finding::WindowIdentity, patient::Patient, scan::
 
 /// The scans of one cohort that are compared with each other, oldest first.
 ///
-/// Where it is full, the oldest scan goes of those whose patient has a newer one there, so that the
-/// others have as many patients as there can be to be compared with; else the oldest of all.
+/// Where it is full, the oldest scan goes of those whose patient has a newer one there that is as
+/// good, so that the others have as many patients as there can be to be compared with; else the
+/// oldest of all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
     cohort: CohortKey,
     capacity: NonZeroUsize,
     members: Vec<ScanId>,
-    /// Whose scans they are, where that is known and matters.
-    patients: BTreeMap<ScanId, Patient>,
+    facts: BTreeMap<ScanId, MemberFacts>,
+}
+
+/// What a window has to know of a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberFacts {
+    /// Whose scan it is, where that is known and matters.
+    pub patient: Option<Patient>,
+    /// Whether it is good enough for others to be compared with it.
+    pub is_reference: bool,
+}
+
+impl MemberFacts {
+    /// Whether this scan, which is older, can go because there is this newer one.
+    fn is_stood_in_for_by(&self, newer: &Self) -> bool {
+        self.patient.is_some()
+            && self.patient == newer.patient
+            && (newer.is_reference || !self.is_reference)
+    }
 }
 
 impl Window {
     /// An empty window for at most `capacity` scans.
     pub fn new(cohort: CohortKey, capacity: NonZeroUsize) -> Self {
-        Self { cohort, capacity, members: Vec::new(), patients: BTreeMap::new() }
+        Self { cohort, capacity, members: Vec::new(), facts: BTreeMap::new() }
     }
 
     /// The cohort.
@@ -37,7 +55,12 @@ impl Window {
 
     /// Whose scan a member is, where that is known and matters.
     pub fn patient(&self, member: ScanId) -> Option<&Patient> {
-        self.patients.get(&member)
+        self.facts[&member].patient.as_ref()
+    }
+
+    /// Whether others are compared with a member.
+    pub fn is_reference(&self, member: ScanId) -> bool {
+        self.facts[&member].is_reference
     }
 
     /// All members but `scan`. The scan itself is left out of its own scores: its own tokens lie
@@ -48,23 +71,19 @@ impl Window {
 
     /// Takes a scan in as the newest member. Returns the members that had to go.
     /// A scan that is already a member changes nothing: it would be its own perfect match.
-    pub fn admit(&mut self, scan: ScanId, patient: Option<Patient>) -> Vec<ScanId> {
+    pub fn admit(&mut self, scan: ScanId, facts: MemberFacts) -> Vec<ScanId> {
         if !self.members.contains(&scan) {
             self.members.push(scan);
-            self.patients.extend(patient.map(|patient| (scan, patient)));
+            self.facts.insert(scan, facts);
         }
         self.set_capacity(self.capacity)
     }
 
-    /// Whether it holds no more scans.
-    pub fn is_full(&self) -> bool {
-        self.members.len() >= self.capacity.get()
-    }
-
-    /// The member that the next new scan, of this patient, will push out, if the window is full.
-    pub fn next_to_leave(&self, patient: Option<&Patient>) -> Option<ScanId> {
-        let first = || self.members.get(self.first_to_leave(&self.members, patient)).copied();
-        self.is_full().then(first).flatten()
+    /// The member that this scan will push out when it joins, if the window is full.
+    pub fn next_to_leave(&self, joining: &MemberFacts) -> Option<ScanId> {
+        let is_full = self.members.len() >= self.capacity.get();
+        let first = || self.members[self.first_to_leave(&self.members, Some(joining))];
+        is_full.then(first)
     }
 
     /// The members that would have to go for there to be no more than `capacity`.
@@ -82,29 +101,29 @@ impl Window {
         let gone = self.leaving(capacity);
         self.capacity = capacity;
         self.members.retain(|member| !gone.contains(member));
-        self.patients.retain(|member, _| !gone.contains(member));
+        self.facts.retain(|member, _| !gone.contains(member));
         gone
     }
 
-    /// Changes what is known of the patients (a reload).
-    pub fn set_patients(&mut self, patients: BTreeMap<ScanId, Patient>) {
-        self.patients = patients;
+    /// Changes what is known of a member (a reload).
+    pub fn set_facts(&mut self, member: ScanId, facts: MemberFacts) {
+        self.facts.insert(member, facts);
     }
 
-    /// Position of the one among `members` that goes first when a scan of this patient joins.
-    fn first_to_leave(&self, members: &[ScanId], joining: Option<&Patient>) -> usize {
-        let has_newer = |position: &usize| {
-            let patient = self.patient(members[*position]);
-            let newer = members[position + 1..].iter().map(|&member| self.patient(member));
-            patient.is_some() && newer.chain([joining]).any(|other| other == patient)
+    /// Position of the one among `members` that goes first, when this scan joins.
+    fn first_to_leave(&self, members: &[ScanId], joining: Option<&MemberFacts>) -> usize {
+        let can_go = |position: &usize| {
+            let own = &self.facts[&members[*position]];
+            let newer = members[position + 1..].iter().map(|member| &self.facts[member]);
+            newer.chain(joining).any(|newer| own.is_stood_in_for_by(newer))
         };
-        (0..members.len()).find(has_newer).unwrap_or(0)
+        (0..members.len()).find(can_go).unwrap_or(0)
     }
 
     /// What a result of this window carries, so that it can be told from those of other windows.
     /// The order of arrival makes no difference. Others are not compared with
     /// members that are no reference, nor scans of one patient with each other.
-    pub fn identity(&self, is_reference: impl Fn(ScanId) -> bool) -> WindowIdentity {
+    pub fn identity(&self) -> WindowIdentity {
         let mut members = self.members.clone();
         members.sort();
         let mut hash = Sha256::new();
@@ -112,7 +131,8 @@ impl Window {
             hash.update(member.0);
         }
         let id = hex::encode(&hash.finalize()[..8]);
-        let set_aside = members.iter().copied().filter(|&member| !is_reference(member)).collect();
+        let is_set_aside = |member: &ScanId| !self.is_reference(*member);
+        let set_aside = members.iter().copied().filter(is_set_aside).collect();
         let mut by_patient: BTreeMap<&Patient, Vec<ScanId>> = BTreeMap::new();
         for &member in &members {
             if let Some(patient) = self.patient(member) {
@@ -146,14 +166,20 @@ mod tests {
         Window::new(cohort, NonZeroUsize::new(capacity).unwrap())
     }
 
+    fn of(patient: &str) -> MemberFacts {
+        MemberFacts { patient: Patient::of_header(patient), is_reference: true }
+    }
+
+    const NOBODY: MemberFacts = MemberFacts { patient: None, is_reference: true };
+
     #[test]
     fn the_oldest_goes_first() {
         let mut window = window(2);
-        assert_eq!(window.admit(scan(9), None), []);
-        assert_eq!(window.next_to_leave(None), None);
-        assert_eq!(window.admit(scan(1), None), []);
-        assert_eq!(window.next_to_leave(None), Some(scan(9)));
-        assert_eq!(window.admit(scan(5), None), [scan(9)]);
+        assert_eq!(window.admit(scan(9), NOBODY), []);
+        assert_eq!(window.next_to_leave(&NOBODY), None);
+        assert_eq!(window.admit(scan(1), NOBODY), []);
+        assert_eq!(window.next_to_leave(&NOBODY), Some(scan(9)));
+        assert_eq!(window.admit(scan(5), NOBODY), [scan(9)]);
         assert_eq!(window.members(), [scan(1), scan(5)]);
         assert_eq!(window.leaving(NonZeroUsize::MIN), [scan(1)]);
         assert_eq!(window.set_capacity(NonZeroUsize::MIN), [scan(1)]);
@@ -162,29 +188,40 @@ mod tests {
 
     #[test]
     fn of_a_patient_with_several_scans_the_older_go_before_others() {
-        let patient = Patient::of_header;
         let mut window = window(4);
-        for (n, id) in [(1, None), (2, patient("a")), (3, patient("b")), (4, patient("a"))] {
-            assert_eq!(window.admit(scan(n), id), []);
+        for (n, facts) in [(1, NOBODY), (2, of("a")), (3, of("b")), (4, of("a"))] {
+            assert_eq!(window.admit(scan(n), facts), []);
         }
-        assert_eq!(window.next_to_leave(None), Some(scan(2)));
+        assert_eq!(window.next_to_leave(&NOBODY), Some(scan(2)));
         // Also for one that is just coming.
-        assert_eq!(window.next_to_leave(patient("b").as_ref()), Some(scan(2)));
-        assert_eq!(window.admit(scan(5), patient("b")), [scan(2)]);
-        assert_eq!(window.next_to_leave(patient("a").as_ref()), Some(scan(3)));
+        assert_eq!(window.next_to_leave(&of("b")), Some(scan(2)));
+        assert_eq!(window.admit(scan(5), of("b")), [scan(2)]);
+        assert_eq!(window.next_to_leave(&of("a")), Some(scan(3)));
         assert_eq!(window.leaving(NonZeroUsize::new(2).unwrap()), [scan(3), scan(1)]);
-        assert_eq!(window.admit(scan(6), patient("c")), [scan(3)]);
-        assert_eq!(window.next_to_leave(patient("b").as_ref()), Some(scan(5)));
-        assert_eq!(window.admit(scan(7), None), [scan(1)], "all are of others");
-        window.set_patients(BTreeMap::new());
-        assert_eq!(window.next_to_leave(patient("b").as_ref()), Some(scan(4)));
+        assert_eq!(window.admit(scan(6), of("c")), [scan(3)]);
+        assert_eq!(window.next_to_leave(&of("b")), Some(scan(5)));
+        assert_eq!(window.admit(scan(7), NOBODY), [scan(1)], "all are of others");
+        (4..=7).for_each(|n| window.set_facts(scan(n), NOBODY));
+        assert_eq!(window.next_to_leave(&of("b")), Some(scan(4)));
+    }
+
+    #[test]
+    fn a_bad_scan_does_not_push_out_a_good_one_of_its_patient() {
+        let bad = |patient| MemberFacts { is_reference: false, ..of(patient) };
+        let mut window = window(3);
+        for (n, facts) in [(1, NOBODY), (2, of("a")), (3, bad("b"))] {
+            window.admit(scan(n), facts);
+        }
+        assert_eq!(window.next_to_leave(&bad("a")), Some(scan(1)));
+        assert_eq!(window.next_to_leave(&of("a")), Some(scan(2)));
+        assert_eq!(window.next_to_leave(&bad("b")), Some(scan(3)));
     }
 
     #[test]
     fn a_copied_scan_is_one_member() {
         let mut window = window(3);
         for n in [1, 2, 1] {
-            window.admit(scan(n), None);
+            window.admit(scan(n), NOBODY);
         }
         assert_eq!(window.members(), [scan(1), scan(2)]);
     }
@@ -192,45 +229,45 @@ mod tests {
     #[test]
     fn the_identity_does_not_depend_on_the_order_of_arrival() {
         let (mut one, mut other) = (window(3), window(3));
+        let facts = |n: u8| MemberFacts { is_reference: n != 2, ..of("4711") };
         for n in [1, 2, 3] {
-            one.admit(scan(n), Patient::of_header("4711"));
-            other.admit(scan(4 - n), Patient::of_header("4711"));
+            one.admit(scan(n), facts(n));
+            other.admit(scan(4 - n), facts(4 - n));
         }
-        let but_two = |window: &Window| window.identity(|id| id != scan(2));
-        assert_eq!(but_two(&one), but_two(&other));
-        assert_eq!(but_two(&one).set_aside, [scan(2)]);
+        assert_eq!(one.identity(), other.identity());
+        assert_eq!(one.identity().set_aside, [scan(2)]);
         one.set_capacity(NonZeroUsize::MIN);
-        assert_ne!(but_two(&one).id, but_two(&other).id);
+        assert_ne!(one.identity().id, other.identity().id);
     }
 
     #[test]
     fn a_patient_counts_once_however_many_scans_there_are() {
         let mut window = window(6);
-        for n in 1..=6 {
-            let patient = match n {
-                1 | 4 | 5 => Patient::of_header("a"),
-                2 | 6 => Patient::of_header("b"),
-                _ => None,
-            };
-            window.admit(scan(n), patient);
-        }
-        let all = window.identity(|_| true);
+        let facts = |n| match n {
+            1 | 4 | 5 => of("a"),
+            2 | 6 => of("b"),
+            _ => NOBODY,
+        };
+        (1..=6).for_each(|n| drop(window.admit(scan(n), facts(n))));
+        let all = window.identity();
         let groups = [vec![scan(1), scan(4), scan(5)], vec![scan(2), scan(6)]];
         assert_eq!((&all.same_patient[..], all.n_patients()), (&groups[..], 3));
         assert_eq!(all.of_same_patient(scan(4)).collect::<Vec<_>>(), [scan(1), scan(5)]);
         assert_eq!(all.of_same_patient(scan(3)).count(), 0);
         // Of b nobody is left to compare with, of a still one.
-        let some = window.identity(|id| ![1, 2, 4, 6].contains(&id.0[0]));
-        assert_eq!(some.n_patients(), 2);
-        window.set_patients(BTreeMap::new());
-        assert_eq!(window.identity(|_| true).n_patients(), 6);
+        for n in [1, 2, 4, 6] {
+            window.set_facts(scan(n), MemberFacts { is_reference: false, ..facts(n) });
+        }
+        assert_eq!(window.identity().n_patients(), 2);
+        (1..=6).for_each(|n| window.set_facts(scan(n), NOBODY));
+        assert_eq!(window.identity().n_patients(), 6);
     }
 
     #[test]
     fn a_scan_is_not_among_its_others() {
         let mut window = window(3);
         for n in [1, 2, 3] {
-            window.admit(scan(n), None);
+            window.admit(scan(n), NOBODY);
         }
         assert_eq!(window.others(scan(2)).collect::<Vec<_>>(), [scan(1), scan(3)]);
     }

@@ -124,6 +124,8 @@ label! {
     EvictionReason {
         /// The window was full.
         Window = "window",
+        /// The same, and there had never been enough for a result.
+        Unscored = "unscored",
     }
 }
 

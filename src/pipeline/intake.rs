@@ -465,6 +465,8 @@ impl Intake {
             notes: placed.notes,
             sequence: self.shared.store.next_sequence()?,
             first_seen_secs: now_secs().saturating_sub(whole.waited.as_secs()),
+            // Revisions go on.
+            reported: known.and_then(|known| known.reported.clone()),
             ..ScanRecord::new(id, placed.cohort)
         })
     }

@@ -230,6 +230,9 @@ pub(super) fn result_key(window: &WindowIdentity, config: &Config) -> String {
     if !window.same_patient.is_empty() {
         shaping["same_patient"] = json!(window.same_patient);
     }
+    if window.few_patients {
+        shaping["few_patients"] = json!(true);
+    }
     hex::encode(&Sha256::digest(shaping.to_string())[..8])
 }
 
@@ -272,9 +275,10 @@ fn window_warnings(input: &ReportInput<'_>, finding: &Finding) -> Vec<String> {
         ));
     }
     if n_patients < FEW_SCANS {
+        let are_told_apart = !input.window.same_patient.is_empty();
+        let what = if are_told_apart { "patients" } else { "scans" };
         warnings.push(format!(
-            "the window holds scans of {n_patients} patients; scores become reliable from about \
-             {FEW_SCANS}"
+            "the window holds {n_patients} {what}; scores become reliable from about {FEW_SCANS}"
         ));
     }
     if finding.n_unmatched_cells * 100 > finding.n_cells {

@@ -297,7 +297,7 @@ impl Score {
             return Ok(Duration::ZERO);
         }
         let cohort = self.cohorts.entry(key.clone()).or_insert_with(|| new_cohort(key, capacity));
-        let gone = cohort.window.admit(record.id, self.settings.window.patient(record));
+        let gone = cohort.window.admit(record.id, self.settings.member_facts(record));
         cohort.debt.retain(|id| !gone.contains(id));
         let others: Vec<ScanId> = cohort.window.others(record.id).collect();
         self.evict(&gone)?;
@@ -309,13 +309,13 @@ impl Score {
     /// In a flood of scans the first ones may leave before their turn: they get a result now. Where
     /// the folder is away, the stream waits for it.
     fn write_before_it_leaves(&mut self, joins: &ScanRecord) -> Result<(), ScanError> {
-        let (key, patient) = (&joins.cohort, self.settings.window.patient(joins));
+        let key = &joins.cohort;
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
-        let leaving = cohort.window.next_to_leave(patient.as_ref());
+        let leaving = cohort.window.next_to_leave(&self.settings.member_facts(joins));
         let Some(leaving) = leaving else { return Ok(()) };
         let is_fresh = cohort.fresh.iter().any(|fresh| fresh.id == leaving);
-        // At a start no window has been scored yet.
-        let may_be_scored = !cohort.scored.contains(&leaving);
+        // At a start no window has been scored yet, and one that was not full may be now.
+        let may_be_scored = cohort.scores.scans.is_empty() || !cohort.scored.contains(&leaving);
         if is_fresh || (may_be_scored && self.waits_for_result(leaving, true)?) {
             self.score(key, Trigger::NewStudy)?;
         }
@@ -380,8 +380,13 @@ impl Score {
                     // The next start removes what the journal no longer holds.
                     warn!(scan = %id, %error, "the archived source of an evicted scan stays");
                 }
-                self.shared.metrics.evicted(EvictionReason::Window);
-                info!(scan = %id, "left the window");
+                if record.was_scored() {
+                    self.shared.metrics.evicted(EvictionReason::Window);
+                    info!(scan = %id, "left the window");
+                } else {
+                    self.shared.metrics.evicted(EvictionReason::Unscored);
+                    warn!(scan = %id, "left a full window that could not be scored: no result");
+                }
             }
         }
         Ok(())
@@ -397,15 +402,15 @@ impl Score {
         for id in cohort.window.members() {
             records.extend(shared.store.record(id)?);
         }
-        let references: BTreeSet<ScanId> =
-            records.iter().filter(|r| settings.quality.allow(r)).map(|r| r.id).collect();
-        let window = &settings.window;
-        let patients = records.iter().filter_map(|r| Some((r.id, window.patient(r)?)));
-        cohort.window.set_patients(patients.collect());
-        let mut identity = cohort.window.identity(|id| references.contains(&id));
-        let is_full = cohort.window.is_full();
-        let has_few = identity.n_patients() < window.min_scans;
-        let few_patients = is_full && has_few && !identity.same_patient.is_empty();
+        for record in &records {
+            cohort.window.set_facts(record.id, settings.member_facts(record));
+        }
+        let (mut identity, window) = (cohort.window.identity(), &settings.window);
+        let n_references = identity.members.len() - identity.set_aside.len();
+        // Whoever waits would leave without a result.
+        let few_patients = records.len() >= window.max_scans.get()
+            && n_references >= window.min_scans
+            && identity.n_patients() < window.min_scans;
         if few_patients {
             identity.same_patient.clear();
         }
@@ -425,8 +430,6 @@ impl Score {
         cohort.debt.extend(due);
         let waiting = records.iter().filter(|record| has_no_result(record, is_scored));
         let waiting = waiting.map(|record| record.id).collect();
-        let is_stuck = is_full && !is_scored;
-        shared.board.set_reason(&stuck(key), is_stuck);
         if !is_scored {
             shared.metrics.score_run(key.label(), ScoreResult::SkippedTooFew, trigger, now_secs());
             return Ok(waiting);
@@ -437,7 +440,7 @@ impl Score {
             let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
             let foreground = |part| shared.store.foreground(id, part)?.ok_or_else(lost);
             let parts = (0..n_parts).map(foreground).collect::<Result<_, _>>()?;
-            let is_reference = references.contains(id);
+            let is_reference = cohort.window.is_reference(*id);
             let patient = cohort.window.patient(*id).filter(|_| !few_patients).cloned();
             members.push(Member { id: *id, parts, is_reference, patient });
         }
@@ -606,30 +609,26 @@ impl Score {
         if Arc::ptr_eq(&settings, &self.settings) {
             return Ok(());
         }
-        let keys: Vec<CohortKey> = self.cohorts.keys().cloned().collect();
-        for key in &keys {
-            // Some may have to leave: who waits for a result gets it first.
-            if self.cohorts.get(key).is_some_and(|cohort| !cohort.fresh.is_empty()) {
-                self.score(key, Trigger::NewStudy)?;
-            }
-        }
-        for key in &keys {
-            let Some(cohort) = self.cohorts.get(key) else { continue };
-            for id in cohort.window.leaving(settings.window.max_scans) {
-                self.write_if_owed(key, id)?;
-            }
-        }
-        if self.shared.stopping() {
-            return Ok(());
-        }
         self.settings = settings;
+        let keys: Vec<CohortKey> = self.cohorts.keys().cloned().collect();
         for key in keys {
+            self.score(&key, Trigger::Reload)?;
             let capacity = self.settings.window.max_scans;
+            let Some(cohort) = self.cohorts.get(&key) else { continue };
+            // Some may have to leave: who waits for a result gets it first.
+            for id in cohort.window.leaving(capacity) {
+                self.write_if_owed(&key, id)?;
+            }
+            if self.shared.stopping() {
+                return Ok(());
+            }
             let Some(cohort) = self.cohorts.get_mut(&key) else { continue };
             let gone = cohort.window.set_capacity(capacity);
             cohort.debt.retain(|id| !gone.contains(id));
-            self.evict(&gone)?;
-            self.score(&key, Trigger::Reload)?;
+            if !gone.is_empty() {
+                self.evict(&gone)?;
+                self.score(&key, Trigger::Reload)?;
+            }
         }
         Ok(())
     }
@@ -685,7 +684,7 @@ impl Score {
 
 fn new_cohort(key: &CohortKey, capacity: NonZeroUsize) -> Cohort {
     let window = Window::new(key.clone(), capacity);
-    let identity = window.identity(|_| true);
+    let identity = window.identity();
     Cohort {
         window,
         identity,
@@ -780,14 +779,6 @@ fn n_tokens(member: &Member) -> (ScanId, Vec<usize>) {
 /// Whether a scan waits for its first result, or for the notice that it has to wait for more scans.
 fn has_no_result(record: &ScanRecord, is_scored: bool) -> bool {
     if is_scored { !record.was_scored() } else { record.reported.is_none() }
-}
-
-/// Why nothing will ever be scored, and scans leave without a result.
-fn stuck(key: &CohortKey) -> String {
-    format!(
-        "the window of {} is full, with too few good scans to be scored (quality, window.min_scans)",
-        key.label()
-    )
 }
 
 fn writing(source: std::io::Error) -> ScanError {

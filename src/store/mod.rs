@@ -84,8 +84,13 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// Another process has it open.
-    #[error("the store in {} is in use; another oddscan works with this state folder", .0.display())]
-    InUse(PathBuf),
+    #[error("the store in {} is in use: does another oddscan work with this state folder?", folder.display())]
+    InUse {
+        /// Folder.
+        folder: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
     /// sled failed.
     #[error("the store failed; check the disk and the permissions of the state folder")]
     Sled(#[from] sled::Error),
@@ -514,16 +519,20 @@ impl SeenFile {
 fn open_db(folder: &Path, memory_bytes: u64) -> Result<sled::Db, StoreError> {
     let cache = memory_bytes.max(MIN_MEMORY) - BEYOND_CACHE;
     let open = || sled::Config::new().path(folder).cache_capacity(cache).open();
-    for _ in 0..LOCK_TRIES {
+    let mut n_tries = 0;
+    loop {
+        n_tries += 1;
         match open() {
-            // A process that was just killed may not have let go of the lock yet.
-            Err(sled::Error::Io(error)) if error.to_string().contains("lock") => {
+            Err(sled::Error::Io(source)) if source.to_string().contains("lock") => {
+                if n_tries == LOCK_TRIES {
+                    return Err(StoreError::InUse { folder: folder.to_owned(), source });
+                }
+                // A process that was just killed may not have let go of the lock yet.
                 thread::sleep(LOCK_PAUSE);
             }
             other => return Ok(other?),
         }
     }
-    Err(StoreError::InUse(folder.to_owned()))
 }
 
 fn check_format(db: &sled::Db) -> Result<(), StoreError> {

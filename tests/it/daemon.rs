@@ -420,7 +420,7 @@ fn a_second_daemon_on_the_same_address_is_refused() {
     let others: Vec<&str> = config.lines().filter(|line| with_listen(line)).collect();
     fs::write(site.path("other.toml"), format!("{}\n{elsewhere}", others.join("\n"))).unwrap();
     let third = oddscan().arg("run").arg("--config").arg(site.path("other.toml")).output().unwrap();
-    assert!(said(&third).1.contains("another oddscan works with this state folder"));
+    assert!(said(&third).1.contains("does another oddscan work with this state folder"));
     assert_eq!(site.stop(), Some(0));
 }
 

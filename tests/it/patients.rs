@@ -106,6 +106,35 @@ fn a_full_window_of_one_patient_lets_nobody_go_without_a_result() {
 }
 
 #[test]
+fn a_reload_that_makes_a_waiting_window_full_scores_those_who_leave_it_first() {
+    let mut site = Site::new(3, &["window.max_scans = 20"]);
+    site.start();
+    let stem = |number: usize| format!("sub-1_ses-{number}_T1w");
+    for number in 1..=6 {
+        site.drop_in(&format!("{}.nii.gz", stem(number)), &session(1, number));
+    }
+    site.wait("noticed", |site| site.status().n_reported >= 6);
+    site.configure(3, &["window.max_scans = 4"]);
+    site.signal(Signal::HUP);
+    let sidecars = |site: &Site| -> Vec<Sidecar> {
+        (1..=6).map(|number| site.sidecar(&stem(number)).unwrap()).collect()
+    };
+    site.wait("all scored", |site| {
+        let scored = |sidecar: &Sidecar| sidecar.standing == Standing::Scored;
+        sidecars(site).iter().all(scored) && site.status().cohorts["t1w"].n_scans == 4
+    });
+    let unscored = "oddscan_store_evictions_total{reason=\"unscored\"}";
+    assert_eq!(site.metric(unscored), 0.0);
+    // Asked for, it is no longer the window's fault.
+    site.configure(3, &["window.max_scans = 4", "window.compare_same_patient = true"]);
+    site.signal(Signal::HUP);
+    site.wait("renewed", |site| {
+        sidecars(site).iter().filter(|sidecar| !sidecar.window.few_patients).count() == 4
+    });
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
 fn a_session_scores_as_it_would_without_the_others_of_its_patient() {
     // Levelled by what others score at a place, it would change a little: these are compared with
     // one more scan.
