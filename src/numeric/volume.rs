@@ -38,7 +38,8 @@ impl RawMask {
     }
 
     /// Whether the voxel nearest to a voxel place is inside; beyond the grid nothing is.
-    #[inline]
+    // Asked for every voxel of a cube: a call of its own costs a tenth of making one.
+    #[inline(always)]
     pub fn at(&self, place: [f64; 3]) -> bool {
         self.shape.nearest(place).is_some_and(|offset| self.inside[offset])
     }
