@@ -18,8 +18,8 @@ use crate::{
         PairDistances,
         cohort::CohortKey,
         error::{QuarantineReason, Refusal, ScanError},
-        finding::Finding,
-        patient::{self, Patient},
+        finding::{Finding, WindowIdentity},
+        patient::Patient,
         scan::{ScanId, ScanRecord, ScanState},
         tokenise::TokeniseError,
         window::{Window, pair_order},
@@ -124,12 +124,13 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let mut scored = Vec::new();
     for (key, members) in cohorts {
-        if let Some(error) = too_few(&key, &members, &run.config) {
+        let window = run.window(key, &members);
+        if let Some(error) = too_few(&window.identity()) {
             let all = members.into_iter().map(|member| (member.path, error.clone()));
             run.refused.extend(all.map(|(path, error)| Refused { path, error }));
             continue;
         }
-        scored.extend(run.score(&key, members, &arguments.out)?);
+        scored.extend(run.score(&window, members, &arguments.out)?);
     }
     print_table(&scored, &run.refused, &arguments);
     for (warning, stems) in &run.warnings {
@@ -145,21 +146,17 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// Why a cohort cannot be scored, if there is nothing to compare its scans with.
-fn too_few(key: &CohortKey, members: &[Member], config: &Config) -> Option<String> {
-    let label = key.label();
-    let facts = members.iter().map(|member| config.member_facts(&member.record));
-    let references = facts.filter(|facts| facts.is_reference);
-    let patients: Vec<Option<Patient>> = references.map(|facts| facts.patient).collect();
-    let n_references = patients.len();
-    if members.len() < 2 {
+fn too_few(cohort: &WindowIdentity) -> Option<String> {
+    let label = cohort.cohort.label();
+    let (n_scans, n_references) = (cohort.members.len(), cohort.n_references());
+    if n_scans < 2 {
         Some(format!("alone in its cohort ({label}): nothing to compare with"))
     } else if n_references < 2 {
         Some(format!(
-            "{n_references} of {} scans of its cohort ({label}) good enough to compare with (quality); 2 are \
-             needed",
-            members.len()
+            "{n_references} of {n_scans} scans of its cohort ({label}) good enough to compare with (quality); \
+             2 are needed"
         ))
-    } else if patient::count(patients.iter().map(Option::as_ref)) < 2 {
+    } else if cohort.n_patients() < 2 {
         Some(format!(
             "the {n_references} scans of its cohort ({label}) are of one patient: nothing to compare with \
              (window.compare_same_patient)"
@@ -390,20 +387,25 @@ impl Run<'_> {
         Ok(again)
     }
 
-    /// Scores one cohort as one window and writes its results.
+    /// One cohort as one window, which holds all of it.
+    fn window(&self, key: CohortKey, members: &[Member]) -> Window {
+        let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
+        let mut window = Window::new(key, capacity);
+        for member in members {
+            window.admit(member.record.id, self.config.member_facts(&member.record));
+        }
+        window
+    }
+
+    /// Scores a window and writes its results.
     fn score(
         &mut self,
-        key: &CohortKey,
+        window: &Window,
         members: Vec<Member>,
         out: &Path,
     ) -> Result<Vec<(Member, Finding)>, Failure> {
         let internal = |error: ScanError| Failure::new(INTERNAL, error);
         let columns = self.columns(&members).map_err(internal)?;
-        let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
-        let mut window = Window::new(key.clone(), capacity);
-        for member in &members {
-            window.admit(member.record.id, self.config.member_facts(&member.record));
-        }
         let n_parts = self.engine.method.n_parts;
         let scored_members: Vec<steps::Member> = members
             .iter()

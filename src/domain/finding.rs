@@ -93,12 +93,17 @@ pub struct WindowIdentity {
 }
 
 impl WindowIdentity {
+    /// Members that others are compared with.
+    pub fn n_references(&self) -> usize {
+        self.members.len() - self.set_aside.len()
+    }
+
     /// Patients that others can be compared with: what a window needs enough of.
     pub fn n_patients(&self) -> usize {
         let is_reference = |scan: &&ScanId| !self.set_aside.contains(scan);
         let further = |scans: &Vec<ScanId>| scans.iter().filter(is_reference).count().max(1) - 1;
         let n_further: usize = self.same_patient.iter().map(further).sum();
-        self.members.len() - self.set_aside.len() - n_further
+        self.n_references() - n_further
     }
 
     /// The other scans of a scan's patient.

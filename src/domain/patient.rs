@@ -1,7 +1,5 @@
 //! Whose scan it is: scans of one patient hide from each other what both show.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -52,12 +50,6 @@ impl Patient {
     }
 }
 
-/// How many patients there are; each of nobody knows whom is one of his own.
-pub fn count<'p>(scans: impl IntoIterator<Item = Option<&'p Patient>>) -> usize {
-    let mut known = BTreeSet::new();
-    scans.into_iter().filter(|patient| patient.is_none_or(|patient| known.insert(patient))).count()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,12 +81,5 @@ mod tests {
         assert_eq!(of("4711 "), of("4711"));
         assert_ne!(of("01"), Patient::of_name("sub-01_T1w.nii"));
         assert!(!format!("{:?}", of("4711")).contains("4711"));
-    }
-
-    #[test]
-    fn patients_are_counted_once_and_unknown_ones_each() {
-        let [a, b] = ["1", "2"].map(Patient::of_header);
-        assert_eq!(count([&a, &b, &a, &None, &None].map(Option::as_ref)), 4);
-        assert_eq!(count([]), 0);
     }
 }

@@ -264,6 +264,16 @@ mod tests {
     }
 
     #[test]
+    fn patients_are_counted_once_and_unknown_ones_each() {
+        let mut several = window(9);
+        assert_eq!(several.identity().n_patients(), 0);
+        for (n, facts) in (1..).zip([of("1"), of("2"), of("1"), NOBODY, NOBODY]) {
+            several.admit(scan(n), facts);
+        }
+        assert_eq!(several.identity().n_patients(), 4);
+    }
+
+    #[test]
     fn a_scan_is_not_among_its_others() {
         let mut window = window(3);
         for n in [1, 2, 3] {

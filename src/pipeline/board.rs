@@ -234,6 +234,12 @@ impl Board {
         }
     }
 
+    /// Says what intake is at, until the guard is dropped.
+    pub fn takes_long(&self, what: String) -> TakesLong<'_> {
+        self.update().intake = Some(what);
+        TakesLong(self)
+    }
+
     /// A stage did a piece of work, or looked and found none.
     pub fn beat(&self, stage: StageName) {
         let millis = self.started.elapsed().as_millis() as u64;
@@ -247,6 +253,15 @@ impl Board {
             now.saturating_sub(self.beats[stage as usize].load(Ordering::Relaxed))
         };
         StageName::ALL.into_iter().find(|&stage| silence(stage) > limit.as_millis() as u64)
+    }
+}
+
+/// Intake is at something that can take long. It ends with this, however it ends.
+pub struct TakesLong<'b>(&'b Board);
+
+impl Drop for TakesLong<'_> {
+    fn drop(&mut self) {
+        self.0.update().intake = None;
     }
 }
 
@@ -289,12 +304,12 @@ mod tests {
         );
         board.set_reason("disk low", false);
         assert!(board.status().reasons.is_empty());
-        board.update().intake = Some("preprocessing by hd-bet".into());
+        let preprocessing = board.takes_long("preprocessing by hd-bet".into());
         let both = "2 waiting, preprocessing by hd-bet, encoding 56/500 slices, t1w 3/8, cpu";
         assert_eq!(board.status().line(), both);
         board.update().in_hand = None;
         assert!(board.status().line().starts_with("2 waiting, preprocessing by hd-bet, t1w"));
-        board.update().intake = None;
+        drop(preprocessing);
         assert!(board.status().line().starts_with("2 waiting, idle, t1w"));
     }
 }

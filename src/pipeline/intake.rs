@@ -329,7 +329,6 @@ impl Intake {
             let text = panic_text(panic.as_ref());
             Err(poison(format!("a crash while reading ({text})")).into())
         });
-        self.shared.board.update().intake = None;
         timings.stop(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
         (taken, timings)
     }
@@ -423,7 +422,7 @@ impl Intake {
     ) -> Result<Option<Handed>, ScanError> {
         let shared = &self.shared;
         let work = self.hook_folder();
-        shared.board.update().intake = Some(format!("preprocessing by {}", hook.name()));
+        let _at_work = shared.board.takes_long(format!("preprocessing by {}", hook.name()));
         let handed = hook.run(file, &scan.raw, &work, &shared.limits(), || {
             shared.board.beat(StageName::Intake);
             !shared.stopping()

@@ -5,8 +5,9 @@
 //! while more scans come than a large window can be scored for, those of some seconds are scored
 //! together. Of the debt to the others one result is paid after each scoring, more while no scan is
 //! on its way, the cohorts taking turns: a stream of scans is not held up, and holds nobody up. A
-//! scan that leaves its window has had a result. The journal knows which result belongs to which
-//! window, so that a restart takes the debt up again.
+//! scan that leaves its window has had a result, unless there were never enough good scans for one.
+//! The journal knows which result belongs to which window, so that a restart takes the debt up
+//! again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -406,10 +407,9 @@ impl Score {
             cohort.window.set_facts(record.id, settings.member_facts(record));
         }
         let (mut identity, window) = (cohort.window.identity(), &settings.window);
-        let n_references = identity.members.len() - identity.set_aside.len();
         // Whoever waits would leave without a result.
         let few_patients = records.len() >= window.max_scans.get()
-            && n_references >= window.min_scans
+            && identity.n_references() >= window.min_scans
             && identity.n_patients() < window.min_scans;
         if few_patients {
             identity.same_patient.clear();
@@ -646,7 +646,7 @@ impl Score {
         let members = cohort.window.members();
         let n_set_aside = cohort.identity.set_aside.len();
         let n_patients = cohort.identity.n_patients();
-        let n_same_patient = cohort.identity.members.len() - n_set_aside - n_patients;
+        let n_same_patient = cohort.identity.n_references() - n_patients;
         let oldest = members.first().map(|id| self.shared.store.record(id)).transpose()?.flatten();
         self.shared.metrics.window(
             key.label(),

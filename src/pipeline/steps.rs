@@ -206,7 +206,7 @@ pub fn alignment_facts(source: &Source) -> Option<AlignmentFacts> {
 
 /// What the journal keeps of the brain.
 pub fn brain_facts(source: &Source) -> BrainFacts {
-    let bytes: Vec<u8> = source.brain.inside.iter().map(|&inside| inside.into()).collect();
+    let bytes = bytemuck::cast_slice::<bool, u8>(&source.brain.inside);
     BrainFacts { from: source.brain_from, sha256: hex::encode(Sha256::digest(bytes)) }
 }
 

@@ -1,6 +1,6 @@
 //! Scans of one patient do not hide from each other what both show.
 
-use std::fs;
+use std::{fs, ops::RangeInclusive};
 
 use oddscan::{
     numeric::volume::RawVolume,
@@ -24,6 +24,17 @@ fn session(seed: u64, number: usize) -> Vec<u8> {
         *voxel *= 1.0 + 1e-3 * number as f32;
     }
     oddscan::nifti::encode_volume(&RawVolume { shape, voxels, affine })
+}
+
+fn stem(number: usize) -> String {
+    format!("sub-1_ses-{number}_T1w")
+}
+
+/// Sessions of one patient come.
+fn come(site: &Site, numbers: RangeInclusive<usize>) {
+    for number in numbers {
+        site.drop_in(&format!("{}.nii.gz", stem(number)), &session(1, number));
+    }
 }
 
 fn top(sidecar: &Sidecar) -> f32 {
@@ -84,16 +95,11 @@ fn sessions_of_a_patient_count_once_and_are_not_compared_with_each_other() {
 fn a_full_window_of_one_patient_lets_nobody_go_without_a_result() {
     let mut site = Site::new(3, &["window.max_scans = 4"]);
     site.start();
-    let stem = |number: usize| format!("sub-1_ses-{number}_T1w");
-    for number in 1..=3 {
-        site.drop_in(&format!("{}.nii.gz", stem(number)), &session(1, number));
-    }
+    come(&site, 1..=3);
     site.wait("noticed", |site| site.status().n_reported >= 3);
     let waiting = Standing::WaitingForScans { have: 1, need: 3 };
     assert_eq!(site.sidecar(&stem(3)).unwrap().standing, waiting);
-    for number in 4..=6 {
-        site.drop_in(&format!("{}.nii.gz", stem(number)), &session(1, number));
-    }
+    come(&site, 4..=6);
     site.wait("all scored", |site| {
         let sidecars = (1..=6).map(|number| site.sidecar(&stem(number)));
         sidecars.flatten().filter(|sidecar| sidecar.standing == Standing::Scored).count() == 6
@@ -109,10 +115,7 @@ fn a_full_window_of_one_patient_lets_nobody_go_without_a_result() {
 fn a_reload_that_makes_a_waiting_window_full_scores_those_who_leave_it_first() {
     let mut site = Site::new(3, &["window.max_scans = 20"]);
     site.start();
-    let stem = |number: usize| format!("sub-1_ses-{number}_T1w");
-    for number in 1..=6 {
-        site.drop_in(&format!("{}.nii.gz", stem(number)), &session(1, number));
-    }
+    come(&site, 1..=6);
     site.wait("noticed", |site| site.status().n_reported >= 6);
     site.configure(3, &["window.max_scans = 4"]);
     site.signal(Signal::HUP);

@@ -190,9 +190,9 @@ impl Intake {
             !shared.stopping()
         };
         let started = Instant::now();
-        shared.board.update().intake = Some("converting DICOM files".to_owned());
+        let at_work = shared.board.takes_long("converting DICOM files".to_owned());
         let converted = convert::convert(&files, &work, &shared.limits(), alive);
-        shared.board.update().intake = None;
+        drop(at_work);
         shared.metrics.stage_finished(Stage::Decode, started.elapsed());
         let has_failed = match converted {
             Ok(Some(events)) => {
