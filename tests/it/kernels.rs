@@ -17,5 +17,5 @@ fn the_cuda_kernels_compute_their_definitions() {
     run(&mut compile);
     let found = run(&mut Command::new(&program));
     println!("{found}");
-    assert!(found.contains("attention:") && found.contains("nearest of"), "{found}");
+    assert!(found.contains("attention, copies late:") && found.contains("nearest of"), "{found}");
 }

@@ -145,39 +145,33 @@ static void check_encoder() {
     expect("add_norm, sum", of_sum, 1e-6);
     expect("add_norm, norm", of_norm, 3e-3);
 
-    std::vector<half_t> wide = random_halves(n_rows * channels), before_gelu = wide;
-    launch({blocks_of(wide.size() / 8, 256), 1, 1}, 256, [&] { encoder::gelu((uint4 *)wide.data(), wide.size() / 8); });
-    double of_gelu = 0;
-    for (size_t i = 0; i < wide.size(); ++i) {
-        double x = widen(before_gelu[i]);
-        worse(of_gelu, widen(wide[i]) - x / 2 * (1 + std::erf(x / std::sqrt(2.0))));
-    }
-    expect("gelu", of_gelu, 5e-4);
-
     std::vector<half_t> qkv = random_halves(n_rows * 3 * channels);
     for (half_t &value : qkv) value = narrow(3 * widen(value));
-    launch({blocks_of(longest, 9 * 16), heads, unsigned(n_images)}, 288, [&] {
-        encoder::attention(qkv.data(), starts.data(), out.data(), heads, 1.44269504f / std::sqrt(float(WIDTH)));
-    });
     auto part = [&](int which, int row, int head, int c) {
         return double(widen(qkv[(row * 3 + which) * channels + head * WIDTH + c]));
     };
-    double worst = 0;
-    for (int image = 0; image < n_images; ++image)
-        for (int head = 0; head < heads; ++head)
-            for (int row = starts[image]; row < starts[image + 1]; ++row) {
-                double total = 0, sums[WIDTH] = {};
-                for (int other = starts[image]; other < starts[image + 1]; ++other) {
-                    double product = 0;
-                    for (int c = 0; c < WIDTH; ++c) product += part(0, row, head, c) * part(1, other, head, c);
-                    double share = std::exp(product / std::sqrt(double(WIDTH)));
-                    total += share;
-                    for (int c = 0; c < WIDTH; ++c) sums[c] += share * part(2, other, head, c);
+    for (bool late : {false, true}) {
+        copies_are_late = late;
+        launch({blocks_of(longest, 9 * 16), heads, unsigned(n_images)}, 288, [&] {
+            encoder::attention(qkv.data(), starts.data(), out.data(), heads, 1.44269504f / std::sqrt(float(WIDTH)));
+        });
+        double worst = 0;
+        for (int image = 0; image < n_images; ++image)
+            for (int head = 0; head < heads; ++head)
+                for (int row = starts[image]; row < starts[image + 1]; ++row) {
+                    double total = 0, sums[WIDTH] = {};
+                    for (int other = starts[image]; other < starts[image + 1]; ++other) {
+                        double product = 0;
+                        for (int c = 0; c < WIDTH; ++c) product += part(0, row, head, c) * part(1, other, head, c);
+                        double share = std::exp(product / std::sqrt(double(WIDTH)));
+                        total += share;
+                        for (int c = 0; c < WIDTH; ++c) sums[c] += share * part(2, other, head, c);
+                    }
+                    for (int c = 0; c < WIDTH; ++c)
+                        worse(worst, widen(out[row * channels + head * WIDTH + c]) - sums[c] / total);
                 }
-                for (int c = 0; c < WIDTH; ++c)
-                    worse(worst, widen(out[row * channels + head * WIDTH + c]) - sums[c] / total);
-            }
-    expect("attention", worst, 5e-3);
+        expect(late ? "attention, copies late" : "attention, copies early", worst, 5e-3);
+    }
 }
 
 static std::vector<int> random_places(int n, int side) {
@@ -190,38 +184,47 @@ static std::vector<int> random_places(int n, int side) {
     return cells;
 }
 
-// Two scans of `n` tokens in a cube of `side` cells; the last token of the second is one of the first.
-static void check_search(int n_first, int n_second, int channels, int side, Index reach) {
+// A scan with others at once, in a cube of `side` cells; the last token of each of them is one of the first.
+static void check_search(int n_first, std::vector<int> n_others, int channels, int side, Index reach) {
     struct Scan {
         int n;
         std::vector<int> places;
-        std::vector<half_t> tokens;
-        std::vector<float> norms, found;
-        std::vector<unsigned long long> candidates;
+        std::vector<half_t> features;
+        std::vector<float> norms;
+        int start;
+        search::tokens_t tokens() { return {features.data(), norms.data(), places.data(), n, start}; }
     };
+    int n_found = 0, most = 0;
     auto scan = [&](int n) {
-        return Scan{n, random_places(n, side), random_halves(size_t(n) * channels), std::vector<float>(n, NAN),
-                    std::vector<float>(n, NAN), std::vector<unsigned long long>(n)};
+        Scan made = {n, random_places(n, side), random_halves(size_t(n) * channels), std::vector<float>(n, NAN), 0};
+        launch({blocks_of(n * 32, 256), 1, 1}, 256,
+               [&] { search::norms(made.features.data(), made.norms.data(), n, channels); });
+        return made;
     };
-    Scan scans[2] = {scan(n_first), scan(n_second)};
-    Scan &a = scans[0], &b = scans[1];
-    std::copy_n(&a.tokens[3 * channels], channels, &b.tokens[(n_second - 1) * channels]);
-    for (Scan &own : scans)
-        launch({blocks_of(own.n * 32, 256), 1, 1}, 256,
-               [&] { search::norms(own.tokens.data(), own.norms.data(), own.n, channels); });
-    launch({blocks_of(b.n, 128), blocks_of(a.n, 128), 1}, 256, [&] {
-        search::nearest(a.tokens.data(), a.norms.data(), a.places.data(), a.n, b.tokens.data(), b.norms.data(),
-                        b.places.data(), b.n, channels, reach.x, reach.y, reach.z, a.candidates.data(),
-                        b.candidates.data());
+    Scan first = scan(n_first);
+    std::vector<Scan> others;
+    std::vector<search::tokens_t> table;
+    for (int n : n_others) {
+        others.push_back(scan(n));
+        Scan &other = others.back();
+        std::copy_n(&first.features[3 * channels], channels, &other.features[(n - 1) * channels]);
+        other.norms[n - 1] = first.norms[3];
+        other.start = n_found;
+        table.push_back(other.tokens());
+        n_found += n_first + n;
+        most = std::max(most, n);
+    }
+    std::vector<unsigned long long> candidates(n_found);
+    std::vector<float> found(n_found, NAN);
+    unsigned n_pairs = others.size();
+    launch({blocks_of(most, 128), blocks_of(n_first, 128), n_pairs}, 256, [&] {
+        search::nearest(first.tokens(), table.data(), channels, reach.x, reach.y, reach.z, candidates.data());
     });
+    launch({blocks_of((n_first + most) * 32, 256), n_pairs, 1}, 256,
+           [&] { search::distances(first.tokens(), table.data(), channels, candidates.data(), found.data()); });
     double worst = 0;
     int n_unmatched = 0;
-    for (int direction = 0; direction < 2; ++direction) {
-        Scan &own = scans[direction], &other = scans[1 - direction];
-        launch({blocks_of(own.n * 32, 256), 1, 1}, 256, [&] {
-            search::distances(own.tokens.data(), other.tokens.data(), own.candidates.data(), own.found.data(), own.n,
-                              channels);
-        });
+    auto check = [&](const Scan &own, const Scan &other, const float *found) {
         for (int i = 0; i < own.n; ++i) {
             double best = INFINITY;
             for (int j = 0; j < other.n; ++j) {
@@ -231,28 +234,32 @@ static void check_search(int n_first, int n_second, int channels, int side, Inde
                 if (apart(0) > reach.x || apart(10) > reach.y || apart(20) > reach.z) continue;
                 double squares = 0;
                 for (int c = 0; c < channels; ++c) {
-                    double difference = widen(own.tokens[i * channels + c]) - widen(other.tokens[j * channels + c]);
+                    double difference = widen(own.features[i * channels + c]) - widen(other.features[j * channels + c]);
                     squares += difference * difference;
                 }
                 best = std::min(best, std::sqrt(squares));
             }
-            bool is_unmatched = std::isinf(best) && std::isinf(own.found[i]);
+            bool is_unmatched = std::isinf(best) && std::isinf(found[i]);
             n_unmatched += is_unmatched;
-            if (!is_unmatched) worse(worst, own.found[i] - best);
+            if (!is_unmatched) worse(worst, found[i] - best);
         }
+    };
+    for (const Scan &other : others) {
+        check(first, other, &found[other.start]);
+        check(other, first, &found[other.start + n_first]);
     }
     char what[99];
-    std::snprintf(what, sizeof what, "nearest of %d and %d, %u %u %u cells around (%d without any)", n_first, n_second,
-                  reach.x, reach.y, reach.z, n_unmatched);
+    std::snprintf(what, sizeof what, "nearest of %d and of %u others, %u %u %u cells around (%d without any)", n_first,
+                  n_pairs, reach.x, reach.y, reach.z, n_unmatched);
     expect(what, worst, 1e-5);
 }
 
 int main() {
     check_encoder();
-    check_search(150, 300, 40, 12, {1024, 1024, 1024});
-    check_search(150, 300, 40, 12, {1, 1, 2});
-    check_search(300, 130, 96, 10, {0, 1, 1});
-    check_search(128, 128, 8, 8, {3, 3, 0});
-    check_search(5, 1, 8, 4, {0, 0, 0});
+    check_search(150, {300, 20, 129}, 40, 12, {1024, 1024, 1024});
+    check_search(150, {300, 130}, 40, 12, {1, 1, 2});
+    check_search(300, {130}, 96, 10, {0, 1, 1});
+    check_search(128, {128, 5}, 8, 8, {3, 3, 0});
+    check_search(5, {1, 1}, 8, 4, {0, 0, 0});
     return n_failures > 0;
 }

@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <ucontext.h>
+#include <utility>
 #include <vector>
 
 #define EMULATED
@@ -64,6 +66,9 @@ struct Fiber {
     // Where it waits, and since when.
     const Barrier *barrier = nullptr;
     unsigned generation = 0;
+    // Copies on their way, in groups that were ended one after another, and those of no group yet.
+    std::deque<std::vector<std::function<void()>>> groups;
+    std::vector<std::function<void()>> copies;
 
     bool can_run() const { return !is_done && (!barrier || barrier->generation != generation); }
 };
@@ -153,6 +158,8 @@ inline void run_block(unsigned n_threads, const std::function<void()> &kernel) {
         fiber.index = {thread, 0, 0};
         fiber.is_done = false;
         fiber.barrier = nullptr;
+        fiber.groups.clear();
+        fiber.copies.clear();
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.get();
         fiber.context.uc_stack.ss_size = 1 << 16;
@@ -202,6 +209,35 @@ inline void multiply(float *acc, const half2_t *a, half2_t b0, half2_t b1) {
         return 0;
     });
 }
+
+// ldmatrix.m8n8.x4.
+inline void load_tiles(half2_t *v, const half_t *row) {
+    together(row, [&](const half_t *const *rows) {
+        int group = lane_of_this() / 4, quad = lane_of_this() % 4;
+        for (int tile = 0; tile < 4; ++tile) {
+            const half_t *pair = rows[tile * 8 + group] + quad * 2;
+            v[tile] = pair[0] | unsigned(pair[1]) << 16;
+        }
+        return 0;
+    });
+}
+
+// cp.async: copies are made as early as they may be, at once, or as late, when they are waited for.
+inline bool copies_are_late = false;
+inline void copy_16(half_t *to, const half_t *from, bool is_there) {
+    auto copy = [=] {
+        if (is_there) std::memcpy(to, from, 16);
+        else std::memset(to, 0, 16);
+    };
+    if (copies_are_late) block.running->copies.push_back(copy);
+    else copy();
+}
+inline void end_of_copies() { block.running->groups.push_back(std::exchange(block.running->copies, {})); }
+template <int N> void wait_for_copies() {
+    for (auto &groups = block.running->groups; groups.size() > N; groups.pop_front())
+        for (auto &copy : groups.front()) copy();
+}
+inline float power_of_2(float value) { return std::exp2(value); }
 
 // ldmatrix.m8n8.x4.trans.
 inline void load_transposed(half2_t *v, const half_t *row) {

@@ -8,7 +8,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaSlice, CudaStream, LaunchConfig, PushKernelArg,
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig,
+    PushKernelArg,
 };
 use half::f16;
 
@@ -28,6 +29,8 @@ use crate::{
 const TILE: usize = 128;
 /// Cells along an axis that a place in `nearest.cu` has room for.
 const MAX_CELLS: usize = 1024;
+/// Pairs that are given to the GPU at once: enough to fill the largest.
+const MAX_PAIRS: usize = 128;
 /// Of the GPU's free memory, one in so many bytes may be taken by tokens that are kept.
 const SHARE_KEPT: usize = 4;
 
@@ -46,7 +49,7 @@ pub struct CudaDistances {
 struct Gpu {
     stream: Arc<CudaStream>,
     kernels: Kernels,
-    /// The best candidates of both scans of a pair, one after the other.
+    /// The best candidates of both scans of each pair, one after the other.
     candidates: CudaSlice<u64>,
     /// Distances on their way to the host.
     found: CudaSlice<f32>,
@@ -76,6 +79,20 @@ impl OnGpu {
         self.n * (2 * self.width + 8)
     }
 }
+
+/// `tokens_t` in `nearest.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Tokens {
+    features: u64,
+    norms: u64,
+    places: u64,
+    n: i32,
+    start: i32,
+}
+
+// SAFETY: bit for bit what the kernels read.
+unsafe impl DeviceRepr for Tokens {}
 
 /// Tokens that stay on the GPU while there is room; those that were used longest ago go first.
 struct Kept {
@@ -137,6 +154,8 @@ impl CudaDistances {
 
     fn try_new(index: usize, name: &str) -> Result<Self, Failure> {
         let context = CudaContext::new(index)?;
+        // SAFETY: there is one stream, and the host waits for it before it lets go of memory.
+        unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;
         let kernels = Kernels::compile(&context)?;
         let (n_free, _) = context.mem_get_info()?;
@@ -198,30 +217,28 @@ impl Gpu {
         Ok(OnGpu { features, norms, places, n, width, per_patch: cells_per_patch(grid.shape()) })
     }
 
-    /// Both directions of each pair, given to the GPU one after the other and fetched at once.
+    /// Both directions of each pair that one grid makes with others, fetched at once.
     fn pairs(
         &mut self,
-        pairs: &[(&OnGpu, &OnGpu)],
+        first: &OnGpu,
+        others: &[&OnGpu],
         reach: SearchReach,
     ) -> Result<Vec<PairColumns>, Failure> {
-        let Some(most) = pairs.iter().map(|(a, b)| a.n + b.n).max() else {
-            return Ok(Vec::new());
-        };
-        let all = pairs.iter().map(|(a, b)| a.n + b.n).sum();
         self.stream.context().bind_to_thread()?;
-        if self.candidates.len() < most {
-            self.candidates = self.stream.alloc_zeros(most)?;
+        let (mut table, mut n_found, mut most) = (Vec::with_capacity(others.len()), 0, 0);
+        for other in others {
+            assert_eq!(first.width, other.width, "tokens of one method");
+            table.push(self.tokens(other, n_found));
+            n_found += first.n + other.n;
+            most = most.max(other.n);
         }
-        if self.found.len() < all {
-            self.found = self.stream.alloc_zeros(all)?;
+        if n_found > self.found.len() {
+            self.candidates = self.stream.alloc_zeros(n_found)?;
+            self.found = self.stream.alloc_zeros(n_found)?;
         }
-        let mut start = 0;
-        for (first, second) in pairs {
-            self.search(first, second, reach, start)?;
-            start += first.n + second.n;
-        }
-        let mut found = vec![0.0; all];
-        self.stream.memcpy_dtoh(&self.found.slice(..all), &mut found)?;
+        self.search(first, &table, most, reach)?;
+        let mut found = vec![0.0; n_found];
+        self.stream.memcpy_dtoh(&self.found.slice(..n_found), &mut found)?;
         self.stream.synchronize()?;
         let mut left = &found[..];
         let mut column = |n: usize| {
@@ -229,61 +246,57 @@ impl Gpu {
             left = others;
             column.to_vec()
         };
-        Ok(pairs
-            .iter()
-            .map(|(first, second)| PairColumns {
-                first_to_second: column(first.n),
-                second_to_first: column(second.n),
-            })
-            .collect())
+        let columns = |other: &&OnGpu| PairColumns {
+            first_to_second: column(first.n),
+            second_to_first: column(other.n),
+        };
+        Ok(others.iter().map(columns).collect())
     }
 
-    /// Writes the distances of a pair into `found` from `start` on.
+    /// For kernels of this stream, while the grid is held.
+    fn tokens(&self, grid: &OnGpu, start: usize) -> Tokens {
+        Tokens {
+            features: grid.features.device_ptr(&self.stream).0,
+            norms: grid.norms.device_ptr(&self.stream).0,
+            places: grid.places.device_ptr(&self.stream).0,
+            n: grid.n as i32,
+            start: start as i32,
+        }
+    }
+
+    /// Writes the distances of all pairs into `found`. The largest of `others` has `most` tokens.
     fn search(
         &mut self,
         first: &OnGpu,
-        second: &OnGpu,
+        others: &[Tokens],
+        most: usize,
         reach: SearchReach,
-        start: usize,
     ) -> Result<(), Failure> {
-        assert_eq!(first.width, second.width, "tokens of one method");
+        let own = self.tokens(first, 0);
         let Self { stream, kernels, candidates, found, .. } = self;
-        let mut candidates = candidates.slice_mut(..first.n + second.n);
-        stream.memset_zeros(&mut candidates)?;
-        let (mut of_first, mut of_second) = candidates.split_at_mut(first.n);
-        let [n_first, n_second, width] = [first.n, second.n, first.width].map(|n| n as i32);
+        let table = stream.clone_htod(others)?;
+        stream.memset_zeros(candidates)?;
         let [x, y, z] = match reach {
             SearchReach::WholeVolume => [MAX_CELLS as i32; 3],
             SearchReach::Patches(n) => first.per_patch.map(|cells| (cells * n.get()) as i32),
         };
+        let (width, n_pairs) = (first.width as i32, others.len() as u32);
+        let tiles = |n: usize| n.div_ceil(TILE) as u32;
         let shape = LaunchConfig {
-            grid_dim: (second.n.div_ceil(TILE) as u32, first.n.div_ceil(TILE) as u32, 1),
+            grid_dim: (tiles(most), tiles(first.n), n_pairs),
             block_dim: (THREADS, 1, 1),
             shared_mem_bytes: 0,
         };
         let mut launch = stream.launch_builder(&kernels.nearest);
-        launch.arg(&first.features).arg(&first.norms).arg(&first.places).arg(&n_first);
-        launch.arg(&second.features).arg(&second.norms).arg(&second.places).arg(&n_second);
-        launch.arg(&width).arg(&x).arg(&y).arg(&z).arg(&mut of_first).arg(&mut of_second);
+        launch.arg(&own).arg(&table).arg(&width).arg(&x).arg(&y).arg(&z).arg(&mut *candidates);
         // SAFETY: the arguments are those of the kernel, the buffers hold what it reads and writes.
         unsafe { launch.launch(shape)? };
-        let mut found = found.slice_mut(start..start + first.n + second.n);
-        let (mut to_second, mut to_first) = found.split_at_mut(first.n);
-        for (own, other, candidates, n, out) in [
-            (first, second, &mut of_first, n_first, &mut to_second),
-            (second, first, &mut of_second, n_second, &mut to_first),
-        ] {
-            let mut launch = stream.launch_builder(&kernels.distances);
-            launch
-                .arg(&own.features)
-                .arg(&other.features)
-                .arg(candidates)
-                .arg(out)
-                .arg(&n)
-                .arg(&width);
-            // SAFETY: as above; a candidate is a token of the other scan or none.
-            unsafe { launch.launch(one_warp_each(own.n))? };
-        }
+        let per_pair = one_warp_each(first.n + most);
+        let shape = LaunchConfig { grid_dim: (per_pair.grid_dim.0, n_pairs, 1), ..per_pair };
+        let mut launch = stream.launch_builder(&kernels.distances);
+        launch.arg(&own).arg(&table).arg(&width).arg(&*candidates).arg(found);
+        // SAFETY: as above; a candidate is a token of the other scan or none.
+        unsafe { launch.launch(shape)? };
         Ok(())
     }
 }
@@ -302,7 +315,7 @@ impl PairDistances for CudaDistances {
         }
         self.with_room(first.n_tokens(), |gpu, _| {
             let (first, second) = (gpu.upload(first)?, gpu.upload(second)?);
-            let mut found = gpu.pairs(&[(&first, &second)], reach)?;
+            let mut found = gpu.pairs(&first, &[&second], reach)?;
             Ok(found.pop().expect("one for each pair"))
         })
     }
@@ -331,11 +344,17 @@ impl PairDistances for CudaDistances {
         }
         self.with_room(others.len(), |gpu, kept| {
             let on_gpu = |name: &GridName| kept.grids.get(name).map(|(_, tokens)| tokens);
-            let pair = |other: &GridName| Some((on_gpu(&name)?, on_gpu(other)?));
-            let pairs: Vec<Option<_>> = others.iter().map(pair).collect();
-            let held: Vec<_> = pairs.iter().copied().flatten().collect();
-            let mut found = gpu.pairs(&held, reach)?.into_iter();
-            Ok(pairs.iter().map(|pair| pair.and_then(|_| found.next())).collect())
+            let Some(first) = on_gpu(&name) else {
+                return Ok(others.iter().map(|_| None).collect());
+            };
+            let others: Vec<Option<&OnGpu>> = others.iter().map(on_gpu).collect();
+            let held: Vec<&OnGpu> = others.iter().copied().flatten().collect();
+            let mut found = Vec::with_capacity(held.len());
+            for batch in held.chunks(MAX_PAIRS) {
+                found.extend(gpu.pairs(first, batch, reach)?);
+            }
+            let mut found = found.into_iter();
+            Ok(others.iter().map(|held| held.and_then(|_| found.next())).collect())
         })
     }
 }

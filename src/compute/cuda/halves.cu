@@ -38,12 +38,42 @@ __device__ __forceinline__ void multiply(float *acc, const half2_t *a, half2_t b
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Four 8 x 8 tiles in shared memory, transposed; each thread gives the start of one of their rows.
+// Four 8 x 8 tiles in shared memory; each thread gives the start of one of their rows.
+__device__ __forceinline__ void load_tiles(half2_t *v, const half_t *row) {
+    unsigned int at = (unsigned int)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "r"(at));
+}
+
+// The same, transposed.
 __device__ __forceinline__ void load_transposed(half2_t *v, const half_t *row) {
     unsigned int at = (unsigned int)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
                  : "r"(at));
+}
+
+// 16 bytes on their way into shared memory, zeros if `is_there` does not hold. They have come when all threads have
+// waited for their copies and for one another.
+__device__ __forceinline__ void copy_16(half_t *to, const half_t *from, bool is_there) {
+    unsigned int at = (unsigned int)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(is_there ? 16 : 0)
+                 : "memory");
+}
+
+__device__ __forceinline__ void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// For all copies but those of the last `N` ends.
+template <int N> __device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// 2 to the power of `value`, numbers below 2^-126 as 0.
+__device__ __forceinline__ float power_of_2(float value) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+    return power;
 }
 #endif
 

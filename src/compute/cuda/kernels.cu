@@ -117,22 +117,6 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS) features(
     }
 }
 
-// The exact GELU in place, x / 2 (1 + erf(x / sqrt 2)). One thread per eight entries.
-extern "C" __global__ void gelu(uint4 *values, long n_eights) {
-    long index = (long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (index >= n_eights) return;
-    uint4 eight = values[index];
-    half2_t *pairs = (half2_t *)&eight;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        float a = widen((half_t)pairs[i]), b = widen((half_t)(pairs[i] >> 16));
-        a = 0.5f * a * (1.0f + erff(a * 0.70710678f));
-        b = 0.5f * b * (1.0f + erff(b * 0.70710678f));
-        pairs[i] = pack(a, b);
-    }
-    values[index] = eight;
-}
-
 #ifndef WIDTH
 #define WIDTH 64 // channels per head, a multiple of 16
 #endif
@@ -149,8 +133,9 @@ extern "C" __global__ void gelu(uint4 *values, long n_eights) {
 // image, heads, n_images).
 extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS, 2) attention(
     const half_t *qkv, const int *starts, half_t *out, int heads, float scale_log2) {
-    __shared__ __align__(16) half_t keys[ATTEND_KEYS * ROW];
-    __shared__ __align__(16) half_t values[ATTEND_KEYS * ROW];
+    // Two of each: one chunk comes while the other one is worked on.
+    __shared__ __align__(16) half_t keys[2][ATTEND_KEYS * ROW];
+    __shared__ __align__(16) half_t values[2][ATTEND_KEYS * ROW];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int group = lane / 4, quad = lane % 4; // row and column pair within a tile
     long stride = 3l * heads * WIDTH, start_row = starts[blockIdx.z];
@@ -161,6 +146,18 @@ extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS, 2) attention(
     int rows[2] = {first + group, first + group + 8};
     bool is_busy = first < n_tokens;
 
+    auto fetch = [&](int start, int to) {
+        for (int at = threadIdx.x; at < ATTEND_KEYS * WIDTH / 8; at += 32 * ATTEND_WARPS) {
+            int key = at / (WIDTH / 8), channel = at % (WIDTH / 8) * 8;
+            bool is_there = start + key < n_tokens;
+            const half_t *from = own + (is_there ? start + key : 0) * stride + heads * WIDTH + channel;
+            copy_16(keys[to] + key * ROW + channel, from, is_there);
+            copy_16(values[to] + key * ROW + channel, from + heads * WIDTH, is_there);
+        }
+        end_of_copies();
+    };
+    fetch(0, 0);
+
     // Queries beyond the last are zero, and never written.
     half2_t query[WIDTH / 16][4];
 #pragma unroll
@@ -170,82 +167,87 @@ extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS, 2) attention(
             int row = rows[part % 2], channel = k * 16 + quad * 2 + part / 2 * 8;
             query[k][part] = row < n_tokens ? *(const half2_t *)(own + row * stride + channel) : 0;
         }
+    // `most` is of the products, before they are scaled.
     float sums[WIDTH / 8][4] = {}, most[2] = {-1e30f, -1e30f}, total[2] = {};
 
-    for (int start = 0; start < n_tokens; start += ATTEND_KEYS) {
-        __syncthreads();
-        for (int at = threadIdx.x; at < ATTEND_KEYS * WIDTH / 8; at += 32 * ATTEND_WARPS) {
-            int key = at / (WIDTH / 8), channel = at % (WIDTH / 8) * 8;
-            uint4 zero = {0, 0, 0, 0}, k = zero, v = zero;
-            if (start + key < n_tokens) {
-                const half_t *from = own + (start + key) * stride + heads * WIDTH + channel;
-                k = *(const uint4 *)from;
-                v = *(const uint4 *)(from + heads * WIDTH);
-            }
-            *(uint4 *)(keys + key * ROW + channel) = k;
-            *(uint4 *)(values + key * ROW + channel) = v;
+    for (int start = 0, chunk = 0; start < n_tokens; start += ATTEND_KEYS, chunk ^= 1) {
+        if (start + ATTEND_KEYS < n_tokens) {
+            fetch(start + ATTEND_KEYS, chunk ^ 1);
+            wait_for_copies<1>();
+        } else {
+            wait_for_copies<0>();
         }
-        __syncthreads();
-        if (!is_busy) continue;
+        __syncthreads(); // everybody's copies have come
+        if (is_busy) {
+            // Tiles that hold no key at all are left out: of 257 tokens the last chunk has one.
+            float scores[ATTEND_KEYS / 8][4] = {};
+#pragma unroll
+            for (int tile = 0; tile < ATTEND_KEYS / 8; ++tile)
+                if (start + tile * 8 < n_tokens)
+#pragma unroll
+                    for (int k = 0; k < WIDTH / 16; k += 2) {
+                        // Channels k * 16 to k * 16 + 31 of eight keys, as far as there are so many.
+                        bool is_pair = k + 1 < WIDTH / 16;
+                        int channel = k * 16 + (is_pair ? lane / 8 : lane / 8 % 2) * 8;
+                        half2_t b[4];
+                        load_tiles(b, keys[chunk] + (tile * 8 + lane % 8) * ROW + channel);
+                        multiply(scores[tile], query[k], b[0], b[1]);
+                        if (is_pair) multiply(scores[tile], query[k + 1], b[2], b[3]);
+                    }
 
-        // Tiles that hold no key at all are left out: of 257 tokens the last chunk has one.
-        float scores[ATTEND_KEYS / 8][4] = {};
+            if (start + ATTEND_KEYS > n_tokens)
 #pragma unroll
-        for (int tile = 0; tile < ATTEND_KEYS / 8; ++tile)
-            if (start + tile * 8 < n_tokens)
+                for (int tile = 0; tile < ATTEND_KEYS / 8; ++tile)
 #pragma unroll
-            for (int k = 0; k < WIDTH / 16; ++k) {
-                const half_t *key = keys + (tile * 8 + group) * ROW + k * 16 + quad * 2;
-                multiply(scores[tile], query[k], *(const half2_t *)key, *(const half2_t *)(key + 8));
+                    for (int i = 0; i < 4; ++i)
+                        if (start + tile * 8 + quad * 2 + i % 2 >= n_tokens) scores[tile][i] = -1e30f;
+            float high[2] = {most[0], most[1]};
+#pragma unroll
+            for (int tile = 0; tile < ATTEND_KEYS / 8; ++tile)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) high[i / 2] = fmaxf(high[i / 2], scores[tile][i]);
+            float high_scaled[2];
+#pragma unroll
+            for (int row = 0; row < 2; ++row) {
+                high[row] = fmaxf(high[row], __shfl_xor_sync(~0u, high[row], 1));
+                high[row] = fmaxf(high[row], __shfl_xor_sync(~0u, high[row], 2));
+                high_scaled[row] = high[row] * scale_log2;
+                float shrink = power_of_2(most[row] * scale_log2 - high_scaled[row]);
+                most[row] = high[row];
+                total[row] *= shrink;
+#pragma unroll
+                for (int tile = 0; tile < WIDTH / 8; ++tile) {
+                    sums[tile][2 * row] *= shrink;
+                    sums[tile][2 * row + 1] *= shrink;
+                }
             }
+#pragma unroll
+            for (int tile = 0; tile < ATTEND_KEYS / 8; ++tile)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    scores[tile][i] = power_of_2(fmaf(scores[tile][i], scale_log2, -high_scaled[i / 2]));
+                    total[i / 2] += scores[tile][i];
+                }
 
-        float high[2] = {most[0], most[1]};
 #pragma unroll
-        for (int tile = 0; tile < ATTEND_KEYS / 8; ++tile)
+            for (int k = 0; k < ATTEND_KEYS / 16; ++k) {
+                if (start + k * 16 >= n_tokens) break;
+                half2_t weights[4] = {pack(scores[2 * k][0], scores[2 * k][1]),
+                                      pack(scores[2 * k][2], scores[2 * k][3]),
+                                      pack(scores[2 * k + 1][0], scores[2 * k + 1][1]),
+                                      pack(scores[2 * k + 1][2], scores[2 * k + 1][3])};
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                bool is_key = start + tile * 8 + quad * 2 + i % 2 < n_tokens;
-                scores[tile][i] = is_key ? scores[tile][i] * scale_log2 : -1e30f;
-                high[i / 2] = fmaxf(high[i / 2], scores[tile][i]);
-            }
-#pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            high[row] = fmaxf(high[row], __shfl_xor_sync(~0u, high[row], 1));
-            high[row] = fmaxf(high[row], __shfl_xor_sync(~0u, high[row], 2));
-            float shrink = exp2f(most[row] - high[row]);
-            most[row] = high[row];
-            total[row] *= shrink;
-#pragma unroll
-            for (int tile = 0; tile < WIDTH / 8; ++tile) {
-                sums[tile][2 * row] *= shrink;
-                sums[tile][2 * row + 1] *= shrink;
+                for (int tile = 0; tile < WIDTH / 8; tile += 2) {
+                    // Four 8 x 8 tiles of values, transposed: keys 0 and 8 of this tile, then of the next.
+                    const half_t *from = values[chunk] + (k * 16 + lane % 16) * ROW + (tile + lane / 16) * 8;
+                    half2_t v[4];
+                    load_transposed(v, from);
+                    multiply(sums[tile], weights, v[0], v[1]);
+                    multiply(sums[tile + 1], weights, v[2], v[3]);
+                }
             }
         }
-#pragma unroll
-        for (int tile = 0; tile < ATTEND_KEYS / 8; ++tile)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                scores[tile][i] = exp2f(scores[tile][i] - most[i / 2]);
-                total[i / 2] += scores[tile][i];
-            }
-
-#pragma unroll
-        for (int k = 0; k < ATTEND_KEYS / 16; ++k) {
-            if (start + k * 16 >= n_tokens) break;
-            half2_t weights[4] = {pack(scores[2 * k][0], scores[2 * k][1]),
-                                  pack(scores[2 * k][2], scores[2 * k][3]),
-                                  pack(scores[2 * k + 1][0], scores[2 * k + 1][1]),
-                                  pack(scores[2 * k + 1][2], scores[2 * k + 1][3])};
-#pragma unroll
-            for (int tile = 0; tile < WIDTH / 8; tile += 2) {
-                // Four 8 x 8 tiles of values, transposed: keys 0 and 8 of this tile, then of the next.
-                const half_t *from = values + (k * 16 + lane % 16) * ROW + (tile + lane / 16) * 8;
-                half2_t v[4];
-                load_transposed(v, from);
-                multiply(sums[tile], weights, v[0], v[1]);
-                multiply(sums[tile + 1], weights, v[2], v[3]);
-            }
-        }
+        __syncthreads(); // the chunk may be overwritten
     }
     if (!is_busy) return;
 #pragma unroll

@@ -1,7 +1,15 @@
 // The nearest token of another scan, for each token of two scans, compiled by NVRTC when the engine starts.
 //
-// `halves.cu` stands in front. Tokens are f16, [n, channels], row-major, with channels a multiple of 8. Their
-// places are cells of a grid, 10 bits each: x | y << 10 | z << 20.
+// `halves.cu` stands in front.
+
+struct tokens_t {
+    const half_t *features; // [n, channels], row-major, with channels a multiple of 8
+    const float *norms;     // squared lengths
+    const int *places;      // cells of a grid, 10 bits each: x | y << 10 | z << 20
+    int n;
+    // Of the pair that one scan's tokens make with these: where its tokens, and then these, lie in what is found.
+    int start;
+};
 
 // The larger number is the smaller squared distance, of equal ones the earlier token. 0 is none.
 typedef unsigned long long candidate_t;
@@ -42,20 +50,22 @@ __device__ __forceinline__ uint4 eight(const half_t *tokens, int row, int n, int
     return found;
 }
 
-// For each token of `first` the best candidate among the tokens of `second` at most `reach` cells away along each
-// axis, and the other way round, into numbers that are 0 before. Blocks of 256 threads, a tile of TILE x TILE
-// pairs each: (tiles of `second`, tiles of `first`). Each warp takes 64 x 32 pairs of it.
-extern "C" __global__ void __launch_bounds__(256, 2) nearest(
-    const half_t *first, const float *first_norms, const int *first_places, int n_first,
-    const half_t *second, const float *second_norms, const int *second_places, int n_second,
-    int channels, int reach_x, int reach_y, int reach_z, candidate_t *of_first, candidate_t *of_second) {
+// For each token of `first` the best candidate among the tokens of each of `others` at most `reach` cells away along
+// each axis, and the other way round, into numbers that are 0 before. Blocks of 256 threads, a tile of TILE x TILE
+// pairs each: (tiles of the largest of `others`, tiles of `first`, `others`). Each warp takes 64 x 32 pairs of it.
+extern "C" __global__ void __launch_bounds__(256, 2) nearest(tokens_t first, const tokens_t *others, int channels,
+                                                             int reach_x, int reach_y, int reach_z,
+                                                             candidate_t *candidates) {
     __shared__ __align__(16) half_t left[TILE * ROW];
     __shared__ __align__(16) half_t right[TILE * ROW];
+    tokens_t second = others[blockIdx.z];
     int first_start = blockIdx.y * TILE, second_start = blockIdx.x * TILE;
+    if (second_start >= second.n) return;
     // Tokens ascend with z: tiles that lie apart hold no pair.
-    int first_last = min(first_start + TILE, n_first) - 1, second_last = min(second_start + TILE, n_second) - 1;
-    if (z_of(first_places[first_start]) - z_of(second_places[second_last]) > reach_z) return;
-    if (z_of(second_places[second_start]) - z_of(first_places[first_last]) > reach_z) return;
+    int first_last = min(first_start + TILE, first.n) - 1, second_last = min(second_start + TILE, second.n) - 1;
+    if (z_of(first.places[first_start]) - z_of(second.places[second_last]) > reach_z) return;
+    if (z_of(second.places[second_start]) - z_of(first.places[first_last]) > reach_z) return;
+    candidate_t *of_first = candidates + second.start, *of_second = of_first + first.n;
 
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int group = lane / 4, quad = lane % 4;
@@ -69,8 +79,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) nearest(
             for (int i = 0; i < 2; ++i) {
                 int at = threadIdx.x + i * 256, row = at / (DEPTH / 8);
                 int channel = start + DEPTH + at % (DEPTH / 8) * 8;
-                next_left[i] = eight(first, first_start + row, n_first, channel, channels);
-                next_right[i] = eight(second, second_start + row, n_second, channel, channels);
+                next_left[i] = eight(first.features, first_start + row, first.n, channel, channels);
+                next_right[i] = eight(second.features, second_start + row, second.n, channel, channels);
             }
         if (start >= 0)
 #pragma unroll
@@ -109,22 +119,22 @@ extern "C" __global__ void __launch_bounds__(256, 2) nearest(
 #pragma unroll
     for (int column = 0; column < 8; ++column) {
         int other = second_start + warp_column + column / 2 * 8 + quad * 2 + column % 2;
-        bool is_there = other < n_second;
-        norms_there[column] = is_there ? second_norms[other] : 0.0f;
-        places_there[column] = is_there ? second_places[other] : 0;
+        bool is_there = other < second.n;
+        norms_there[column] = is_there ? second.norms[other] : 0.0f;
+        places_there[column] = is_there ? second.places[other] : 0;
     }
     candidate_t of_column[4][2] = {};
 #pragma unroll
     for (int row = 0; row < 8; ++row) {
         int own = first_start + warp_row + row / 2 * 16 + row % 2 * 8 + group;
-        bool is_own = own < n_first;
-        float norm = is_own ? first_norms[own] : 0.0f;
-        int place = is_own ? first_places[own] : 0;
+        bool is_own = own < first.n;
+        float norm = is_own ? first.norms[own] : 0.0f;
+        int place = is_own ? first.places[own] : 0;
         candidate_t of_row = 0;
 #pragma unroll
         for (int column = 0; column < 8; ++column) {
             int other = second_start + warp_column + column / 2 * 8 + quad * 2 + column % 2;
-            if (!is_own || other >= n_second) continue;
+            if (!is_own || other >= second.n) continue;
             int there = places_there[column];
             if (abs(x_of(place) - x_of(there)) > reach_x || abs(y_of(place) - y_of(there)) > reach_y ||
                 abs(z_of(place) - z_of(there)) > reach_z)
@@ -150,19 +160,24 @@ extern "C" __global__ void __launch_bounds__(256, 2) nearest(
 }
 
 // The distance of each token to the one that its candidate names, from the differences: |a|^2 + |b|^2 - 2ab
-// loses close tokens to cancellation. Infinite where there is none. One warp per token.
-extern "C" __global__ void distances(const half_t *own, const half_t *other, const candidate_t *candidates,
-                                     float *out, int n, int channels) {
+// loses close tokens to cancellation. Infinite where there is none. One warp per token: (tokens of `first` and of the
+// largest of `others`, `others`).
+extern "C" __global__ void distances(tokens_t first, const tokens_t *others, int channels,
+                                     const candidate_t *candidates, float *out) {
+    tokens_t second = others[blockIdx.y];
     int token = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
-    if (token >= n) return;
-    candidate_t found = candidates[token];
-    long a = (long)token * channels, b = (long)(unsigned int)~found * channels;
+    if (token >= first.n + second.n) return;
+    candidate_t found = candidates[second.start + token];
+    bool is_first = token < first.n;
+    const half_t *own = is_first ? first.features + (long)token * channels
+                                 : second.features + (long)(token - first.n) * channels;
+    const half_t *other = (is_first ? second : first).features + (long)(unsigned int)~found * channels;
     float sum = 0.0f;
     if (found != 0)
         for (int channel = lane; channel < channels; channel += 32) {
-            float apart = widen(own[a + channel]) - widen(other[b + channel]);
+            float apart = widen(own[channel]) - widen(other[channel]);
             sum += apart * apart;
         }
     sum = warp_sum(sum);
-    if (lane == 0) out[token] = found == 0 ? __int_as_float(0x7f800000) : sqrtf(sum);
+    if (lane == 0) out[second.start + token] = found == 0 ? __int_as_float(0x7f800000) : sqrtf(sum);
 }
