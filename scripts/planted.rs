@@ -202,9 +202,14 @@ impl Bench {
         let mut builder = TokenBuilder::new(volume, *patch, *channels, 1, None, settings);
         for group in builder.due_groups() {
             let slices = builder.slices(group);
-            let pixels = slice_pixels(volume, group.axis(), &slices);
+            let cut = |volume: &Volume| {
+                let mut pixels = vec![0.0; slices.len() * volume.side().pow(2)];
+                slice_pixels(volume, group.axis(), &slices, &mut pixels);
+                pixels
+            };
+            let pixels = cut(volume);
             let is_unchanged = original.is_some_and(|original| {
-                let before = slice_pixels(&original.volume, group.axis(), &slices);
+                let before = cut(&original.volume);
                 pixels.iter().zip(&before).all(|(a, b)| (a - b).abs() < UNCHANGED)
             });
             if !is_unchanged {

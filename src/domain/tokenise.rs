@@ -1,6 +1,12 @@
 //! From a canonical volume to its tokens through an encoder.
 
-use std::ops::ControlFlow;
+use std::{
+    mem,
+    ops::ControlFlow,
+    panic::resume_unwind,
+    thread,
+    time::{Duration, Instant},
+};
 
 use rayon::prelude::*;
 use thiserror::Error;
@@ -22,6 +28,8 @@ pub struct Progress {
     pub all: usize,
     /// Slices of the batch that just ended.
     pub batch: usize,
+    /// How long the device took for it.
+    pub took: Duration,
 }
 
 /// Why a scan has no tokens.
@@ -45,6 +53,29 @@ pub struct Tokeniser {
     settings: TokenSettings,
     n_layers: usize,
     max_batch: usize,
+    /// Room for the pixels of two batches. Kept: fresh memory takes longer to get than to fill.
+    pixels: [Vec<f32>; 2],
+}
+
+/// A batch that went through the encoder.
+struct Encoded<'a> {
+    groups: &'a [SliceGroup],
+    /// Of each group.
+    patches: Vec<Vec<u32>>,
+    layers: Vec<PatchFeatures>,
+}
+
+impl Encoded<'_> {
+    fn add_to(self, builder: &mut TokenBuilder<'_>) {
+        for (layer, PatchFeatures { channels, values }) in self.layers.iter().enumerate() {
+            let mut features = &values[..];
+            for (&group, patches) in self.groups.iter().zip(&self.patches) {
+                let (own, others) = features.split_at(patches.len() * channels);
+                builder.add(group, layer, patches, own);
+                features = others;
+            }
+        }
+    }
 }
 
 impl Tokeniser {
@@ -56,7 +87,7 @@ impl Tokeniser {
         n_layers: usize,
         max_batch: usize,
     ) -> Self {
-        Self { encoder, projection, settings, n_layers, max_batch }
+        Self { encoder, projection, settings, n_layers, max_batch, pixels: Default::default() }
     }
 
     /// The device in words.
@@ -77,7 +108,7 @@ impl Tokeniser {
         volume: &Volume,
         mut progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Vec<TokenGrid>, TokeniseError> {
-        let Self { encoder, projection, settings, n_layers, max_batch } = self;
+        let Self { encoder, projection, settings, n_layers, max_batch, pixels } = self;
         let (patch, channels) = (encoder.patch(), encoder.channels());
         let mut builder =
             TokenBuilder::new(volume, patch, channels, *n_layers, projection.as_ref(), settings);
@@ -85,25 +116,32 @@ impl Tokeniser {
         let slices = groups.first().map_or(0, |&group| builder.slices(group).len());
         let all = groups.len() * slices;
         let mut done = 0;
-        let mut encoded = |batch: usize| {
+        let mut is_encoded = |batch: usize, took: Duration| {
             done += batch;
-            match progress(Progress { done, all, batch }) {
+            match progress(Progress { done, all, batch, took }) {
                 ControlFlow::Break(()) if done < all => Err(TokeniseError::Stopped),
                 _ => Ok(()),
             }
         };
-        // Whole groups at a time: their features are pooled before they leave the device.
-        let mut start = 0;
-        while start < groups.len() {
-            // Batches of about one size: a last one of a few slices would leave a device idle.
-            let n_left = groups.len() - start;
-            let n_batches = n_left.div_ceil((*max_batch / slices).max(1));
-            let n_groups = n_left.div_ceil(n_batches);
-            let batch = &groups[start..start + n_groups];
-            let images = images_of(volume, &builder, batch);
-            let layers = match encoder.encode(&images) {
-                Err(DeviceError::OutOfMemory { .. }) if n_groups > 1 => {
+        let first = first_of(&groups, slices, *max_batch);
+        let mut images = images_of(volume, &builder, first, mem::take(&mut pixels[0]));
+        let (mut due, mut last) = (&groups[..], None::<Encoded<'_>>);
+        while !due.is_empty() {
+            let (batch, others) = due.split_at(images.patches.len());
+            let (next, room) = (first_of(others, slices, *max_batch), mem::take(&mut pixels[1]));
+            let meanwhile = || {
+                if let Some(last) = last.take() {
+                    last.add_to(&mut builder);
+                }
+                images_of(volume, &builder, next, room)
+            };
+            let ((layers, took), next) = timed_beside(|| encoder.encode(&images), meanwhile);
+            let layers = match layers {
+                Err(DeviceError::OutOfMemory { .. }) if batch.len() > 1 => {
                     *max_batch = images.n_images() / 2;
+                    pixels[1] = next.pixels;
+                    let first = first_of(due, slices, *max_batch);
+                    images = images_of(volume, &builder, first, images.pixels);
                     continue;
                 }
                 Err(DeviceError::OutOfMemory { .. }) if slices > 1 => {
@@ -112,33 +150,61 @@ impl Tokeniser {
                 }
                 done => done?,
             };
-            for (layer, features) in layers.iter().enumerate() {
-                let mut features = &features.values[..];
-                for (&group, patches) in batch.iter().zip(&images.patches) {
-                    let (own, others) = features.split_at(patches.len() * channels);
-                    builder.add(group, layer, patches, own);
-                    features = others;
-                }
-            }
-            start += n_groups;
-            encoded(images.n_images())?;
+            let n_images = images.n_images();
+            let ImageBatch { patches, pixels: done, .. } = mem::replace(&mut images, next);
+            last = Some(Encoded { groups: batch, patches, layers });
+            (due, pixels[1]) = (others, done);
+            is_encoded(n_images, took)?;
         }
+        if let Some(last) = last {
+            last.add_to(&mut builder);
+        }
+        pixels[0] = images.pixels;
         Ok(builder.finish()?)
     }
 }
 
-/// The slices of some groups, of one or several axes.
-fn images_of(volume: &Volume, builder: &TokenBuilder<'_>, groups: &[SliceGroup]) -> ImageBatch {
-    let pixels: Vec<Vec<f32>> = groups
-        .par_iter()
-        .map(|&group| slice_pixels(volume, group.axis(), &builder.slices(group)))
-        .collect();
-    ImageBatch {
-        side: volume.side(),
-        pixels: pixels.concat(),
-        group: groups.first().map_or(1, |&group| builder.slices(group).len()),
-        patches: groups.iter().map(|&group| builder.patches(group)).collect(),
-    }
+/// As many of the groups as go to the device at once. Whole groups, since their features are pooled
+/// before they leave it, and batches of about one size: a last one of a few slices would leave it
+/// idle.
+fn first_of(groups: &[SliceGroup], slices: usize, max_batch: usize) -> &[SliceGroup] {
+    let most = (max_batch / slices.max(1)).max(1);
+    let n_batches = groups.len().div_ceil(most).max(1);
+    &groups[..groups.len().div_ceil(n_batches)]
+}
+
+/// Does two things at once; says how long the first took. Not a task of rayon, which might put
+/// another stage's work in front of it while the device waits.
+fn timed_beside<A, B: Send>(
+    work: impl FnOnce() -> A,
+    meanwhile: impl FnOnce() -> B + Send,
+) -> ((A, Duration), B) {
+    thread::scope(|scope| {
+        let meanwhile = scope.spawn(meanwhile);
+        let started = Instant::now();
+        let done = work();
+        let took = started.elapsed();
+        ((done, took), meanwhile.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+}
+
+/// The slices of some groups, of one or several axes, in the room given.
+fn images_of(
+    volume: &Volume,
+    builder: &TokenBuilder<'_>,
+    groups: &[SliceGroup],
+    mut room: Vec<f32>,
+) -> ImageBatch {
+    let side = volume.side();
+    let group = groups.first().map_or(1, |&group| builder.slices(group).len());
+    let n_pixels = group * side * side;
+    room.resize(groups.len() * n_pixels, 0.0);
+    let images = room.par_chunks_mut(n_pixels.max(1)).zip(groups);
+    images.for_each(|(pixels, &group)| {
+        slice_pixels(volume, group.axis(), &builder.slices(group), pixels);
+    });
+    let patches = groups.iter().map(|&group| builder.patches(group)).collect();
+    ImageBatch { side, pixels: room, group, patches }
 }
 
 /// One group that the device has too little memory for: encoded `max_batch` images at a time, fewer

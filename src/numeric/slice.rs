@@ -102,17 +102,20 @@ pub fn least_cosine(a: &PatchFeatures, b: &PatchFeatures) -> f64 {
 /// Edge of the blocks that slices are cut out in: a cache line of voxels.
 const BLOCK: usize = 16;
 
-/// The pixels of the slices `indices` of the volume along `axis`, `[n, side, side]`.
+/// The pixels of the slices `indices` of the volume along `axis` into `pixels`, `[n, side, side]`.
 ///
 /// Rows and columns of a slice are the two other axes in ascending order, the lower one as row:
 /// a sagittal slice is `[y, z]`, a coronal one `[x, z]`, an axial one `[x, y]`. Grey values, as a
 /// network of one colour wants them.
-pub fn slice_pixels(volume: &Volume, axis: Axis, indices: &[usize]) -> Vec<f32> {
+///
+/// # Panics
+/// If there is not as much room as the slices have pixels.
+pub fn slice_pixels(volume: &Volume, axis: Axis, indices: &[usize], pixels: &mut [f32]) {
     let side = volume.side();
+    assert_eq!(pixels.len(), indices.len() * side * side, "pixels of the slices");
     let strides = [1, side, side * side];
     let (row_axis, column_axis) = in_plane(axis);
     let [row_step, column_step] = [row_axis, column_axis].map(|axis| strides[axis]);
-    let mut pixels = vec![0.0; indices.len() * side * side];
     // Neighbouring voxels share a line of the cache, and so do neighbouring pixels: in a block both
     // are used up, by all slices, before they are driven out.
     let corners = (0..side).step_by(BLOCK);
@@ -129,7 +132,6 @@ pub fn slice_pixels(volume: &Volume, axis: Axis, indices: &[usize]) -> Vec<f32> 
             }
         }
     }
-    pixels
 }
 
 /// The two axes of a slice along `axis`: (rows, columns), in ascending order.
@@ -153,8 +155,8 @@ mod tests {
         let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
         let volume = Volume { side: 3, voxels, brain: vec![true; 27], affine };
         for axis in Axis::VIEWS {
-            let pixels = slice_pixels(&volume, axis, &[2, 0]);
-            assert_eq!(pixels.len(), 18);
+            let mut pixels = [f32::NAN; 18];
+            slice_pixels(&volume, axis, &[2, 0], &mut pixels);
             let (rows, columns) = in_plane(axis);
             for (at, &pixel) in pixels.iter().enumerate() {
                 let mut voxel = [0; 3];

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use half::f16;
+use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::{
@@ -335,7 +335,6 @@ impl<'a> TokenBuilder<'a> {
         for layer in 0..n_layers {
             for Part { foreground, rows, channels, .. } in &self.parts {
                 let rows = &rows[layer];
-                let halves = |rows: &[f32]| rows.iter().copied().map(f16::from_f32).collect();
                 let features = match sigma > 0.0 {
                     true => halves(&smooth(foreground, rows, sigma)),
                     false => halves(rows),
@@ -346,6 +345,15 @@ impl<'a> TokenBuilder<'a> {
         }
         Ok(grids)
     }
+}
+
+/// Rounded to half precision, on all cores.
+fn halves(rows: &[f32]) -> Vec<f16> {
+    const CHUNK: usize = 1 << 14;
+    let mut halves = vec![f16::ZERO; rows.len()];
+    let chunks = halves.par_chunks_mut(CHUNK).zip(rows.par_chunks(CHUNK));
+    chunks.for_each(|(halves, rows)| halves.convert_from_f32_slice(rows));
+    halves
 }
 
 /// The grid cell of a patch of a group's slices, which have `side` patches along each edge.
@@ -376,14 +384,21 @@ pub fn smooth(foreground: &Foreground, rows: &[f32], sigma: f64) -> Vec<f32> {
     let token_of_cell = foreground.token_of_cell();
     let sigmas = cells_per_patch(*shape).map(|n| n as f64 * sigma);
     let reach = sigmas.map(|sigma| (3.0 * sigma).ceil() as usize);
+    // By how many cells two lie apart along each axis.
+    let distances = Shape3(reach.map(|cells| cells + 1));
+    let weight = |offset: usize| {
+        let apart = distances.voxel(offset);
+        let squared: f64 = (0..3).map(|a| (apart[a] as f64 / sigmas[a]).powi(2)).sum();
+        (-0.5 * squared).exp() as f32
+    };
+    let weights: Vec<f32> = (0..distances.n_voxels()).map(weight).collect();
     let average = |token: usize, out: &mut [f32]| {
         let centre = shape.voxel(cells[token] as usize);
         let mut total = 0.0;
         for place in shape.around(centre, reach) {
             let Some(other) = token_of_cell[shape.offset(place)] else { continue };
-            let apart = |axis: usize| place[axis].abs_diff(centre[axis]) as f64;
-            let squared: f64 = (0..3).map(|a| (apart(a) / sigmas[a]).powi(2)).sum();
-            let weight = (-0.5 * squared).exp() as f32;
+            let apart = [0, 1, 2].map(|axis| place[axis].abs_diff(centre[axis]));
+            let weight = weights[distances.offset(apart)];
             total += weight;
             let row = &rows[other as usize * channels..(other as usize + 1) * channels];
             out.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
@@ -421,13 +436,17 @@ fn foreground_of(
 pub fn brain_per_cell(volume: &Volume, shape: Shape3) -> Vec<usize> {
     let side = volume.side();
     let edges = shape.0.map(|n| side / n);
+    let [nx, ny, _] = shape.0;
     let mut counts = vec![0; shape.n_voxels()];
-    for (row, brain) in volume.brain().chunks_exact(side.max(1)).enumerate() {
-        let first = shape.offset([0, row % side / edges[1], row / side / edges[2]]);
-        for (count, cell) in counts[first..].iter_mut().zip(brain.chunks_exact(edges[0])) {
-            *count += cell.iter().filter(|&&inside| inside).count();
+    let layers = volume.brain().par_chunks((side * side * edges[2]).max(1));
+    counts.par_chunks_mut((nx * ny).max(1)).zip(layers).for_each(|(counts, layer)| {
+        for (row, brain) in layer.chunks_exact(side).enumerate() {
+            let first = row % side / edges[1] * nx;
+            for (count, cell) in counts[first..].iter_mut().zip(brain.chunks_exact(edges[0])) {
+                *count += cell.iter().filter(|&&inside| inside).count();
+            }
         }
-    }
+    });
     counts
 }
 

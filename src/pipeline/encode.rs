@@ -10,7 +10,6 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError},
     },
     thread,
-    time::{Duration, Instant},
 };
 
 use tracing::{info, warn};
@@ -151,10 +150,8 @@ impl Encode {
         let id = record.id;
         let batch_before = tokeniser.max_batch();
         let device = tokeniser.device().to_owned();
-        let mut batch_started = Instant::now();
         let tokens = tokeniser.tokens(&scan.canonical.volume, |progress| {
-            show(shared, id, &device, progress, batch_started.elapsed());
-            batch_started = Instant::now();
+            show(shared, id, &device, progress);
             if shared.stopping() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         if tokeniser.max_batch() < batch_before {
@@ -263,8 +260,8 @@ impl Encode {
 }
 
 /// After each batch: progress on the status page, a beat for the watchdog, the device's counters.
-fn show(shared: &Shared, id: ScanId, device: &str, progress: Progress, took: Duration) {
-    let Progress { done, all, batch } = progress;
+fn show(shared: &Shared, id: ScanId, device: &str, progress: Progress) {
+    let Progress { done, all, batch, took } = progress;
     shared.board.beat(StageName::Encode);
     shared.board.update().in_hand =
         Some(InHand { scan: id.short(), slices_done: done, slices_all: all });

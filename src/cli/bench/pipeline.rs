@@ -71,7 +71,8 @@ struct Cost {
     stages: BTreeMap<&'static str, f64>,
     /// Share of the encoder in the time of all stages.
     encoder_share: f64,
-    /// Share of the seconds in which the device worked, or was waited for.
+    /// Share of the time in which scans waited for the device, from its first batch to its last
+    /// scan, that it worked.
     device_busy_share: f64,
 }
 
@@ -85,8 +86,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     for scan in &scans {
         scan.drop_into(&folder.path().join("incoming")).map_err(demo::io)?;
     }
+    let mut rush = Rush::default();
     let status = loop {
         let status = daemon.status()?;
+        rush.look(Instant::now(), &status::page(address, "/metrics")?, scans.len());
         if demo::is_done(&status, scans.len()) {
             break status;
         }
@@ -100,7 +103,38 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(Failure::new(INTERNAL, text));
     }
     let alone = encoding_alone(&config, &scans, folder.path())?;
-    print(&cost(scans.len(), seconds, alone, &page), arguments.json)
+    let cost = cost(scans.len(), seconds, alone, rush.busy_share(), &page);
+    print(&cost, arguments.json)
+}
+
+const BUSY: &str = "oddscan_device_busy_seconds_total{device=\"";
+
+/// The time in which scans wait for the device. Results that newer scans have made outdated are
+/// written again after it.
+#[derive(Default)]
+struct Rush {
+    /// When the device had worked for so many seconds: first seen, and last.
+    seen: Option<[(Instant, f64); 2]>,
+    is_over: bool,
+}
+
+impl Rush {
+    fn look(&mut self, now: Instant, page: &str, n_scans: usize) {
+        let busy = sum(page, BUSY);
+        if busy == 0.0 || self.is_over {
+            return;
+        }
+        let first = self.seen.map_or((now, busy), |[first, _]| first);
+        self.seen = Some([first, (now, busy)]);
+        let name =
+            format!("oddscan_stage_duration_seconds_count{{stage=\"{}\"}}", Stage::Encode.name());
+        self.is_over = sum(page, &name) >= n_scans as f64;
+    }
+
+    fn busy_share(&self) -> f64 {
+        let Some([first, last]) = self.seen else { return 0.0 };
+        (last.1 - first.1) / (last.0 - first.0).as_secs_f64()
+    }
 }
 
 /// So many scans are encoded again, evenly chosen from all.
@@ -163,14 +197,13 @@ fn write_settings(
 }
 
 /// Reads the costs off the daemon's metrics.
-fn cost(scans: usize, seconds: f64, alone: f64, page: &str) -> Cost {
+fn cost(scans: usize, seconds: f64, alone: f64, device_busy_share: f64, page: &str) -> Cost {
     let per_scan = |stage: &Stage| {
         let name = format!("oddscan_stage_duration_seconds_sum{{stage=\"{}\"}}", stage.name());
         (stage.name(), sum(page, &name) / scans as f64)
     };
     let stages: BTreeMap<&str, f64> = Stage::ALL.iter().map(per_scan).collect();
-    let busy = "oddscan_device_busy_seconds_total{device=\"";
-    let device = page.lines().find_map(|line| line.strip_prefix(busy)?.split('"').next());
+    let device = page.lines().find_map(|line| line.strip_prefix(BUSY)?.split('"').next());
     Cost {
         scans,
         device: device.unwrap_or_default().to_owned(),
@@ -178,7 +211,7 @@ fn cost(scans: usize, seconds: f64, alone: f64, page: &str) -> Cost {
         seconds_per_scan: seconds / scans as f64,
         seconds_encoding_alone: alone,
         encoder_share: stages[Stage::Encode.name()] / stages.values().sum::<f64>(),
-        device_busy_share: sum(page, busy) / seconds,
+        device_busy_share,
         stages,
     }
 }
@@ -205,7 +238,7 @@ fn print(cost: &Cost, json: bool) -> Result<(), Failure> {
         println!("  {stage:<12} {seconds:>8.3} s per scan");
     }
     println!(
-        "  encoder {:.0} % of the stages' time; device busy {:.0} % of the time",
+        "  encoder {:.0} % of the stages' time; device busy {:.0} % of the time in which scans wait for it",
         100.0 * cost.encoder_share,
         100.0 * cost.device_busy_share
     );
@@ -222,12 +255,30 @@ mod tests {
                     oddscan_stage_duration_seconds_count{stage=\"encode\"} 2\n\
                     oddscan_stage_duration_seconds_sum{stage=\"write\"} 2\n\
                     oddscan_device_busy_seconds_total{device=\"cuda:0\"} 5\n";
-        let cost = cost(2, 10.0, 4.0, page);
+        let cost = cost(2, 10.0, 4.0, 0.9, page);
         assert_eq!((cost.device.as_str(), cost.seconds_per_scan), ("cuda:0", 5.0));
         assert_eq!(
             (cost.stages["encode"], cost.stages["write"], cost.stages["score"]),
             (3.0, 1.0, 0.0)
         );
-        assert_eq!((cost.encoder_share, cost.device_busy_share), (0.75, 0.5));
+        assert_eq!(cost.encoder_share, 0.75);
+    }
+
+    #[test]
+    fn the_device_is_busy_or_not_from_its_first_batch_to_its_last_scan() {
+        let page = |busy: f64, n_encoded: usize| {
+            format!(
+                "oddscan_device_busy_seconds_total{{device=\"cpu\"}} {busy}\n\
+                 oddscan_stage_duration_seconds_count{{stage=\"encode\"}} {n_encoded}\n"
+            )
+        };
+        let start = Instant::now();
+        let mut rush = Rush::default();
+        for (seconds, busy, n_encoded) in
+            [(0, 0.0, 0), (10, 1.0, 0), (12, 2.5, 1), (14, 4.0, 2), (99, 4.0, 2)]
+        {
+            rush.look(start + Duration::from_secs(seconds), &page(busy, n_encoded), 2);
+        }
+        assert_eq!(rush.busy_share(), 0.75);
     }
 }
