@@ -23,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rayon::prelude::*;
 use tracing::{error, info, warn};
 
 use super::{
@@ -158,7 +159,8 @@ impl Score {
             self.show_waiting();
             let has_scored = self.score_due()?;
             self.reload()?;
-            if has_scored || !self.shared.board.is_encoding() {
+            let is_ahead = self.shared.board.queue(Queue::Score).0 == 0;
+            if (has_scored && is_ahead) || !self.shared.board.is_encoding() {
                 self.pay_one_debt()?;
             }
         }
@@ -252,15 +254,17 @@ impl Score {
         let fresh = mem::take(&mut cohort.fresh);
         let waiting = self.rescore(key, trigger)?;
         let took = started.elapsed();
-        for Fresh { id, took: own } in &fresh {
+        let due: Vec<ScanId> = fresh.iter().map(|fresh| fresh.id).collect();
+        for Fresh { took: own, .. } in &fresh {
             let share = took / fresh.len() as u32;
             self.shared.metrics.stage_finished(Stage::Score, *own + share);
-            self.write_first(key, *id)?;
-            self.shared.board.left(Queue::Score);
         }
-        for id in waiting.into_iter().filter(|id| fresh.iter().all(|fresh| fresh.id != *id)) {
-            self.write_first(key, id)?;
+        for ids in due.chunks(n_writers()) {
+            self.write_first(key, ids)?;
+            ids.iter().for_each(|_| self.shared.board.left(Queue::Score));
         }
+        let others: Vec<ScanId> = waiting.into_iter().filter(|id| !due.contains(id)).collect();
+        others.chunks(n_writers()).try_for_each(|ids| self.write_first(key, ids))?;
         if let Some(cohort) = self.cohorts.get_mut(key) {
             cohort.rests_until = Instant::now() + (REST * took).min(MAX_REST);
         }
@@ -269,17 +273,17 @@ impl Score {
         self.show_store()
     }
 
-    /// Writes the result of a scan that waits for its first. If the service is to stop or the
-    /// folder is away, it remains a debt, the first to be paid.
-    fn write_first(&mut self, key: &CohortKey, id: ScanId) -> Result<(), ScanError> {
+    /// Writes the results of scans that wait for their first. If the service is to stop or the
+    /// folder is away, they remain debts, the first to be paid.
+    fn write_first(&mut self, key: &CohortKey, ids: &[ScanId]) -> Result<(), ScanError> {
         self.shared.board.beat(StageName::Score);
         let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
-        cohort.debt.retain(|&other| other != id);
+        cohort.debt.retain(|other| !ids.contains(other));
         if self.shared.stopping() || Instant::now() < self.no_writes_before {
-            cohort.debt.push_front(id);
+            ids.iter().rev().for_each(|&id| cohort.debt.push_front(id));
             return Ok(());
         }
-        self.write(key, id).map(drop)
+        self.write_side_by_side(key, ids).map(drop)
     }
 
     fn show_waiting(&self) {
@@ -487,15 +491,45 @@ impl Score {
 
     /// Writes the result of a member, or that it waits. What cannot be written remains a debt.
     fn write(&mut self, key: &CohortKey, id: ScanId) -> Result<Attempt, ScanError> {
-        let (Some(cohort), Some(mut record)) =
-            (self.cohorts.get(key), self.shared.store.record(&id)?)
-        else {
-            return Ok(Attempt::Failed);
+        let attempts = self.write_side_by_side(key, &[id])?;
+        Ok(attempts.first().copied().unwrap_or(Attempt::Failed))
+    }
+
+    /// The same for some members at once; those that are gone are left out.
+    fn write_side_by_side(
+        &mut self,
+        key: &CohortKey,
+        ids: &[ScanId],
+    ) -> Result<Vec<Attempt>, ScanError> {
+        let Self { shared, settings, cohorts, .. } = self;
+        let Some(cohort) = cohorts.get(key) else { return Ok(Vec::new()) };
+        let mut records = Vec::new();
+        for id in ids {
+            records.extend(shared.store.record(id)?);
+        }
+        let results = ResultsOf { shared, settings, cohort };
+        let write = |record: &ScanRecord| {
+            let started = Instant::now();
+            let done = catch_unwind(AssertUnwindSafe(|| results.write(record)));
+            (done, started.elapsed())
         };
-        let started = Instant::now();
+        let attempts: Vec<_> = records.par_iter().map(write).collect();
+        let attempts = records.into_iter().zip(attempts);
+        attempts.map(|(record, (done, took))| self.note(key, record, done, took)).collect()
+    }
+
+    /// Notes what became of a result.
+    fn note(
+        &mut self,
+        key: &CohortKey,
+        mut record: ScanRecord,
+        done: thread::Result<Result<(), ScanError>>,
+        took: Duration,
+    ) -> Result<Attempt, ScanError> {
+        let id = record.id;
+        let attempt = self.judge(id, done)?;
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(Attempt::Failed) };
         let is_scored = !cohort.scores.scans.is_empty();
-        let attempt = catch_unwind(AssertUnwindSafe(|| self.write_files(cohort, &record)));
-        let attempt = self.judge(id, attempt)?;
         if self.is_away && attempt == Attempt::Written {
             info!("results are written again");
         }
@@ -509,9 +543,7 @@ impl Score {
             if attempt == Attempt::Later {
                 self.no_writes_before = Instant::now() + self.settings.intake.rescan;
             }
-            if let Some(cohort) = self.cohorts.get_mut(key) {
-                cohort.debt.push_back(id);
-            }
+            cohort.debt.push_back(id);
             return Ok(attempt);
         }
         if is_scored && !record.was_scored() {
@@ -524,7 +556,7 @@ impl Score {
         record.reported = Some(Reported { revision, key: key.unwrap_or_else(waiting) });
         self.shared.store.put_record(&record)?;
         self.shared.board.update().n_reported += 1;
-        self.shared.metrics.stage_finished(Stage::Write, started.elapsed());
+        self.shared.metrics.stage_finished(Stage::Write, took);
         Ok(Attempt::Written)
     }
 
@@ -558,49 +590,6 @@ impl Score {
                 Ok(Attempt::Failed)
             }
         }
-    }
-
-    fn write_files(&self, cohort: &Cohort, record: &ScanRecord) -> Result<(), ScanError> {
-        if !cohort.scores.scans.is_empty() {
-            return self.write_results(cohort, record);
-        }
-        let folder = &self.settings.directories.results;
-        let waiting = sidecar(record, &cohort.identity, &self.shared.method, &self.settings);
-        report::write_sidecar(folder, &record.output_stem, &waiting).map_err(writing)?;
-        let (have, need) = (cohort.identity.n_patients(), self.settings.window.min_scans);
-        info!(scan = %record.id, have, need, "waits for scans of more patients");
-        Ok(())
-    }
-
-    fn write_results(&self, cohort: &Cohort, record: &ScanRecord) -> Result<(), ScanError> {
-        let (shared, id) = (&self.shared, record.id);
-        let index = cohort.scored.iter().position(|&member| member == id);
-        let Some(index) = index else { return Ok(()) };
-        let mask = shared.archive.mask(id);
-        let alignment = steps::alignment(record.alignment)?;
-        let scan = shared.archive.scan(id);
-        let source = steps::read_source(&scan, mask.as_deref(), alignment, &ARCHIVED)?;
-        let (results, finding) = build_results(&ReportInput {
-            record,
-            source: &source,
-            scores: &cohort.scores,
-            index,
-            window: &cohort.identity,
-            method: &shared.method,
-            config: &self.settings,
-        })?;
-        let folder = &self.settings.directories.results;
-        report::write_results(folder, &record.output_stem, &results).map_err(writing)?;
-        shared.metrics.study_percentile(record.cohort.label(), finding.percentile);
-        info!(
-            scan = %id,
-            window = cohort.identity.id,
-            scans = cohort.scores.scans.len(),
-            score = format!("{:.3}", finding.score_top1_mean),
-            percentile = format!("{:.2}", finding.percentile),
-            "result written"
-        );
-        Ok(())
     }
 
     /// Takes over new settings: a smaller window lets scans go, other thresholds make debts.
@@ -678,6 +667,67 @@ impl Score {
     fn show_store(&self) -> Result<(), ScanError> {
         let store = &self.shared.store;
         self.shared.metrics.store_size(store.size_on_disk()?, store.live_bytes()?);
+        Ok(())
+    }
+}
+
+/// Results are written so many at a time: what a scan needs for that is in memory meanwhile, a few
+/// hundred MB if it is large.
+fn n_writers() -> usize {
+    rayon::current_num_threads().div_ceil(4).min(4)
+}
+
+/// What results are made from.
+struct ResultsOf<'a> {
+    shared: &'a Shared,
+    settings: &'a Config,
+    cohort: &'a Cohort,
+}
+
+impl ResultsOf<'_> {
+    /// The result of a member, or that it waits.
+    fn write(&self, record: &ScanRecord) -> Result<(), ScanError> {
+        let cohort = self.cohort;
+        if !cohort.scores.scans.is_empty() {
+            return self.write_scored(record);
+        }
+        let folder = &self.settings.directories.results;
+        let waiting = sidecar(record, &cohort.identity, &self.shared.method, self.settings);
+        report::write_sidecar(folder, &record.output_stem, &waiting).map_err(writing)?;
+        let (have, need) = (cohort.identity.n_patients(), self.settings.window.min_scans);
+        info!(scan = %record.id, have, need, "waits for scans of more patients");
+        Ok(())
+    }
+
+    fn write_scored(&self, record: &ScanRecord) -> Result<(), ScanError> {
+        let Self { shared, settings, cohort } = self;
+        let id = record.id;
+        let index = cohort.scored.iter().position(|&member| member == id);
+        let Some(index) = index else { return Ok(()) };
+        let mask = shared.archive.mask(id);
+        let alignment = steps::alignment(record.alignment)?;
+        let scan = shared.archive.scan(id);
+        let source = steps::read_source(&scan, mask.as_deref(), alignment, &ARCHIVED)?;
+        let (results, finding) = build_results(&ReportInput {
+            record,
+            source: &source,
+            scores: &cohort.scores,
+            index,
+            window: &cohort.identity,
+            method: &shared.method,
+            config: settings,
+        })?;
+        let folder = &settings.directories.results;
+        report::write_results(folder, &record.output_stem, &results).map_err(writing)?;
+        shared.metrics.study_percentile(record.cohort.label(), finding.percentile);
+        info!(
+            scan = %id,
+            window = cohort.identity.id,
+            scans = cohort.scores.scans.len(),
+            score = format!("{:.3}", finding.score_top1_mean),
+            percentile = format!("{:.2}", finding.percentile),
+            "result written"
+        );
         Ok(())
     }
 }
