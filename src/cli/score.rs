@@ -15,14 +15,14 @@ use super::{CONFIG, Failure, INTERNAL, IO, REFUSED, USAGE, engine_code};
 use crate::{
     config::Config,
     domain::{
-        PairDistances,
+        GridName, PairDistances,
         cohort::CohortKey,
         error::{QuarantineReason, Refusal, ScanError},
         finding::{Finding, WindowIdentity},
         patient::Patient,
         scan::{ScanId, ScanRecord, ScanState},
         tokenise::TokeniseError,
-        window::{Window, pair_order},
+        window::Window,
     },
     engine::Engine,
     ingest::{self, Links, Patterns},
@@ -36,6 +36,7 @@ use crate::{
         acquisition::{acquisition, read_json},
         build_results,
         convert::{self, Event, Standing},
+        nearest_of_each,
         steps::{self, Encodable, Source},
     },
     report, telemetry,
@@ -458,19 +459,23 @@ impl Run<'_> {
         Ok(scored)
     }
 
-    /// All columns of a window, in the same order within each pair as in the daemon.
+    /// All columns of a window.
     fn columns(&mut self, members: &[Member]) -> Result<Columns, ScanError> {
+        let (reach, distances) = (self.config.scoring.reach, self.engine.distances.as_mut());
         let mut columns = BTreeMap::new();
-        for (index, one) in members.iter().enumerate() {
-            for other in &members[..index] {
-                let (first, _) = pair_order(one.record.id, other.record.id);
-                let (a, b) = if first == one.record.id { (one, other) } else { (other, one) };
-                for (grid, (left, right)) in a.tokens.iter().zip(&b.tokens).enumerate() {
-                    let reach = self.config.scoring.reach;
-                    let PairColumns { first_to_second, second_to_first } =
-                        self.engine.distances.nearest(left, right, reach)?;
-                    columns.insert((a.record.id, b.record.id, grid), first_to_second);
-                    columns.insert((b.record.id, a.record.id, grid), second_to_first);
+        let n_grids = members.first().map_or(0, |member| member.tokens.len());
+        for grid in 0..n_grids {
+            let grids: Vec<(GridName, &TokenGrid)> = members
+                .iter()
+                .map(|member| (GridName { scan: member.record.id, grid }, &member.tokens[grid]))
+                .collect();
+            for (index, &one) in grids.iter().enumerate() {
+                let others = &grids[..index];
+                let found = nearest_of_each(distances, reach, one, others)?;
+                for ((other, _), of_pair) in others.iter().zip(found) {
+                    let PairColumns { first_to_second, second_to_first } = of_pair;
+                    columns.insert((one.0.scan, other.scan, grid), first_to_second);
+                    columns.insert((other.scan, one.0.scan, grid), second_to_first);
                 }
             }
         }

@@ -147,12 +147,6 @@ impl Window {
     }
 }
 
-/// The two scans of a pair in the order in which their distances are computed, whichever arrived
-/// first: so that scores do not depend on the order of arrival, to the last bit.
-pub fn pair_order(a: ScanId, b: ScanId) -> (ScanId, ScanId) {
-    if a <= b { (a, b) } else { (b, a) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,15 @@
 //! The distances between scans, from stored tokens into the store.
 
 use crate::{
-    domain::{GridName, PairDistances, error::ScanError, scan::ScanId, window::pair_order},
-    numeric::{scoring::SearchReach, token::TokenGrid},
+    domain::{
+        GridName, PairDistances,
+        error::{DeviceError, ScanError},
+        scan::ScanId,
+    },
+    numeric::{
+        scoring::{PairColumns, SearchReach},
+        token::TokenGrid,
+    },
     store::{Store, StoreError},
 };
 
@@ -50,17 +57,18 @@ pub(crate) fn compare_grid(
         if !goes_on() {
             break;
         }
-        let compute = |theirs: &TokenGrid| {
+        let compute = |theirs: &TokenGrid| -> Result<(), ScanError> {
             distances.keep(name(other), theirs)?;
-            match distances.nearest_of_kept(name(id), &[name(other)], reach)?.pop().flatten() {
-                Some(columns) => Ok(store.put_columns(id, other, grid, &columns)?),
+            let found = distances.nearest_of_kept(name(id), &[name(other)], reach)?;
+            let columns = match found.into_iter().next().flatten() {
+                Some(columns) => columns,
                 None => {
                     // A device that ran out of memory may have let go of them.
                     distances.keep(name(id), &own)?;
-                    let pair = [(id, &own), (other, theirs)];
-                    compute_pair(store, &mut *distances, reach, grid, pair)
+                    distances.nearest(&own, theirs, reach)?
                 }
-            }
+            };
+            Ok(store.put_columns(id, other, grid, &columns)?)
         };
         let (done, next) =
             rayon::join(|| theirs.as_ref().map(compute).transpose(), || read(index + 1));
@@ -70,24 +78,7 @@ pub(crate) fn compare_grid(
     Ok(n_pairs)
 }
 
-/// Computes the columns of a pair for one grid of tokens, in an order of its own, not of arrival,
-/// and keeps them under the scan `one`, which joins.
-fn compute_pair(
-    store: &Store,
-    distances: &mut dyn PairDistances,
-    reach: SearchReach,
-    grid: usize,
-    [(one, one_tokens), (other, other_tokens)]: [(ScanId, &TokenGrid); 2],
-) -> Result<(), ScanError> {
-    let columns = if pair_order(one, other).0 == one {
-        distances.nearest(one_tokens, other_tokens, reach)?
-    } else {
-        distances.nearest(other_tokens, one_tokens, reach)?.mirrored()
-    };
-    Ok(store.put_columns(one, other, grid, &columns)?)
-}
-
-/// The same for two scans of the store.
+/// Computes the columns of two scans of the store again.
 pub(super) fn compute_again(
     store: &Store,
     distances: &mut dyn PairDistances,
@@ -99,7 +90,27 @@ pub(super) fn compute_again(
     let (Some(a), Some(b)) = (store.tokens(&one, grid)?, store.tokens(&other, grid)?) else {
         return Ok(());
     };
-    compute_pair(store, distances, reach, grid, [(one, &a), (other, &b)])
+    Ok(store.put_columns(one, other, grid, &distances.nearest(&a, &b, reach)?)?)
+}
+
+/// The columns of one grid of tokens with each of others, all of them in memory. A device that
+/// keeps tokens is given each scan's once, if `own` comes up for each in turn and `others` did
+/// before.
+pub(crate) fn nearest_of_each(
+    distances: &mut dyn PairDistances,
+    reach: SearchReach,
+    own: (GridName, &TokenGrid),
+    others: &[(GridName, &TokenGrid)],
+) -> Result<Vec<PairColumns>, DeviceError> {
+    distances.keep(own.0, own.1)?;
+    let names: Vec<GridName> = others.iter().map(|(name, _)| *name).collect();
+    let kept = distances.nearest_of_kept(own.0, &names, reach)?;
+    let pairs = kept.into_iter().zip(others);
+    pairs
+        .map(|(columns, (_, theirs))| {
+            columns.map_or_else(|| distances.nearest(own.1, theirs, reach), Ok)
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -113,10 +124,9 @@ mod tests {
         compute::cpu::CpuDistances,
         domain::{
             cohort::CohortKey,
-            error::DeviceError,
             scan::{ScanRecord, ScanState},
         },
-        numeric::{geometry::Shape3, projection::Normal, scoring::PairColumns},
+        numeric::{geometry::Shape3, projection::Normal},
         store::MIN_MEMORY,
     };
 
@@ -175,6 +185,24 @@ mod tests {
             store.put_encoded(&record, &[tokens]).unwrap();
         }
         store
+    }
+
+    #[test]
+    fn scans_in_memory_are_given_to_a_device_once_and_columns_are_the_same() {
+        let reach = SearchReach::Patches(NonZeroUsize::MIN);
+        let folder = tempfile::tempdir().unwrap();
+        let store = store_of(folder.path(), 4);
+        let tokens: Vec<TokenGrid> =
+            (0..4).map(|n| store.tokens(&id(n), 0).unwrap().unwrap()).collect();
+        let named = |n: u8| (GridName { scan: id(n), grid: 0 }, &tokens[usize::from(n)]);
+        let (mut cpu, mut device) = (CpuDistances::new(), Keeping::default());
+        for own in 0..4 {
+            let others: Vec<_> = (0..own).map(named).collect();
+            let found = nearest_of_each(&mut cpu, reach, named(own), &others).unwrap();
+            assert_eq!(found.len(), usize::from(own));
+            assert_eq!(nearest_of_each(&mut device, reach, named(own), &others).unwrap(), found);
+        }
+        assert_eq!(device.n_given, 4);
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod score;
 pub mod steps;
 mod timings;
 
-pub(crate) use compare::compare_grid;
+pub(crate) use compare::{compare_grid, nearest_of_each};
 
 use std::{
     collections::HashSet,

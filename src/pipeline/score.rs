@@ -3,9 +3,10 @@
 //!
 //! A result that is older than its window is a debt. A new scan's result is written at once; only
 //! while more scans come than a large window can be scored for, those of some seconds are scored
-//! together. Of the debt to the others one result is paid after each scoring, more while no scan is
-//! on its way, the cohorts taking turns: a stream of scans is not held up, and holds nobody up. A
-//! scan that leaves its window has had a result, unless there were never enough good scans for one.
+//! together. Of the debt to the others one result is paid after each scoring that leaves no scan
+//! waiting, more while no scan is on its way, the cohorts taking turns: a stream of scans is not
+//! held up, and holds nobody up unless it is more than this stage can do. A scan that leaves its
+//! window has had a result, unless there were never enough good scans for one.
 //! The journal knows which result belongs to which window, so that a restart takes the debt up
 //! again.
 
