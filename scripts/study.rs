@@ -417,7 +417,7 @@ fn listed(folder: &Path) -> Result<Vec<PathBuf>> {
     let intake = Config::parse("")?.intake;
     let patterns = Patterns::new(&intake.accept, &intake.ignore)?;
     let listed = ingest::list(folder, &patterns, Links::ToFiles, || {})?;
-    Ok(listed.into_iter().map(|candidate| candidate.path).collect())
+    Ok(listed.scans.into_iter().map(|candidate| candidate.path).collect())
 }
 
 fn tokens_path(arguments: &Arguments, encoding: &Encoding, scan: &Path) -> PathBuf {

@@ -85,17 +85,26 @@ pub enum Links {
 /// Folders are searched this deep.
 const MAX_DEPTH: usize = 8;
 
-/// All scans below `folder`, in the order of their paths. `alive` is called for every entry: a
-/// large folder on a slow share takes minutes.
+/// What a folder holds.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// In the order of their paths.
+    pub scans: Vec<Candidate>,
+    /// Named like scans, but links, where those are passed over, pipes or devices.
+    pub passed_over: Vec<PathBuf>,
+}
+
+/// All scans below `folder`. `alive` is called for every entry: a large folder on a slow share
+/// takes minutes.
 pub fn list(
     folder: &Path,
     patterns: &Patterns,
     links: Links,
     mut alive: impl FnMut(),
-) -> io::Result<Vec<Candidate>> {
-    let mut found = Vec::new();
+) -> io::Result<Listing> {
+    let mut found = Listing::default();
     collect(folder, patterns, links, MAX_DEPTH, &mut found, &mut alive)?;
-    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found.scans.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
 
@@ -104,7 +113,7 @@ fn collect(
     patterns: &Patterns,
     links: Links,
     depth: usize,
-    found: &mut Vec<Candidate>,
+    found: &mut Listing,
     alive: &mut dyn FnMut(),
 ) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
@@ -124,8 +133,10 @@ fn collect(
         if scan && (kind.is_file() || kind.is_dir() || is_link) {
             // It may be gone again by now.
             if let Ok(look) = look_at(&path) {
-                found.push(Candidate { path, look });
+                found.scans.push(Candidate { path, look });
             }
+        } else if scan {
+            found.passed_over.push(path);
         }
     }
     Ok(())
@@ -389,8 +400,13 @@ mod tests {
         std::os::unix::fs::symlink(root.join("sub-1"), root.join("again.nii")).unwrap();
         let names = |links| -> Vec<PathBuf> {
             let found = list(root, &patterns(), links, || {}).unwrap();
-            found.iter().map(|c| c.path.strip_prefix(root).unwrap().to_owned()).collect()
+            found.scans.iter().map(|c| c.path.strip_prefix(root).unwrap().to_owned()).collect()
         };
+        let mut passed_over =
+            list(root, &patterns(), Links::PassedOver, || {}).unwrap().passed_over;
+        passed_over.sort();
+        let links = ["again.nii", "link.nii", "sub-1/gone.nii"].map(|name| root.join(name));
+        assert_eq!(passed_over, links);
         let files = ["b.nii", "folder.nii", "sub-1/anat/a_T1w.nii.gz"].map(PathBuf::from);
         assert_eq!(names(Links::PassedOver), files);
         let mut all = [&files[..], &["link.nii", "sub-1/gone.nii"].map(PathBuf::from)].concat();

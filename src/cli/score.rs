@@ -184,7 +184,7 @@ pub(super) fn expand(
         if path.is_dir() && !patterns.is_scan(path) {
             let listed = ingest::list(path, &patterns, Links::ToFiles, || {})
                 .map_err(|e| cannot_list(path, e))?;
-            files.extend(listed.into_iter().map(|candidate| candidate.path.into()));
+            files.extend(listed.scans.into_iter().map(|candidate| candidate.path.into()));
             let has_mark = |file: &ingest::Candidate| ingest::has_dicom_mark(&file.path);
             let bundles = ingest::list_bundles(path, &patterns, has_mark, || {})
                 .map_err(|e| cannot_list(path, e))?;

@@ -91,6 +91,13 @@ fn table(status: &Status) -> String {
         "since the start: {} accepted, {} duplicates, {} quarantined, {} results or notices written\n",
         status.n_accepted, status.n_duplicates, status.n_quarantined, status.n_reported
     );
+    if status.n_passed_over > 0 {
+        text += &format!(
+            "{} files in the incoming folder are passed over: links, pipes, or neither named like NIfTI files \
+             (intake.accept) nor DICOM\n",
+            status.n_passed_over
+        );
+    }
     for (name, cohort) in &status.cohorts {
         text += &format!(
             "cohort {name}: {} scans (needs {}, holds {}), {} results to be written\n",

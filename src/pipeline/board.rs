@@ -110,6 +110,9 @@ pub struct Status {
     pub method: String,
     /// Files seen that are not whole yet.
     pub n_settling: usize,
+    /// Files in the incoming folder that are no scans, and no JSON beside them.
+    #[serde(default)]
+    pub n_passed_over: usize,
     /// Scans read that wait for the encoder.
     pub n_waiting: usize,
     /// Scans encoded that wait for their first result.

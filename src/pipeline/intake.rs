@@ -1,6 +1,7 @@
 //! The first stage: looks at the incoming folder, waits until a file is whole, reads and archives
 //! it, and hands it to the encoder.
 
+mod passed_over;
 mod series;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
 
 use tracing::{debug, info, warn};
 
+use self::passed_over::PassedOver;
 use super::{
     FULL, IDLE, MAX_CRASHES, Shared,
     acquisition::{Acquisition, acquisition, read_json},
@@ -35,7 +37,7 @@ use crate::{
         patient::Patient,
         scan::{FileLook, ScanId, ScanRecord, ScanState},
     },
-    ingest::{self, Bundle, Candidate, Links, Patterns, Settled, Settling},
+    ingest::{self, Bundle, Candidate, Links, Listing, Patterns, Settled, Settling},
     metrics::{DirectoryKind, IngestResult, PauseReason, RescanTrigger, SeenBy, Stage},
     nifti, quarantine,
     store::{SeenFile, SeenOutcome},
@@ -107,6 +109,7 @@ pub(super) struct Intake {
     troubles: HashMap<PathBuf, Trouble>,
     /// DICOM files on their way.
     bundles: series::Bundles,
+    passed_over: PassedOver,
     /// Output stems in use.
     stems: HashSet<String>,
     next_listing: Instant,
@@ -133,6 +136,7 @@ impl Intake {
             settling: Settling::default(),
             troubles: HashMap::new(),
             bundles: series::Bundles::default(),
+            passed_over: PassedOver::default(),
             stems,
             next_listing: Instant::now(),
             is_paused: false,
@@ -202,8 +206,8 @@ impl Intake {
             self.next_listing = Instant::now() + config.intake.rescan;
         }
         self.shared.board.set_reason("the incoming folder cannot be read", listed.is_err());
-        let listed = match listed {
-            Ok(listed) => listed,
+        let Listing { scans: listed, passed_over } = match listed {
+            Ok(listing) => listing,
             Err(error) => {
                 warn!(error = %error.kind(), "cannot list the incoming folder; trying again");
                 return Ok(());
@@ -216,6 +220,8 @@ impl Intake {
         let bundles = self.list_bundles(incoming, &patterns);
         if trigger.is_some() {
             self.forget_missing(&listed, &bundles, incoming)?;
+            let others = passed_over.into_iter().chain(self.bundles.others());
+            self.shared.board.update().n_passed_over = self.passed_over.look(others);
         }
         if self.troubles.is_empty() && !self.bundles.has_failed() {
             self.shared.board.set_reason(hook::UNSTARTED, false);

@@ -182,6 +182,26 @@ fn files_that_are_deleted_at_any_moment_are_no_trouble() {
     assert_eq!(site.stop(), Some(0));
 }
 
+#[test]
+fn what_is_passed_over_is_said_once_without_names_and_shown() {
+    let mut site = quiet_site(&[]);
+    site.start();
+    let incoming = site.path("incoming");
+    fs::write(incoming.join("DOE^CANARY.mgz"), "FreeSurfer's format").unwrap();
+    fs::write(incoming.join("sub-1_T1w.json"), "{}").unwrap();
+    fs::write(incoming.join("sub-2_T1w.nii.gz.partial"), "on its way").unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", incoming.join("link_T1w.nii.gz")).unwrap();
+    site.wait("passed over", |site| site.status().n_passed_over == 2);
+    wait_taken(&site, [0, 0, 0]);
+    let log = site.log();
+    let said: Vec<&str> = log.lines().filter(|line| line.contains("passed over")).collect();
+    assert!(said.len() <= 2 && said.iter().all(|line| line.contains("files=")), "{said:?}");
+    assert!(!log.contains("CANARY"), "{log}");
+    fs::remove_file(incoming.join("DOE^CANARY.mgz")).unwrap();
+    site.wait("one left", |site| site.status().n_passed_over == 1);
+    assert_eq!(site.stop(), Some(0));
+}
+
 /// A folder seen through another file system: what happens in it makes no events there.
 struct Mount {
     seen: PathBuf,

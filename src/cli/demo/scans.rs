@@ -96,7 +96,7 @@ fn listed(folder: &Path) -> Result<Vec<Scan>, Failure> {
     let listed = ingest::list(folder, &patterns, Links::ToFiles, || {}).map_err(|error| {
         Failure::new(USAGE, format!("cannot list {}: {error}", folder.display()))
     })?;
-    Ok(listed.into_iter().map(|candidate| Scan::at(candidate.path)).collect())
+    Ok(listed.scans.into_iter().map(|candidate| Scan::at(candidate.path)).collect())
 }
 
 /// Writes made-up scans and the masks of their lesions into a folder.

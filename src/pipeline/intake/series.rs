@@ -69,6 +69,14 @@ impl Bundles {
         self.waiting.len()
     }
 
+    /// Files that are neither NIfTI by their names nor DICOM. What is said about scans beside them
+    /// is not meant.
+    pub(super) fn others(&self) -> impl Iterator<Item = PathBuf> {
+        let others = self.marked.iter().filter(|(_, (_, is_marked))| !is_marked);
+        let others = others.map(|(path, _)| path);
+        others.filter(|path| !ingest::has_ending(path, &["json"])).cloned()
+    }
+
     /// Whether one could not be dealt with and is tried again.
     pub(super) fn has_failed(&self) -> bool {
         self.pauses.values().any(|pause| pause.n_failures > 0)

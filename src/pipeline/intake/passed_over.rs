@@ -1,0 +1,34 @@
+//! What lies in the incoming folder and is no scan: whoever put it there may wait for its result.
+
+use std::{collections::HashMap, mem, path::PathBuf};
+
+use tracing::{debug, info};
+
+/// Files that are passed over, and whether that was said.
+#[derive(Default)]
+pub(super) struct PassedOver(HashMap<PathBuf, bool>);
+
+impl PassedOver {
+    /// Takes in what is there now, and returns how many of that were there at the last look, too:
+    /// others may be on their way to another name.
+    pub(super) fn look(&mut self, now: impl Iterator<Item = PathBuf>) -> usize {
+        let known = mem::take(&mut self.0);
+        let mut fresh = 0;
+        for path in now {
+            let was_said = known.get(&path).copied();
+            if was_said == Some(false) {
+                debug!(path = %path.display(), "passed over");
+                fresh += 1;
+            }
+            self.0.insert(path, was_said.is_some());
+        }
+        if fresh > 0 {
+            info!(
+                files = fresh,
+                "passed over in the incoming folder: links, pipes, or neither named like NIfTI files \
+                 (intake.accept) nor DICOM; service.log = \"debug\" names them"
+            );
+        }
+        self.0.values().filter(|&&was_said| was_said).count()
+    }
+}
