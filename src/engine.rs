@@ -143,16 +143,24 @@ impl Ingredients {
     /// Loads weights, template and landmarks, and asks the site's own preprocessing for its
     /// version.
     pub fn load(config: &Config) -> Result<Self, EngineError> {
-        let path = find_weights(config.encoder.weights.as_deref())?;
-        let weights = VitWeights::load(&path)
-            .map_err(|source| EngineError::Weights { path: path.clone(), source })?
-            .into_grey();
-        let layers = config.layers(weights.architecture.depth);
-        check_fit(config, &weights, &layers)?;
-        let hook = config.preprocess.as_ref().map(Hook::start).transpose()?;
-        let template = load_template(config)?;
-        let landmarks = load_landmarks(config)?;
-        Ok(Self { weights, layers, template, hook, landmarks })
+        Self::load_all(config).map_err(|mut faults| faults.swap_remove(0))
+    }
+
+    /// As [`Ingredients::load`], with an error for each that is missing.
+    pub fn load_all(config: &Config) -> Result<Self, Vec<EngineError>> {
+        let network = load_network(config);
+        let hook = config.preprocess.as_ref().map(Hook::start).transpose();
+        let (template, landmarks) = (load_template(config), load_landmarks(config));
+        match (network, hook, template, landmarks) {
+            (Ok((weights, layers)), Ok(hook), Ok(template), Ok(landmarks)) => {
+                Ok(Self { weights, layers, template, hook, landmarks })
+            }
+            (network, hook, template, landmarks) => {
+                let hook = hook.err().map(EngineError::from);
+                let faults = [network.err(), hook, template.err(), landmarks.err()];
+                Err(faults.into_iter().flatten().collect())
+            }
+        }
     }
 
     /// The network, like `dinov2_vits14`.
@@ -237,6 +245,17 @@ impl Engine {
             && method.device == "cpu";
         Ok(Self { tokeniser, distances, method, fell_back })
     }
+}
+
+/// The network, which must suit the settings, and its blocks whose features count.
+fn load_network(config: &Config) -> Result<(VitWeights, Vec<usize>), EngineError> {
+    let path = find_weights(config.encoder.weights.as_deref())?;
+    let weights = VitWeights::load(&path)
+        .map_err(|source| EngineError::Weights { path, source })?
+        .into_grey();
+    let layers = config.layers(weights.architecture.depth);
+    check_fit(config, &weights, &layers)?;
+    Ok((weights, layers))
 }
 
 /// The template for alignment, and the hash of its content. Where only heads need it, it may be

@@ -2,8 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::{CONFIG, Failure, engine_code};
-use crate::{config::Config, engine::Ingredients, telemetry};
+use super::{CONFIG, Failure, engine_code, say};
+use crate::{
+    config::Config,
+    engine::{EngineError, Ingredients},
+    telemetry,
+};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -31,12 +35,25 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.settings_only {
         return Ok(());
     }
+    if !config.directories.incoming.exists() {
+        println!(
+            "{} does not exist: the daemon would make it",
+            config.directories.incoming.display()
+        );
+    }
     telemetry::start_logging("warn");
-    let found = Ingredients::load(&config).map_err(|e| Failure::new(engine_code(&e), e))?;
+    let found = Ingredients::load_all(&config).map_err(all_but_one_said)?;
     let template = if found.has_template() { "with" } else { "without" };
     println!("network {}, {template} a template", found.model());
     if let Some(hook) = found.hook() {
         println!("preprocessing by {}, version {}", hook.name(), hook.version());
     }
     Ok(())
+}
+
+/// What is missing, said but for the last.
+fn all_but_one_said(mut missing: Vec<EngineError>) -> Failure {
+    let last = missing.pop().expect("an error says what is missing");
+    missing.iter().for_each(|error| say(error));
+    Failure::new(engine_code(&last), last)
 }

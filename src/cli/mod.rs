@@ -138,14 +138,19 @@ pub fn main() -> ExitCode {
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("oddscan: {}", failure.error);
-            let mut cause = failure.error.source();
-            while let Some(error) = cause {
-                eprintln!("  because: {error}");
-                cause = error.source();
-            }
+            say(failure.error.as_ref());
             ExitCode::from(failure.code)
         }
+    }
+}
+
+/// Says what went wrong, and why.
+fn say(error: &dyn Error) {
+    eprintln!("oddscan: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("  because: {error}");
+        cause = error.source();
     }
 }
 

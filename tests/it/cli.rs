@@ -59,9 +59,13 @@ fn what_settings_name_is_looked_for_and_must_fit() {
         site.configure(2, &["encoder.device = \"cuda\""]);
         assert_eq!(check(&site).2, Some(78));
     }
-    site.configure(2, &[]);
+    site.configure(2, &["alignment.template = \"/nonexistent\""]);
     fs::remove_file(site.path("weights")).unwrap();
-    assert_eq!(check(&site).2, Some(78));
+    let (_, stderr, code) = check(&site);
+    assert_eq!(code, Some(78));
+    assert!(stderr.contains("weights") && stderr.contains("/nonexistent"), "{stderr}");
+    fs::remove_dir(site.path("incoming")).unwrap();
+    assert!(check(&site).0.contains("incoming does not exist"));
 }
 
 #[test]
