@@ -39,6 +39,11 @@ pub trait SliceEncoder: Send {
 
     /// The device in words, as it stands in logs and metric labels: `cpu`, `cuda:0`.
     fn device(&self) -> &str;
+
+    /// Whether the processor is free for other work while the device encodes.
+    fn works_apart(&self) -> bool {
+        false
+    }
 }
 
 /// Names one grid of tokens of a scan.

@@ -135,7 +135,8 @@ impl Tokeniser {
                 }
                 images_of(volume, &builder, next, room)
             };
-            let ((layers, took), next) = timed_beside(|| encoder.encode(&images), meanwhile);
+            let apart = encoder.works_apart();
+            let ((layers, took), next) = timed(|| encoder.encode(&images), meanwhile, apart);
             let layers = match layers {
                 Err(DeviceError::OutOfMemory { .. }) if batch.len() > 1 => {
                     *max_batch = images.n_images() / 2;
@@ -173,18 +174,25 @@ fn first_of(groups: &[SliceGroup], slices: usize, max_batch: usize) -> &[SliceGr
     &groups[..groups.len().div_ceil(n_batches)]
 }
 
-/// Does two things at once; says how long the first took. Not a task of rayon, which might put
-/// another stage's work in front of it while the device waits.
-fn timed_beside<A, B: Send>(
+/// Does two things and says how long the first took: at once where that is done `apart` from this
+/// processor, whose cores it would need else. Not as tasks of rayon, which might put another
+/// stage's work in front while the device waits.
+fn timed<A, B: Send>(
     work: impl FnOnce() -> A,
     meanwhile: impl FnOnce() -> B + Send,
+    apart: bool,
 ) -> ((A, Duration), B) {
+    let timed = || {
+        let started = Instant::now();
+        (work(), started.elapsed())
+    };
+    if !apart {
+        let other = meanwhile();
+        return (timed(), other);
+    }
     thread::scope(|scope| {
         let meanwhile = scope.spawn(meanwhile);
-        let started = Instant::now();
-        let done = work();
-        let took = started.elapsed();
-        ((done, took), meanwhile.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        (timed(), meanwhile.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })
 }
 
@@ -255,6 +263,7 @@ mod tests {
     /// Features are the mean of the patch; runs out of memory above `limit` images.
     struct Mean {
         limit: usize,
+        apart: bool,
     }
 
     impl SliceEncoder for Mean {
@@ -284,6 +293,10 @@ mod tests {
         fn device(&self) -> &str {
             "test"
         }
+
+        fn works_apart(&self) -> bool {
+            self.apart
+        }
     }
 
     fn volume() -> Volume {
@@ -302,6 +315,10 @@ mod tests {
     }
 
     fn tokeniser(limit: usize, max_batch: usize) -> Tokeniser {
+        tokeniser_on(Mean { limit, apart: true }, max_batch)
+    }
+
+    fn tokeniser_on(encoder: Mean, max_batch: usize) -> Tokeniser {
         let settings = TokenSettings {
             views: Axis::VIEWS.to_vec(),
             join_views: true,
@@ -311,7 +328,7 @@ mod tests {
             min_brain_fraction: 0.3,
             smoothing_patches: 0.0,
         };
-        Tokeniser::new(Box::new(Mean { limit }), None, settings, 1, max_batch)
+        Tokeniser::new(Box::new(encoder), None, settings, 1, max_batch)
     }
 
     #[test]
@@ -321,6 +338,8 @@ mod tests {
         let mut small = tokeniser(3, 1000);
         assert_eq!(small.tokens(&volume(), go_on).unwrap(), whole);
         assert!(small.max_batch() <= 3);
+        let mut in_turn = tokeniser_on(Mean { limit: 3, apart: false }, 7);
+        assert_eq!(in_turn.tokens(&volume(), go_on).unwrap(), whole);
         assert!(whole[0].n_tokens() > 0);
     }
 

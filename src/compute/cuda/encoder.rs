@@ -741,4 +741,8 @@ where
     fn device(&self) -> &str {
         &self.name
     }
+
+    fn works_apart(&self) -> bool {
+        true
+    }
 }
