@@ -90,7 +90,8 @@ const MAX_DEPTH: usize = 8;
 pub struct Listing {
     /// In the order of their paths.
     pub scans: Vec<Candidate>,
-    /// Named like scans, but links, where those are passed over, pipes or devices.
+    /// Links, where those are passed over, pipes and devices, of any name that is not to be
+    /// ignored.
     pub passed_over: Vec<PathBuf>,
 }
 
@@ -135,7 +136,7 @@ fn collect(
             if let Ok(look) = look_at(&path) {
                 found.scans.push(Candidate { path, look });
             }
-        } else if scan {
+        } else if scan || (!kind.is_file() && !is_link && patterns.is_open(&path)) {
             found.passed_over.push(path);
         }
     }
@@ -405,7 +406,8 @@ mod tests {
         let mut passed_over =
             list(root, &patterns(), Links::PassedOver, || {}).unwrap().passed_over;
         passed_over.sort();
-        let links = ["again.nii", "link.nii", "sub-1/gone.nii"].map(|name| root.join(name));
+        let links = ["again", "again.nii", "link.nii", "sub-1/gone.nii"];
+        let links = links.map(|name| root.join(name));
         assert_eq!(passed_over, links);
         let files = ["b.nii", "folder.nii", "sub-1/anat/a_T1w.nii.gz"].map(PathBuf::from);
         assert_eq!(names(Links::PassedOver), files);

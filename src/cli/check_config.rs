@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.settings_only {
         return Ok(());
     }
-    if !config.directories.incoming.exists() {
+    if config.directories.incoming.try_exists().is_ok_and(|exists| !exists) {
         println!(
             "{} does not exist: the daemon would make it",
             config.directories.incoming.display()

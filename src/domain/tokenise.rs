@@ -136,7 +136,7 @@ impl Tokeniser {
                 images_of(volume, &builder, next, room)
             };
             let apart = encoder.works_apart();
-            let ((layers, took), next) = timed(|| encoder.encode(&images), meanwhile, apart);
+            let ((layers, mut took), next) = timed(|| encoder.encode(&images), meanwhile, apart);
             let layers = match layers {
                 Err(DeviceError::OutOfMemory { .. }) if batch.len() > 1 => {
                     *max_batch = images.n_images() / 2;
@@ -147,7 +147,10 @@ impl Tokeniser {
                 }
                 Err(DeviceError::OutOfMemory { .. }) if slices > 1 => {
                     *max_batch = slices / 2;
-                    encode_in_parts(encoder.as_mut(), &images, max_batch)?
+                    let started = Instant::now();
+                    let layers = encode_in_parts(encoder.as_mut(), &images, max_batch)?;
+                    took += started.elapsed();
+                    layers
                 }
                 done => done?,
             };
@@ -175,8 +178,8 @@ fn first_of(groups: &[SliceGroup], slices: usize, max_batch: usize) -> &[SliceGr
 }
 
 /// Does two things and says how long the first took: at once where that is done `apart` from this
-/// processor, whose cores it would need else. Not as tasks of rayon, which might put another
-/// stage's work in front while the device waits.
+/// processor, whose cores it would need else. In a thread, whose pool is that of the other stages:
+/// in the pool of the first, its own small tasks might have to wait for the second.
 fn timed<A, B: Send>(
     work: impl FnOnce() -> A,
     meanwhile: impl FnOnce() -> B + Send,

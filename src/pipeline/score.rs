@@ -24,7 +24,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rayon::prelude::*;
 use tracing::{error, info, warn};
 
 use super::{
@@ -260,12 +259,9 @@ impl Score {
             let share = took / fresh.len() as u32;
             self.shared.metrics.stage_finished(Stage::Score, *own + share);
         }
-        for ids in due.chunks(n_writers()) {
-            self.write_first(key, ids)?;
-            ids.iter().for_each(|_| self.shared.board.left(Queue::Score));
-        }
-        let others: Vec<ScanId> = waiting.into_iter().filter(|id| !due.contains(id)).collect();
-        others.chunks(n_writers()).try_for_each(|ids| self.write_first(key, ids))?;
+        let others = waiting.into_iter().filter(|id| !due.contains(id));
+        let all: Vec<ScanId> = due.iter().copied().chain(others).collect();
+        self.write_first(key, &all, due.len())?;
         if let Some(cohort) = self.cohorts.get_mut(key) {
             cohort.rests_until = Instant::now() + (REST * took).min(MAX_REST);
         }
@@ -274,17 +270,39 @@ impl Score {
         self.show_store()
     }
 
-    /// Writes the results of scans that wait for their first. If the service is to stop or the
-    /// folder is away, they remain debts, the first to be paid.
-    fn write_first(&mut self, key: &CohortKey, ids: &[ScanId]) -> Result<(), ScanError> {
-        self.shared.board.beat(StageName::Score);
+    /// Writes the results of scans that wait for their first, of which the first `n_fresh` have
+    /// just joined. If the service is to stop or the folder is away, they remain debts, the first
+    /// to be paid.
+    fn write_first(
+        &mut self,
+        key: &CohortKey,
+        ids: &[ScanId],
+        n_fresh: usize,
+    ) -> Result<(), ScanError> {
         let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
         cohort.debt.retain(|other| !ids.contains(other));
-        if self.shared.stopping() || Instant::now() < self.no_writes_before {
-            ids.iter().rev().for_each(|&id| cohort.debt.push_front(id));
-            return Ok(());
+        let (mut later, mut failed) = (Vec::new(), Vec::new());
+        for (index, chunk) in ids.chunks(n_writers()).enumerate() {
+            self.shared.board.beat(StageName::Score);
+            if self.shared.stopping() || Instant::now() < self.no_writes_before {
+                later.extend(chunk);
+            } else {
+                for (id, attempt) in self.write_side_by_side(key, chunk)? {
+                    match attempt {
+                        Attempt::Written => {}
+                        Attempt::Later => later.push(id),
+                        Attempt::Failed => failed.push(id),
+                    }
+                }
+            }
+            let n_before = index * n_writers();
+            let n_left = n_fresh.saturating_sub(n_before).min(chunk.len());
+            (0..n_left).for_each(|_| self.shared.board.left(Queue::Score));
         }
-        self.write_side_by_side(key, ids).map(drop)
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        later.into_iter().rev().for_each(|id| cohort.debt.push_front(id));
+        cohort.debt.extend(failed);
+        Ok(())
     }
 
     fn show_waiting(&self) {
@@ -493,15 +511,22 @@ impl Score {
     /// Writes the result of a member, or that it waits. What cannot be written remains a debt.
     fn write(&mut self, key: &CohortKey, id: ScanId) -> Result<Attempt, ScanError> {
         let attempts = self.write_side_by_side(key, &[id])?;
-        Ok(attempts.first().copied().unwrap_or(Attempt::Failed))
+        let Some(&(_, attempt)) = attempts.first() else { return Ok(Attempt::Failed) };
+        if attempt != Attempt::Written
+            && let Some(cohort) = self.cohorts.get_mut(key)
+        {
+            cohort.debt.push_back(id);
+        }
+        Ok(attempt)
     }
 
-    /// The same for some members at once; those that are gone are left out.
+    /// The same for some members at once; those that are gone are left out. What cannot be written
+    /// is up to the caller.
     fn write_side_by_side(
         &mut self,
         key: &CohortKey,
         ids: &[ScanId],
-    ) -> Result<Vec<Attempt>, ScanError> {
+    ) -> Result<Vec<(ScanId, Attempt)>, ScanError> {
         let Self { shared, settings, cohorts, .. } = self;
         let Some(cohort) = cohorts.get(key) else { return Ok(Vec::new()) };
         let mut records = Vec::new();
@@ -509,14 +534,23 @@ impl Score {
             records.extend(shared.store.record(id)?);
         }
         let results = ResultsOf { shared, settings, cohort };
-        let write = |record: &ScanRecord| {
-            let started = Instant::now();
-            let done = catch_unwind(AssertUnwindSafe(|| results.write(record)));
-            (done, started.elapsed())
-        };
-        let attempts: Vec<_> = records.par_iter().map(write).collect();
-        let attempts = records.into_iter().zip(attempts);
-        attempts.map(|(record, (done, took))| self.note(key, record, done, took)).collect()
+        let attempts = results.write_all(&records);
+        // All of them are noted, also beside one that ends the service.
+        let noted: Vec<Result<(ScanId, Attempt), ScanError>> = records
+            .into_iter()
+            .zip(attempts)
+            .map(|(record, (done, took))| {
+                let id = record.id;
+                Ok((id, self.note(key, record, done, took)?))
+            })
+            .collect();
+        let noted = noted.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let any = |wanted| noted.iter().any(|(_, attempt)| *attempt == wanted);
+        if self.is_away && any(Attempt::Written) && !any(Attempt::Later) {
+            info!("results are written again");
+        }
+        self.is_away &= noted.is_empty() || any(Attempt::Later);
+        Ok(noted)
     }
 
     /// Notes what became of a result.
@@ -524,17 +558,12 @@ impl Score {
         &mut self,
         key: &CohortKey,
         mut record: ScanRecord,
-        done: thread::Result<Result<(), ScanError>>,
+        done: Written,
         took: Duration,
     ) -> Result<Attempt, ScanError> {
-        let id = record.id;
-        let attempt = self.judge(id, done)?;
-        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(Attempt::Failed) };
+        let attempt = self.judge(record.id, done)?;
+        let Some(cohort) = self.cohorts.get(key) else { return Ok(Attempt::Failed) };
         let is_scored = !cohort.scores.scans.is_empty();
-        if self.is_away && attempt == Attempt::Written {
-            info!("results are written again");
-        }
-        self.is_away = attempt == Attempt::Later;
         for kind in OutputKind::ALL {
             if is_scored || *kind == OutputKind::Sidecar {
                 self.shared.metrics.output_written(*kind, attempt == Attempt::Written);
@@ -542,9 +571,10 @@ impl Score {
         }
         if attempt != Attempt::Written {
             if attempt == Attempt::Later {
+                // Said once, also where several fail at once.
+                self.is_away = true;
                 self.no_writes_before = Instant::now() + self.settings.intake.rescan;
             }
-            cohort.debt.push_back(id);
             return Ok(attempt);
         }
         if is_scored && !record.was_scored() {
@@ -562,11 +592,7 @@ impl Score {
     }
 
     /// What became of a result; an error only if the daemon cannot go on.
-    fn judge(
-        &self,
-        id: ScanId,
-        attempt: thread::Result<Result<(), ScanError>>,
-    ) -> Result<Attempt, ScanError> {
+    fn judge(&self, id: ScanId, attempt: Written) -> Result<Attempt, ScanError> {
         match attempt {
             Ok(Ok(())) => Ok(Attempt::Written),
             Ok(Err(error)) => {
@@ -678,6 +704,9 @@ fn n_writers() -> usize {
     rayon::current_num_threads().div_ceil(4).min(4)
 }
 
+/// Whether files were written, or what panicked.
+type Written = thread::Result<Result<(), ScanError>>;
+
 /// What results are made from.
 struct ResultsOf<'a> {
     shared: &'a Shared,
@@ -686,6 +715,25 @@ struct ResultsOf<'a> {
 }
 
 impl ResultsOf<'_> {
+    /// All at once, each with the time that it took. In threads: waiting for a disk is nothing for
+    /// the pool that computes.
+    fn write_all(&self, records: &[ScanRecord]) -> Vec<(Written, Duration)> {
+        let write = |record: &ScanRecord| {
+            let started = Instant::now();
+            let done = catch_unwind(AssertUnwindSafe(|| self.write(record)));
+            self.shared.board.beat(StageName::Score);
+            (done, started.elapsed())
+        };
+        if let [one] = records {
+            return vec![write(one)];
+        }
+        thread::scope(|scope| {
+            let threads: Vec<_> =
+                records.iter().map(|record| scope.spawn(|| write(record))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("panics are caught")).collect()
+        })
+    }
+
     /// The result of a member, or that it waits.
     fn write(&self, record: &ScanRecord) -> Result<(), ScanError> {
         let cohort = self.cohort;

@@ -200,6 +200,27 @@ fn a_kill_at_any_moment_loses_nothing_and_does_nothing_twice() {
 }
 
 #[test]
+fn results_that_are_written_side_by_side_are_those_of_a_single_writer() {
+    let stems = ["a_T1w", "b_T1w", "c_T1w", "d_T1w", "e_T1w", "f_T1w"];
+    let mut found = Vec::new();
+    // One writer, and four.
+    for threads in ["1", "16"] {
+        let mut site = Site::new(stems.len(), &[]);
+        site.start_with(&[("RAYON_NUM_THREADS", threads)]);
+        for (seed, stem) in (0..).zip(stems) {
+            site.drop_in(&format!("{stem}.nii.gz"), &scan_bytes(seed));
+        }
+        site.wait_scored(&stems);
+        let results = stems
+            .map(|stem| ["-map.nii.gz", "-mask.nii.gz", ".png"].map(|end| site.result(stem, end)));
+        found.push(results);
+        assert_eq!(site.status().n_unscored, 0);
+        assert_eq!(site.stop(), Some(0));
+    }
+    assert_eq!(found[0], found[1]);
+}
+
+#[test]
 fn a_flood_passes_through_a_window_that_stays_small() {
     let mut site = Site::new(3, &["window.max_scans = 4"]);
     site.start();

@@ -113,9 +113,15 @@ impl Site {
     }
 
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// With variables of the environment.
+    pub fn start_with(&mut self, variables: &[(&str, &str)]) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let mut command = oddscan();
         command.arg("run").arg("--config").arg(self.path("config.toml"));
+        command.envs(variables.iter().copied());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.daemon = Some(command.spawn().unwrap());
         self.wait("ready", |site| site.get("/readyz").is_some_and(|page| page == "ready\n"));

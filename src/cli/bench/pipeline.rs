@@ -71,9 +71,9 @@ struct Cost {
     stages: BTreeMap<&'static str, f64>,
     /// Share of the encoder in the time of all stages.
     encoder_share: f64,
-    /// Share of the time in which scans waited for the device, from its first batch to its last
-    /// scan, that it worked.
-    device_busy_share: f64,
+    /// Share of the time from the device's first batch to its last scan in which it worked; `None`
+    /// if that was too short to be seen.
+    device_busy_share: Option<f64>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -89,7 +89,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut rush = Rush::default();
     let status = loop {
         let status = daemon.status()?;
-        rush.look(Instant::now(), &status::page(address, "/metrics")?, scans.len());
+        let n_out = (status.n_duplicates + status.n_quarantined) as usize;
+        let page = status::page(address, "/metrics")?;
+        rush.look(Instant::now(), &page, scans.len().saturating_sub(n_out));
         if demo::is_done(&status, scans.len()) {
             break status;
         }
@@ -109,8 +111,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 const BUSY: &str = "oddscan_device_busy_seconds_total{device=\"";
 
-/// The time in which scans wait for the device. Results that newer scans have made outdated are
-/// written again after it.
+/// The time from the device's first batch to its last scan. Results that newer scans have made
+/// outdated are written again after it.
 #[derive(Default)]
 struct Rush {
     /// When the device had worked for so many seconds: first seen, and last.
@@ -131,9 +133,10 @@ impl Rush {
         self.is_over = sum(page, &name) >= n_scans as f64;
     }
 
-    fn busy_share(&self) -> f64 {
-        let Some([first, last]) = self.seen else { return 0.0 };
-        (last.1 - first.1) / (last.0 - first.0).as_secs_f64()
+    fn busy_share(&self) -> Option<f64> {
+        let [first, last] = self.seen?;
+        let seconds = (last.0 - first.0).as_secs_f64();
+        (seconds > 0.0).then(|| (last.1 - first.1) / seconds)
     }
 }
 
@@ -197,7 +200,13 @@ fn write_settings(
 }
 
 /// Reads the costs off the daemon's metrics.
-fn cost(scans: usize, seconds: f64, alone: f64, device_busy_share: f64, page: &str) -> Cost {
+fn cost(
+    scans: usize,
+    seconds: f64,
+    alone: f64,
+    device_busy_share: Option<f64>,
+    page: &str,
+) -> Cost {
     let per_scan = |stage: &Stage| {
         let name = format!("oddscan_stage_duration_seconds_sum{{stage=\"{}\"}}", stage.name());
         (stage.name(), sum(page, &name) / scans as f64)
@@ -237,11 +246,11 @@ fn print(cost: &Cost, json: bool) -> Result<(), Failure> {
     for (stage, seconds) in &cost.stages {
         println!("  {stage:<12} {seconds:>8.3} s per scan");
     }
-    println!(
-        "  encoder {:.0} % of the stages' time; device busy {:.0} % of the time in which scans wait for it",
-        100.0 * cost.encoder_share,
-        100.0 * cost.device_busy_share
+    let busy = cost.device_busy_share.map_or_else(
+        || "too short to say how busy the device was".to_owned(),
+        |share| format!("device busy {:.0} % from its first batch to its last scan", 100.0 * share),
     );
+    println!("  encoder {:.0} % of the stages' time; {busy}", 100.0 * cost.encoder_share);
     Ok(())
 }
 
@@ -255,7 +264,7 @@ mod tests {
                     oddscan_stage_duration_seconds_count{stage=\"encode\"} 2\n\
                     oddscan_stage_duration_seconds_sum{stage=\"write\"} 2\n\
                     oddscan_device_busy_seconds_total{device=\"cuda:0\"} 5\n";
-        let cost = cost(2, 10.0, 4.0, 0.9, page);
+        let cost = cost(2, 10.0, 4.0, Some(0.9), page);
         assert_eq!((cost.device.as_str(), cost.seconds_per_scan), ("cuda:0", 5.0));
         assert_eq!(
             (cost.stages["encode"], cost.stages["write"], cost.stages["score"]),
@@ -279,6 +288,9 @@ mod tests {
         {
             rush.look(start + Duration::from_secs(seconds), &page(busy, n_encoded), 2);
         }
-        assert_eq!(rush.busy_share(), 0.75);
+        assert_eq!(rush.busy_share(), Some(0.75));
+        let mut at_once = Rush::default();
+        at_once.look(start, &page(4.0, 2), 2);
+        assert_eq!(at_once.busy_share(), None);
     }
 }

@@ -160,6 +160,18 @@ struct Lane<T> {
     is_done: CudaEvent,
 }
 
+/// Waits, when it goes, for all that the GPU was given.
+struct Sent([Arc<CudaStream>; 3]);
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        for stream in &self.0 {
+            // Whatever there is to say was said by the call before.
+            stream.synchronize().ok();
+        }
+    }
+}
+
 /// What a part looks like.
 struct Shape {
     /// Pixels along each edge of an image.
@@ -209,7 +221,7 @@ where
         let context = CudaContext::new(index)?;
         // SAFETY: all work on what is allocated from here on is given to `stream`, but for the
         // lanes, which have events of their own; the host waits for all streams before it lets go
-        // of memory.
+        // of memory ([`Sent`]).
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;
         let (inbound, outbound) = (context.new_stream()?, context.new_stream()?);
@@ -376,9 +388,12 @@ where
         self.fit_results(n_layers * per_layer)?;
         let mut workspace = self.workspace.take().expect("was just made to fit");
         let mut results = self.results.take().expect("was just made to fit");
+        // Declared last: also when something panics, the GPU is done before memory is let go.
+        let guard = Sent([&self.inbound, &self.stream, &self.outbound].map(Arc::clone));
         let sent = self.send_parts(&mut workspace, &mut results, images, &parts, per_layer);
         // Also after an error: the GPU may still write into what is put back here.
         let done = self.wait();
+        drop(guard);
         let values = results.as_slice().map(|all| copies(&all[..n_layers * per_layer], per_layer));
         self.workspace = Some(workspace);
         self.results = Some(results);
