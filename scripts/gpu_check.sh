@@ -6,11 +6,12 @@
 #   cargo test --release --features burn-cpu,cuda --test burn --no-run      # prints the path of TESTS
 #   scripts/gpu_check.sh ODDSCAN OUT [WEIGHTS [SCANS [TESTS]]]
 #
-# ODDSCAN is the binary, OUT a folder for the figures. WEIGHTS (safetensors) are checked against the CPU in
-# each precision; SCANS, a folder, are scored on both devices; TESTS, the binary of tests/burn, holds what only a
-# GPU can show: several parts in a batch, patches left out, tokens that stay on the GPU. Any but the first two may
-# be ''. Needed here: the NVIDIA driver, libnvrtc, libcublasLt, the CUDA headers (for f32 only), and Python with
-# PyTorch for the comparison.
+# ODDSCAN is the binary, OUT a folder for the figures; all that is printed goes to report.txt there. WEIGHTS
+# (safetensors) are checked against the CPU in each precision; SCANS, a folder, are scored on both devices; TESTS,
+# the binary of tests/burn, holds what only a GPU can show: several parts in a batch, patches left out, tokens that
+# stay on the GPU. Any but the first two may be ''. Needed here: the NVIDIA driver, libnvrtc, libcublasLt, and the
+# CUDA headers (for f32 only). Where Python has PyTorch, compare.py runs too; where compute-sanitizer is to be found,
+# it looks at a small comparison and at the encoder.
 # Exit status: 0 when all is equal within tolerance, 1 when not, 2 when it could not be checked.
 set -uo pipefail
 
@@ -19,6 +20,7 @@ out=${2:?"usage: $0 ODDSCAN OUT [WEIGHTS [SCANS [TESTS]]]"}
 weights=${3:-} scans=${4:-} tests=${5:-}
 here=$(dirname "$(realpath "$0")")
 mkdir -p "$out"
+exec > >(tee "$out/report.txt") 2>&1
 
 command -v nvidia-smi >/dev/null || { echo "no nvidia-smi: is the NVIDIA driver installed?" >&2; exit 2; }
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/gpu.txt"
@@ -61,6 +63,26 @@ if [ -n "$scans" ] && [ -n "$weights" ]; then
         echo "scored on $device: $((($(date +%s%N) - start) / 1000000)) ms"
     done
     python3 "$here/compare_results.py" "$out/cuda" "$out/cpu" || status=1
+fi
+
+"$oddscan" bench pipeline --device cuda "${network[@]}" --scans 24 || status=1
+if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        # Those of libraries are not ours to mend: kernels of ours have these names.
+        compute-sanitizer --tool "$tool" "$oddscan" bench score --device cuda --tokens 700 --window 3 --repeats 1 \
+            >"$out/$tool-score.txt" 2>&1
+        compute-sanitizer --tool "$tool" "$oddscan" bench encode --device cuda --slices 14 --repeats 1 \
+            >"$out/$tool-encode.txt" 2>&1
+        if grep -hE " at (0x[0-9a-f]+ in )?(norms|nearest|distances|patches|tokens|add_norm|features|attention)\\b" \
+            "$out/$tool"-*.txt; then
+            echo "$tool found something in a kernel of ours" >&2
+            status=1
+        fi
+    done
+fi
+if python3 -c "import torch" 2>/dev/null; then
+    python3 "$here/../benches/compare/compare.py" "$oddscan" --precisions bf16 --batches 168 --window 200 --tokens 2300 \
+        --networks dinov2_vits14 dinov2_vitb14 dinov2_vitl14 --repeats 4 --json "$out/compare.json" || status=1
 fi
 
 echo "GPU memory: $(head -n1 "$out/memory") MiB before, at most $(sort -n "$out/memory" | tail -n1) MiB"
