@@ -21,12 +21,13 @@ weights=${3:-} scans=${4:-} tests=${5:-}
 here=$(dirname "$(realpath "$0")")
 mkdir -p "$out"
 exec > >(tee "$out/report.txt") 2>&1
+report=$! sampler=
+trap 'kill $sampler 2>/dev/null; exec >&- 2>&-; wait "$report"' EXIT
 
 command -v nvidia-smi >/dev/null || { echo "no nvidia-smi: is the NVIDIA driver installed?" >&2; exit 2; }
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/gpu.txt"
 nvidia-smi --id=0 --query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=200 >"$out/memory" &
 sampler=$!
-trap 'kill "$sampler" 2>/dev/null' EXIT
 status=0
 
 [ -z "$tests" ] || "$tests" gpu:: --nocapture --test-threads=1 || status=1

@@ -14,14 +14,17 @@ use std::{sync::Arc, time::Duration};
 use prometheus::{GaugeVec, TextEncoder};
 
 pub use self::label::{
-    DirectoryKind, EvictionReason, Fallback, IngestResult, OutputKind, PauseReason, RescanTrigger,
-    ScoreResult, SeenBy, Stage, Trigger,
+    DirectoryKind, EvictionReason, Fallback, IngestResult, MemoryState, OutputKind, PauseReason,
+    RescanTrigger, ScoreResult, SeenBy, Stage, Trigger,
 };
 use self::{
     families::{Families, set_info},
     label::{INTERNAL, OTHER_COHORTS},
 };
-use crate::domain::error::{QuarantineReason, ScanError};
+use crate::domain::{
+    DeviceMemory,
+    error::{QuarantineReason, ScanError},
+};
 
 /// Content type of [`Metrics::render`], for the HTTP answer.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -199,6 +202,14 @@ impl Metrics {
     /// The device worked, or was waited for.
     pub fn device_busy(&self, device: &str, busy: Duration) {
         self.0.device_busy.with_label_values(&[device]).inc_by(busy.as_secs_f64());
+    }
+
+    /// Memory of a device that has its own.
+    pub fn device_memory(&self, device: &str, memory: Option<DeviceMemory>) {
+        let Some(DeviceMemory { used, total }) = memory else { return };
+        for (state, bytes) in [(MemoryState::Used, used), (MemoryState::Total, total)] {
+            self.0.device_memory.with_label_values(&[device, state.name()]).set(bytes as f64);
+        }
     }
 
     /// The encoder went on with less after a failure.

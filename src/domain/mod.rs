@@ -40,10 +40,24 @@ pub trait SliceEncoder: Send {
     /// The device in words, as it stands in logs and metric labels: `cpu`, `cuda:0`.
     fn device(&self) -> &str;
 
+    /// What memory of its own the device has, if it says so.
+    fn memory(&self) -> Option<DeviceMemory> {
+        None
+    }
+
     /// Whether the processor is free for other work while the device encodes.
     fn works_apart(&self) -> bool {
         false
     }
+}
+
+/// Memory of a device, bytes, whoever uses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Now in use.
+    pub used: u64,
+    /// In all.
+    pub total: u64,
 }
 
 /// Names one grid of tokens of a scan.

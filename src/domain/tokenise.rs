@@ -11,7 +11,7 @@ use std::{
 use rayon::prelude::*;
 use thiserror::Error;
 
-use super::{SliceEncoder, error::DeviceError};
+use super::{DeviceMemory, SliceEncoder, error::DeviceError};
 use crate::numeric::{
     projection::Projection,
     slice::{ImageBatch, PatchFeatures, slice_pixels},
@@ -93,6 +93,11 @@ impl Tokeniser {
     /// The device in words.
     pub fn device(&self) -> &str {
         self.encoder.device()
+    }
+
+    /// Memory of the device, if it has its own.
+    pub fn memory(&self) -> Option<DeviceMemory> {
+        self.encoder.memory()
     }
 
     /// Slices per batch now in use.

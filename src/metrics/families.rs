@@ -55,6 +55,7 @@ pub(super) struct Families {
     pub(super) batch_slices: GaugeVec,
     pub(super) fallbacks: IntCounterVec,
     pub(super) device_busy: CounterVec,
+    pub(super) device_memory: GaugeVec,
 
     pub(super) window_studies: GaugeVec,
     pub(super) window_min: GaugeVec,
@@ -190,6 +191,11 @@ impl Families {
                 "device_busy_seconds_total",
                 "Time the device thread spent inside kernels or waiting for them.",
                 &["device"],
+            ),
+            device_memory: r.gauges(
+                "device_memory_bytes",
+                "Memory of a device that has its own, used and total, as the driver reports it, whoever uses it.",
+                &["device", "state"],
             ),
 
             window_studies: r.gauges(

@@ -76,6 +76,16 @@ label! {
 }
 
 label! {
+    /// Of a device's memory.
+    MemoryState {
+        /// In use.
+        Used = "used",
+        /// In all.
+        Total = "total",
+    }
+}
+
+label! {
     /// What the encoder changed to after it failed.
     Fallback {
         /// Fewer slices per forward pass.

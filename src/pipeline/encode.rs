@@ -61,6 +61,7 @@ impl Encode {
         to_score: SyncSender<ScanId>,
     ) -> Self {
         shared.metrics.encode_batch(tokeniser.device(), tokeniser.max_batch());
+        shared.metrics.device_memory(tokeniser.device(), tokeniser.memory());
         Self { shared, tokeniser, from_intake, to_score }
     }
 
@@ -154,6 +155,7 @@ impl Encode {
             show(shared, id, &device, progress);
             if shared.stopping() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
+        shared.metrics.device_memory(&device, tokeniser.memory());
         if tokeniser.max_batch() < batch_before {
             warn!(slices = tokeniser.max_batch(), "the device ran out of memory; smaller batches");
             shared.metrics.encode_fallback(Fallback::SmallerBatch);

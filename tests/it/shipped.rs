@@ -10,7 +10,10 @@ use std::{
 };
 
 use oddscan::{
-    domain::error::{QuarantineReason, Refusal},
+    domain::{
+        DeviceMemory,
+        error::{QuarantineReason, Refusal},
+    },
     metrics::{
         DirectoryKind, EvictionReason, Fallback, IngestResult, MAX_COHORTS, Metrics, OutputKind,
         PauseReason, RescanTrigger, ScoreResult, SeenBy, Stage, Trigger,
@@ -83,6 +86,8 @@ fn exercised() -> Metrics {
         metrics.encode_batch(device, 32);
         metrics.slices_encoded(device, 672);
         metrics.device_busy(device, second);
+        let memory = DeviceMemory { used: 8_000_000_000, total: 16_000_000_000 };
+        metrics.device_memory(device, (device != "cpu").then_some(memory));
     }
     metrics.encode_fallback(Fallback::Cpu);
     for cohort in 0..MAX_COHORTS + 2 {

@@ -23,7 +23,7 @@ use crate::{
         position::resize_position_embedding,
         weights::{Architecture, BlockWeights, LinearWeights, NormWeights, VitWeights},
     },
-    domain::{SliceEncoder, error::DeviceError},
+    domain::{DeviceMemory, SliceEncoder, error::DeviceError},
     numeric::slice::{ImageBatch, PatchFeatures},
 };
 
@@ -755,6 +755,11 @@ where
 
     fn device(&self) -> &str {
         &self.name
+    }
+
+    fn memory(&self) -> Option<DeviceMemory> {
+        let (free, total) = self.stream.context().mem_get_info().ok()?;
+        Some(DeviceMemory { used: total.saturating_sub(free) as u64, total: total as u64 })
     }
 
     fn works_apart(&self) -> bool {
