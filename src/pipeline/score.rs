@@ -12,7 +12,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    mem,
+    fs, mem,
     num::NonZeroUsize,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -53,6 +53,10 @@ use crate::{
 /// While more scans come, a window rests so many times as long as its last scoring took: scoring
 /// all of a large window for each of them would take a third of two cores.
 const REST: u32 = 4;
+
+/// Results are written at once for scans of so many bytes together, as they are archived. In memory
+/// a scan and its map take ten times as much, or more where it is packed well.
+const MAX_AT_ONCE: u64 = 64 << 20;
 
 /// It does not rest for longer: somebody waits.
 const MAX_REST: Duration = Duration::from_secs(30);
@@ -282,12 +286,14 @@ impl Score {
         let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
         cohort.debt.retain(|other| !ids.contains(other));
         let (mut later, mut failed) = (Vec::new(), Vec::new());
-        for (index, chunk) in ids.chunks(n_writers()).enumerate() {
+        let (mut left, mut n_fresh) = (ids, n_fresh);
+        while !left.is_empty() {
+            let (now, others) = left.split_at(self.n_at_once(left));
             self.shared.board.beat(StageName::Score);
             if self.shared.stopping() || Instant::now() < self.no_writes_before {
-                later.extend(chunk);
+                later.extend(now);
             } else {
-                for (id, attempt) in self.write_side_by_side(key, chunk)? {
+                for (id, attempt) in self.write_side_by_side(key, now)? {
                     match attempt {
                         Attempt::Written => {}
                         Attempt::Later => later.push(id),
@@ -295,14 +301,25 @@ impl Score {
                     }
                 }
             }
-            let n_before = index * n_writers();
-            let n_left = n_fresh.saturating_sub(n_before).min(chunk.len());
-            (0..n_left).for_each(|_| self.shared.board.left(Queue::Score));
+            (0..n_fresh.min(now.len())).for_each(|_| self.shared.board.left(Queue::Score));
+            (left, n_fresh) = (others, n_fresh.saturating_sub(now.len()));
         }
         let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
         later.into_iter().rev().for_each(|id| cohort.debt.push_front(id));
         cohort.debt.extend(failed);
         Ok(())
+    }
+
+    /// How many of some results are written at once, counted from the first: as many as there are
+    /// cores for, and no more than fit into memory together.
+    fn n_at_once(&self, ids: &[ScanId]) -> usize {
+        let size = |id: &ScanId| fs::metadata(self.shared.archive.scan(*id)).map_or(0, |m| m.len());
+        let mut n_bytes = 0;
+        let fit = ids.iter().take(n_writers()).take_while(|id| {
+            n_bytes += size(id);
+            n_bytes <= MAX_AT_ONCE
+        });
+        fit.count().max(1)
     }
 
     fn show_waiting(&self) {
@@ -698,8 +715,7 @@ impl Score {
     }
 }
 
-/// Results are written so many at a time: what a scan needs for that is in memory meanwhile, a few
-/// hundred MB if it is large.
+/// Most results that are written at once.
 fn n_writers() -> usize {
     rayon::current_num_threads().div_ceil(4).min(4)
 }
