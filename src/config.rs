@@ -360,15 +360,7 @@ impl Config {
         merge(&mut tree, site, "", &mut faults);
         let raw = Value::Table(tree.clone()).try_into();
         let raw: Raw = raw.map_err(|error| ConfigError::Type(Box::new(error)))?;
-        match raw.check(tree) {
-            Ok(config) if faults.is_empty() => Ok(config),
-            Ok(_) => Err(ConfigError::Faults { faults }),
-            Err(ConfigError::Faults { faults: more }) => {
-                faults.extend(more);
-                Err(ConfigError::Faults { faults })
-            }
-            Err(other) => Err(other),
-        }
+        raw.check(tree, Checker { faults })
     }
 
     /// Keys of `newer` that differ from `self` and that a reload cannot take over.
@@ -622,8 +614,7 @@ struct RawService {
 }
 
 impl Raw {
-    fn check(self, tree: Table) -> Result<Config, ConfigError> {
-        let mut check = Checker::default();
+    fn check(self, tree: Table, mut check: Checker) -> Result<Config, ConfigError> {
         let config = Config {
             preset: check.word(
                 "preset",
@@ -663,8 +654,8 @@ impl Raw {
     }
 }
 
-/// Checks values against their ranges; notes a fault and goes on with a stand-in.
-#[derive(Default)]
+/// Checks values against their ranges; notes a fault, beside those found before, and goes on with a
+/// stand-in.
 struct Checker {
     faults: Vec<Fault>,
 }
@@ -676,6 +667,10 @@ impl Checker {
             found: found.to_string(),
             needed: needed.into(),
         });
+    }
+
+    fn has_fault(&self, key: &str) -> bool {
+        self.faults.iter().any(|fault| fault.key == key)
     }
 
     fn whole(&mut self, key: &str, value: i64, low: i64, high: i64) -> usize {
@@ -910,7 +905,10 @@ impl Checker {
     fn window(&mut self, raw: &RawWindow) -> WindowSettings {
         let max_scans = self.positive("window.max_scans", raw.max_scans, 100_000);
         let min_scans = self.whole("window.min_scans", raw.min_scans, 2, 100_000);
-        if min_scans > max_scans.get() {
+        // In place of one that is no number stands the default, which nobody wrote.
+        let are_meant =
+            !["window.min_scans", "window.max_scans"].iter().any(|key| self.has_fault(key));
+        if are_meant && min_scans > max_scans.get() {
             let needed = format!("at most window.max_scans ({max_scans}) is needed");
             self.fault("window.min_scans", min_scans, needed);
         }
@@ -1137,6 +1135,8 @@ mod tests {
         let named = |start: &str| found.iter().any(|fault| fault.starts_with(start));
         assert!(named("scoring.kepp_fraction = 0.3: there is no such key"), "{found:?}");
         assert!(named("window.min_scans = \"8\": a value of type integer"), "{found:?}");
+        let found = faults("[window]\nmin_scans = \"4\"\nmax_scans = 5\n");
+        assert_eq!(found.len(), 1, "{found:?}");
     }
 
     #[test]
