@@ -105,9 +105,8 @@ impl Tokeniser {
         self.max_batch
     }
 
-    /// The tokens of a volume, layer by layer, within a layer one grid per view, or one
-    /// for all. `progress` is called after each batch and may
-    /// ask to stop.
+    /// The tokens of a volume, layer by layer, within a layer one grid per view, or one for all.
+    /// `progress` is called after each batch and may ask to stop.
     pub fn tokens(
         &mut self,
         volume: &Volume,
@@ -141,25 +140,15 @@ impl Tokeniser {
                 images_of(volume, &builder, next, room)
             };
             let apart = encoder.works_apart();
-            let ((layers, mut took), next) = timed(|| encoder.encode(&images), meanwhile, apart);
-            let layers = match layers {
-                Err(DeviceError::OutOfMemory { .. }) if batch.len() > 1 => {
-                    *max_batch = images.n_images() / 2;
-                    pixels[1] = next.pixels;
-                    let first = first_of(due, slices, *max_batch);
-                    images = images_of(volume, &builder, first, images.pixels);
-                    continue;
-                }
-                Err(DeviceError::OutOfMemory { .. }) if slices > 1 => {
-                    *max_batch = slices / 2;
-                    let started = Instant::now();
-                    let layers = encode_in_parts(encoder.as_mut(), &images, max_batch)?;
-                    took += started.elapsed();
-                    layers
-                }
-                done => done?,
+            let ((found, took), next) = timed(|| encoder.encode(&images), meanwhile, apart);
+            let started = Instant::now();
+            let Some(layers) = or_smaller(found, encoder.as_mut(), &images, max_batch)? else {
+                pixels[1] = next.pixels;
+                let first = first_of(due, slices, *max_batch);
+                images = images_of(volume, &builder, first, images.pixels);
+                continue;
             };
-            let n_images = images.n_images();
+            let (took, n_images) = (took + started.elapsed(), images.n_images());
             let ImageBatch { patches, pixels: done, .. } = mem::replace(&mut images, next);
             last = Some(Encoded { groups: batch, patches, layers });
             (due, pixels[1]) = (others, done);
@@ -221,6 +210,27 @@ fn images_of(
     });
     let patches = groups.iter().map(|&group| builder.patches(group)).collect();
     ImageBatch { side, pixels: room, group, patches }
+}
+
+/// What came of a batch: features, those of its parts where the device has too little memory for
+/// one group, or none where it has too little for several, of which fewer are to be tried.
+fn or_smaller(
+    found: Result<Vec<PatchFeatures>, DeviceError>,
+    encoder: &mut dyn SliceEncoder,
+    images: &ImageBatch,
+    max_batch: &mut usize,
+) -> Result<Option<Vec<PatchFeatures>>, TokeniseError> {
+    match found {
+        Err(DeviceError::OutOfMemory { .. }) if images.patches.len() > 1 => {
+            *max_batch = images.n_images() / 2;
+            Ok(None)
+        }
+        Err(DeviceError::OutOfMemory { .. }) if images.group > 1 => {
+            *max_batch = images.group / 2;
+            encode_in_parts(encoder, images, max_batch).map(Some)
+        }
+        done => Ok(Some(done?)),
+    }
 }
 
 /// One group that the device has too little memory for: encoded `max_batch` images at a time, fewer
