@@ -67,6 +67,8 @@ if [ -n "$scans" ] && [ -n "$weights" ]; then
 fi
 
 "$oddscan" bench pipeline --device cuda "${network[@]}" --scans 24 || status=1
+# Before others than oddscan take memory.
+echo "GPU memory: $(head -n1 "$out/memory") MiB before, at most $(sort -n "$out/memory" | tail -n1) MiB"
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         # Those of libraries are not ours to mend: kernels of ours have these names.
@@ -85,6 +87,4 @@ if python3 -c "import torch" 2>/dev/null; then
     python3 "$here/../benches/compare/compare.py" "$oddscan" --precisions bf16 --batches 168 --window 200 --tokens 2300 \
         --networks dinov2_vits14 dinov2_vitb14 dinov2_vitl14 --repeats 4 --json "$out/compare.json" || status=1
 fi
-
-echo "GPU memory: $(head -n1 "$out/memory") MiB before, at most $(sort -n "$out/memory" | tail -n1) MiB"
 exit "$status"
