@@ -905,7 +905,7 @@ impl Checker {
     fn window(&mut self, raw: &RawWindow) -> WindowSettings {
         let max_scans = self.positive("window.max_scans", raw.max_scans, 100_000);
         let min_scans = self.whole("window.min_scans", raw.min_scans, 2, 100_000);
-        // In place of one that is no number stands the default, which nobody wrote.
+        // In place of one with a fault of its own stands a number that nobody wrote.
         let are_meant =
             !["window.min_scans", "window.max_scans"].iter().any(|key| self.has_fault(key));
         if are_meant && min_scans > max_scans.get() {

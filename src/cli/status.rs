@@ -9,7 +9,10 @@ use std::{
 use super::{CONFIG, Failure, UNAVAILABLE};
 use crate::{
     config::Config,
-    pipeline::{MIXED, board::Status},
+    pipeline::{
+        MIXED,
+        board::{PASSED_OVER, Status},
+    },
 };
 
 #[derive(clap::Args)]
@@ -93,8 +96,7 @@ fn table(status: &Status) -> String {
     );
     if status.n_passed_over > 0 {
         text += &format!(
-            "{} files in the incoming folder are passed over: links, pipes, or neither named like NIfTI files \
-             (intake.accept) nor DICOM\n",
+            "{} files in the incoming folder are passed over: {PASSED_OVER}\n",
             status.n_passed_over
         );
     }

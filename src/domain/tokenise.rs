@@ -179,17 +179,17 @@ fn timed<A, B: Send>(
     meanwhile: impl FnOnce() -> B + Send,
     apart: bool,
 ) -> ((A, Duration), B) {
-    let timed = || {
+    let work = || {
         let started = Instant::now();
         (work(), started.elapsed())
     };
     if !apart {
         let other = meanwhile();
-        return (timed(), other);
+        return (work(), other);
     }
     thread::scope(|scope| {
         let meanwhile = scope.spawn(meanwhile);
-        (timed(), meanwhile.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        (work(), meanwhile.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })
 }
 

@@ -93,6 +93,10 @@ impl CohortStatus {
     }
 }
 
+/// Which files of the incoming folder are passed over.
+pub const PASSED_OVER: &str =
+    "links, pipes, or neither named like NIfTI files (intake.accept) nor DICOM";
+
 /// Everything that `/status.json` shows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {

@@ -87,18 +87,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         scan.drop_into(&folder.path().join("incoming")).map_err(demo::io)?;
     }
     let mut rush = Rush::default();
-    let status = loop {
+    let (status, page) = loop {
         let status = daemon.status()?;
         let n_out = (status.n_duplicates + status.n_quarantined) as usize;
         let page = status::page(address, "/metrics")?;
         rush.look(Instant::now(), &page, scans.len().saturating_sub(n_out));
         if demo::is_done(&status, scans.len()) {
-            break status;
+            break (status, page);
         }
         std::thread::sleep(Duration::from_millis(20));
     };
     let seconds = started.elapsed().as_secs_f64();
-    let page = status::page(address, "/metrics")?;
     daemon.stop()?;
     if status.n_quarantined > 0 {
         let text = format!("{} scans were refused", status.n_quarantined);
@@ -128,9 +127,7 @@ impl Rush {
         }
         let first = self.seen.map_or((now, busy), |[first, _]| first);
         self.seen = Some([first, (now, busy)]);
-        let name =
-            format!("oddscan_stage_duration_seconds_count{{stage=\"{}\"}}", Stage::Encode.name());
-        self.is_over = sum(page, &name) >= n_scans as f64;
+        self.is_over = of_stage(page, "count", Stage::Encode) >= n_scans as f64;
     }
 
     fn busy_share(&self) -> Option<f64> {
@@ -207,10 +204,7 @@ fn cost(
     device_busy_share: Option<f64>,
     page: &str,
 ) -> Cost {
-    let per_scan = |stage: &Stage| {
-        let name = format!("oddscan_stage_duration_seconds_sum{{stage=\"{}\"}}", stage.name());
-        (stage.name(), sum(page, &name) / scans as f64)
-    };
+    let per_scan = |&stage: &Stage| (stage.name(), of_stage(page, "sum", stage) / scans as f64);
     let stages: BTreeMap<&str, f64> = Stage::ALL.iter().map(per_scan).collect();
     let device = page.lines().find_map(|line| line.strip_prefix(BUSY)?.split('"').next());
     Cost {
@@ -223,6 +217,12 @@ fn cost(
         device_busy_share,
         stages,
     }
+}
+
+/// `sum` or `count` of the times of a stage.
+fn of_stage(page: &str, what: &str, stage: Stage) -> f64 {
+    let name = format!("oddscan_stage_duration_seconds_{what}{{stage=\"{}\"}}", stage.name());
+    sum(page, &name)
 }
 
 /// Sum of the samples whose names and labels begin so.

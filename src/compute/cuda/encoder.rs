@@ -6,7 +6,7 @@ use cudarc::{
     cublaslt::{Activation, CudaBlasLT, Matmul, MatmulConfig},
     driver::{
         CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut,
-        DeviceRepr, LaunchConfig, PinnedHostSlice, PushKernelArg, ValidAsZeroBits,
+        DeviceRepr, HostSlice, LaunchConfig, PinnedHostSlice, PushKernelArg, ValidAsZeroBits,
     },
 };
 use half::{bf16, f16, slice::HalfFloatSliceExt};
@@ -160,15 +160,21 @@ struct Lane<T> {
     is_done: CudaEvent,
 }
 
-/// Waits, when it goes, for all that the GPU was given.
+/// All that the GPU was given. Waits for it when it goes, too: also when something panics, the GPU
+/// is done before memory is let go.
 struct Sent([Arc<CudaStream>; 3]);
+
+impl Sent {
+    fn wait(&self) -> Result<(), Failure> {
+        let done = self.0.each_ref().map(|stream| stream.synchronize());
+        Ok(done.into_iter().collect::<Result<(), _>>()?)
+    }
+}
 
 impl Drop for Sent {
     fn drop(&mut self) {
-        for stream in &self.0 {
-            // Whatever there is to say was said by the call before.
-            stream.synchronize().ok();
-        }
+        // What there is to say of it was said by the call before.
+        self.wait().ok();
     }
 }
 
@@ -273,10 +279,9 @@ where
         let (class, patches) = resized.split_at(channels);
         let class = host.class_token.iter().zip(class).map(|(token, position)| token + position);
         let first: Vec<f32> = class.chain(host.register_tokens.iter().copied()).collect();
-        let stream = &self.stream;
-        self.positions = Some((side, stream.clone_htod(&first)?, stream.clone_htod(patches)?));
-        // Where GPUs read the host's memory directly, copies may not be done yet.
-        Ok(stream.synchronize()?)
+        let upload = Upload { stream: &self.stream };
+        self.positions = Some((side, upload.single(&first)?, upload.single(patches)?));
+        Ok(())
     }
 
     fn fit_workspace(&mut self, needed: Extent, side: usize) -> Result<(), Failure> {
@@ -289,7 +294,7 @@ where
         }
         // Freed, and back with the GPU, before the next one is made.
         self.workspace = None;
-        self.wait()?;
+        self.sent().wait()?;
         self.workspace = Some(match self.allocate(capacity, side) {
             Err(error) if error.is_of_memory() => self.allocate(needed, side)?,
             made => made?,
@@ -334,11 +339,8 @@ where
         Ok(Workspace { side, capacity, lanes, working })
     }
 
-    /// Until the GPU has done all that it was given.
-    fn wait(&self) -> Result<(), Failure> {
-        let streams = [&self.inbound, &self.stream, &self.outbound];
-        let done = streams.map(|stream| stream.synchronize());
-        Ok(done.into_iter().collect::<Result<(), _>>()?)
+    fn sent(&self) -> Sent {
+        Sent([&self.inbound, &self.stream, &self.outbound].map(Arc::clone))
     }
 
     /// The features of a batch, on their way from the GPU, in memory that it can write to by
@@ -388,12 +390,12 @@ where
         self.fit_results(n_layers * per_layer)?;
         let mut workspace = self.workspace.take().expect("was just made to fit");
         let mut results = self.results.take().expect("was just made to fit");
-        // Declared last: also when something panics, the GPU is done before memory is let go.
-        let guard = Sent([&self.inbound, &self.stream, &self.outbound].map(Arc::clone));
+        // Declared after what the GPU writes to, so that it goes first.
+        let all = self.sent();
         let sent = self.send_parts(&mut workspace, &mut results, images, &parts, per_layer);
         // Also after an error: the GPU may still write into what is put back here.
-        let done = self.wait();
-        drop(guard);
+        let done = all.wait();
+        drop(all);
         let values = results.as_slice().map(|all| copies(&all[..n_layers * per_layer], per_layer));
         self.workspace = Some(workspace);
         self.results = Some(results);
@@ -689,26 +691,31 @@ impl Kernels {
     }
 }
 
-/// Weights to the GPU.
+/// What stays on the GPU.
 struct Upload<'a> {
     stream: &'a Arc<CudaStream>,
 }
 
 impl Upload<'_> {
-    fn single(&self, values: &[f32]) -> Result<CudaSlice<f32>, Failure> {
+    /// Copies, and waits until that is done: the host may let go of the values then.
+    fn copy<V: DeviceRepr, H: HostSlice<V> + ?Sized>(
+        &self,
+        values: &H,
+    ) -> Result<CudaSlice<V>, Failure> {
         let there = self.stream.clone_htod(values)?;
-        // Where GPUs read the host's memory directly, copies may not be done yet.
         self.stream.synchronize()?;
         Ok(there)
+    }
+
+    fn single(&self, values: &[f32]) -> Result<CudaSlice<f32>, Failure> {
+        self.copy(values)
     }
 
     fn half<T: Half>(&self, values: &[f32]) -> Result<CudaSlice<T>, Failure> {
         // SAFETY: all of it is written before it is read.
         let mut pinned = unsafe { self.stream.context().alloc_pinned(values.len())? };
         T::convert(values, pinned.as_mut_slice()?);
-        let there = self.stream.clone_htod(&pinned)?;
-        self.stream.synchronize()?;
-        Ok(there)
+        self.copy(&pinned)
     }
 
     fn norm(&self, norm: &NormWeights) -> Result<Norm, Failure> {

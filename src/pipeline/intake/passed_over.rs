@@ -4,6 +4,8 @@ use std::{collections::HashMap, mem, path::PathBuf};
 
 use tracing::{debug, info};
 
+use crate::pipeline::board::PASSED_OVER;
+
 /// Files that are passed over, and whether that was said.
 #[derive(Default)]
 pub(super) struct PassedOver(HashMap<PathBuf, bool>);
@@ -25,8 +27,7 @@ impl PassedOver {
         if fresh > 0 {
             info!(
                 files = fresh,
-                "passed over in the incoming folder: links, pipes, or neither named like NIfTI files \
-                 (intake.accept) nor DICOM; service.log = \"debug\" names them"
+                "passed over in the incoming folder: {PASSED_OVER}; service.log = \"debug\" names them"
             );
         }
         self.0.values().filter(|&&was_said| was_said).count()
