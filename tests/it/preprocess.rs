@@ -176,7 +176,8 @@ fn the_brain_and_the_intensities_of_a_program_are_used_and_asked_for_once_per_sc
     assert_ne!(site.status().method, fingerprint);
     site.drop_in("sub-4_T1w.nii.gz", &scan_bytes(4));
     usual(&site, &give(&site, "mask", &nifti::encode_volume(&cut(&brain(4))), "$mask"));
-    site.wait("encoded", |site| n_scans(site) == 1);
+    site.wait("told", |site| site.sidecar("sub-4_T1w").is_some());
+    assert_eq!(n_scans(&site), 1);
     assert_eq!(site.sidecar("sub-4_T1w").unwrap().preprocess.unwrap().version, "Hook 1.3");
     assert_eq!(site.stop(), Some(0));
     fs::write(site.path("version"), "Hook 1.2\n").unwrap();
