@@ -154,6 +154,8 @@ pub struct Intake {
     pub accept: Vec<String>,
     /// Largest file and grid.
     pub limits: Limits,
+    /// Files that are read at once; 0 = as many as suit the processor.
+    pub read_at_once: usize,
 }
 
 /// The encoder.
@@ -514,6 +516,7 @@ struct RawIntake {
     accept: Vec<String>,
     max_file_mib: i64,
     max_megavoxels: i64,
+    read_at_once: i64,
 }
 
 #[derive(Deserialize)]
@@ -778,6 +781,7 @@ impl Checker {
             ignore: self.patterns("intake.ignore", raw.ignore),
             accept: self.patterns("intake.accept", raw.accept),
             limits: Limits { max_file_bytes: mib << 20, max_voxels: 1_000_000 * megavoxels },
+            read_at_once: self.whole("intake.read_at_once", raw.read_at_once, 0, 64),
         }
     }
 

@@ -128,7 +128,21 @@ fn io_error(source: io::Error) -> ScanError {
     ScanError::Io { doing: "reading a scan", source }
 }
 
+/// The size of a volume by its header, voxels.
+///
+/// # Errors
+/// As [`read_scan`].
+pub fn n_voxels(path: &Path, limits: &Limits) -> Result<u64, ScanError> {
+    let start = read_start(&mut content(path, limits)?)?;
+    Ok(shape_of(&parse_header(&start)?, limits)?.n_voxels() as u64)
+}
+
 fn read(path: &Path, limits: &Limits) -> Result<Scan, ScanError> {
+    read_stream(content(path, limits)?, limits)
+}
+
+/// What the file holds, unpacked.
+fn content(path: &Path, limits: &Limits) -> Result<Box<dyn Read>, ScanError> {
     let file = open(path).map_err(io_error)?;
     let meta = file.metadata().map_err(io_error)?;
     if !meta.is_file() {
@@ -147,11 +161,19 @@ fn read(path: &Path, limits: &Limits) -> Result<Scan, ScanError> {
     let mut file = BufReader::with_capacity(1 << 18, file);
     let n_start = read_up_to(&mut file, &mut start).map_err(io_error)?;
     let whole = io::Cursor::new(start).take(n_start as u64).chain(file);
-    if start == [0x1f, 0x8b] {
-        read_stream(GzipMembers::new(BufReader::with_capacity(1 << 18, whole)), limits)
+    Ok(if start == [0x1f, 0x8b] {
+        Box::new(GzipMembers::new(BufReader::with_capacity(1 << 18, whole)))
     } else {
-        read_stream(whole, limits)
-    }
+        Box::new(whole)
+    })
+}
+
+/// The header and the extension flag, as far as they are there.
+fn read_start(reader: &mut impl Read) -> Result<Vec<u8>, ScanError> {
+    let mut start = vec![0; FIRST_OFFSET];
+    let n_start = read_up_to(reader, &mut start).map_err(stream_error)?;
+    start.truncate(n_start);
+    Ok(start)
 }
 
 /// Opens a file, through links too: a person may name a link to a scan. Does not wait for a writer
@@ -251,9 +273,8 @@ fn stream_error(error: io::Error) -> ScanError {
 }
 
 fn read_stream(mut reader: impl Read, limits: &Limits) -> Result<Scan, ScanError> {
-    let mut start = [0; FIRST_OFFSET];
-    let n_start = read_up_to(&mut reader, &mut start).map_err(stream_error)?;
-    let header = parse_header(&start[..n_start])?;
+    let start = read_start(&mut reader)?;
+    let header = parse_header(&start)?;
     let shape = shape_of(&header, limits)?;
     let kind = voxel_type(&header)?;
     let affine = affine_of(&header, shape)?;

@@ -280,6 +280,17 @@ impl ScanRecord {
         self.reported.as_ref().is_some_and(|done| done.key != Reported::WAITING)
     }
 
+    /// Whether the scan is taken in once more where it comes again. One that was refused has been
+    /// put back by a person: what was wrong may be mended. One that left without a result gets
+    /// another turn.
+    pub fn may_come_again(&self) -> bool {
+        match self.state {
+            ScanState::Quarantined { .. } => true,
+            ScanState::Evicted => !self.was_scored(),
+            ScanState::Ingested | ScanState::Encoded => false,
+        }
+    }
+
     /// Whether the scan takes part in scoring.
     pub fn is_member(&self) -> bool {
         self.state == ScanState::Encoded

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tempfile::TempPath;
 use tracing::warn;
 
 use crate::{
@@ -23,10 +24,10 @@ pub(super) struct Archive {
     folder: PathBuf,
 }
 
-/// A source that was copied in and has no id yet.
+/// A source that was copied in and has no id yet. Unless it is kept, its files go with it.
 pub(super) struct Draft {
-    pub(super) scan: PathBuf,
-    pub(super) mask: Option<PathBuf>,
+    pub(super) scan: TempPath,
+    pub(super) mask: Option<TempPath>,
     pub(super) n_bytes: u64,
 }
 
@@ -71,8 +72,8 @@ impl Archive {
         max_bytes: u64,
         alive: impl Fn(),
     ) -> Result<Draft, ScanError> {
-        let copy = |from: &Path, name: &str, doing| {
-            let to = self.folder.join(name);
+        let copy = |from: &Path, doing| {
+            let to = self.new_file()?;
             // One byte more than allowed, so that the reader sees that there is too much.
             let copied = copy_durably(from, &to, max_bytes.saturating_add(1), &alive);
             let n_bytes = copied.map_err(|error| match error {
@@ -81,14 +82,19 @@ impl Archive {
             })?;
             Ok::<_, ScanError>((to, n_bytes))
         };
-        let (scan, n_bytes) = copy(scan, "draft.scan", "reading a scan")?;
-        let mask = mask.map(|mask| copy(mask, "draft.brain", "reading a scan's brain mask"));
+        let (scan, n_bytes) = copy(scan, "reading a scan")?;
+        let mask = mask.map(|mask| copy(mask, "reading a scan's brain mask"));
         Ok(Draft { scan, mask: mask.transpose()?.map(|(path, _)| path), n_bytes })
+    }
+
+    fn new_file(&self) -> Result<TempPath, ScanError> {
+        let file = tempfile::Builder::new().prefix("draft-").tempfile_in(&self.folder);
+        Ok(file.map_err(failed)?.into_temp_path())
     }
 
     /// Puts a brain mask beside a draft that came without one, durably.
     pub(super) fn add_mask(&self, draft: &mut Draft, nii_gz: &[u8]) -> Result<(), ScanError> {
-        let path = self.folder.join("draft.brain");
+        let path = self.new_file()?;
         write_durably(&path, nii_gz)?;
         draft.mask = Some(path);
         Ok(())
@@ -100,11 +106,11 @@ impl Archive {
     }
 
     /// Gives a draft its id, durably.
-    pub(super) fn keep(&self, draft: &Draft, id: ScanId) -> Result<(), ScanError> {
-        if let Some(mask) = &draft.mask {
-            fs::rename(mask, self.mask_path(id)).map_err(failed)?;
+    pub(super) fn keep(&self, draft: Draft, id: ScanId) -> Result<(), ScanError> {
+        if let Some(mask) = draft.mask {
+            mask.persist(self.mask_path(id)).map_err(|refused| failed(refused.error))?;
         }
-        fs::rename(&draft.scan, self.scan(id)).map_err(failed)?;
+        draft.scan.persist(self.scan(id)).map_err(|refused| failed(refused.error))?;
         File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
 

@@ -2,13 +2,13 @@
 //! it, and hands it to the encoder.
 
 mod passed_over;
+mod reading;
 mod series;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    fs, io,
+    io,
     os::unix::ffi::OsStrExt,
-    panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -20,26 +20,26 @@ use std::{
 
 use tracing::{debug, info, warn};
 
-use self::passed_over::PassedOver;
+use self::{
+    passed_over::PassedOver,
+    reading::{Batch, Companions, Facts, Read, Reader, Taken, Whole, poison, refused_if_it_panics},
+};
 use super::{
     FULL, IDLE, MAX_CRASHES, Shared,
-    acquisition::{Acquisition, acquisition, read_json},
     board::{Queue, StageName},
     encode::{Due, Prepared},
-    hook::{self, Handed, Hook},
-    now_secs, panic_text,
-    steps::{self, Encodable, Incoming},
+    hook, now_secs,
+    steps::{self, Encodable},
     timings::Timings,
 };
 use crate::{
     domain::{
         error::{QuarantineReason, Refusal, ScanError},
-        patient::Patient,
-        scan::{FileLook, ScanId, ScanRecord, ScanState},
+        scan::{ScanId, ScanRecord},
     },
     ingest::{self, Bundle, Candidate, Links, Listing, Patterns, Settled, Settling},
     metrics::{DirectoryKind, IngestResult, PauseReason, RescanTrigger, SeenBy, Stage},
-    nifti, quarantine,
+    quarantine,
     store::{SeenFile, SeenOutcome},
     watcher::Change,
 };
@@ -51,8 +51,9 @@ const MAX_OUTAGE: Duration = Duration::from_secs(3600);
 /// Longest pause between two tries.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 
-/// A canonical volume up to this size goes to the encoder in memory: one waits before its queue and
-/// one in it. The default has 56 MB; of a larger one the encoder makes its own when its turn comes.
+/// A canonical volume up to this size goes to the encoder in memory: as many as are read at once
+/// wait before its queue, and as many in it. The default has 56 MB; of a larger one the encoder
+/// makes its own when its turn comes.
 const MAX_HANDED_BYTES: usize = 128 << 20;
 
 /// Events within so much time are one reason to look.
@@ -60,36 +61,6 @@ const BURST: Duration = Duration::from_millis(100);
 
 /// What was decided on a file is remembered for so long after the file is gone.
 const MISSING_PATIENCE_SECS: u64 = 30 * 24 * 3600;
-
-/// What became of a whole file.
-enum Taken {
-    Accepted(Box<ScanRecord>, Box<Encodable>),
-    Duplicate(ScanId),
-    /// It changed while it was copied: not whole after all.
-    Changed,
-    /// The service was asked to stop meanwhile.
-    GivenUp,
-}
-
-/// A file that has been still for long enough.
-struct Whole {
-    companions: Companions,
-    /// Where it lies below the incoming folder, or what it was made of.
-    came_from: PathBuf,
-    /// By its DICOM header.
-    patient: Option<Patient>,
-    /// Since it was first seen.
-    waited: Duration,
-    /// Times that the process died while it read this file.
-    n_crashes: u32,
-}
-
-/// A scan that crashes the reader.
-fn poison(found: String) -> Refusal {
-    let needed = "a scan that the reader understands";
-    let action = "see the log of that time; report it with its files, if they may be shared";
-    Refusal::new(QuarantineReason::Poison, found, needed, action)
-}
 
 /// A file that could not be read or set aside.
 struct Trouble {
@@ -100,6 +71,7 @@ struct Trouble {
 
 pub(super) struct Intake {
     shared: Arc<Shared>,
+    reader: Reader,
     woken: Receiver<Change>,
     to_encoder: SyncSender<Due>,
     /// Accepted scans for which the encoder's queue has no room yet. While there are any, no
@@ -129,6 +101,7 @@ impl Intake {
             shared.board.joined(Queue::Encode, first_seen_secs);
         }
         Self {
+            reader: Reader::new(Arc::clone(&shared)),
             shared,
             woken,
             to_encoder,
@@ -146,8 +119,6 @@ impl Intake {
     pub(super) fn run(mut self) -> Result<(), ScanError> {
         let quarantine = self.shared.config().directories.quarantine.clone();
         self.shared.metrics.quarantine_files(quarantine::count_quarantined(&quarantine));
-        // A kill may have left a scan there.
-        clear(&self.hook_folder());
         let (mut trigger, mut by) = (Some(RescanTrigger::Start), SeenBy::Scan);
         while !self.shared.stopping() {
             self.look(trigger, by)?;
@@ -226,13 +197,7 @@ impl Intake {
         if self.troubles.is_empty() && !self.bundles.has_failed() {
             self.shared.board.set_reason(hook::UNSTARTED, false);
         }
-        for candidate in &listed {
-            if self.shared.stopping() {
-                break;
-            }
-            self.shared.board.beat(StageName::Intake);
-            self.consider(candidate, incoming, by)?;
-        }
+        self.consider_files(&listed, incoming, by)?;
         self.consider_bundles(&bundles, incoming, by)?;
         self.show_waiting();
         Ok(())
@@ -256,18 +221,40 @@ impl Intake {
         Ok(self.shared.store.forget_missing(is_there, now_secs(), MISSING_PATIENCE_SECS)?)
     }
 
+    /// Looks at each file, and deals with those that are whole, several at once.
+    fn consider_files(
+        &mut self,
+        listed: &[Candidate],
+        incoming: &Path,
+        by: SeenBy,
+    ) -> Result<(), ScanError> {
+        let mut batch = Batch::new(n_at_once(&self.shared), self.shared.limits());
+        for candidate in listed {
+            if self.shared.stopping() {
+                return Ok(());
+            }
+            self.shared.board.beat(StageName::Intake);
+            let Some(whole) = self.consider(candidate, incoming, by)? else { continue };
+            for files in batch.add(whole) {
+                self.deal_with(&files, incoming)?;
+            }
+        }
+        batch.take().map_or(Ok(()), |files| self.deal_with(&files, incoming))
+    }
+
+    /// The file, if it is its turn to be read.
     fn consider(
         &mut self,
         candidate: &Candidate,
         incoming: &Path,
         by: SeenBy,
-    ) -> Result<(), ScanError> {
+    ) -> Result<Option<Whole>, ScanError> {
         let key = seen_key(incoming, &candidate.path);
         let seen = self.shared.store.seen(&key)?.filter(|seen| seen.is_same(&candidate.look));
         let n_crashes = match seen.map(|seen| seen.outcome) {
             None => 0,
             Some(SeenOutcome::Reading { attempts }) => attempts,
-            Some(_) => return Ok(()),
+            Some(_) => return Ok(None),
         };
         let companions = Companions::of(&candidate.path);
         if !self.settling.knows(&candidate.path) {
@@ -275,46 +262,61 @@ impl Intake {
         }
         let (now, settle) = (Instant::now(), self.shared.config().intake.settle);
         let settled = self.settling.look(candidate, companions.looks(), now, settle);
-        let Settled::Whole(waited) = settled else { return Ok(()) };
+        let Settled::Whole(waited) = settled else { return Ok(None) };
         let may_try = self.troubles.get(&candidate.path).is_none_or(|t| t.not_before <= now);
         if self.is_paused || !self.pending.is_empty() || !may_try {
-            return Ok(());
+            return Ok(None);
         }
         let came_from = below(incoming, &candidate.path).to_owned();
-        let whole = Whole { companions, came_from, patient: None, waited, n_crashes };
-        self.deal_with(candidate, &key, incoming, whole)
+        let candidate = candidate.clone();
+        Ok(Some(Whole { candidate, companions, came_from, patient: None, waited, n_crashes }))
     }
 
-    /// Deals with a whole file, whatever it contains.
-    fn deal_with(
-        &mut self,
-        candidate: &Candidate,
-        key: &[u8],
-        incoming: &Path,
-        whole: Whole,
-    ) -> Result<(), ScanError> {
-        if whole.n_crashes >= MAX_CRASHES {
-            let found = format!("{} crashes while this file was read", whole.n_crashes);
-            return self.set_aside(candidate, key, incoming, &poison(found));
+    /// Deals with whole files, whatever they contain; not while others wait for the encoder.
+    fn deal_with(&mut self, files: &[Whole], incoming: &Path) -> Result<(), ScanError> {
+        if !self.pending.is_empty() {
+            return Ok(());
         }
-        // Before the file is touched, durably: after a crash this tells which one was in hand.
-        let reading = SeenOutcome::Reading { attempts: whole.n_crashes + 1 };
-        self.remember(candidate, key, reading)?;
+        if let [Whole { candidate, n_crashes, .. }] = files
+            && *n_crashes >= MAX_CRASHES
+        {
+            let found = format!("{n_crashes} crashes while this file was read");
+            return self.set_aside(candidate, incoming, &poison(found));
+        }
+        // Before they are touched, durably: after a crash this tells which ones were in hand.
+        for Whole { candidate, n_crashes, .. } in files {
+            self.remember(candidate, incoming, SeenOutcome::Reading { attempts: n_crashes + 1 })?;
+        }
         self.shared.store.flush()?;
-        let (taken, timings) = self.take_in_whatever_happens(candidate, &whole);
-        match taken {
-            Ok(Taken::Changed | Taken::GivenUp) => {
-                return Ok(self.shared.store.forget_seen(key)?);
-            }
-            Ok(Taken::Accepted(record, scan)) => {
-                self.accepted(candidate, key, &record, Prepared { scan: *scan, timings })?;
-            }
-            Ok(Taken::Duplicate(id)) => self.duplicate(candidate, key, id)?,
-            Err(error) => return self.refuse(candidate, key, incoming, error),
+        for (whole, (read, timings)) in files.iter().zip(self.reader.read(files)) {
+            self.decide(whole, read, timings, incoming)?;
         }
-        self.shared.metrics.settled(whole.waited);
-        self.forget(candidate);
         Ok(())
+    }
+
+    fn decide(
+        &mut self,
+        whole: &Whole,
+        read: Result<Taken<Read>, ScanError>,
+        timings: Timings,
+        incoming: &Path,
+    ) -> Result<(), ScanError> {
+        let candidate = &whole.candidate;
+        match self.admit(whole, read, timings) {
+            Err(error) => self.refuse(candidate, incoming, error),
+            Ok(None) => self.look_again(candidate, incoming),
+            Ok(Some(outcome)) => {
+                self.remember(candidate, incoming, outcome)?;
+                debug!(?outcome, path = %candidate.path.display(), "read");
+                self.shared.metrics.settled(whole.waited);
+                self.forget(candidate);
+                Ok(())
+            }
+        }
+    }
+
+    fn look_again(&self, candidate: &Candidate, incoming: &Path) -> Result<(), ScanError> {
+        Ok(self.shared.store.forget_seen(&seen_key(incoming, &candidate.path))?)
     }
 
     fn forget(&mut self, candidate: &Candidate) {
@@ -322,143 +324,71 @@ impl Intake {
         self.troubles.remove(&candidate.path);
     }
 
-    /// As [`Intake::take_in`], with the times; a crash is a refusal.
-    fn take_in_whatever_happens(
-        &self,
-        candidate: &Candidate,
+    /// Takes in what was read; `None` if it must be looked at again.
+    fn admit(
+        &mut self,
         whole: &Whole,
-    ) -> (Result<Taken, ScanError>, Timings) {
-        let mut timings = Timings::start(Stage::Decode);
-        let work = AssertUnwindSafe(|| self.take_in(candidate, whole, &mut timings));
-        let taken = std::panic::catch_unwind(work).unwrap_or_else(|panic| {
-            self.shared.metrics.stage_panicked(Stage::Decode);
-            let text = panic_text(panic.as_ref());
-            Err(poison(format!("a crash while reading ({text})")).into())
-        });
+        read: Result<Taken<Read>, ScanError>,
+        mut timings: Timings,
+    ) -> Result<Option<SeenOutcome>, ScanError> {
+        timings.resume(Stage::Decode);
+        let keep = |read| refused_if_it_panics(&self.shared, || self.keep(whole, read));
+        let kept = read.and_then(keep);
         timings.stop(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
-        (taken, timings)
+        Ok(match kept? {
+            Taken::Later => None,
+            Taken::Duplicate(id) => {
+                self.shared.metrics.volume_ingested(IngestResult::Duplicate);
+                self.shared.board.update().n_duplicates += 1;
+                info!(scan = %id, "a copy of a known scan was left alone");
+                Some(SeenOutcome::Duplicate(id))
+            }
+            Taken::Scan((record, scan)) => {
+                self.queue(&record, Prepared { scan, timings });
+                Some(SeenOutcome::Accepted(record.id))
+            }
+        })
     }
 
-    /// Copies, reads, checks, identifies; journals a scan that is new.
-    fn take_in(
+    /// Archives and journals a scan that is new.
+    fn keep(
         &self,
-        candidate: &Candidate,
         whole: &Whole,
-        timings: &mut Timings,
-    ) -> Result<Taken, ScanError> {
-        if candidate.path.is_dir() {
-            return Err(Refusal::new(
-                QuarantineReason::Unsupported,
-                "a folder with the name of a scan",
-                "a NIfTI file",
-                "put files into the incoming folder; folders of files may have any other name",
-            )
-            .into());
-        }
-        let limits = self.shared.limits();
-        let Companions { mask, json } = &whole.companions;
-        let mask = mask.as_ref().map(|(path, _)| path.as_path());
-        let archive = &self.shared.archive;
-        let beat = || self.shared.board.beat(StageName::Intake);
-        let mut draft = archive.draft(&candidate.path, mask, limits.max_file_bytes, beat)?;
-        let json = json.as_ref().map(|(path, _)| read_json(&candidate.path, path));
-        if ingest::look_at(&candidate.path).ok() != Some(candidate.look)
-            || Companions::of(&candidate.path) != whole.companions
-        {
-            return Ok(Taken::Changed);
-        }
-        let scan = Incoming::read(&draft.scan, draft.mask.as_deref(), &limits)?;
-        beat();
-        let id = scan.id;
-        let known = self.shared.store.record(&id)?;
-        // One that was refused has been put back by a person: what was wrong may be mended. One
-        // that left without a result gets another turn.
-        let may_come_again = |known: &ScanRecord| match known.state {
-            ScanState::Quarantined { .. } => true,
-            ScanState::Evicted => !known.was_scored(),
-            ScanState::Ingested | ScanState::Encoded => false,
+        read: Taken<Read>,
+    ) -> Result<Taken<(ScanRecord, Encodable)>, ScanError> {
+        let Read { id, draft, facts, encodable } = match read {
+            Taken::Scan(read) => read,
+            Taken::Duplicate(id) => return Ok(Taken::Duplicate(id)),
+            Taken::Later => return Ok(Taken::Later),
         };
-        if known.as_ref().is_some_and(|known| !may_come_again(known)) {
+        let Shared { store, archive, metrics, .. } = &*self.shared;
+        // One that was read beside it may have the same content.
+        let known = store.record(&id)?;
+        if known.as_ref().is_some_and(|known| !known.may_come_again()) {
             return Ok(Taken::Duplicate(id));
         }
-        timings.switch(Stage::Preprocess);
-        let method = &self.shared.method;
-        let hook = method.hook.as_ref().filter(|hook| hook.takes(scan.is_head()));
-        let handed = match hook {
-            None => None,
-            Some(hook) => match self.preprocess(hook, &draft.scan, &scan)? {
-                None => return Ok(Taken::GivenUp),
-                handed => handed,
-            },
-        };
-        let source = steps::prepare(scan, handed, method)?;
-        beat();
-        let rules = &self.shared.config().cohorts;
-        let spacing_mm = source.raw.affine.spacing_mm();
-        let placed = acquisition(&candidate.path, json, spacing_mm, rules, method);
-        // What cannot be encoded is refused while the file is at hand.
-        let encodable = Encodable::new(&source, method, &placed.cohort)?;
-        timings.switch(Stage::Decode);
-        beat();
-        let mut record = self.new_record(candidate, id, whole, known.as_ref(), placed)?;
-        record.brain = Some(steps::brain_facts(&source));
-        record.alignment = steps::alignment_facts(&source);
-        record.preprocess.clone_from(&source.preprocess);
-        let preprocess = source.preprocess.as_ref();
-        if preprocess.is_some_and(|done| done.scan_replaced) {
-            archive.replace_scan(&draft, &nifti::encode_scan(&source.grid, &source.raw.voxels))?;
-        }
-        if source.brain_from.is_found() {
-            // Found once: results are written again and again.
-            archive
-                .add_mask(&mut draft, &nifti::encode_mask(&source.grid, &source.brain.inside))?;
-        }
-        archive.keep(&draft, id)?;
-        self.shared.store.put_record(&record)?;
-        self.shared.metrics.bytes_ingested(draft.n_bytes);
-        Ok(Taken::Accepted(Box::new(record), Box::new(encodable)))
-    }
-
-    /// Lets the site's own preprocessing work on a scan; nothing when asked to stop meanwhile.
-    fn preprocess(
-        &self,
-        hook: &Hook,
-        file: &Path,
-        scan: &Incoming,
-    ) -> Result<Option<Handed>, ScanError> {
-        let shared = &self.shared;
-        let work = self.hook_folder();
-        let _at_work = shared.board.takes_long(format!("preprocessing by {}", hook.name()));
-        let handed = hook.run(file, &scan.raw, &work, &shared.limits(), || {
-            shared.board.beat(StageName::Intake);
-            !shared.stopping()
-        });
-        let is_unstarted = matches!(handed, Err(ScanError::Own { doing: hook::STARTING, .. }));
-        shared.board.set_reason(hook::UNSTARTED, is_unstarted);
-        // It holds a patient's scan.
-        clear(&work);
-        handed
-    }
-
-    fn hook_folder(&self) -> PathBuf {
-        self.shared.config().directories.state.join("preprocess")
+        let record = self.new_record(whole, id, known.as_ref(), facts)?;
+        let n_bytes = draft.n_bytes;
+        archive.keep(draft, id)?;
+        store.put_record(&record)?;
+        metrics.bytes_ingested(n_bytes);
+        Ok(Taken::Scan((record, encodable)))
     }
 
     fn new_record(
         &self,
-        candidate: &Candidate,
-        id: ScanId,
         whole: &Whole,
+        id: ScanId,
         known: Option<&ScanRecord>,
-        placed: Acquisition,
+        facts: Facts,
     ) -> Result<ScanRecord, ScanError> {
-        let stem = steps::stem_of(&candidate.path);
-        let wanted = steps::output_stem(&stem);
+        let path = &whole.candidate.path;
+        let wanted = steps::output_stem(&steps::stem_of(path));
         // Another scan of this name keeps its results; this one's carry the id as well.
         let is_own = known.is_some_and(|known| known.output_stem == wanted);
         let is_taken = self.stems.contains(&wanted) && !is_own;
         let output_stem = if is_taken { format!("{wanted}-{}", id.short()) } else { wanted };
-        let name = candidate.path.file_name().unwrap_or_default();
+        let name = path.file_name().unwrap_or_default();
         // A volume of a DICOM series comes back from quarantine as a file.
         let known_patient = || known?.header_patient.clone();
         Ok(ScanRecord {
@@ -466,32 +396,21 @@ impl Intake {
             came_from: whole.came_from.to_string_lossy().into_owned(),
             header_patient: whole.patient.clone().or_else(known_patient),
             output_stem,
-            acquisition: placed.facts,
-            notes: placed.notes,
+            acquisition: facts.placed.facts,
+            notes: facts.placed.notes,
+            brain: Some(facts.brain),
+            alignment: facts.alignment,
+            preprocess: facts.preprocess,
             sequence: self.shared.store.next_sequence()?,
             first_seen_secs: now_secs().saturating_sub(whole.waited.as_secs()),
             // Revisions go on.
             reported: known.and_then(|known| known.reported.clone()),
-            ..ScanRecord::new(id, placed.cohort)
+            ..ScanRecord::new(id, facts.placed.cohort)
         })
     }
 
-    fn accepted(
-        &mut self,
-        candidate: &Candidate,
-        key: &[u8],
-        record: &ScanRecord,
-        prepared: Prepared,
-    ) -> Result<(), ScanError> {
-        let id = record.id;
-        self.remember(candidate, key, SeenOutcome::Accepted(id))?;
-        debug!(scan = %id, path = %candidate.path.display(), "accepted from");
-        self.queue(record, prepared);
-        Ok(())
-    }
-
     /// Puts a scan that the journal holds in line for the encoder. What was made of it goes along,
-    /// unless others are before it, as where many came in one archive, or it is large.
+    /// unless too many are before it, as where many came in one archive, or it is large.
     fn queue(&mut self, record: &ScanRecord, prepared: Prepared) {
         let id = record.id;
         self.stems.insert(record.output_stem.clone());
@@ -499,31 +418,17 @@ impl Intake {
         self.shared.board.update().n_accepted += 1;
         info!(scan = %id, "accepted");
         self.shared.board.joined(Queue::Encode, record.first_seen_secs);
-        let goes_along =
-            self.pending.is_empty() && prepared.scan.canonical.volume.n_bytes() <= MAX_HANDED_BYTES;
+        let goes_along = self.pending.len() < n_at_once(&self.shared)
+            && prepared.scan.canonical.volume.n_bytes() <= MAX_HANDED_BYTES;
         let prepared = goes_along.then(|| Box::new(prepared));
         self.pending.push_back(Due { id, prepared });
         self.hand_on();
-    }
-
-    fn duplicate(&self, candidate: &Candidate, key: &[u8], id: ScanId) -> Result<(), ScanError> {
-        self.remember(candidate, key, SeenOutcome::Duplicate(id))?;
-        self.count_duplicate(id);
-        debug!(scan = %id, path = %candidate.path.display(), "copy at");
-        Ok(())
-    }
-
-    fn count_duplicate(&self, id: ScanId) {
-        self.shared.metrics.volume_ingested(IngestResult::Duplicate);
-        self.shared.board.update().n_duplicates += 1;
-        info!(scan = %id, "a copy of a known scan was left alone");
     }
 
     /// Sets aside what will never work; what may work later is tried again.
     fn refuse(
         &mut self,
         candidate: &Candidate,
-        key: &[u8],
         incoming: &Path,
         error: ScanError,
     ) -> Result<(), ScanError> {
@@ -531,11 +436,11 @@ impl Intake {
         match error {
             ScanError::Device(_) | ScanError::Store(_) => return Err(error),
             ScanError::Refused(refusal) => {
-                return self.set_aside(candidate, key, incoming, &refusal);
+                return self.set_aside(candidate, incoming, &refusal);
             }
             ScanError::Io { .. } | ScanError::Own { .. } => {}
         }
-        self.shared.store.forget_seen(key)?;
+        self.look_again(candidate, incoming)?;
         if let ScanError::Io { source, .. } = &error {
             if source.kind() == io::ErrorKind::NotFound {
                 // It was taken away again; the next listing forgets it.
@@ -551,7 +456,7 @@ impl Intake {
                     "a file that the service may read",
                     "check its owner and permissions, and the share, then export it again",
                 );
-                return self.set_aside(candidate, key, incoming, &refusal);
+                return self.set_aside(candidate, incoming, &refusal);
             }
         } else {
             self.try_later(candidate);
@@ -576,13 +481,12 @@ impl Intake {
     fn set_aside(
         &mut self,
         candidate: &Candidate,
-        key: &[u8],
         incoming: &Path,
         refusal: &Refusal,
     ) -> Result<(), ScanError> {
         if ingest::look_at(&candidate.path).ok() != Some(candidate.look) {
             // Another file has that name now: it is not to be judged by this one.
-            return Ok(self.shared.store.forget_seen(key)?);
+            return self.look_again(candidate, incoming);
         }
         let config = self.shared.config();
         let folder = &config.directories.quarantine;
@@ -592,11 +496,11 @@ impl Intake {
         if let Err(error) = moved {
             warn!(error = %error.kind(), "quarantine is not available; a refused file waits");
             self.try_later(candidate);
-            return Ok(self.shared.store.forget_seen(key)?);
+            return self.look_again(candidate, incoming);
         }
         warn!(%refusal, "a file went to quarantine");
         // Remembered too, for the case that it could not be moved.
-        self.remember(candidate, key, SeenOutcome::Quarantined)?;
+        self.remember(candidate, incoming, SeenOutcome::Quarantined)?;
         self.forget(candidate);
         self.count_quarantined(refusal);
         Ok(())
@@ -614,10 +518,11 @@ impl Intake {
     fn remember(
         &self,
         candidate: &Candidate,
-        key: &[u8],
+        incoming: &Path,
         outcome: SeenOutcome,
     ) -> Result<(), ScanError> {
-        Ok(self.shared.store.put_seen(key, &SeenFile::new(candidate.look, outcome))?)
+        let key = seen_key(incoming, &candidate.path);
+        Ok(self.shared.store.put_seen(&key, &SeenFile::new(candidate.look, outcome))?)
     }
 
     /// Gives scans to the encoder while its queue has room. The journal holds the scans, so a stop
@@ -680,13 +585,13 @@ impl Intake {
     }
 }
 
-/// Removes a folder, if it is there.
-fn clear(folder: &Path) {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            warn!(error = %error.kind(), "a work folder stays until the next time");
-        }
-        _ => {}
+/// As many files as are read at once: each takes a processor and memory. A site's own preprocessing
+/// takes all processors or a GPU, and the others would wait for its end.
+pub(super) fn n_at_once(shared: &Shared) -> usize {
+    match shared.config().intake.read_at_once {
+        _ if shared.method.hook.is_some() => 1,
+        0 => (rayon::current_num_threads() / 2).clamp(1, 8),
+        wanted => wanted,
     }
 }
 
@@ -697,30 +602,4 @@ fn seen_key(incoming: &Path, path: &Path) -> Vec<u8> {
 
 fn below<'p>(incoming: &Path, path: &'p Path) -> &'p Path {
     path.strip_prefix(incoming).unwrap_or(path)
-}
-
-/// A file beside a scan and what it looked like.
-type Companion = Option<(PathBuf, FileLook)>;
-
-/// What lies beside a scan and is read with it.
-#[derive(PartialEq, Eq)]
-struct Companions {
-    mask: Companion,
-    json: Companion,
-}
-
-impl Companions {
-    /// As they look now.
-    fn of(scan: &Path) -> Self {
-        let look = |path: Option<PathBuf>| {
-            let path = path?;
-            let look = ingest::look_at(&path).ok()?;
-            Some((path, look))
-        };
-        Self { mask: look(steps::companion_mask(scan)), json: look(steps::companion_json(scan)) }
-    }
-
-    fn looks(&self) -> ingest::Beside {
-        [&self.mask, &self.json].map(|companion| companion.as_ref().map(|(_, look)| *look))
-    }
 }

@@ -50,9 +50,6 @@ use board::{Board, StageName};
 
 pub use reporting::{MIXED, ReportInput, build_results};
 
-/// Scans waiting for the encoder, one more with intake.
-const TO_ENCODER: usize = 1;
-
 /// Ids of scans waiting to be scored. While a window is scored the encoder goes on.
 const TO_SCORE: usize = 64;
 
@@ -158,7 +155,7 @@ impl Pipeline {
     pub fn start(shared: &Arc<Shared>, engine: Engine) -> Result<Self, ScanError> {
         let TakenUp { pending, members, stems } = take_up(shared)?;
         let (wake, woken) = mpsc::channel();
-        let (to_encoder, from_intake) = mpsc::sync_channel(TO_ENCODER);
+        let (to_encoder, from_intake) = mpsc::sync_channel(intake::n_at_once(shared));
         let (to_score, from_encoder) = mpsc::sync_channel(TO_SCORE);
         let (report_end, ended) = tokio::sync::mpsc::unbounded_channel();
         let Engine { tokeniser, distances, .. } = engine;
@@ -214,6 +211,18 @@ fn in_own_threads<T: Send>(stage: impl FnOnce() -> T + Send) -> T {
     let pool =
         rayon::ThreadPoolBuilder::new().thread_name(|index| format!("encode-{index}")).build();
     pool.expect("threads for each core").install(stage)
+}
+
+/// Does something with each of some things at once, in threads: waiting for a disk is nothing for
+/// the pool that computes. It must not panic.
+fn side_by_side<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    if let [one] = things {
+        return vec![work(one)];
+    }
+    thread::scope(|scope| {
+        let threads: Vec<_> = things.iter().map(|thing| scope.spawn(|| work(thing))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
+    })
 }
 
 /// What a panic said.

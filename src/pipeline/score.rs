@@ -32,6 +32,7 @@ use super::{
     compare::{compare_grid, compute_again},
     now_secs, panic_text,
     reporting::{ReportInput, SHIFTED, build_results, result_key, sidecar},
+    side_by_side,
     steps::{self, Member, WindowScores},
 };
 use crate::{
@@ -731,8 +732,7 @@ struct ResultsOf<'a> {
 }
 
 impl ResultsOf<'_> {
-    /// All at once, each with the time that it took. In threads: waiting for a disk is nothing for
-    /// the pool that computes.
+    /// All at once, each with the time that it took.
     fn write_all(&self, records: &[ScanRecord]) -> Vec<(Written, Duration)> {
         let write = |record: &ScanRecord| {
             let started = Instant::now();
@@ -740,14 +740,7 @@ impl ResultsOf<'_> {
             self.shared.board.beat(StageName::Score);
             (done, started.elapsed())
         };
-        if let [one] = records {
-            return vec![write(one)];
-        }
-        thread::scope(|scope| {
-            let threads: Vec<_> =
-                records.iter().map(|record| scope.spawn(|| write(record))).collect();
-            threads.into_iter().map(|thread| thread.join().expect("panics are caught")).collect()
-        })
+        side_by_side(records, write)
     }
 
     /// The result of a member, or that it waits.

@@ -23,19 +23,20 @@ impl Timings {
 
     /// It goes on to another stage.
     pub(super) fn switch(&mut self, stage: Stage) {
-        self.lap();
+        self.pause();
         self.stage = stage;
     }
 
-    /// It waits from now on: one observation for each of these stages that it has passed.
+    /// As [`Timings::pause`], with one observation for each of these stages that it has passed.
     pub(super) fn stop(&mut self, passed: &[Stage], metrics: &Metrics) {
-        self.lap();
+        self.pause();
         for &(stage, took) in self.laps.iter().filter(|(stage, _)| passed.contains(stage)) {
             metrics.stage_finished(stage, took);
         }
     }
 
-    fn lap(&mut self) {
+    /// It waits from now on.
+    pub(super) fn pause(&mut self) {
         let took = self.since.elapsed();
         match self.laps.iter_mut().find(|(stage, _)| *stage == self.stage) {
             Some((_, sum)) => *sum += took,

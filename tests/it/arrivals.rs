@@ -299,12 +299,14 @@ fn a_file_that_is_deleted_or_rewritten_while_it_is_read_is_not_taken_for_what_it
     let slow = ["--read-rate=20000"];
     let Some(_mount) = Mount::new(real.path(), &site.path("incoming"), &slow) else { return };
     site.start();
-    let draft = site.path("state/sources/draft.scan");
+    let has_draft = |site: &Site| {
+        names(&site.path("state/sources")).iter().any(|name| name.starts_with("draft-"))
+    };
     let in_hand = |name: &str, bytes: &[u8]| {
-        fs::remove_file(&draft).ok();
+        site.wait("nothing in hand", |site| !has_draft(site));
         let path = real.path().join(name);
         fs::write(&path, bytes).unwrap();
-        site.wait("in hand", |_| draft.exists());
+        site.wait("in hand", has_draft);
         path
     };
     let deleted = in_hand("deleted_T1w.nii.gz", &scan_bytes(1));
@@ -318,6 +320,45 @@ fn a_file_that_is_deleted_or_rewritten_while_it_is_read_is_not_taken_for_what_it
     assert_eq!(site.sidecar("rewritten_T1w").unwrap().scan_id, ScanId::of(&scan));
     assert_eq!(names(&site.path("quarantine")), Vec::<String>::new());
     assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn files_that_are_read_at_once_are_taken_as_if_one_after_the_other() {
+    let names_of = |site: &Site| -> Vec<(String, String, ScanId)> {
+        let names = names(&site.path("results"));
+        let sidecars = names.iter().filter_map(|name| name.strip_suffix("_anomaly.json"));
+        let facts = |stem: &str| {
+            let sidecar = site.sidecar(stem).unwrap();
+            (stem.to_owned(), sidecar.came_from, sidecar.scan_id)
+        };
+        sidecars.map(facts).collect()
+    };
+    let taken = ["1", "4", "9"].map(|at_once| {
+        let mut site = quiet_site(&[&format!("intake.read_at_once = {at_once}")]);
+        let put = |name: &str, bytes: &[u8]| {
+            let path = site.path("incoming").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        };
+        // Two of one name, copies of one another, and what is refused, all there from the start.
+        for seed in 1..=4 {
+            put(&format!("a/sub-{seed}_T1w.nii.gz"), &scan_bytes(seed));
+        }
+        put("b/sub-1_T1w.nii.gz", &scan_bytes(5));
+        put("b/sub-2_T1w.nii.gz", &scan_bytes(2));
+        put("b/sub-6_T1w.nii.gz", &scan_bytes(6));
+        put("b/sub-7_T1w.nii.gz", &scan_bytes(6));
+        put("c/broken_T1w.nii.gz", b"nothing");
+        put("c/cut_T1w.nii.gz", &scan_bytes(7)[..1000]);
+        site.start();
+        wait_taken(&site, [6, 2, 2]);
+        site.wait("told", |site| names_of(site).len() == 6);
+        let archived = names(&site.path("state/sources"));
+        assert!(archived.len() == 6 && archived.iter().all(|name| name.ends_with(".scan")));
+        assert_eq!(site.stop(), Some(0));
+        names_of(&site)
+    });
+    assert!(taken[0] == taken[1] && taken[0] == taken[2], "{taken:?}");
 }
 
 /// A small scan: 13 x 15 x 12 voxels of 12 mm.

@@ -334,6 +334,31 @@ fn a_file_that_was_in_hand_at_three_crashes_is_set_aside_and_may_come_back() {
 }
 
 #[test]
+fn files_that_were_in_hand_together_at_two_crashes_are_not_all_to_blame() {
+    let mut site = Site::new(3, &[]);
+    drop_scans(&site, 1..=3);
+    let outcome = |store: &Store, seed: u64| {
+        store.seen(format!("sub-{seed}_T1w.nii.gz").as_bytes()).unwrap().map(|seen| seen.outcome)
+    };
+    {
+        let store = Store::open(&site.path("state/store"), MIN_MEMORY).unwrap();
+        for seed in 1..=3 {
+            let name = format!("sub-{seed}_T1w.nii.gz");
+            let look = look_at(&site.path("incoming").join(&name)).unwrap();
+            let reading = SeenOutcome::Reading { attempts: 2 };
+            store.put_seen(name.as_bytes(), &SeenFile::new(look, reading)).unwrap();
+        }
+        store.flush().unwrap();
+    }
+    site.start();
+    wait_scored(&site, 3);
+    assert_eq!(site.status().n_quarantined, 0);
+    assert_eq!(site.stop(), Some(0));
+    let store = Store::open(&site.path("state/store"), MIN_MEMORY).unwrap();
+    assert!((1..=3).all(|seed| matches!(outcome(&store, seed), Some(SeenOutcome::Accepted(_)))));
+}
+
+#[test]
 fn a_scan_that_was_in_hand_at_three_crashes_of_the_encoder_may_come_back() {
     let mut site = Site::new(2, &[]);
     site.start();

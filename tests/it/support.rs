@@ -89,6 +89,7 @@ impl Site {
                 "encoder.device = \"cpu\"",
                 "intake.settle_secs = 0.3",
                 "intake.rescan_secs = 0.2",
+                "intake.read_at_once = 3",
                 "volume.side = 56",
                 "tokens.projection = 16",
                 "service.min_free_mib = 0",

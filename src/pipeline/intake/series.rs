@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem,
     path::{Path, PathBuf},
+    slice,
     time::{Duration, Instant},
 };
 
@@ -20,10 +21,9 @@ use super::{
         board::StageName,
         child,
         convert::{self, Event, Standing},
-        encode::Prepared,
         now_secs,
     },
-    Companions, Intake, MAX_PAUSE, Taken, Whole, below, poison, seen_key,
+    Companions, Intake, MAX_PAUSE, Whole, below, poison, seen_key,
 };
 use crate::{
     domain::{
@@ -356,24 +356,18 @@ impl Intake {
         let companions = Companions::of(&path);
         let came_from = below(unit.incoming, &unit.bundle.path).to_owned();
         let waited = unit.waited(inputs);
-        let whole = Whole { companions, came_from, patient, waited, n_crashes };
         let candidate = Candidate { path, look };
-        let (taken, timings) = self.take_in_whatever_happens(&candidate, &whole);
-        let outcome = match taken {
-            Ok(Taken::Accepted(record, scan)) => {
-                debug!(scan = %record.id, path = %unit.bundle.path.display(), "accepted from");
-                self.queue(&record, Prepared { scan: *scan, timings });
-                SeenOutcome::Accepted(record.id)
+        let whole = Whole { candidate, companions, came_from, patient, waited, n_crashes };
+        let (read, timings) = self.reader.read(slice::from_ref(&whole)).remove(0);
+        match self.admit(&whole, read, timings) {
+            Err(error) => self.series_failed(error),
+            Ok(None) => Ok(Series::Later),
+            Ok(Some(outcome)) => {
+                debug!(?outcome, path = %unit.bundle.path.display(), "read");
+                self.shared.metrics.settled(whole.waited);
+                Ok(Series::Taken(outcome))
             }
-            Ok(Taken::Duplicate(id)) => {
-                self.count_duplicate(id);
-                SeenOutcome::Duplicate(id)
-            }
-            Ok(Taken::Changed | Taken::GivenUp) => return Ok(Series::Later),
-            Err(error) => return self.series_failed(error),
-        };
-        self.shared.metrics.settled(whole.waited);
-        Ok(Series::Taken(outcome))
+        }
     }
 
     fn series_failed(&self, error: ScanError) -> Result<Series, ScanError> {

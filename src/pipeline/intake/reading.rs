@@ -1,0 +1,332 @@
+//! From a whole file to a scan that can be encoded: copied, read, checked, identified, prepared.
+//! Nothing is decided here, so that several files can be read at once.
+
+use std::{
+    fs, io, mem,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tracing::warn;
+
+use crate::{
+    domain::{
+        error::{QuarantineReason, Refusal, ScanError},
+        patient::Patient,
+        scan::{AlignmentFacts, BrainFacts, FileLook, PreprocessFacts, ScanId},
+    },
+    ingest::{self, Candidate},
+    metrics::Stage,
+    nifti::{self, Limits},
+    pipeline::{
+        Shared,
+        acquisition::{Acquisition, acquisition, read_json},
+        archive::Draft,
+        board::StageName,
+        hook::{self, Handed, Hook},
+        panic_text, side_by_side,
+        steps::{self, Encodable, Incoming},
+        timings::Timings,
+    },
+};
+
+/// A file that has been still for long enough.
+pub(super) struct Whole {
+    /// The file.
+    pub(super) candidate: Candidate,
+    /// What lies beside it.
+    pub(super) companions: Companions,
+    /// Where it lies below the incoming folder, or what it was made of.
+    pub(super) came_from: PathBuf,
+    /// By its DICOM header.
+    pub(super) patient: Option<Patient>,
+    /// Since it was first seen.
+    pub(super) waited: Duration,
+    /// Times that the process died while it read this file.
+    pub(super) n_crashes: u32,
+}
+
+/// Files that are read at once: at most so many, and together no larger than one alone may be. What
+/// was in hand at a crash is read alone: others would be blamed for the next one, too.
+pub(super) struct Batch {
+    files: Vec<Whole>,
+    n_voxels: u64,
+    max_files: usize,
+    limits: Limits,
+}
+
+impl Batch {
+    pub(super) fn new(max_files: usize, limits: Limits) -> Self {
+        Self { files: Vec::new(), n_voxels: 0, max_files, limits }
+    }
+
+    /// Adds a file, and returns the batches that are to be read now.
+    pub(super) fn add(&mut self, whole: Whole) -> Vec<Vec<Whole>> {
+        let mut due = Vec::new();
+        let is_suspect = whole.n_crashes > 0;
+        // What is no scan takes no room; the reader will say what it is.
+        let n_voxels = nifti::n_voxels(&whole.candidate.path, &self.limits).unwrap_or(0);
+        if is_suspect || self.n_voxels + n_voxels > self.limits.max_voxels {
+            due.extend(self.take());
+        }
+        self.files.push(whole);
+        self.n_voxels += n_voxels;
+        if is_suspect || self.files.len() >= self.max_files {
+            due.extend(self.take());
+        }
+        due
+    }
+
+    /// What there is, if there is anything.
+    pub(super) fn take(&mut self) -> Option<Vec<Whole>> {
+        self.n_voxels = 0;
+        Some(mem::take(&mut self.files)).filter(|files| !files.is_empty())
+    }
+}
+
+/// What became of a whole file.
+pub(super) enum Taken<S> {
+    /// A scan that is new.
+    Scan(S),
+    /// A copy of a known one.
+    Duplicate(ScanId),
+    /// It changed while it was copied, so that it was not whole after all, or the service was asked
+    /// to stop meanwhile.
+    Later,
+}
+
+/// A scan that was read.
+pub(super) struct Read {
+    /// Identity.
+    pub(super) id: ScanId,
+    /// Its files in the archive.
+    pub(super) draft: Draft,
+    /// What is known of it.
+    pub(super) facts: Facts,
+    /// What the encoder takes.
+    pub(super) encodable: Encodable,
+}
+
+/// What the journal keeps of a scan that was read.
+pub(super) struct Facts {
+    pub(super) placed: Acquisition,
+    pub(super) brain: BrainFacts,
+    pub(super) alignment: Option<AlignmentFacts>,
+    pub(super) preprocess: Option<PreprocessFacts>,
+}
+
+/// Reads whole files.
+pub(super) struct Reader {
+    shared: Arc<Shared>,
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        // A kill may have left a scan there.
+        clear(&hook_folder(&shared));
+        Self { shared }
+    }
+
+    /// Reads files at once, each with the times that it took; a crash is a refusal.
+    pub(super) fn read(&self, files: &[Whole]) -> Vec<(Result<Taken<Read>, ScanError>, Timings)> {
+        side_by_side(files, |whole| {
+            let mut timings = Timings::start(Stage::Decode);
+            let read = refused_if_it_panics(&self.shared, || self.read_one(whole, &mut timings));
+            timings.pause();
+            (read, timings)
+        })
+    }
+
+    fn beat(&self) {
+        self.shared.board.beat(StageName::Intake);
+    }
+
+    fn read_one(&self, whole: &Whole, timings: &mut Timings) -> Result<Taken<Read>, ScanError> {
+        let Candidate { path, look } = &whole.candidate;
+        if path.is_dir() {
+            return Err(a_folder().into());
+        }
+        let Shared { store, archive, method, .. } = &*self.shared;
+        let limits = self.shared.limits();
+        let Companions { mask, json } = &whole.companions;
+        let mask = mask.as_ref().map(|(path, _)| path.as_path());
+        let mut draft = archive.draft(path, mask, limits.max_file_bytes, || self.beat())?;
+        let json = json.as_ref().map(|(json, _)| read_json(path, json));
+        if ingest::look_at(path).ok() != Some(*look) || Companions::of(path) != whole.companions {
+            return Ok(Taken::Later);
+        }
+        let scan = Incoming::read(&draft.scan, draft.mask.as_deref(), &limits)?;
+        self.beat();
+        let id = scan.id;
+        if store.record(&id)?.is_some_and(|known| !known.may_come_again()) {
+            return Ok(Taken::Duplicate(id));
+        }
+        timings.switch(Stage::Preprocess);
+        let hook = method.hook.as_ref().filter(|hook| hook.takes(scan.is_head()));
+        let handed = match hook {
+            None => None,
+            Some(hook) => match self.preprocess(hook, &draft.scan, &scan)? {
+                None => return Ok(Taken::Later),
+                handed => handed,
+            },
+        };
+        let source = steps::prepare(scan, handed, method)?;
+        self.beat();
+        let rules = &self.shared.config().cohorts;
+        let placed = acquisition(path, json, source.raw.affine.spacing_mm(), rules, method);
+        // What cannot be encoded is refused while the file is at hand.
+        let encodable = Encodable::new(&source, method, &placed.cohort)?;
+        timings.switch(Stage::Decode);
+        self.beat();
+        let preprocess = source.preprocess.as_ref();
+        if preprocess.is_some_and(|done| done.scan_replaced) {
+            archive.replace_scan(&draft, &nifti::encode_scan(&source.grid, &source.raw.voxels))?;
+        }
+        if source.brain_from.is_found() {
+            // Found once: results are written again and again.
+            archive
+                .add_mask(&mut draft, &nifti::encode_mask(&source.grid, &source.brain.inside))?;
+        }
+        let facts = Facts {
+            placed,
+            brain: steps::brain_facts(&source),
+            alignment: steps::alignment_facts(&source),
+            preprocess: source.preprocess,
+        };
+        Ok(Taken::Scan(Read { id, draft, facts, encodable }))
+    }
+
+    /// Lets the site's own preprocessing work on a scan; nothing when asked to stop meanwhile.
+    fn preprocess(
+        &self,
+        hook: &Hook,
+        file: &Path,
+        scan: &Incoming,
+    ) -> Result<Option<Handed>, ScanError> {
+        let shared = &self.shared;
+        let work = hook_folder(shared);
+        let _at_work = shared.board.takes_long(format!("preprocessing by {}", hook.name()));
+        let handed = hook.run(file, &scan.raw, &work, &shared.limits(), || {
+            self.beat();
+            !shared.stopping()
+        });
+        let is_unstarted = matches!(handed, Err(ScanError::Own { doing: hook::STARTING, .. }));
+        shared.board.set_reason(hook::UNSTARTED, is_unstarted);
+        // It holds a patient's scan.
+        clear(&work);
+        handed
+    }
+}
+
+/// Does something with a scan; a panic is a refusal.
+pub(super) fn refused_if_it_panics<T>(
+    shared: &Shared,
+    work: impl FnOnce() -> Result<T, ScanError>,
+) -> Result<T, ScanError> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        shared.metrics.stage_panicked(Stage::Decode);
+        let text = panic_text(panic.as_ref());
+        Err(poison(format!("a crash while reading ({text})")).into())
+    })
+}
+
+/// A scan that crashes the reader.
+pub(super) fn poison(found: String) -> Refusal {
+    let needed = "a scan that the reader understands";
+    let action = "see the log of that time; report it with its files, if they may be shared";
+    Refusal::new(QuarantineReason::Poison, found, needed, action)
+}
+
+fn a_folder() -> Refusal {
+    Refusal::new(
+        QuarantineReason::Unsupported,
+        "a folder with the name of a scan",
+        "a NIfTI file",
+        "put files into the incoming folder; folders of files may have any other name",
+    )
+}
+
+fn hook_folder(shared: &Shared) -> PathBuf {
+    shared.config().directories.state.join("preprocess")
+}
+
+/// Removes a folder, if it is there.
+fn clear(folder: &Path) {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            warn!(error = %error.kind(), "a work folder stays until the next time");
+        }
+        _ => {}
+    }
+}
+
+/// A file beside a scan and what it looked like.
+type Companion = Option<(PathBuf, FileLook)>;
+
+/// What lies beside a scan and is read with it.
+#[derive(PartialEq, Eq)]
+pub(super) struct Companions {
+    mask: Companion,
+    json: Companion,
+}
+
+impl Companions {
+    /// As they look now.
+    pub(super) fn of(scan: &Path) -> Self {
+        let look = |path: Option<PathBuf>| {
+            let path = path?;
+            let look = ingest::look_at(&path).ok()?;
+            Some((path, look))
+        };
+        Self { mask: look(steps::companion_mask(scan)), json: look(steps::companion_json(scan)) }
+    }
+
+    pub(super) fn looks(&self) -> ingest::Beside {
+        [&self.mask, &self.json].map(|companion| companion.as_ref().map(|(_, look)| *look))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numeric::{
+        geometry::{Affine, Shape3, WorldPoint},
+        volume::RawVolume,
+    };
+
+    #[test]
+    fn files_that_are_read_at_once_are_few_and_small_and_no_suspects() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = |(side, n_crashes): (usize, u32)| {
+            let path = folder.path().join(format!("{side}.nii.gz"));
+            let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
+            let voxels = vec![1.0; side.pow(3)];
+            let raw = RawVolume { shape: Shape3([side; 3]), voxels, affine };
+            // One that is none has no size.
+            let bytes = if side == 0 { vec![1, 2, 3] } else { nifti::encode_volume(&raw) };
+            fs::write(&path, bytes).unwrap();
+            let look = ingest::look_at(&path).unwrap();
+            let companions = Companions::of(&path);
+            let candidate = Candidate { path, look };
+            let (came_from, waited) = (PathBuf::new(), Duration::ZERO);
+            Whole { candidate, companions, came_from, patient: None, waited, n_crashes }
+        };
+        let batches = |max_files: usize, files: &[(usize, u32)]| -> Vec<usize> {
+            let limits = Limits { max_file_bytes: 1 << 20, max_voxels: 2000 };
+            let mut batch = Batch::new(max_files, limits);
+            let mut due: Vec<Vec<Whole>> =
+                files.iter().flat_map(|&file| batch.add(whole(file))).collect();
+            due.extend(batch.take());
+            due.iter().map(Vec::len).collect()
+        };
+        let small = [(5, 0); 5];
+        assert_eq!(batches(2, &small), [2, 2, 1]);
+        assert_eq!(batches(1, &small), [1; 5]);
+        assert_eq!(batches(9, &[(10, 0), (10, 0), (10, 0), (0, 0), (9, 0), (10, 0)]), [2, 3, 1]);
+        assert_eq!(batches(9, &[(5, 0), (5, 1), (5, 0), (5, 0), (5, 2)]), [1, 1, 2, 1]);
+        assert_eq!(batches(9, &[(20, 0), (5, 0)]), [2], "the first is refused by its header");
+        assert!(batches(9, &[]).is_empty());
+    }
+}
