@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Grows whenever the code computes other tokens from the same settings and weights.
-const TOKENS_VERSION: u32 = 2;
+const TOKENS_VERSION: u32 = 3;
 
 /// What shapes the tokens and the scores, for sidecars and for keeping apart what must not be
 /// compared.
