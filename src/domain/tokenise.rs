@@ -4,6 +4,10 @@ use std::{
     mem,
     ops::ControlFlow,
     panic::resume_unwind,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -49,23 +53,44 @@ pub enum TokeniseError {
 /// The encoder with what turns its features into tokens. One per device.
 pub struct Tokeniser {
     encoder: Box<dyn SliceEncoder>,
+    plan: Arc<Plan>,
+}
+
+/// What the processor does for the encoder: it cuts slices out before, and makes tokens of features
+/// after.
+pub struct Plan {
     projection: Option<Projection>,
     settings: TokenSettings,
     n_layers: usize,
-    max_batch: usize,
-    /// Room for the pixels of two batches. Kept: fresh memory takes longer to get than to fill.
-    pixels: [Vec<f32>; 2],
+    patch: usize,
+    channels: usize,
+    max_batch: AtomicUsize,
+    /// Room for the pixels of batches. Kept: fresh memory takes longer to get than to fill.
+    rooms: Mutex<Vec<Vec<f32>>>,
+}
+
+/// A volume whose first slices are ready for the encoder.
+pub struct Started<'p> {
+    builder: TokenBuilder<'p>,
+    groups: Vec<SliceGroup>,
+    images: ImageBatch,
+}
+
+/// A volume whose slices have all been encoded.
+pub struct Features<'p> {
+    builder: TokenBuilder<'p>,
+    last: Option<Encoded>,
 }
 
 /// A batch that went through the encoder.
-struct Encoded<'a> {
-    groups: &'a [SliceGroup],
+struct Encoded {
+    groups: Vec<SliceGroup>,
     /// Of each group.
     patches: Vec<Vec<u32>>,
     layers: Vec<PatchFeatures>,
 }
 
-impl Encoded<'_> {
+impl Encoded {
     fn add_to(self, builder: &mut TokenBuilder<'_>) {
         for (layer, PatchFeatures { channels, values }) in self.layers.iter().enumerate() {
             let mut features = &values[..];
@@ -78,6 +103,48 @@ impl Encoded<'_> {
     }
 }
 
+impl Plan {
+    /// Cuts out the first slices of a volume.
+    pub fn start(&self, volume: &Volume) -> Started<'_> {
+        let Self { projection, settings, n_layers, patch, channels, .. } = self;
+        let builder =
+            TokenBuilder::new(volume, *patch, *channels, *n_layers, projection.as_ref(), settings);
+        let groups = builder.due_groups();
+        let images = self.first_images(volume, &builder, &groups);
+        Started { builder, groups, images }
+    }
+
+    /// The slices of as many of the groups as go to the device at once.
+    fn first_images(
+        &self,
+        volume: &Volume,
+        builder: &TokenBuilder<'_>,
+        groups: &[SliceGroup],
+    ) -> ImageBatch {
+        let room = self.rooms.lock().expect("no holder of the lock can panic").pop();
+        let first = first_of(groups, slices_per_group(builder, groups), self.max_batch());
+        images_of(volume, builder, first, room.unwrap_or_default())
+    }
+
+    fn keep_room(&self, images: ImageBatch) {
+        self.rooms.lock().expect("no holder of the lock can panic").push(images.pixels);
+    }
+
+    fn max_batch(&self) -> usize {
+        self.max_batch.load(Ordering::Relaxed)
+    }
+}
+
+impl Features<'_> {
+    /// The tokens, layer by layer, within a layer one grid per view, or one for all.
+    pub fn into_tokens(mut self) -> Result<Vec<TokenGrid>, TokeniseError> {
+        if let Some(last) = self.last {
+            last.add_to(&mut self.builder);
+        }
+        Ok(self.builder.finish()?)
+    }
+}
+
 impl Tokeniser {
     /// Encodes `max_batch` slices at a time, fewer once the device has run out of memory.
     pub fn new(
@@ -87,7 +154,10 @@ impl Tokeniser {
         n_layers: usize,
         max_batch: usize,
     ) -> Self {
-        Self { encoder, projection, settings, n_layers, max_batch, pixels: Default::default() }
+        let (patch, channels) = (encoder.patch(), encoder.channels());
+        let (max_batch, rooms) = (max_batch.into(), Mutex::default());
+        let plan = Plan { projection, settings, n_layers, patch, channels, max_batch, rooms };
+        Self { encoder, plan: Arc::new(plan) }
     }
 
     /// The device in words.
@@ -100,9 +170,19 @@ impl Tokeniser {
         self.encoder.memory()
     }
 
+    /// As [`SliceEncoder::works_apart`].
+    pub fn works_apart(&self) -> bool {
+        self.encoder.works_apart()
+    }
+
     /// Slices per batch now in use.
     pub fn max_batch(&self) -> usize {
-        self.max_batch
+        self.plan.max_batch()
+    }
+
+    /// What comes before the encoder, and may be done beside it for the next volume.
+    pub fn plan(&self) -> Arc<Plan> {
+        Arc::clone(&self.plan)
     }
 
     /// The tokens of a volume, layer by layer, within a layer one grid per view, or one for all.
@@ -110,15 +190,22 @@ impl Tokeniser {
     pub fn tokens(
         &mut self,
         volume: &Volume,
-        mut progress: impl FnMut(Progress) -> ControlFlow<()>,
+        progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Vec<TokenGrid>, TokeniseError> {
-        let Self { encoder, projection, settings, n_layers, max_batch, pixels } = self;
-        let (patch, channels) = (encoder.patch(), encoder.channels());
-        let mut builder =
-            TokenBuilder::new(volume, patch, channels, *n_layers, projection.as_ref(), settings);
-        let groups = builder.due_groups();
-        let slices = groups.first().map_or(0, |&group| builder.slices(group).len());
-        let all = groups.len() * slices;
+        let plan = self.plan();
+        self.encode(volume, plan.start(volume), progress)?.into_tokens()
+    }
+
+    /// Encodes the slices of a volume. `progress` is called after each batch and may ask to stop.
+    pub fn encode<'p>(
+        &mut self,
+        volume: &Volume,
+        Started { mut builder, groups, mut images }: Started<'p>,
+        mut progress: impl FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Features<'p>, TokeniseError> {
+        let Self { encoder, plan } = self;
+        let (apart, all) =
+            (encoder.works_apart(), groups.len() * slices_per_group(&builder, &groups));
         let mut done = 0;
         let mut is_encoded = |batch: usize, took: Duration| {
             done += batch;
@@ -127,39 +214,39 @@ impl Tokeniser {
                 _ => Ok(()),
             }
         };
-        let first = first_of(&groups, slices, *max_batch);
-        let mut images = images_of(volume, &builder, first, mem::take(&mut pixels[0]));
-        let (mut due, mut last) = (&groups[..], None::<Encoded<'_>>);
+        let (mut due, mut last) = (&groups[..], None::<Encoded>);
         while !due.is_empty() {
             let (batch, others) = due.split_at(images.patches.len());
-            let (next, room) = (first_of(others, slices, *max_batch), mem::take(&mut pixels[1]));
             let meanwhile = || {
                 if let Some(last) = last.take() {
                     last.add_to(&mut builder);
                 }
-                images_of(volume, &builder, next, room)
+                plan.first_images(volume, &builder, others)
             };
-            let apart = encoder.works_apart();
             let ((found, took), next) = timed(|| encoder.encode(&images), meanwhile, apart);
             let started = Instant::now();
-            let Some(layers) = or_smaller(found, encoder.as_mut(), &images, max_batch)? else {
-                pixels[1] = next.pixels;
-                let first = first_of(due, slices, *max_batch);
-                images = images_of(volume, &builder, first, images.pixels);
+            let Some(layers) = or_smaller(found, encoder.as_mut(), &images, &plan.max_batch)?
+            else {
+                [next, images].into_iter().for_each(|images| plan.keep_room(images));
+                images = plan.first_images(volume, &builder, due);
                 continue;
             };
             let (took, n_images) = (took + started.elapsed(), images.n_images());
-            let ImageBatch { patches, pixels: done, .. } = mem::replace(&mut images, next);
-            last = Some(Encoded { groups: batch, patches, layers });
-            (due, pixels[1]) = (others, done);
+            let mut done = mem::replace(&mut images, next);
+            let patches = mem::take(&mut done.patches);
+            last = Some(Encoded { groups: batch.to_vec(), patches, layers });
+            plan.keep_room(done);
+            due = others;
             is_encoded(n_images, took)?;
         }
-        if let Some(last) = last {
-            last.add_to(&mut builder);
-        }
-        pixels[0] = images.pixels;
-        Ok(builder.finish()?)
+        plan.keep_room(images);
+        Ok(Features { builder, last })
     }
+}
+
+/// Slices of each of some groups.
+fn slices_per_group(builder: &TokenBuilder<'_>, groups: &[SliceGroup]) -> usize {
+    groups.first().map_or(0, |&group| builder.slices(group).len())
 }
 
 /// As many of the groups as go to the device at once. Whole groups, since their features are pooled
@@ -218,33 +305,34 @@ fn or_smaller(
     found: Result<Vec<PatchFeatures>, DeviceError>,
     encoder: &mut dyn SliceEncoder,
     images: &ImageBatch,
-    max_batch: &mut usize,
+    max_batch: &AtomicUsize,
 ) -> Result<Option<Vec<PatchFeatures>>, TokeniseError> {
     match found {
         Err(DeviceError::OutOfMemory { .. }) if images.patches.len() > 1 => {
-            *max_batch = images.n_images() / 2;
+            max_batch.store(images.n_images() / 2, Ordering::Relaxed);
             Ok(None)
         }
         Err(DeviceError::OutOfMemory { .. }) if images.group > 1 => {
-            *max_batch = images.group / 2;
-            encode_in_parts(encoder, images, max_batch).map(Some)
+            let (layers, fits) = encode_in_parts(encoder, images, images.group / 2)?;
+            max_batch.store(fits, Ordering::Relaxed);
+            Ok(Some(layers))
         }
         done => Ok(Some(done?)),
     }
 }
 
 /// One group that the device has too little memory for: encoded `max_batch` images at a time, fewer
-/// after each out-of-memory error, and pooled here.
+/// after each out-of-memory error, and pooled here. Gives as well how many fit.
 fn encode_in_parts(
     encoder: &mut dyn SliceEncoder,
     images: &ImageBatch,
-    max_batch: &mut usize,
-) -> Result<Vec<PatchFeatures>, TokeniseError> {
+    mut max_batch: usize,
+) -> Result<(Vec<PatchFeatures>, usize), TokeniseError> {
     let (side, n_pixels) = (images.side, images.n_pixels());
     let mut joined: Vec<PatchFeatures> = Vec::new();
     let mut start = 0;
     while start < images.n_images() {
-        let n_images = (*max_batch).clamp(1, images.n_images() - start);
+        let n_images = max_batch.clamp(1, images.n_images() - start);
         let pixels = images.pixels[start * n_pixels..(start + n_images) * n_pixels].to_vec();
         let patches = vec![images.patches[0].clone(); n_images];
         match encoder.encode(&ImageBatch { side, pixels, group: 1, patches }) {
@@ -252,11 +340,11 @@ fn encode_in_parts(
                 join(&mut joined, features);
                 start += n_images;
             }
-            Err(DeviceError::OutOfMemory { .. }) if n_images > 1 => *max_batch = n_images / 2,
+            Err(DeviceError::OutOfMemory { .. }) if n_images > 1 => max_batch = n_images / 2,
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(joined.into_iter().map(|features| features.pooled(images)).collect())
+    Ok((joined.into_iter().map(|features| features.pooled(images)).collect(), max_batch))
 }
 
 fn join(joined: &mut Vec<PatchFeatures>, part: Vec<PatchFeatures>) {

@@ -1,4 +1,5 @@
-//! The stages of the daemon: intake -> encode -> score, each a thread that owns its state.
+//! The stages of the daemon: intake -> encode -> score, each a thread that owns its state, and lets
+//! others help it.
 //!
 //! Scan ids move between stages, and with them what intake made of a scan for the encoder, through
 //! a short queue: a slow device slows reading, and the incoming folder grows visibly. What must

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests stand outside of test functions")]
 
 mod alignment;
+mod apart;
 mod arrivals;
 mod cli;
 mod cohorts;

@@ -1,0 +1,270 @@
+//! Encoding where the device works apart from the processor, as a GPU does: the steps of several
+//! scans go on side by side. Here the CPU engine plays the device.
+
+use std::{
+    fs,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use oddscan::{
+    compute::{EncoderOptions, Precision, cpu::CpuEncoder, position::PositionResize},
+    config::Config,
+    domain::{
+        SliceEncoder,
+        error::{DeviceError, ScanError},
+        scan::{ScanRecord, ScanState},
+        tokenise::Tokeniser,
+    },
+    engine::Engine,
+    metrics::Metrics,
+    numeric::{
+        projection::Projection,
+        slice::{ImageBatch, PatchFeatures},
+        token::TokenGrid,
+    },
+    pipeline::{Pipeline, Shared, StageEnd, board::StageName},
+    store::Store,
+};
+
+use crate::{
+    support::{Site, scan_bytes},
+    tiny,
+};
+
+/// What is done at the start of each batch, by its number.
+type AtBatch = Box<dyn Fn(usize) -> Result<(), DeviceError> + Send + Sync>;
+
+struct Apart {
+    encoder: CpuEncoder,
+    n_batches: AtomicUsize,
+    works_apart: bool,
+    at_batch: AtBatch,
+}
+
+impl SliceEncoder for Apart {
+    fn encode(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, DeviceError> {
+        (self.at_batch)(self.n_batches.fetch_add(1, Ordering::Relaxed))?;
+        self.encoder.encode(images)
+    }
+
+    fn patch(&self) -> usize {
+        self.encoder.patch()
+    }
+
+    fn channels(&self) -> usize {
+        self.encoder.channels()
+    }
+
+    fn device(&self) -> &str {
+        "apart"
+    }
+
+    fn works_apart(&self) -> bool {
+        self.works_apart
+    }
+}
+
+struct Running {
+    site: Site,
+    shared: Arc<Shared>,
+    pipeline: Pipeline,
+}
+
+/// The stages on such a device, with `n` scans in the incoming folder.
+fn start(n: u64, works_apart: bool, at_batch: AtBatch) -> Running {
+    let site = Site::new(2, &["window.max_scans = 100"]);
+    for seed in 1..=n {
+        site.drop_in(&format!("sub-{seed}_T1w.nii.gz"), &scan_bytes(seed));
+    }
+    start_at(site, works_apart, at_batch, |_| {})
+}
+
+fn start_at(
+    site: Site,
+    works_apart: bool,
+    at_batch: AtBatch,
+    before: impl FnOnce(&Arc<Shared>),
+) -> Running {
+    let text = fs::read_to_string(site.path("config.toml")).unwrap();
+    let config = Config::parse(&text).unwrap();
+    let engine = Engine::start(&config).unwrap();
+    let layers = engine.method.layers.clone();
+    let options = EncoderOptions {
+        layers: layers.clone(),
+        final_norm: true,
+        position: PositionResize::Offset,
+        precision: Some(Precision::F32),
+    };
+    let weights = tiny::network(0).into_grey();
+    let projection = Projection::new(config.projection.seed, weights.architecture.channels, 16);
+    let n_batches = AtomicUsize::new(0);
+    let encoder =
+        Apart { encoder: CpuEncoder::new(&weights, &options), n_batches, works_apart, at_batch };
+    // Several batches per scan.
+    let tokeniser = Tokeniser::new(
+        Box::new(encoder),
+        Some(projection),
+        config.tokens.clone(),
+        layers.len(),
+        20,
+    );
+    let engine = Engine { tokeniser, ..engine };
+    let store = Store::open(&site.path("state/store"), config.window.memory_bytes).unwrap();
+    let method = engine.method.clone();
+    let shared = Arc::new(Shared::new(config, store, Metrics::new(), method).unwrap());
+    before(&shared);
+    let pipeline = Pipeline::start(&shared, engine).unwrap();
+    Running { site, shared, pipeline }
+}
+
+impl Running {
+    fn records(&self) -> Vec<ScanRecord> {
+        self.shared.store.records().unwrap()
+    }
+
+    fn wait_encoded(&self, n: usize) {
+        self.site.wait("encoded", |_| {
+            self.records().iter().filter(|record| record.is_member()).count() == n
+        });
+    }
+
+    /// Ends the stages and gives what the journal holds then.
+    fn end(self) -> (Site, Vec<ScanRecord>) {
+        self.shared.request_stop();
+        self.pipeline.join();
+        let records = self.shared.store.records().unwrap();
+        (self.site, records)
+    }
+}
+
+fn nothing() -> AtBatch {
+    Box::new(|_| Ok(()))
+}
+
+#[test]
+fn steps_side_by_side_give_the_same_tokens_in_the_same_order() {
+    let tokens = [false, true].map(|works_apart| {
+        let running = start(6, works_apart, nothing());
+        running.wait_encoded(6);
+        let store = &running.shared.store;
+        let all: Vec<(ScanRecord, Vec<TokenGrid>)> = running
+            .records()
+            .into_iter()
+            .map(|record| {
+                let grids = (0..).map_while(|grid| store.tokens(&record.id, grid).unwrap());
+                (record.clone(), grids.collect())
+            })
+            .collect();
+        running.site.wait("written", |site| {
+            (1..=6).all(|seed| site.sidecar(&format!("sub-{seed}_T1w")).is_some())
+        });
+        let status = running.shared.board.status();
+        assert_eq!((status.n_waiting, status.in_hand), (0, None));
+        running.end();
+        assert!(all.iter().all(|(record, grids)| record.attempts == 0 && !grids.is_empty()));
+        all.into_iter().map(|(record, grids)| (record.id, grids)).collect::<Vec<_>>()
+    });
+    assert!(tokens[0] == tokens[1], "bit for bit");
+}
+
+#[test]
+fn a_stop_puts_back_all_that_are_on_their_way() {
+    let is_busy = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&is_busy);
+    let slow: AtBatch = Box::new(move |batch| {
+        seen.store(batch, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(200));
+        Ok(())
+    });
+    let running = start(5, true, slow);
+    running.site.wait("one is encoded and others are ready", |_| {
+        is_busy.load(Ordering::Relaxed) >= 1
+            && running.records().iter().filter(|record| record.attempts > 0).count() >= 2
+    });
+    let (_site, records) = running.end();
+    assert!(records.iter().any(|record| record.state == ScanState::Ingested));
+    assert!(records.iter().all(|record| record.attempts == 0), "{records:?}");
+}
+
+#[test]
+fn a_device_that_fails_ends_the_stage_and_only_its_own_scan_is_to_blame() {
+    let failing: AtBatch = Box::new(|batch| {
+        thread::sleep(Duration::from_millis(50));
+        if batch < 5 {
+            return Ok(());
+        }
+        let (device, message) = ("apart".to_owned(), "gone".to_owned());
+        Err(DeviceError::Failed { device, message })
+    });
+    let mut running = start(6, true, failing);
+    let (stage, end) = running.pipeline.ended.blocking_recv().unwrap();
+    assert_eq!(stage, StageName::Encode);
+    assert!(matches!(end, StageEnd::Failed(ScanError::Device(_))), "{end:?}");
+    let (_site, records) = running.end();
+    let attempts: Vec<u32> = records.iter().map(|record| record.attempts).collect();
+    assert_eq!(attempts.iter().sum::<u32>(), 1, "{attempts:?}");
+}
+
+#[test]
+fn a_panic_of_the_device_sets_its_scan_aside_and_the_others_go_on() {
+    let panicking: AtBatch = Box::new(|batch| {
+        assert!(batch != 4, "a bug");
+        Ok(())
+    });
+    let running = start(5, true, panicking);
+    running.wait_encoded(4);
+    running.site.wait("set aside", |_| running.shared.board.status().n_quarantined == 1);
+    let (_site, records) = running.end();
+    assert!(records.iter().all(|record| record.attempts <= 1));
+}
+
+#[test]
+fn scans_that_were_in_hand_at_a_crash_are_encoded_one_at_a_time() {
+    // They come in, and the process dies with three of them in hand.
+    let slow: AtBatch = Box::new(|_| {
+        thread::sleep(Duration::from_millis(300));
+        Ok(())
+    });
+    let running = start(6, true, slow);
+    running.site.wait("taken in", |_| running.records().len() == 6);
+    let (site, records) = running.end();
+    let ingested: Vec<ScanRecord> =
+        records.into_iter().filter(|record| record.state == ScanState::Ingested).collect();
+    assert!(ingested.len() >= 4);
+    let suspects: Vec<_> = ingested[..3].iter().map(|record| record.id).collect();
+    let shared: Arc<OnceLock<Arc<Shared>>> = Arc::default();
+    let in_hand: Arc<Mutex<Vec<Vec<ScanRecord>>>> = Arc::default();
+    let (seen, looks_at) = (Arc::clone(&in_hand), Arc::clone(&shared));
+    let watching: AtBatch = Box::new(move |_| {
+        thread::sleep(Duration::from_millis(30));
+        let records = looks_at.get().unwrap().store.records().unwrap();
+        let in_hand = records.into_iter().filter(|record| record.attempts > 0).collect();
+        seen.lock().unwrap().push(in_hand);
+        Ok(())
+    });
+    let running = start_at(site, true, watching, |fresh| {
+        for record in &ingested[..3] {
+            fresh.store.put_record(&ScanRecord { attempts: 1, ..record.clone() }).unwrap();
+        }
+        shared.set(Arc::clone(fresh)).ok();
+    });
+    running.wait_encoded(6);
+    running.end();
+    // The count of those that are in hand: it was one, and is two.
+    let batches = in_hand.lock().unwrap();
+    let in_hand = |records: &[ScanRecord], wanted: u32| {
+        records.iter().filter(|record| record.attempts == wanted).count()
+    };
+    let of_suspects = batches.iter().filter(|records| in_hand(records, 2) > 0);
+    assert!(of_suspects.clone().count() >= suspects.len());
+    for records in of_suspects {
+        assert_eq!(in_hand(records, 2), 1);
+        let others = records.iter().filter(|record| !suspects.contains(&record.id));
+        assert_eq!(others.count(), 0, "{records:?}");
+    }
+}
