@@ -16,13 +16,14 @@ const NETWORK: Architecture = Architecture {
     position_side: 8,
 };
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "encode",
     "compare-whole-volume",
     "compare-within-reach",
     "score",
     "scan-to-cube",
     "slices",
+    "tokens",
     "map",
     "packed-map",
     "picture",
@@ -48,6 +49,7 @@ fn main() {
         "score" => Box::new(work::score(500, 50)),
         "scan-to-cube" => Box::new(work::around::canonical(2.0)),
         "slices" => Box::new(work::around::slices()),
+        "tokens" => Box::new(work::around::tokens(64)),
         "map" => Box::new(work::around::map(2.0)),
         "packed-map" => Box::new(work::around::packed_map(2.0)),
         "picture" => Box::new(work::around::picture(2.0)),

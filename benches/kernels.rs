@@ -30,6 +30,7 @@ fn main() {
     bench("score a scan against 200", Box::new(work::score(1900, 200)));
     bench("a scan to its cube", Box::new(work::around::canonical(1.0)));
     bench("cut all slices of a cube", Box::new(work::around::slices()));
+    bench("features to tokens", Box::new(work::around::tokens(384)));
     bench("scores to a map", Box::new(work::around::map(1.0)));
     bench("pack a map", Box::new(work::around::packed_map(1.0)));
     bench("draw a picture", Box::new(work::around::picture(1.0)));

@@ -9,7 +9,7 @@ use oddscan::{
         preprocess::{CubeSettings, brain_mask, canonicalise, cube_affine},
         projection::Normal,
         slice::slice_pixels,
-        token::foreground_cells,
+        token::{TokenBuilder, TokenSettings, foreground_cells},
         volume::{RawMask, RawVolume, Volume},
     },
     report::picture::{self, PictureInput},
@@ -35,6 +35,30 @@ pub fn slices() -> impl FnMut() {
                 std::hint::black_box(&pixels);
             }
         }
+    }
+}
+
+/// Features of all slices to tokens, three views of `channels` each.
+pub fn tokens(channels: usize) -> impl FnMut() {
+    let cube = cube();
+    let settings = TokenSettings {
+        views: Axis::VIEWS.to_vec(),
+        join_views: false,
+        slices_per_token: 7,
+        slice_stride: 2,
+        skip_background: true,
+        min_brain_fraction: 0.3,
+        smoothing_patches: 0.4,
+    };
+    let mut normal = Normal::new(8);
+    let values: Vec<f32> = (0..256 * channels).map(|_| normal.next() as f32).collect();
+    move || {
+        let mut builder = TokenBuilder::new(&cube, 14, channels, 1, None, &settings);
+        for group in builder.due_groups() {
+            let patches = builder.patches(group);
+            builder.add(group, 0, &patches, &values[..patches.len() * channels]);
+        }
+        drop(std::hint::black_box(builder.finish()));
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
         error::{QuarantineReason, Refusal, ScanError},
         finding::{Finding, WindowIdentity},
         patient::Patient,
-        scan::{ScanId, ScanRecord, ScanState},
+        scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
         tokenise::TokeniseError,
         window::Window,
     },
@@ -343,6 +343,7 @@ impl Run<'_> {
         if !self.stems.insert(output_stem.clone()) {
             output_stem = format!("{output_stem}-{}", id.short());
         }
+        let n_tokens = steps::tokens_per_layer(&tokens, self.engine.method.n_parts);
         let record = ScanRecord {
             state: ScanState::Encoded,
             source_name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -354,7 +355,7 @@ impl Run<'_> {
             brain,
             alignment,
             preprocess,
-            encoded: Some(scan.facts(&tokens, &self.engine.method, timings_secs)),
+            encoded: Some(EncodedFacts { n_tokens, timings_secs, ..scan.facts() }),
             ..ScanRecord::new(id, placed.cohort)
         };
         Ok(Member { path: path.to_owned(), again, record, tokens })

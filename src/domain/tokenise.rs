@@ -64,20 +64,21 @@ pub struct Plan {
     n_layers: usize,
     patch: usize,
     channels: usize,
+    /// Slices per batch; fewer once the device has run out of memory.
     max_batch: AtomicUsize,
     /// Room for the pixels of batches. Kept: fresh memory takes longer to get than to fill.
     rooms: Mutex<Vec<Vec<f32>>>,
 }
 
 /// A volume whose first slices are ready for the encoder.
-pub struct Started<'p> {
+pub struct StartedVolume<'p> {
     builder: TokenBuilder<'p>,
     groups: Vec<SliceGroup>,
     images: ImageBatch,
 }
 
 /// A volume whose slices have all been encoded.
-pub struct Features<'p> {
+pub struct EncodedVolume<'p> {
     builder: TokenBuilder<'p>,
     last: Option<Encoded>,
 }
@@ -105,13 +106,13 @@ impl Encoded {
 
 impl Plan {
     /// Cuts out the first slices of a volume.
-    pub fn start(&self, volume: &Volume) -> Started<'_> {
+    pub fn start(&self, volume: &Volume) -> StartedVolume<'_> {
         let Self { projection, settings, n_layers, patch, channels, .. } = self;
         let builder =
             TokenBuilder::new(volume, *patch, *channels, *n_layers, projection.as_ref(), settings);
         let groups = builder.due_groups();
         let images = self.first_images(volume, &builder, &groups);
-        Started { builder, groups, images }
+        StartedVolume { builder, groups, images }
     }
 
     /// The slices of as many of the groups as go to the device at once.
@@ -135,7 +136,7 @@ impl Plan {
     }
 }
 
-impl Features<'_> {
+impl EncodedVolume<'_> {
     /// The tokens, layer by layer, within a layer one grid per view, or one for all.
     pub fn into_tokens(mut self) -> Result<Vec<TokenGrid>, TokeniseError> {
         if let Some(last) = self.last {
@@ -200,9 +201,9 @@ impl Tokeniser {
     pub fn encode<'p>(
         &mut self,
         volume: &Volume,
-        Started { mut builder, groups, mut images }: Started<'p>,
+        StartedVolume { mut builder, groups, mut images }: StartedVolume<'p>,
         mut progress: impl FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Features<'p>, TokeniseError> {
+    ) -> Result<EncodedVolume<'p>, TokeniseError> {
         let Self { encoder, plan } = self;
         let (apart, all) =
             (encoder.works_apart(), groups.len() * slices_per_group(&builder, &groups));
@@ -240,7 +241,7 @@ impl Tokeniser {
             is_encoded(n_images, took)?;
         }
         plan.keep_room(images);
-        Ok(Features { builder, last })
+        Ok(EncodedVolume { builder, last })
     }
 }
 
@@ -309,12 +310,12 @@ fn or_smaller(
 ) -> Result<Option<Vec<PatchFeatures>>, TokeniseError> {
     match found {
         Err(DeviceError::OutOfMemory { .. }) if images.patches.len() > 1 => {
-            max_batch.store(images.n_images() / 2, Ordering::Relaxed);
+            max_batch.fetch_min(images.n_images() / 2, Ordering::Relaxed);
             Ok(None)
         }
         Err(DeviceError::OutOfMemory { .. }) if images.group > 1 => {
             let (layers, fits) = encode_in_parts(encoder, images, images.group / 2)?;
-            max_batch.store(fits, Ordering::Relaxed);
+            max_batch.fetch_min(fits, Ordering::Relaxed);
             Ok(Some(layers))
         }
         done => Ok(Some(done?)),

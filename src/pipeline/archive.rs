@@ -6,6 +6,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use tempfile::TempPath;
@@ -19,9 +20,10 @@ use crate::{
 /// A folder of `<scan id>.scan` and, where a mask came with it or was made, `<scan id>.brain`.
 /// Where the site's preprocessing gave another scan, that one is kept: results are renewed by what
 /// was compared.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Archive {
     folder: PathBuf,
+    changing: Mutex<()>,
 }
 
 /// A source that was copied in and has no id yet. Unless it is kept, its files go with it.
@@ -47,7 +49,13 @@ impl Archive {
     pub(super) fn open(folder: &Path) -> Result<Self, ScanError> {
         // Patient data: nobody else may read it.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-        Ok(Self { folder: folder.to_owned() })
+        Ok(Self { folder: folder.to_owned(), changing: Mutex::default() })
+    }
+
+    /// To be held from a look at the journal until it and the archive agree again: a scan may come
+    /// in the moment in which it leaves.
+    pub(super) fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn scan(&self, id: ScanId) -> PathBuf {
@@ -88,7 +96,11 @@ impl Archive {
     }
 
     fn new_file(&self) -> Result<TempPath, ScanError> {
-        let file = tempfile::Builder::new().prefix("draft-").tempfile_in(&self.folder);
+        let file = tempfile::Builder::new()
+            .prefix("draft-")
+            // The umask decides, as for any other file: it may go to quarantine one day.
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+            .tempfile_in(&self.folder);
         Ok(file.map_err(failed)?.into_temp_path())
     }
 

@@ -17,6 +17,7 @@ use std::{
     thread::{self, Scope, ScopedJoinHandle},
 };
 
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tracing::{info, warn};
 
 use self::setback::{crashed, fail, missing_source, put_back, set_aside};
@@ -30,11 +31,11 @@ use super::{
 use crate::{
     domain::{
         error::{DeviceError, QuarantineReason, Refusal, ScanError},
-        scan::{ScanId, ScanRecord, ScanState},
-        tokenise::{Features, Plan, Progress, Started, TokeniseError, Tokeniser},
+        scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
+        tokenise::{EncodedVolume, Plan, Progress, StartedVolume, TokeniseError, Tokeniser},
     },
     metrics::{Fallback, Stage},
-    numeric::token::TokenGrid,
+    numeric::{token::TokenGrid, volume::Volume},
 };
 
 /// A scan whose turn it is to be encoded.
@@ -51,54 +52,105 @@ pub(super) struct Prepared {
     pub(super) timings: Timings,
 }
 
-/// A scan on its way through this stage, and what the last step made of it.
+/// A scan in this stage, and what the last step made of it.
 struct Work<'r, M> {
     record: ScanRecord,
-    scan: Encodable,
+    /// But for tokens and times.
+    facts: EncodedFacts,
     timings: Timings,
     made: M,
     _counted: Counted<'r>,
 }
 
-/// What the steps tell each other.
-#[derive(Default)]
-struct Run {
+/// A canonical volume whose first slices are cut out.
+type Cut<'r> = (Volume, StartedVolume<'r>);
+
+/// What the steps share.
+struct Run<'s> {
+    shared: &'s Shared,
+    /// Threads of their own, as many as all other stages share. On a CPU the encoder keeps its
+    /// threads busy for a whole batch at a time, and what the others do in parallel are thousands
+    /// of pieces of a millisecond: each would have to wait for a batch to end.
+    pool: ThreadPool,
     /// Scans between the first step and the end of the last.
-    n_on_their_way: AtomicUsize,
-    /// No further scan is taken.
-    is_over: AtomicBool,
+    n_in_hand: AtomicUsize,
+    /// A step has: no further scan is taken.
+    has_ended: AtomicBool,
 }
 
-/// One of the scans on their way.
+/// One of the scans in hand.
 struct Counted<'r>(&'r AtomicUsize);
 
-impl Run {
-    fn count(&self) -> Counted<'_> {
-        self.n_on_their_way.fetch_add(1, Ordering::Relaxed);
-        Counted(&self.n_on_their_way)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.n_on_their_way.load(Ordering::Relaxed) == 0
-    }
-
-    /// When the guard is dropped, however that comes about, no further scan is taken.
-    fn is_over_with_this(&self) -> OverWithThis<'_> {
-        OverWithThis(&self.is_over)
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-struct OverWithThis<'r>(&'r AtomicBool);
+/// However a step ends, the others end after it.
+struct EndsAll<'r>(&'r AtomicBool);
 
-impl Drop for OverWithThis<'_> {
+impl Drop for EndsAll<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+impl<'s> Run<'s> {
+    fn new(shared: &'s Shared) -> Self {
+        let pool = ThreadPoolBuilder::new().thread_name(|index| format!("encode-{index}")).build();
+        let pool = pool.expect("threads for each core");
+        Self { shared, pool, n_in_hand: 0.into(), has_ended: false.into() }
+    }
+
+    fn count(&self) -> Counted<'_> {
+        self.n_in_hand.fetch_add(1, Ordering::Relaxed);
+        Counted(&self.n_in_hand)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.n_in_hand.load(Ordering::Relaxed) == 0
+    }
+
+    fn is_over(&self) -> bool {
+        self.shared.stopping() || self.has_ended.load(Ordering::Relaxed)
+    }
+
+    fn ends_with_this(&self) -> EndsAll<'_> {
+        EndsAll(&self.has_ended)
+    }
+
+    /// Does something with a scan. When there is nothing after it, it was asked to stop; then, and
+    /// when it fails, the journal learns so.
+    fn attempt<T: Send>(
+        &self,
+        record: ScanRecord,
+        work: impl FnOnce(&ScanRecord) -> Result<Option<T>, ScanError> + Send,
+    ) -> Result<Option<(ScanRecord, T)>, ScanError> {
+        let done = catch_unwind(AssertUnwindSafe(|| self.pool.install(|| work(&record))));
+        match done.unwrap_or_else(|panic| Err(crashed(self.shared, panic.as_ref()))) {
+            Ok(Some(made)) => return Ok(Some((record, made))),
+            Ok(None) => put_back(self.shared, record)?,
+            Err(error) => {
+                self.shared.metrics.stage_failed(Stage::Encode, &error);
+                fail(self.shared, record, error)?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Shows a scan as the one in hand, unless another one is.
+    fn show_preparing(&self, id: ScanId) {
+        let hand = InHand { scan: id.short(), slices_done: 0, slices_all: 0 };
+        self.shared.board.update().in_hand.get_or_insert(hand);
+    }
+
+    /// The device may have the next scan in hand already.
+    fn out_of_hand(&self, id: ScanId) {
+        let mut status = self.shared.board.update();
+        if status.in_hand.as_ref().is_some_and(|hand| hand.scan == id.short()) {
+            status.in_hand = None;
+        }
     }
 }
 
@@ -123,55 +175,61 @@ impl Encode {
 
     pub(super) fn run(self) -> Result<(), ScanError> {
         let Self { shared, tokeniser, from_intake, to_score } = self;
-        let (run, plan) = (&Run::default(), &*tokeniser.plan());
+        let (run, plan) = (&Run::new(&shared), &*tokeniser.plan());
         let works_apart = tokeniser.works_apart();
-        let shared = &*shared;
-        let start = Start { shared, run, plan, from_intake };
-        let device = Device { shared, tokeniser };
-        let finish = Finish { shared, to_score };
+        let start = Start { run, plan };
+        let device = Device { run, tokeniser };
+        let finish = Finish { run, to_score };
         if works_apart {
-            side_by_side(run, start, device, finish)
+            side_by_side(run, from_intake, start, device, finish)
         } else {
-            in_turn(start, device, finish)
+            in_turn(&from_intake, start, device, finish)
         }
     }
 }
 
-fn in_turn(start: Start<'_>, mut device: Device<'_>, finish: Finish<'_>) -> Result<(), ScanError> {
-    start.all(|work| {
-        device.encode(work)?.map_or(Ok(()), |work| finish.finish(work))?;
-        Ok(ControlFlow::Continue(()))
-    })
+fn in_turn<'r>(
+    from_intake: &Receiver<Due>,
+    start: Start<'r>,
+    mut device: Device<'r>,
+    finish: Finish<'r>,
+) -> Result<(), ScanError> {
+    start.all(from_intake, |work| device.encode(work)?.map_or(Ok(()), |work| finish.finish(work)))
 }
 
 fn side_by_side<'r>(
-    run: &'r Run,
+    run: &'r Run<'r>,
+    from_intake: Receiver<Due>,
     start: Start<'r>,
-    mut device: Device<'_>,
-    finish: Finish<'_>,
+    mut device: Device<'r>,
+    finish: Finish<'r>,
 ) -> Result<(), ScanError> {
-    let shared = start.shared;
     let (to_device, started) = mpsc::sync_channel(0);
     let (to_finish, encoded) = mpsc::sync_channel(0);
+    // A step that hangs up has failed, and says so.
+    let put_back = |record| put_back(run.shared, record);
     thread::scope(|scope| {
+        // Also if there are no threads to be had.
+        let ends = run.ends_with_this();
         let starting = spawn(scope, "encode-start", move || {
-            start.all(|work| match to_device.send(work) {
-                Ok(()) => Ok(ControlFlow::Continue(())),
-                Err(SendError(work)) => {
-                    put_back(shared, work.record)?;
-                    Ok(ControlFlow::Break(()))
-                }
+            start.all(&from_intake, |work| {
+                to_device.send(work).or_else(|SendError(work)| put_back(work.record))
             })
         });
         let finishing = spawn(scope, "encode-finish", move || {
+            let _ends = run.ends_with_this();
             encoded.iter().try_for_each(|work| finish.finish(work))
         });
-        let encoding = {
-            let _over = run.is_over_with_this();
-            device.encode_all(started, to_finish)
-        };
+        let encoding = spawn(scope, "encode-device", move || {
+            let _ends = run.ends_with_this();
+            started.iter().try_for_each(|work| {
+                let Some(work) = device.encode(work)? else { return Ok(()) };
+                to_finish.send(work).or_else(|SendError(work)| put_back(work.record))
+            })
+        });
         let starting = joined(starting);
-        joined(finishing).and(encoding).and(starting)
+        drop(ends);
+        joined(finishing).and(joined(encoding)).and(starting)
     })
 }
 
@@ -189,73 +247,67 @@ fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 
 /// The first step.
 struct Start<'r> {
-    shared: &'r Shared,
-    run: &'r Run,
+    run: &'r Run<'r>,
     plan: &'r Plan,
-    from_intake: Receiver<Due>,
 }
 
 impl<'r> Start<'r> {
     /// Starts scans as they come, and hands them on, until asked to stop.
     fn all(
         self,
-        mut hand_on: impl FnMut(Work<'r, Started<'r>>) -> Result<ControlFlow<()>, ScanError>,
+        from_intake: &Receiver<Due>,
+        mut hand_on: impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
     ) -> Result<(), ScanError> {
-        while !self.is_over() {
-            // Else those that have scans in hand must show that they are alive.
+        let Shared { board, metrics, .. } = self.run.shared;
+        while !self.run.is_over() {
+            // While scans are in hand only they show life: a beat here would hide that one hangs.
             if self.run.is_empty() {
-                self.shared.board.beat(StageName::Encode);
+                board.beat(StageName::Encode);
             }
-            match self.from_intake.recv_timeout(IDLE) {
-                Ok(due) => {
-                    if self.start_and_hand_on(due, &mut hand_on)?.is_break() {
-                        break;
-                    }
-                }
+            match from_intake.recv_timeout(IDLE) {
+                Ok(due) => self.start_and_hand_on(due, &mut hand_on)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 // The intake has failed, and says so; a stage that ended first would be taken for
                 // the cause.
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(IDLE),
             }
-            let (n_waiting, oldest) = self.shared.board.queue(Queue::Encode);
-            self.shared.metrics.queue(Stage::Encode, n_waiting, oldest);
+            let (n_waiting, oldest) = board.queue(Queue::Encode);
+            metrics.queue(Stage::Encode, n_waiting, oldest);
         }
         Ok(())
-    }
-
-    fn is_over(&self) -> bool {
-        self.shared.stopping() || self.run.is_over.load(Ordering::Relaxed)
     }
 
     fn start_and_hand_on(
         &self,
         Due { id, prepared }: Due,
-        hand_on: &mut impl FnMut(Work<'r, Started<'r>>) -> Result<ControlFlow<()>, ScanError>,
-    ) -> Result<ControlFlow<()>, ScanError> {
-        let record = self.shared.store.record(&id)?;
-        let Some(record) = record.filter(|record| record.state == ScanState::Ingested) else {
-            self.shared.board.left(Queue::Encode);
-            return Ok(ControlFlow::Continue(()));
-        };
-        // A scan that was in hand at a crash goes alone: others would be blamed for the next one,
-        // too.
-        let is_suspect = record.attempts > 0;
+        hand_on: &mut impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
+    ) -> Result<(), ScanError> {
+        let record = self.run.shared.store.record(&id)?;
+        let record = record.filter(|record| record.state == ScanState::Ingested);
+        // What was in hand at a crash goes alone: others would be blamed for the next one, too.
+        let is_suspect = record.as_ref().is_some_and(|record| record.attempts > 0);
         if is_suspect {
             self.wait_for_the_others();
         }
-        let Some(work) = self.start(record, prepared)? else {
-            self.shared.board.left(Queue::Encode);
-            return Ok(ControlFlow::Continue(()));
+        if self.run.is_over() {
+            return Ok(());
+        }
+        self.run.show_preparing(id);
+        let work = record.map_or(Ok(None), |record| self.start(record, prepared))?;
+        let Some(work) = work else {
+            self.run.shared.board.left(Queue::Encode);
+            self.run.out_of_hand(id);
+            return Ok(());
         };
-        let handed = hand_on(work)?;
+        hand_on(work)?;
         if is_suspect {
             self.wait_for_the_others();
         }
-        Ok(handed)
+        Ok(())
     }
 
     fn wait_for_the_others(&self) {
-        while !self.run.is_empty() && !self.is_over() {
+        while !self.run.is_empty() && !self.run.is_over() {
             thread::sleep(FULL);
         }
     }
@@ -264,29 +316,32 @@ impl<'r> Start<'r> {
         &self,
         mut record: ScanRecord,
         prepared: Option<Box<Prepared>>,
-    ) -> Result<Option<Work<'r, Started<'r>>>, ScanError> {
+    ) -> Result<Option<Work<'r, Cut<'r>>>, ScanError> {
+        let Run { shared, .. } = self.run;
         if record.attempts >= MAX_CRASHES {
             let found = format!("{} crashes while this scan was encoded", record.attempts);
             let action = "see the log of those times; a driver or memory fault is the usual cause";
             let refusal = Refusal::new(QuarantineReason::Poison, found, "none", action);
-            set_aside(self.shared, record, &refusal)?;
+            set_aside(shared, record, &refusal)?;
             return Ok(None);
         }
         // Journalled before the start: after a crash the count tells which scans were in hand.
         record.attempts += 1;
-        self.shared.store.put_record(&record)?;
+        shared.store.put_record(&record)?;
         let counted = self.run.count();
-        let work = attempt(self.shared, record, |record| {
+        let work = self.run.attempt(record, |record| {
             let prepared = prepared.map_or_else(|| self.prepare(record), |made| Ok(*made))?;
             let Prepared { scan, mut timings } = prepared;
             timings.resume(Stage::Encode);
-            let made = self.plan.start(&scan.canonical.volume);
+            let facts = scan.facts();
+            let volume = scan.canonical.volume;
+            let started = self.plan.start(&volume);
             timings.pause();
-            Ok(Some((scan, timings, made)))
+            Ok(Some((facts, timings, (volume, started))))
         })?;
-        Ok(work.map(|(record, (scan, timings, made))| Work {
+        Ok(work.map(|(record, (facts, timings, made))| Work {
             record,
-            scan,
+            facts,
             timings,
             made,
             _counted: counted,
@@ -296,7 +351,7 @@ impl<'r> Start<'r> {
     /// Reads a scan from the archive and makes it ready: after a start, or when several came at
     /// once.
     fn prepare(&self, record: &ScanRecord) -> Result<Prepared, ScanError> {
-        let Shared { archive, metrics, method, .. } = self.shared;
+        let Shared { archive, metrics, method, .. } = self.run.shared;
         let mut timings = Timings::start(Stage::Decode);
         let (path, mask) = (archive.scan(record.id), archive.mask(record.id));
         let alignment = steps::alignment(record.alignment)?;
@@ -310,66 +365,51 @@ impl<'r> Start<'r> {
 }
 
 /// The second step.
-struct Device<'s> {
-    shared: &'s Shared,
+struct Device<'r> {
+    run: &'r Run<'r>,
     tokeniser: Tokeniser,
 }
 
-impl Device<'_> {
-    /// Encodes what the first step hands over until that ends.
-    fn encode_all<'r>(
+impl<'r> Device<'r> {
+    fn encode(
         &mut self,
-        started: Receiver<Work<'r, Started<'r>>>,
-        to_finish: SyncSender<Work<'r, Features<'r>>>,
-    ) -> Result<(), ScanError> {
-        for work in started {
-            let Some(work) = self.encode(work)? else { continue };
-            if let Err(SendError(work)) = to_finish.send(work) {
-                // The last step has failed, and says so.
-                return put_back(self.shared, work.record);
-            }
-        }
-        Ok(())
-    }
-
-    fn encode<'r>(
-        &mut self,
-        work: Work<'r, Started<'r>>,
-    ) -> Result<Option<Work<'r, Features<'r>>>, ScanError> {
-        let Work { record, scan, mut timings, made, _counted } = work;
-        let (shared, id) = (self.shared, record.id);
+        work: Work<'r, Cut<'r>>,
+    ) -> Result<Option<Work<'r, EncodedVolume<'r>>>, ScanError> {
+        let Work { record, facts, mut timings, made: (volume, started), _counted } = work;
+        let (run, id) = (self.run, record.id);
         // In this order: a scan is always on the board.
         let hand = InHand { scan: id.short(), slices_done: 0, slices_all: 0 };
-        shared.board.update().in_hand = Some(hand);
-        shared.board.left(Queue::Encode);
-        let encoded = attempt(shared, record, |_| {
+        run.shared.board.update().in_hand = Some(hand);
+        run.shared.board.left(Queue::Encode);
+        let encoded = run.attempt(record, |_| {
             timings.resume(Stage::Encode);
-            let features = self.features(id, &scan, made);
+            let encoded = self.slices(id, &volume, started);
             timings.pause();
-            features
+            encoded
         })?;
         if encoded.is_none() {
-            out_of_hand(shared, id);
+            run.out_of_hand(id);
         }
-        Ok(encoded.map(|(record, made)| Work { record, scan, timings, made, _counted }))
+        Ok(encoded.map(|(record, made)| Work { record, facts, timings, made, _counted }))
     }
 
-    /// The features of all slices; `None` when asked to stop in the middle.
-    fn features<'r>(
+    /// Encodes all slices; `None` when asked to stop in the middle.
+    fn slices(
         &mut self,
         id: ScanId,
-        scan: &Encodable,
-        started: Started<'r>,
-    ) -> Result<Option<Features<'r>>, ScanError> {
-        let Self { shared, tokeniser } = self;
-        if shared.stopping() {
+        volume: &Volume,
+        started: StartedVolume<'r>,
+    ) -> Result<Option<EncodedVolume<'r>>, ScanError> {
+        let Self { run, tokeniser } = self;
+        if run.is_over() {
             return Ok(None);
         }
+        let shared = run.shared;
         let batch_before = tokeniser.max_batch();
         let device = tokeniser.device().to_owned();
-        let features = tokeniser.encode(&scan.canonical.volume, started, |progress| {
+        let encoded = tokeniser.encode(volume, started, |progress| {
             show(shared, id, &device, progress);
-            if shared.stopping() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if run.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         shared.metrics.device_memory(&device, tokeniser.memory());
         if tokeniser.max_batch() < batch_before {
@@ -377,8 +417,8 @@ impl Device<'_> {
             shared.metrics.encode_fallback(Fallback::SmallerBatch);
             shared.metrics.encode_batch(&device, tokeniser.max_batch());
         }
-        match features {
-            Ok(features) => Ok(Some(features)),
+        match encoded {
+            Ok(encoded) => Ok(Some(encoded)),
             Err(TokeniseError::Stopped) => Ok(None),
             Err(error) => Err(of_device(error, &device)),
         }
@@ -386,82 +426,65 @@ impl Device<'_> {
 }
 
 /// The third step.
-struct Finish<'s> {
-    shared: &'s Shared,
+struct Finish<'r> {
+    run: &'r Run<'r>,
     to_score: SyncSender<ScanId>,
 }
 
 impl Finish<'_> {
     /// Makes tokens, stores them, then hands on.
-    fn finish(&self, work: Work<'_, Features<'_>>) -> Result<(), ScanError> {
-        let Work { record, scan, mut timings, made, .. } = work;
-        let (shared, id) = (self.shared, record.id);
-        let device = &shared.method.device;
+    fn finish(&self, work: Work<'_, EncodedVolume<'_>>) -> Result<(), ScanError> {
+        let Work { record, facts, mut timings, made, .. } = work;
+        let Run { shared, .. } = self.run;
+        let (id, device) = (record.id, &shared.method.device);
         timings.resume(Stage::Encode);
-        let made = attempt(shared, record, |_| {
+        let made = self.run.attempt(record, |_| {
             Ok(Some(made.into_tokens().map_err(|error| of_device(error, device))?))
         })?;
-        timings.stop(&[Stage::Encode], &shared.metrics);
-        let stored =
-            made.map_or(Ok(()), |(record, tokens)| self.store(record, &tokens, &scan, &timings));
-        out_of_hand(shared, id);
-        stored
+        if let Some((record, tokens)) = made {
+            timings.stop(&[Stage::Encode], &shared.metrics);
+            let n_tokens = steps::tokens_per_layer(&tokens, shared.method.n_parts);
+            let facts = EncodedFacts { n_tokens, timings_secs: timings.secs(), ..facts };
+            self.store(record, &tokens, facts)?;
+            self.hand_on(id);
+        }
+        self.run.out_of_hand(id);
+        Ok(())
     }
 
+    /// Durable before the id moves on: from here the scan counts as a member.
     fn store(
         &self,
-        mut record: ScanRecord,
+        record: ScanRecord,
         tokens: &[TokenGrid],
-        scan: &Encodable,
-        timings: &Timings,
+        facts: EncodedFacts,
     ) -> Result<(), ScanError> {
-        let facts = scan.facts(tokens, &self.shared.method, timings.secs());
-        record.state = ScanState::Encoded;
-        record.attempts = 0;
-        info!(
-            scan = %record.id,
-            tokens = facts.n_tokens,
-            secs = facts.timings_secs.get(Stage::Encode.name()),
-            "encoded"
-        );
-        record.encoded = Some(facts);
-        // Durable before the id moves on: from here the scan counts as a member.
-        self.shared.store.put_encoded(&record, tokens)?;
-        self.hand_on(record.id);
-        Ok(())
+        let shared = self.run.shared;
+        let secs = facts.timings_secs.get(Stage::Encode.name());
+        info!(scan = %record.id, tokens = facts.n_tokens, secs, "encoded");
+        let (state, encoded) = (ScanState::Encoded, Some(facts));
+        let done = ScanRecord { state, attempts: 0, encoded, ..record.clone() };
+        let stored = shared.store.put_encoded(&done, tokens);
+        if stored.is_err() {
+            // A full disk is no fault of the scan. The store may not take this either.
+            put_back(shared, record).ok();
+        }
+        Ok(stored?)
     }
 
     /// Gives an id to the score stage, waiting while its queue is full. The score stage ends first
     /// only when the service goes down, and a stop may drop the id: the journal holds the scan.
     fn hand_on(&self, id: ScanId) {
-        self.shared.board.joined(Queue::Score, now_secs());
-        while !self.shared.stopping() {
-            self.shared.board.beat(StageName::Encode);
+        let board = &self.run.shared.board;
+        board.joined(Queue::Score, now_secs());
+        while !self.run.is_over() {
+            board.beat(StageName::Encode);
             match self.to_score.try_send(id) {
                 Ok(()) | Err(TrySendError::Disconnected(_)) => return,
                 Err(TrySendError::Full(_)) => thread::sleep(FULL),
             }
         }
     }
-}
-
-/// Does something with a scan. When there is nothing after it, it was asked to stop; then, and when
-/// it fails, the journal learns so.
-fn attempt<T>(
-    shared: &Shared,
-    record: ScanRecord,
-    work: impl FnOnce(&ScanRecord) -> Result<Option<T>, ScanError>,
-) -> Result<Option<(ScanRecord, T)>, ScanError> {
-    let done = catch_unwind(AssertUnwindSafe(|| work(&record)));
-    match done.unwrap_or_else(|panic| Err(crashed(shared, panic.as_ref()))) {
-        Ok(Some(made)) => return Ok(Some((record, made))),
-        Ok(None) => put_back(shared, record)?,
-        Err(error) => {
-            shared.metrics.stage_failed(Stage::Encode, &error);
-            fail(shared, record, error)?;
-        }
-    }
-    Ok(None)
 }
 
 fn of_device(error: TokeniseError, device: &str) -> ScanError {
@@ -481,12 +504,4 @@ fn show(shared: &Shared, id: ScanId, device: &str, progress: Progress) {
         Some(InHand { scan: id.short(), slices_done: done, slices_all: all });
     shared.metrics.slices_encoded(device, batch as u64);
     shared.metrics.device_busy(device, took);
-}
-
-/// The device may have the next scan in hand already.
-fn out_of_hand(shared: &Shared, id: ScanId) {
-    let mut status = shared.board.update();
-    if status.in_hand.as_ref().is_some_and(|hand| hand.scan == id.short()) {
-        status.in_hand = None;
-    }
 }

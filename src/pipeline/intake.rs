@@ -22,7 +22,9 @@ use tracing::{debug, info, warn};
 
 use self::{
     passed_over::PassedOver,
-    reading::{Batch, Companions, Facts, Read, Reader, Taken, Whole, poison, refused_if_it_panics},
+    reading::{
+        Batch, Companions, Facts, ReadScan, Reader, Taken, Whole, poison, refused_if_it_panics,
+    },
 };
 use super::{
     FULL, IDLE, MAX_CRASHES, Shared,
@@ -228,7 +230,8 @@ impl Intake {
         incoming: &Path,
         by: SeenBy,
     ) -> Result<(), ScanError> {
-        let mut batch = Batch::new(n_at_once(&self.shared), self.shared.limits());
+        let limits = self.shared.limits();
+        let mut batch = Batch::new(n_at_once(&self.shared), limits.max_file_bytes);
         for candidate in listed {
             if self.shared.stopping() {
                 return Ok(());
@@ -272,9 +275,10 @@ impl Intake {
         Ok(Some(Whole { candidate, companions, came_from, patient: None, waited, n_crashes }))
     }
 
-    /// Deals with whole files, whatever they contain; not while others wait for the encoder.
+    /// Deals with whole files, whatever they contain. While others wait for the encoder it leaves
+    /// them to a later look.
     fn deal_with(&mut self, files: &[Whole], incoming: &Path) -> Result<(), ScanError> {
-        if !self.pending.is_empty() {
+        if !self.pending.is_empty() || self.shared.stopping() {
             return Ok(());
         }
         if let [Whole { candidate, n_crashes, .. }] = files
@@ -288,16 +292,19 @@ impl Intake {
             self.remember(candidate, incoming, SeenOutcome::Reading { attempts: n_crashes + 1 })?;
         }
         self.shared.store.flush()?;
-        for (whole, (read, timings)) in files.iter().zip(self.reader.read(files)) {
-            self.decide(whole, read, timings, incoming)?;
-        }
-        Ok(())
+        let mut decided = Ok(());
+        self.reader.clone().read(files, |whole, read, timings| {
+            if decided.is_ok() {
+                decided = self.decide(whole, read, timings, incoming);
+            }
+        });
+        decided
     }
 
     fn decide(
         &mut self,
         whole: &Whole,
-        read: Result<Taken<Read>, ScanError>,
+        read: Result<Taken<ReadScan>, ScanError>,
         timings: Timings,
         incoming: &Path,
     ) -> Result<(), ScanError> {
@@ -328,7 +335,7 @@ impl Intake {
     fn admit(
         &mut self,
         whole: &Whole,
-        read: Result<Taken<Read>, ScanError>,
+        read: Result<Taken<ReadScan>, ScanError>,
         mut timings: Timings,
     ) -> Result<Option<SeenOutcome>, ScanError> {
         timings.resume(Stage::Decode);
@@ -354,14 +361,15 @@ impl Intake {
     fn keep(
         &self,
         whole: &Whole,
-        read: Taken<Read>,
+        read: Taken<ReadScan>,
     ) -> Result<Taken<(ScanRecord, Encodable)>, ScanError> {
-        let Read { id, draft, facts, encodable } = match read {
+        let ReadScan { id, draft, facts, encodable } = match read {
             Taken::Scan(read) => read,
             Taken::Duplicate(id) => return Ok(Taken::Duplicate(id)),
             Taken::Later => return Ok(Taken::Later),
         };
         let Shared { store, archive, metrics, .. } = &*self.shared;
+        let _changing = archive.changing();
         // One that was read beside it may have the same content.
         let known = store.record(&id)?;
         if known.as_ref().is_some_and(|known| !known.may_come_again()) {
@@ -585,11 +593,13 @@ impl Intake {
     }
 }
 
-/// As many files as are read at once: each takes a processor and memory. A site's own preprocessing
-/// takes all processors or a GPU, and the others would wait for its end.
+/// As many files as are read at once: each takes a processor and memory. Where the processor
+/// encodes, one is read long before its turn comes. A site's own preprocessing takes all processors
+/// or a GPU, and the others would wait for its end.
 pub(super) fn n_at_once(shared: &Shared) -> usize {
     match shared.config().intake.read_at_once {
         _ if shared.method.hook.is_some() => 1,
+        0 if shared.method.device == "cpu" => 1,
         0 => (rayon::current_num_threads() / 2).clamp(1, 8),
         wanted => wanted,
     }

@@ -1,5 +1,5 @@
-//! The stages of the daemon: intake -> encode -> score, each a thread that owns its state, and lets
-//! others help it.
+//! The stages of the daemon: intake -> encode -> score, each a thread that owns its state. Intake
+//! reads several files at once, in threads, and so are the steps of encoding where there is a GPU.
 //!
 //! Scan ids move between stages, and with them what intake made of a scan for the encoder, through
 //! a short queue: a slow device slows reading, and the incoming folder grows visibly. What must
@@ -169,7 +169,7 @@ impl Pipeline {
         let score = score::Score::new(own(), distances, from_encoder, members);
         let stages = vec![
             spawn(StageName::Intake, Box::new(move || intake.run())),
-            spawn(StageName::Encode, Box::new(move || in_own_threads(|| encode.run()))),
+            spawn(StageName::Encode, Box::new(move || encode.run())),
             spawn(StageName::Score, Box::new(move || score.run())),
         ];
         Ok(Self { stages, ended, wake })
@@ -205,25 +205,24 @@ fn spawn_stage(
     thread::Builder::new().name(name.name().to_owned()).spawn(run).expect("three threads fit")
 }
 
-/// Runs a stage whose parallel work has threads of its own, as many as all other stages share. On a
-/// CPU the encoder keeps its threads busy for a whole batch at a time, and what the others do in
-/// parallel are thousands of pieces of a millisecond: each would have to wait for a batch to end.
-fn in_own_threads<T: Send>(stage: impl FnOnce() -> T + Send) -> T {
-    let pool =
-        rayon::ThreadPoolBuilder::new().thread_name(|index| format!("encode-{index}")).build();
-    pool.expect("threads for each core").install(stage)
-}
-
-/// Does something with each of some things at once, in threads: waiting for a disk is nothing for
-/// the pool that computes. It must not panic.
-fn side_by_side<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+/// Does something with each of some things at once, and takes what comes of it in their order. In
+/// threads: waiting for a disk is nothing for the pool that computes. `work` must not panic.
+fn side_by_side<T: Sync, R: Send>(
+    things: &[T],
+    work: impl Fn(&T) -> R + Sync,
+    mut take: impl FnMut(&T, R),
+) {
     if let [one] = things {
-        return vec![work(one)];
+        return take(one, work(one));
     }
     thread::scope(|scope| {
-        let threads: Vec<_> = things.iter().map(|thing| scope.spawn(|| work(thing))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
-    })
+        let work = &work;
+        let threads: Vec<_> =
+            things.iter().map(|thing| (thing, scope.spawn(move || work(thing)))).collect();
+        for (thing, thread) in threads {
+            take(thing, thread.join().expect("it does not panic"));
+        }
+    });
 }
 
 /// What a panic said.

@@ -416,6 +416,7 @@ impl Score {
     fn evict(&self, gone: &[ScanId]) -> Result<(), ScanError> {
         for id in gone {
             self.shared.board.beat(StageName::Score);
+            let _changing = self.shared.archive.changing();
             if let Some(record) = self.shared.store.record(id)? {
                 self.shared.store.evict(&record)?;
                 if let Err(error) = self.shared.archive.remove(*id) {
@@ -740,7 +741,9 @@ impl ResultsOf<'_> {
             self.shared.board.beat(StageName::Score);
             (done, started.elapsed())
         };
-        side_by_side(records, write)
+        let mut all = Vec::new();
+        side_by_side(records, write, |_, written| all.push(written));
+        all
     }
 
     /// The result of a member, or that it waits.

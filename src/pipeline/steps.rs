@@ -318,20 +318,14 @@ impl Encodable {
         Ok(Self { canonical, noise: quality::noise(&source.raw, &source.brain) })
     }
 
-    /// What the journal keeps of the scan once it has these `tokens`.
-    pub fn facts(
-        &self,
-        tokens: &[TokenGrid],
-        method: &Method,
-        timings_secs: BTreeMap<String, f64>,
-    ) -> EncodedFacts {
+    /// What the journal keeps of the scan, but for its tokens and the times that it took.
+    pub fn facts(&self) -> EncodedFacts {
         EncodedFacts {
             brain_ml: self.canonical.brain_ml,
             cut_fraction: self.canonical.cut_fraction,
             noise: self.noise,
             is_standardised: self.canonical.is_standardised,
-            n_tokens: tokens_per_layer(tokens, method.n_parts),
-            timings_secs,
+            ..EncodedFacts::default()
         }
     }
 }

@@ -63,6 +63,7 @@ pub(super) fn set_aside(
         };
     }
     warn!(scan = %record.id, %refusal, "an accepted scan went to quarantine");
+    let _changing = shared.archive.changing();
     record.state = ScanState::Quarantined { refusal: refusal.clone() };
     shared.store.put_record(&record)?;
     shared.archive.remove(record.id)?;

@@ -1,11 +1,11 @@
 //! From a whole file to a scan that can be encoded: copied, read, checked, identified, prepared.
-//! Nothing is decided here, so that several files can be read at once.
+//! Nothing is written down here, so that several files can be read at once.
 
 use std::{
     fs, io, mem,
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Condvar, Mutex},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use crate::{
     },
     ingest::{self, Candidate},
     metrics::Stage,
-    nifti::{self, Limits},
+    nifti,
     pipeline::{
         Shared,
         acquisition::{Acquisition, acquisition, read_json},
@@ -52,37 +52,64 @@ pub(super) struct Whole {
 /// was in hand at a crash is read alone: others would be blamed for the next one, too.
 pub(super) struct Batch {
     files: Vec<Whole>,
-    n_voxels: u64,
+    n_bytes: u64,
     max_files: usize,
-    limits: Limits,
+    max_bytes: u64,
 }
 
 impl Batch {
-    pub(super) fn new(max_files: usize, limits: Limits) -> Self {
-        Self { files: Vec::new(), n_voxels: 0, max_files, limits }
+    pub(super) fn new(max_files: usize, max_bytes: u64) -> Self {
+        Self { files: Vec::new(), n_bytes: 0, max_files, max_bytes }
     }
 
     /// Adds a file, and returns the batches that are to be read now.
-    pub(super) fn add(&mut self, whole: Whole) -> Vec<Vec<Whole>> {
-        let mut due = Vec::new();
+    pub(super) fn add(&mut self, whole: Whole) -> impl Iterator<Item = Vec<Whole>> {
         let is_suspect = whole.n_crashes > 0;
-        // What is no scan takes no room; the reader will say what it is.
-        let n_voxels = nifti::n_voxels(&whole.candidate.path, &self.limits).unwrap_or(0);
-        if is_suspect || self.n_voxels + n_voxels > self.limits.max_voxels {
-            due.extend(self.take());
-        }
+        let n_bytes = whole.candidate.look.size;
+        let fits = !is_suspect && self.n_bytes.saturating_add(n_bytes) <= self.max_bytes;
+        let before = if fits { None } else { self.take() };
         self.files.push(whole);
-        self.n_voxels += n_voxels;
-        if is_suspect || self.files.len() >= self.max_files {
-            due.extend(self.take());
-        }
-        due
+        self.n_bytes = self.n_bytes.saturating_add(n_bytes);
+        let is_full = is_suspect || self.files.len() >= self.max_files;
+        let all = if is_full { self.take() } else { None };
+        before.into_iter().chain(all)
     }
 
     /// What there is, if there is anything.
     pub(super) fn take(&mut self) -> Option<Vec<Whole>> {
-        self.n_voxels = 0;
+        self.n_bytes = 0;
         Some(mem::take(&mut self.files)).filter(|files| !files.is_empty())
+    }
+}
+
+/// Memory for what is read at once, in voxels: one file alone may have all of it, and more.
+#[derive(Default)]
+struct Room {
+    n_taken: Mutex<u64>,
+    given_back: Condvar,
+}
+
+/// Some of it.
+struct Taking<'r> {
+    room: &'r Room,
+    n_voxels: u64,
+}
+
+impl Room {
+    /// Waits until there is room beside the others.
+    fn take(&self, n_voxels: u64, max_voxels: u64) -> Taking<'_> {
+        let is_full = |n_taken: &mut u64| *n_taken > 0 && *n_taken + n_voxels > max_voxels;
+        let n_taken = self.n_taken.lock().expect("no holder of the lock can panic");
+        let waited = self.given_back.wait_while(n_taken, is_full);
+        *waited.expect("no holder of the lock can panic") += n_voxels;
+        Taking { room: self, n_voxels }
+    }
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        *self.room.n_taken.lock().expect("no holder of the lock can panic") -= self.n_voxels;
+        self.room.given_back.notify_all();
     }
 }
 
@@ -98,7 +125,7 @@ pub(super) enum Taken<S> {
 }
 
 /// A scan that was read.
-pub(super) struct Read {
+pub(super) struct ReadScan {
     /// Identity.
     pub(super) id: ScanId,
     /// Its files in the archive.
@@ -118,32 +145,40 @@ pub(super) struct Facts {
 }
 
 /// Reads whole files.
+#[derive(Clone)]
 pub(super) struct Reader {
     shared: Arc<Shared>,
+    room: Arc<Room>,
 }
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         // A kill may have left a scan there.
         clear(&hook_folder(&shared));
-        Self { shared }
+        Self { shared, room: Arc::default() }
     }
 
-    /// Reads files at once, each with the times that it took; a crash is a refusal.
-    pub(super) fn read(&self, files: &[Whole]) -> Vec<(Result<Taken<Read>, ScanError>, Timings)> {
-        side_by_side(files, |whole| {
+    /// Reads files at once, and hands them over in their order, each with the times that it took; a
+    /// crash is a refusal.
+    pub(super) fn read(
+        &self,
+        files: &[Whole],
+        mut take: impl FnMut(&Whole, Result<Taken<ReadScan>, ScanError>, Timings),
+    ) {
+        let read = |whole: &Whole| {
             let mut timings = Timings::start(Stage::Decode);
             let read = refused_if_it_panics(&self.shared, || self.read_one(whole, &mut timings));
             timings.pause();
             (read, timings)
-        })
+        };
+        side_by_side(files, read, |whole, (read, timings)| take(whole, read, timings));
     }
 
     fn beat(&self) {
         self.shared.board.beat(StageName::Intake);
     }
 
-    fn read_one(&self, whole: &Whole, timings: &mut Timings) -> Result<Taken<Read>, ScanError> {
+    fn read_one(&self, whole: &Whole, timings: &mut Timings) -> Result<Taken<ReadScan>, ScanError> {
         let Candidate { path, look } = &whole.candidate;
         if path.is_dir() {
             return Err(a_folder().into());
@@ -155,6 +190,13 @@ impl Reader {
         let mut draft = archive.draft(path, mask, limits.max_file_bytes, || self.beat())?;
         let json = json.as_ref().map(|(json, _)| read_json(path, json));
         if ingest::look_at(path).ok() != Some(*look) || Companions::of(path) != whole.companions {
+            return Ok(Taken::Later);
+        }
+        let sizes = [Some(&draft.scan), draft.mask.as_ref()].into_iter().flatten();
+        // What is no scan takes no room, and is refused.
+        let n_voxels = sizes.map(|file| nifti::n_voxels(file, &limits).unwrap_or(0)).sum();
+        let _room = self.room.take(n_voxels, limits.max_voxels);
+        if self.shared.stopping() {
             return Ok(Taken::Later);
         }
         let scan = Incoming::read(&draft.scan, draft.mask.as_deref(), &limits)?;
@@ -195,7 +237,7 @@ impl Reader {
             alignment: steps::alignment_facts(&source),
             preprocess: source.preprocess,
         };
-        Ok(Taken::Scan(Read { id, draft, facts, encodable }))
+        Ok(Taken::Scan(ReadScan { id, draft, facts, encodable }))
     }
 
     /// Lets the site's own preprocessing work on a scan; nothing when asked to stop meanwhile.
@@ -290,43 +332,60 @@ impl Companions {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::numeric::{
-        geometry::{Affine, Shape3, WorldPoint},
-        volume::RawVolume,
+    use std::{
+        sync::atomic::{AtomicU64, Ordering::Relaxed},
+        thread,
     };
+
+    use super::*;
 
     #[test]
     fn files_that_are_read_at_once_are_few_and_small_and_no_suspects() {
-        let folder = tempfile::tempdir().unwrap();
-        let whole = |(side, n_crashes): (usize, u32)| {
-            let path = folder.path().join(format!("{side}.nii.gz"));
-            let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
-            let voxels = vec![1.0; side.pow(3)];
-            let raw = RawVolume { shape: Shape3([side; 3]), voxels, affine };
-            // One that is none has no size.
-            let bytes = if side == 0 { vec![1, 2, 3] } else { nifti::encode_volume(&raw) };
-            fs::write(&path, bytes).unwrap();
-            let look = ingest::look_at(&path).unwrap();
-            let companions = Companions::of(&path);
-            let candidate = Candidate { path, look };
-            let (came_from, waited) = (PathBuf::new(), Duration::ZERO);
-            Whole { candidate, companions, came_from, patient: None, waited, n_crashes }
+        let whole = |(size, n_crashes): (u64, u32)| Whole {
+            candidate: Candidate {
+                path: PathBuf::new(),
+                look: FileLook { size, modified_ns: 0, changed_ns: 0 },
+            },
+            companions: Companions { mask: None, json: None },
+            came_from: PathBuf::new(),
+            patient: None,
+            waited: Duration::ZERO,
+            n_crashes,
         };
-        let batches = |max_files: usize, files: &[(usize, u32)]| -> Vec<usize> {
-            let limits = Limits { max_file_bytes: 1 << 20, max_voxels: 2000 };
-            let mut batch = Batch::new(max_files, limits);
-            let mut due: Vec<Vec<Whole>> =
-                files.iter().flat_map(|&file| batch.add(whole(file))).collect();
+        let batches = |max_files: usize, files: &[(u64, u32)]| -> Vec<usize> {
+            let mut batch = Batch::new(max_files, 20);
+            let mut due = Vec::new();
+            files.iter().for_each(|&file| due.extend(batch.add(whole(file))));
             due.extend(batch.take());
             due.iter().map(Vec::len).collect()
         };
-        let small = [(5, 0); 5];
+        let small = [(1, 0); 5];
         assert_eq!(batches(2, &small), [2, 2, 1]);
         assert_eq!(batches(1, &small), [1; 5]);
         assert_eq!(batches(9, &[(10, 0), (10, 0), (10, 0), (0, 0), (9, 0), (10, 0)]), [2, 3, 1]);
-        assert_eq!(batches(9, &[(5, 0), (5, 1), (5, 0), (5, 0), (5, 2)]), [1, 1, 2, 1]);
-        assert_eq!(batches(9, &[(20, 0), (5, 0)]), [2], "the first is refused by its header");
+        assert_eq!(batches(9, &[(1, 0), (1, 1), (1, 0), (1, 0), (1, 2)]), [1, 1, 2, 1]);
+        assert_eq!(batches(9, &[(u64::MAX, 0), (1, 0)]), [1, 1]);
         assert!(batches(9, &[]).is_empty());
+    }
+
+    #[test]
+    fn what_is_read_at_once_takes_no_more_room_than_one_file_may() {
+        let (room, now, most) = (Room::default(), AtomicU64::new(0), AtomicU64::new(0));
+        let sizes = [60, 60, 30, 1, 0, 40, 100, 5, 300, 20];
+        thread::scope(|scope| {
+            for size in sizes {
+                let (room, now, most) = (&room, &now, &most);
+                scope.spawn(move || {
+                    let _taking = room.take(size, 100);
+                    let together = now.fetch_add(size, Relaxed) + size;
+                    most.fetch_max(together, Relaxed);
+                    assert!(together <= 100.max(size), "{together} with one of {size}");
+                    thread::sleep(Duration::from_millis(5));
+                    now.fetch_sub(size, Relaxed);
+                });
+            }
+        });
+        assert_eq!(most.into_inner(), 300, "one that is larger has it alone");
+        assert_eq!(*room.n_taken.lock().unwrap(), 0);
     }
 }

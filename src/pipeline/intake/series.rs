@@ -358,8 +358,11 @@ impl Intake {
         let waited = unit.waited(inputs);
         let candidate = Candidate { path, look };
         let whole = Whole { candidate, companions, came_from, patient, waited, n_crashes };
-        let (read, timings) = self.reader.read(slice::from_ref(&whole)).remove(0);
-        match self.admit(&whole, read, timings) {
+        let mut admitted = Ok(None);
+        self.reader.clone().read(slice::from_ref(&whole), |whole, read, timings| {
+            admitted = self.admit(whole, read, timings);
+        });
+        match admitted {
             Err(error) => self.series_failed(error),
             Ok(None) => Ok(Series::Later),
             Ok(Some(outcome)) => {
