@@ -21,7 +21,7 @@ use clap::Parser;
 use oddscan::{
     config::Config,
     domain::{SliceEncoder, error::DeviceError, tokenise::Tokeniser},
-    engine::Engine,
+    engine::{Engine, Method},
     metrics::Metrics,
     numeric::slice::{ImageBatch, PatchFeatures},
     pipeline::{Pipeline, Shared},
@@ -103,8 +103,8 @@ fn main() -> Result<(), Failure> {
     let batch = config.encoder.batch_slices;
     let tokeniser = Tokeniser::new(encoder, None, config.tokens.clone(), 1, batch);
     let store = Store::open(&config.directories.state.join("store"), config.window.memory_bytes)?;
-    let shared = Shared::new(config, store, Metrics::new(), engine.method.clone())?;
-    let shared = Arc::new(shared);
+    let method = Method { device: "pause".to_owned(), ..engine.method.clone() };
+    let shared = Arc::new(Shared::new(config, store, Metrics::new(), method)?);
     let pipeline = Pipeline::start(&shared, Engine { tokeniser, ..engine })?;
     println!("{}", watch(&shared));
     shared.request_stop();
