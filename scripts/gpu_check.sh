@@ -67,6 +67,8 @@ if [ -n "$scans" ] && [ -n "$weights" ]; then
 fi
 
 "$oddscan" bench pipeline --device cuda "${network[@]}" --scans 24 || status=1
+# Files must be read as fast as a large network encodes them: the device should be busy nearly all of the time.
+"$oddscan" bench pipeline --device cuda --network dinov2_vitl14 --scans 48 || status=1
 # Before others than oddscan take memory.
 echo "GPU memory: $(head -n1 "$out/memory") MiB before, at most $(sort -n "$out/memory" | tail -n1) MiB"
 if command -v compute-sanitizer >/dev/null; then

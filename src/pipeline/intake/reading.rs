@@ -195,7 +195,9 @@ impl Reader {
         let sizes = [Some(&draft.scan), draft.mask.as_ref()].into_iter().flatten();
         // What is no scan takes no room, and is refused.
         let n_voxels = sizes.map(|file| nifti::n_voxels(file, &limits).unwrap_or(0)).sum();
+        timings.pause();
         let _room = self.room.take(n_voxels, limits.max_voxels);
+        timings.resume(Stage::Decode);
         if self.shared.stopping() {
             return Ok(Taken::Later);
         }
