@@ -49,10 +49,14 @@ impl Instructions {
             Self::Avx2
         } else if !is_x86_feature_detected!("avx512bf16") {
             Self::Avx512
-        } else if !has_amx() {
-            Self::Avx512Bf16
-        } else {
+        } else if has_amx() {
             Self::Amx
+        } else if is_intel() {
+            // Without AMX, as in some virtual machines: their products of bf16 take half again as
+            // long as those of f32, AMD's half as long.
+            Self::Avx512
+        } else {
+            Self::Avx512Bf16
         }
     }
 
@@ -60,6 +64,13 @@ impl Instructions {
     fn best() -> Self {
         Self::Portable
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn is_intel() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+    name.as_flattened() == b"GenuineIntel"
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
