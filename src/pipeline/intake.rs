@@ -73,7 +73,7 @@ struct Trouble {
 
 pub(super) struct Intake {
     shared: Arc<Shared>,
-    reader: Reader,
+    reader: Arc<Reader>,
     woken: Receiver<Change>,
     to_encoder: SyncSender<Due>,
     /// Accepted scans for which the encoder's queue has no room yet. While there are any, no
@@ -103,7 +103,7 @@ impl Intake {
             shared.board.joined(Queue::Encode, first_seen_secs);
         }
         Self {
-            reader: Reader::new(Arc::clone(&shared)),
+            reader: Arc::new(Reader::new(Arc::clone(&shared))),
             shared,
             woken,
             to_encoder,
@@ -293,7 +293,7 @@ impl Intake {
         }
         self.shared.store.flush()?;
         let mut decided = Ok(());
-        self.reader.clone().read(files, |whole, read, timings| {
+        Arc::clone(&self.reader).read_all(files, |whole, read, timings| {
             if decided.is_ok() {
                 decided = self.decide(whole, read, timings, incoming);
             }

@@ -145,40 +145,45 @@ pub(super) struct Facts {
 }
 
 /// Reads whole files.
-#[derive(Clone)]
 pub(super) struct Reader {
     shared: Arc<Shared>,
-    room: Arc<Room>,
+    room: Room,
 }
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         // A kill may have left a scan there.
         clear(&hook_folder(&shared));
-        Self { shared, room: Arc::default() }
+        Self { shared, room: Room::default() }
     }
 
-    /// Reads files at once, and hands them over in their order, each with the times that it took; a
-    /// crash is a refusal.
-    pub(super) fn read(
+    /// Reads files at once, and hands them over in their order, as [`Reader::read`] does one.
+    pub(super) fn read_all(
         &self,
         files: &[Whole],
         mut take: impl FnMut(&Whole, Result<Taken<ReadScan>, ScanError>, Timings),
     ) {
-        let read = |whole: &Whole| {
-            let mut timings = Timings::start(Stage::Decode);
-            let read = refused_if_it_panics(&self.shared, || self.read_one(whole, &mut timings));
-            timings.pause();
-            (read, timings)
-        };
+        let read = |whole: &Whole| self.read(whole);
         side_by_side(files, read, |whole, (read, timings)| take(whole, read, timings));
+    }
+
+    /// Reads a file, with the times that it took; a crash is a refusal.
+    pub(super) fn read(&self, whole: &Whole) -> (Result<Taken<ReadScan>, ScanError>, Timings) {
+        let mut timings = Timings::start(Stage::Decode);
+        let read = refused_if_it_panics(&self.shared, || self.read_timed(whole, &mut timings));
+        timings.pause();
+        (read, timings)
     }
 
     fn beat(&self) {
         self.shared.board.beat(StageName::Intake);
     }
 
-    fn read_one(&self, whole: &Whole, timings: &mut Timings) -> Result<Taken<ReadScan>, ScanError> {
+    fn read_timed(
+        &self,
+        whole: &Whole,
+        timings: &mut Timings,
+    ) -> Result<Taken<ReadScan>, ScanError> {
         let Candidate { path, look } = &whole.candidate;
         if path.is_dir() {
             return Err(a_folder().into());

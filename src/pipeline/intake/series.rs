@@ -9,7 +9,6 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem,
     path::{Path, PathBuf},
-    slice,
     time::{Duration, Instant},
 };
 
@@ -358,11 +357,8 @@ impl Intake {
         let waited = unit.waited(inputs);
         let candidate = Candidate { path, look };
         let whole = Whole { candidate, companions, came_from, patient, waited, n_crashes };
-        let mut admitted = Ok(None);
-        self.reader.clone().read(slice::from_ref(&whole), |whole, read, timings| {
-            admitted = self.admit(whole, read, timings);
-        });
-        match admitted {
+        let (read, timings) = self.reader.read(&whole);
+        match self.admit(&whole, read, timings) {
             Err(error) => self.series_failed(error),
             Ok(None) => Ok(Series::Later),
             Ok(Some(outcome)) => {
