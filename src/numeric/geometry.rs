@@ -105,6 +105,15 @@ pub struct VoxelPoint(pub [f64; 3]);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WorldPoint(pub [f64; 3]);
 
+/// A voxel axis that runs along a world axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VoxelAxis {
+    /// Position in an `[x, y, z]` triple of voxel indices.
+    pub index: usize,
+    /// Whether its indices grow against the world axis.
+    pub is_reversed: bool,
+}
+
 /// What makes an affine unusable.
 #[derive(Debug, Error, PartialEq)]
 pub enum AffineError {
@@ -180,6 +189,24 @@ impl Affine {
         let [a, b, c] = self.rows;
         a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0])
             + a[2] * (b[0] * c[1] - b[1] * c[0])
+    }
+
+    /// For each world axis x, y, z the voxel axis that runs along it most closely. Reading the
+    /// voxels in this order gives RAS+ axes without resampling.
+    ///
+    /// As nibabel's `as_closest_canonical`: voxel axes choose in their order, each the nearest of
+    /// the world axes that are left.
+    pub fn closest_axes(&self) -> [VoxelAxis; 3] {
+        let mut chosen = [None; 3];
+        for index in 0..3 {
+            let along = |world: usize| self.rows[world][index];
+            let left = (0..3).filter(|&world| chosen[world].is_none());
+            // Of equals, the first.
+            let nearest = left.rev().max_by(|&a, &b| along(a).abs().total_cmp(&along(b).abs()));
+            let world = nearest.expect("three axes choose among three");
+            chosen[world] = Some(VoxelAxis { index, is_reversed: along(world) < 0.0 });
+        }
+        chosen.map(|axis| axis.expect("each world axis was chosen once"))
     }
 
     /// World -> voxel: the inverse map, itself an affine (from mm to voxel units).
@@ -322,5 +349,21 @@ mod tests {
         assert_eq!(affine.spacing_mm(), [2.0, 0.5, 3.0]);
         assert_eq!(affine.voxel_volume_mm3(), 3.0);
         assert!(affine.determinant() < 0.0);
+    }
+
+    #[test]
+    fn voxel_axes_are_found_along_the_world_axes_that_they_follow() {
+        let axis = |index, is_reversed| VoxelAxis { index, is_reversed };
+        assert_eq!(oblique().closest_axes(), [axis(0, true), axis(1, false), axis(2, false)]);
+        // Sagittal slices: voxel x runs to the back, voxel y up, voxel z to the left.
+        let sagittal =
+            Affine::new([[0.0, 0.1, -1.2, 80.0], [-0.9, 0.2, 0.0, 99.0], [0.2, 0.9, 0.1, -50.0]]);
+        let found = sagittal.unwrap().closest_axes();
+        assert_eq!(found, [axis(2, true), axis(0, true), axis(1, false)]);
+        // At 45 degrees the first voxel axis takes the first world axis.
+        let turned =
+            Affine::new([[1.0, -1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]);
+        let found = turned.unwrap().closest_axes();
+        assert_eq!(found, [axis(0, false), axis(1, false), axis(2, false)]);
     }
 }

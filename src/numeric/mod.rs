@@ -11,6 +11,7 @@ pub mod intensity;
 pub mod morphology;
 pub mod preprocess;
 pub mod registration;
+pub mod resample;
 pub mod slice;
 
 pub mod projection;

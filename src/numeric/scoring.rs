@@ -307,7 +307,7 @@ pub fn label_free_threshold(profiles: &[MapProfile], own: usize, clean: Fraction
 }
 
 /// Quantile with linear interpolation between the two values around it; reorders the values.
-pub(super) fn quantile(values: &mut [f32], share: f64) -> f64 {
+pub fn quantile(values: &mut [f32], share: f64) -> f64 {
     let position = (values.len() - 1) as f64 * share;
     let (_, at, above) = values.select_nth_unstable_by(position.floor() as usize, f32::total_cmp);
     let next = above.iter().copied().min_by(f32::total_cmp).unwrap_or(*at);
