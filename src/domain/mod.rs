@@ -1,9 +1,11 @@
 //! What things are and may become: scans, cohorts, windows, findings, errors. No I/O.
 //!
-//! The two traits here are the only seams between the method and a device; each has three real
-//! implementations: the native CPU engine, CUDA, and burn.
+//! The traits here are the only seams between the method and a device. The encoder and the
+//! distances have three real implementations: the native CPU engine, CUDA, and burn. The brain
+//! extraction network has two: the native CPU engine and burn.
 
 pub mod acquisition;
+pub mod brain_network;
 pub mod cohort;
 pub mod error;
 pub mod finding;
@@ -58,6 +60,25 @@ pub struct DeviceMemory {
     pub used: u64,
     /// In all.
     pub total: u64,
+}
+
+/// The steps of brain extraction, each with a network of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrainPart {
+    /// Finds the brain in the whole field of view.
+    Locate,
+    /// Outlines the brain in the box around it.
+    Outline,
+}
+
+/// Two frozen convolutional networks that find the brain in a head.
+pub trait BrainNetwork: Send + Sync {
+    /// The probability of brain in each voxel of an image `[side, side, side]`, both x fastest.
+    ///
+    /// The side is a multiple of 32. The axes are RAS+, and intensities are normalised as in
+    /// [`brain_network`].
+    fn forward(&self, part: BrainPart, image: &[f32], side: usize)
+    -> Result<Vec<f32>, DeviceError>;
 }
 
 /// Names one grid of tokens of a scan.
