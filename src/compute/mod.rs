@@ -1,6 +1,7 @@
 //! The encoder and the distances on a device: `cpu` natively, `gpu` through burn, `cuda` with
 //! cuBLASLt where an NVIDIA GPU has it.
 
+pub mod brain_weights;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;

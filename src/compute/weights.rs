@@ -366,29 +366,12 @@ impl<'a> Tensors<'a> {
     }
 
     /// A tensor of exactly this shape, or nothing and a fault, upon which [`Self::finish`] refuses.
-    /// Zeros in its stead would be as many as the file says, whether it holds them or not.
     fn take(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
-        let Ok(tensor) = self.file.tensor(name) else {
-            self.faults.push(format!("{name} is missing, shape {shape:?} is needed"));
-            return Vec::new();
-        };
         self.used.insert(name.to_owned());
-        if tensor.shape() != shape {
-            let found = tensor.shape();
-            self.faults.push(format!("{name} has shape {found:?}, {shape:?} is needed"));
-            return Vec::new();
-        }
-        let values = match decode(&tensor) {
-            Ok(values) => values,
-            Err(fault) => {
-                self.faults.push(format!("{name} {fault}"));
-                Vec::new()
-            }
-        };
-        if values.iter().any(|v| !v.is_finite()) {
-            self.faults.push(format!("{name} holds NaN or infinity; the file is damaged"));
-        }
-        values
+        values_of(self.file, name, shape).unwrap_or_else(|fault| {
+            self.faults.push(fault);
+            Vec::new()
+        })
     }
 
     fn norm(&mut self, name: &str, channels: usize) -> NormWeights {
@@ -512,6 +495,26 @@ impl<'a> Tensors<'a> {
         self.faults.sort();
         if self.faults.is_empty() { Ok(()) } else { Err(WeightsError::Tensors(self.faults)) }
     }
+}
+
+/// The values of a tensor of exactly this shape, or what is wrong with it. Memory is taken only for
+/// values that the file holds, whatever shape it states.
+pub(super) fn values_of(
+    file: &SafeTensors<'_>,
+    name: &str,
+    shape: &[usize],
+) -> Result<Vec<f32>, String> {
+    let tensor =
+        file.tensor(name).map_err(|_| format!("{name} is missing, shape {shape:?} is needed"))?;
+    if tensor.shape() != shape {
+        let found = tensor.shape();
+        return Err(format!("{name} has shape {found:?}, {shape:?} is needed"));
+    }
+    let values = decode(&tensor).map_err(|fault| format!("{name} {fault}"))?;
+    if values.iter().any(|v| !v.is_finite()) {
+        return Err(format!("{name} holds NaN or infinity; the file is damaged"));
+    }
+    Ok(values)
 }
 
 fn decode(tensor: &TensorView<'_>) -> Result<Vec<f32>, String> {
