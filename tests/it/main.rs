@@ -5,6 +5,7 @@
 mod alignment;
 mod apart;
 mod arrivals;
+mod brain_network;
 mod cli;
 mod cohorts;
 mod community;
@@ -17,6 +18,8 @@ mod hostile;
 mod intensity;
 mod kernels;
 mod layers;
+#[path = "../reference/linknet.rs"]
+mod linknet;
 mod model;
 mod nibabel;
 mod nifti;

@@ -146,6 +146,16 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// 1 / (1 + exp(-x)) in place: the softmax of two values of which one exceeds the other by x.
+    fn sigmoid(row: &mut [f32]) {
+        for value in row {
+            let below = if *value < -87.0 { 87.0 } else { -*value };
+            *value = 1.0 / (1.0 + exp::<FUSED>(below));
+        }
+    }
+}
+
 /// The largest value; of nothing, minus infinity.
 #[inline(always)]
 fn largest_of(row: &[f32]) -> f32 {
@@ -207,6 +217,16 @@ mod tests {
             }
             let exact = sum * 2.0 / std::f64::consts::PI.sqrt();
             assert!((f64::from(erf::<false>(z)) - exact).abs() < 5e-7, "erf({z})");
+        }
+    }
+
+    #[test]
+    fn a_sigmoid_reaches_both_ends_and_no_further() {
+        let mut row = [-1e9, -100.0, -2.0, 0.0, 3.0, 100.0, 1e9];
+        let exact = row.map(|x: f32| (1.0 / (1.0 + (-f64::from(x)).exp())) as f32);
+        sigmoid(&mut row);
+        for (found, exact) in row.iter().zip(exact) {
+            assert!((found - exact).abs() < 3e-7, "{found} {exact}");
         }
     }
 

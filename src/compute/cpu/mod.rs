@@ -3,15 +3,19 @@
 //! One image per thread at a time, each from its first patch to its last layer, so that its
 //! features depend neither on the batch nor on the number of threads, to the last bit. `product`
 //! multiplies matrices tile by tile, with the loops of each instruction set in `tile`; what is done
-//! between the products is in `kernels`. `whole_volume` and `within_reach` find nearest tokens,
-//! with the kernels in `search`.
+//! between the products is in `kernels`. `linknet` extracts brains, with the convolutions in
+//! `convolution` and what is done between them in `features`. `whole_volume` and `within_reach`
+//! find nearest tokens, with the kernels in `search`.
 
 mod attention;
+mod convolution;
 mod distances;
 mod dots;
 mod encoder;
+mod features;
 mod instructions;
 mod kernels;
+mod linknet;
 mod product;
 mod search;
 mod tile;
@@ -22,3 +26,4 @@ mod within_reach;
 pub use distances::CpuDistances;
 pub use encoder::CpuEncoder;
 pub use instructions::Instructions;
+pub use linknet::CpuBrainNetwork;
