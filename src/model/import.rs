@@ -77,7 +77,7 @@ fn import_bytes(bytes: &[u8]) -> Result<VitWeights, ImportError> {
 }
 
 /// So that one loader checks everything.
-fn to_safetensors(tensors: &Tensors) -> Vec<u8> {
+pub(super) fn to_safetensors(tensors: &Tensors) -> Vec<u8> {
     let views = tensors.iter().map(|(name, tensor)| {
         let data: &[u8] = bytemuck::cast_slice(&tensor.values);
         let view = TensorView::new(Dtype::F32, tensor.shape.clone(), data);

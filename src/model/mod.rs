@@ -1,5 +1,7 @@
-//! DINOv2 weights as files: where they lie, where they come from, and what they are made from.
+//! Weights as files, of DINOv2 and of brain extraction: where they lie, where they come from, and
+//! what they are made from.
 
+mod brain;
 mod fetch;
 mod import;
 mod onnx;
@@ -8,6 +10,7 @@ mod template;
 
 use std::path::{Path, PathBuf};
 
+pub use brain::{BRAIN_FILE, fetch_brain_weights, find_brain_weights};
 pub use fetch::{FetchError, Fetched, Model, Origin, fetch, write_whole};
 pub use import::{ImportError, import};
 pub use template::{TEMPLATE_FILE, fetch_template, find_template};

@@ -1,7 +1,10 @@
-//! Tensors from PyTorch's `.pth`: a zip archive with a pickle and raw storages.
+//! Tensors from PyTorch's `.pth` and TorchScript's `.pt`: a zip archive with a pickle and raw
+//! storages.
 //!
 //! A pickle is a program that may call anything. This reader knows only what a dictionary of
-//! tensors needs; every other instruction and every other name is refused, nothing is executed.
+//! tensors needs, and TorchScript's modules, which are dictionaries of tensors and modules; every
+//! other instruction and every other name is refused, nothing is executed. The code of a
+//! TorchScript archive is not read at all.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,12 +24,18 @@ const MAX_PICKLE_BYTES: usize = 4 << 20;
 const MAX_FILES_WORTH: usize = 4;
 /// The kernel of a convolution over a volume has five.
 const MAX_AXES: usize = 8;
+/// Modules within modules; the networks that are read have four.
+const MAX_DEPTH: usize = 16;
+/// Modules in all, each counted as often as others hold it; the networks that are read have 144.
+const MAX_MODULES: usize = 4096;
+/// Bytes of a tensor's name.
+const MAX_NAME_BYTES: usize = 512;
 /// Training checkpoints keep the network under one of these.
 const NESTED: [&str; 4] = ["state_dict", "model", "teacher", "ema"];
 
 type Archive<'a> = ZipArchive<Cursor<&'a [u8]>>;
 
-/// All tensors of the dictionary in the file, by name.
+/// All tensors of the dictionary or the module in the file, by name.
 pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
     let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|e| format!("its zip: {e}"))?;
     let description = archive.file_names().find(|name| name.ends_with("/data.pkl"));
@@ -43,17 +52,15 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
     }
     let mut machine = Machine::default();
     let top = machine.run(pickle)?;
-    let top = machine.dictionary(top).ok_or("it holds no dictionary of tensors")?;
-    let nested = NESTED.iter().find_map(|&key| machine.dictionary(*top.get(key)?));
+    let named = machine.named_tensors(top)?;
     let mut reader = Storages { archive, bytes, folder, read: HashMap::new(), n_bytes_done: 0 };
     let mut tensors = Tensors::new();
-    for (name, value) in nested.unwrap_or(top) {
-        let Value::Tensor(arguments) = *value else { continue };
+    for (name, arguments) in named {
         let view = machine
             .view(arguments)
             .ok_or_else(|| format!("{name} is described wrongly, or has over {MAX_AXES} axes"))?;
-        let name = name.strip_prefix("backbone.").unwrap_or(name);
-        tensors.insert(name.to_owned(), reader.tensor(name, &view)?);
+        let tensor = reader.tensor(&name, &view)?;
+        tensors.insert(name.strip_prefix("backbone.").unwrap_or(&name).to_owned(), tensor);
     }
     Ok(tensors)
 }
@@ -191,6 +198,8 @@ enum Value<'p> {
     Text(&'p str),
     Tuple(usize),
     Dict(usize),
+    /// A module of TorchScript, by its place in the machine's list.
+    Module(usize),
     /// A name that may be called, of the few that are known.
     Callable(Callable),
     StorageType(Number),
@@ -206,6 +215,8 @@ enum Callable {
     RebuildTensor,
     RebuildParameter,
     OrderedDict,
+    /// A class of TorchScript: its instances hold what they are built with, and do nothing.
+    Module,
 }
 
 impl Value<'_> {
@@ -215,6 +226,7 @@ impl Value<'_> {
             Value::Text(_) => "a text",
             Value::Tuple(_) => "a tuple",
             Value::Dict(_) => "a dictionary",
+            Value::Module(_) => "a module",
             Value::Callable(_) | Value::StorageType(_) => "a function",
             Value::Storage(..) => "a storage",
             Value::Tensor(_) => "a tensor",
@@ -240,6 +252,8 @@ struct Machine<'p> {
     tuples: Vec<Vec<Value<'p>>>,
     /// Entries under a text; tensors have no other names.
     dicts: Vec<BTreeMap<&'p str, Value<'p>>>,
+    /// The dictionary of each module; none before it is built.
+    modules: Vec<Option<usize>>,
 }
 
 struct Input<'p>(&'p [u8]);
@@ -354,8 +368,8 @@ impl<'p> Machine<'p> {
             }
             b'Q' => self.persistent()?,
             b'R' => self.call()?,
-            // State of an OrderedDict: its metadata.
-            b'b' => drop(self.pop()?),
+            0x81 => self.make()?, // NEWOBJ
+            b'b' => self.build()?,
             other => return Err(format!("its description holds the instruction {other:#04x}")),
         }
         Ok(())
@@ -436,6 +450,87 @@ impl<'p> Machine<'p> {
                 self.stack.push(*tensor);
             }
             Callable::RebuildTensor => self.stack.push(Value::Tensor(arguments)),
+            Callable::Module => return Err("a module's class is called".to_owned()),
+        }
+        Ok(())
+    }
+
+    /// An instance of a class, from the class and a tuple of arguments.
+    fn make(&mut self) -> Result<(), String> {
+        let (arguments, class) = (self.pop()?, self.pop()?);
+        let (Value::Callable(Callable::Module), Value::Tuple(_)) = (class, arguments) else {
+            return Err("an instance is made of something other than a module's class".to_owned());
+        };
+        self.stack.push(Value::Module(self.modules.len()));
+        self.modules.push(None);
+        Ok(())
+    }
+
+    /// Gives what is on top of the stack its state.
+    fn build(&mut self) -> Result<(), String> {
+        let state = self.pop()?;
+        match (self.stack.last(), state) {
+            (Some(&Value::Module(module)), Value::Dict(state)) => {
+                self.modules[module] = Some(state);
+                Ok(())
+            }
+            (Some(Value::Module(_)), other) => {
+                Err(format!("a module is built with {}; a dictionary is needed", other.kind()))
+            }
+            // State of an OrderedDict: its metadata.
+            _ => Ok(()),
+        }
+    }
+
+    /// Names and arguments of the tensors of a dictionary or a module.
+    fn named_tensors(&self, top: Value<'p>) -> Result<Vec<(String, usize)>, String> {
+        let mut named = Vec::new();
+        if let Value::Module(module) = top {
+            self.collect(module, "", MAX_DEPTH, &mut 0, &mut named)?;
+            return Ok(named);
+        }
+        let top = self.dictionary(top).ok_or("it holds no dictionary of tensors")?;
+        let nested = NESTED.iter().find_map(|&key| self.dictionary(*top.get(key)?));
+        for (name, value) in nested.unwrap_or(top) {
+            if let Value::Tensor(arguments) = *value {
+                named.push(((*name).to_owned(), arguments));
+            }
+        }
+        Ok(named)
+    }
+
+    /// The tensors of a module and of the modules within it, under names joined by dots.
+    ///
+    /// Modules can hold one another, and themselves: without limits a small file could ask for any
+    /// amount of work.
+    fn collect(
+        &self,
+        module: usize,
+        prefix: &str,
+        depth_left: usize,
+        n_modules: &mut usize,
+        named: &mut Vec<(String, usize)>,
+    ) -> Result<(), String> {
+        *n_modules += 1;
+        if depth_left == 0 || *n_modules > MAX_MODULES {
+            return Err(format!(
+                "its modules are more than {MAX_MODULES}, or lie more than {MAX_DEPTH} deep"
+            ));
+        }
+        let entries = self.modules[module].into_iter().flat_map(|state| &self.dicts[state]);
+        for (key, value) in entries {
+            let is_named = matches!(value, Value::Tensor(_) | Value::Module(_));
+            if is_named && prefix.len() + key.len() >= MAX_NAME_BYTES {
+                return Err(format!("a name has over {MAX_NAME_BYTES} bytes"));
+            }
+            match *value {
+                Value::Tensor(arguments) => named.push((format!("{prefix}{key}"), arguments)),
+                Value::Module(inner) => {
+                    let prefix = format!("{prefix}{key}.");
+                    self.collect(inner, &prefix, depth_left - 1, n_modules, named)?;
+                }
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -475,6 +570,8 @@ fn known_name(module: &str, name: &str) -> Result<Value<'static>, String> {
         ("collections", "OrderedDict") => Value::Callable(Callable::OrderedDict),
         ("torch._utils", "_rebuild_tensor_v2") => Value::Callable(Callable::RebuildTensor),
         ("torch._utils", "_rebuild_parameter") => Value::Callable(Callable::RebuildParameter),
+        ("__torch__", _) => Value::Callable(Callable::Module),
+        (module, _) if module.starts_with("__torch__.") => Value::Callable(Callable::Module),
         ("torch", "DoubleStorage") => Value::StorageType(Number::F64),
         ("torch", "FloatStorage") => Value::StorageType(Number::F32),
         ("torch", "HalfStorage") => Value::StorageType(Number::F16),
@@ -636,6 +733,57 @@ mod tests {
         assert_eq!(read.keys().collect::<Vec<_>>(), ["w"]);
     }
 
+    /// What `torch.jit.save` writes for a module of values that are already in the pickle's form.
+    fn module(class: &str, entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
+        let entries = entries.iter().flat_map(|(name, value)| [text(name), value.clone()].concat());
+        let start =
+            format!("c__torch__{class}\n)\u{81}").chars().map(|c| c as u8).collect::<Vec<_>>();
+        start.into_iter().chain(*b"}(").chain(entries).chain(*b"ub").collect()
+    }
+
+    fn script(top: Vec<u8>) -> Vec<u8> {
+        [b"\x80\x02", &top[..], b"."].concat()
+    }
+
+    #[test]
+    fn modules_of_torchscript_are_dictionaries_within_dictionaries() {
+        let inner = module(
+            ".torch.nn.modules.conv\nConv3d",
+            &[("training", b"\x89".to_vec()), ("weight", scalar("1")), ("bias", b"N".to_vec())],
+        );
+        let top = module("\nNet", &[("scale", scalar("0")), ("first", inner)]);
+        let storages = [("0", floats(&[0.5])), ("1", floats(&[2.5]))];
+        let read = tensors(&archive(&script(top), &storages)).unwrap();
+        let found: Vec<_> = read.iter().map(|(name, t)| (&name[..], t.values[0])).collect();
+        assert_eq!(found, [("first.weight", 2.5), ("scale", 0.5)]);
+    }
+
+    #[test]
+    fn modules_are_inert_and_nothing_else_is_made_or_built() {
+        let refused = |top: &[u8]| tensors(&archive(&script(top.to_vec()), &[])).unwrap_err();
+        assert!(refused(b"cos\nsystem\n)\x81}b").contains("os.system"));
+        assert!(refused(b"c__torch___evil\nNet\n)\x81}b").contains("__torch___evil.Net"));
+        assert!(refused(b"c__torch__\nNet\n)R").contains("class is called"));
+        assert!(refused(b"ccollections\nOrderedDict\n)\x81}b").contains("a module's class"));
+        assert!(refused(b"c__torch__\nNet\n)\x81)b").contains("built with a tuple"));
+    }
+
+    #[test]
+    fn modules_that_hold_themselves_or_one_another_without_end_are_refused() {
+        let refused = |top: &[u8]| tensors(&archive(&script(top.to_vec()), &[])).unwrap_err();
+        let own = [b"c__torch__\nNet\n)\x81q\x01}", &text("a")[..], b"h\x01sb"].concat();
+        assert!(refused(&own).contains("16 deep"));
+        // Each of 14 modules holds the one before it twice.
+        let mut twice = b"c__torch__\nNet\n)\x81q\x01".to_vec();
+        for _ in 0..14 {
+            let entries = [text("a"), b"h\x01".to_vec(), text("b"), b"h\x01".to_vec()].concat();
+            twice.extend([b"c__torch__\nNet\n)\x81}(", &entries[..], b"ubq\x01"].concat());
+        }
+        assert!(refused(&twice).contains("more than 4096"));
+        let long = module("\nNet", &[(&"n".repeat(600), scalar("0"))]);
+        assert!(refused(&long).contains("512 bytes"));
+    }
+
     #[test]
     fn names_that_share_a_tensor_cannot_multiply_it() {
         let names: Vec<String> = (0..100).map(|n| format!("w{n}")).collect();
@@ -693,6 +841,15 @@ mod tests {
         #[test]
         fn any_bytes_are_a_value_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             Machine::default().run(&bytes).ok();
+        }
+
+        #[test]
+        fn a_damaged_module_is_read_or_refused(place in 0_usize..300, value in any::<u8>()) {
+            let inner = module("\nInner", &[("weight", scalar("0"))]);
+            let mut pickle = script(module("\nNet", &[("first", inner)]));
+            let place = place % pickle.len();
+            pickle[place] = value;
+            tensors(&archive(&pickle, &[("0", floats(&[0.0]))])).ok();
         }
 
         #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    fetch::{FetchError, PackedFile, from_package, write_whole},
+    fetch::{FetchError, Package, PackedFile, from_package, write_whole},
     model_folders,
 };
 
@@ -12,11 +12,13 @@ pub const TEMPLATE_FILE: &str = "icbm152_2009a_sym_t1.nii.gz";
 
 /// ICBM 152 2009a symmetric T1, 1 mm, stripped (Fonov et al. 2011), as nilearn carries it: BSD-3
 /// with the notice of the MNI, free to use and pass on.
-const PACKED: PackedFile = PackedFile {
-    package: "nilearn==0.14.1",
-    entry: "nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
-    sha256: "421a10e872fd6cadae7f61d358dffbcc1795a497d61ee76c5dda2503e1a1e9e6",
-    max_bytes: 16 << 20,
+const PACKED: Package<1> = Package {
+    name: "nilearn==0.14.1",
+    files: [PackedFile {
+        entry: "nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
+        sha256: "421a10e872fd6cadae7f61d358dffbcc1795a497d61ee76c5dda2503e1a1e9e6",
+        max_bytes: 16 << 20,
+    }],
 };
 
 /// The named file, or the one that [`fetch_template`] puts beside the weights.
@@ -34,7 +36,7 @@ pub fn fetch_template(folder: &Path) -> Result<PathBuf, FetchError> {
     std::fs::create_dir_all(folder)?;
     let target = folder.join(TEMPLATE_FILE);
     let unpacked = tempfile::NamedTempFile::new()?;
-    from_package(&PACKED, unpacked.path())?;
+    from_package(&PACKED, [unpacked.path()])?;
     write_whole(&target, &std::fs::read(unpacked.path())?)?;
     Ok(target)
 }

