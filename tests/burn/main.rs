@@ -5,11 +5,14 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests stand outside of test functions")]
 
+mod brain_network;
 mod distances;
 mod encoder;
 #[path = "../reference/goldens.rs"]
 #[expect(dead_code, reason = "the scans are for the stages outside the engine")]
 mod goldens;
 mod gpu;
+#[path = "../reference/linknet.rs"]
+mod linknet;
 mod reference;
 mod tiny;

@@ -7,12 +7,14 @@
 pub mod device;
 pub mod encoder;
 mod failure;
+pub mod linknet;
 pub mod nearest;
 #[cfg(any(test, feature = "cuda"))]
 mod trial;
 pub mod vit;
 
 pub use encoder::BurnEncoder;
+pub use linknet::BurnBrainNetwork;
 pub use nearest::BurnDistances;
 
 use burn::tensor::FloatDType;
