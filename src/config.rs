@@ -105,6 +105,22 @@ pub struct AlignmentSettings {
     pub mode: AlignmentChoice,
     /// The template; the fetched one if not named.
     pub template: Option<PathBuf>,
+    /// What finds the brain of a head.
+    pub brain: BrainChoice,
+    /// Weights of the networks for brain extraction; the fetched ones if not named.
+    pub brain_weights: Option<PathBuf>,
+}
+
+/// What finds the brain of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BrainChoice {
+    /// The networks where their weights are there, else the template.
+    Auto,
+    /// The aligned template and the scan's intensities.
+    Template,
+    /// The networks.
+    Network,
 }
 
 /// How intensities are brought to one scale.
@@ -504,6 +520,8 @@ struct RawDirectories {
 struct RawAlignment {
     mode: String,
     template: PathBuf,
+    brain: String,
+    brain_weights: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -566,6 +584,8 @@ struct RawQuality {
     max_noise: f64,
     max_cut_fraction: f64,
     min_explained: f64,
+    min_distinctness: f64,
+    min_brain_agreement: f64,
 }
 
 #[derive(Deserialize)]
@@ -794,6 +814,13 @@ impl Checker {
                 AlignmentChoice::Heads,
             ),
             template: (!raw.template.as_os_str().is_empty()).then_some(raw.template),
+            brain: self.word(
+                "alignment.brain",
+                &raw.brain,
+                "\"auto\", \"template\" or \"network\"",
+                BrainChoice::Auto,
+            ),
+            brain_weights: (!raw.brain_weights.as_os_str().is_empty()).then_some(raw.brain_weights),
         }
     }
 
@@ -903,6 +930,8 @@ impl Checker {
             max_noise: share("max_noise", raw.max_noise, 10.0),
             max_cut_fraction: share("max_cut_fraction", raw.max_cut_fraction, 1.0),
             min_explained: share("min_explained", raw.min_explained, 1.0),
+            min_distinctness: share("min_distinctness", raw.min_distinctness, 1.0),
+            min_brain_agreement: share("min_brain_agreement", raw.min_brain_agreement, 1.0),
         }
     }
 

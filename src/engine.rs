@@ -2,6 +2,7 @@
 //! results may be compared.
 
 use std::{
+    fmt,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -15,15 +16,16 @@ use tracing::{info, warn};
 use crate::{
     compute::{
         EncoderOptions,
-        cpu::{CpuDistances, CpuEncoder, Instructions},
+        brain_weights::BrainWeights,
+        cpu::{CpuBrainNetwork, CpuDistances, CpuEncoder, Instructions},
         weights::{VitWeights, WeightsError},
     },
-    config::{AlignmentChoice, AlignmentSettings, Config, DeviceChoice, Standardise},
+    config::{AlignmentChoice, AlignmentSettings, BrainChoice, Config, DeviceChoice, Standardise},
     domain::{
-        PairDistances, SliceEncoder, error::DeviceError, landmarks::LandmarkSet, scan::ScanId,
-        tokenise::Tokeniser,
+        BrainNetwork, PairDistances, SliceEncoder, error::DeviceError, landmarks::LandmarkSet,
+        scan::ScanId, tokenise::Tokeniser,
     },
-    model::{find_template, find_weights},
+    model::{find_brain_weights, find_template, find_weights},
     nifti::{self, Limits},
     numeric::{
         preprocess::CubeSettings, projection::Projection, registration::Template,
@@ -65,6 +67,8 @@ pub struct Method {
     pub template: Option<Arc<Template>>,
     /// SHA-256 of its voxels and affine, hex.
     pub template_sha256: Option<String>,
+    /// The networks that extract brains from heads, if there are any.
+    pub brain_network: Option<BrainNetworkInUse>,
     /// The site's own preprocessing, if there is any.
     pub hook: Option<Arc<Hook>>,
     /// Landmarks that intensities are brought to, if that is asked for.
@@ -75,6 +79,27 @@ impl Method {
     /// Grids of tokens per scan.
     pub fn n_grids(&self) -> usize {
         self.layers.len() * self.n_parts
+    }
+}
+
+/// Networks that extract brains, on their device.
+#[derive(Clone)]
+pub struct BrainNetworkInUse {
+    network: Arc<dyn BrainNetwork>,
+    /// SHA-256 of the weights file, hex.
+    pub sha256: String,
+}
+
+impl BrainNetworkInUse {
+    /// The networks.
+    pub fn network(&self) -> &dyn BrainNetwork {
+        &*self.network
+    }
+}
+
+impl fmt::Debug for BrainNetworkInUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BrainNetworkInUse").field("sha256", &self.sha256).finish_non_exhaustive()
     }
 }
 
@@ -107,6 +132,10 @@ pub enum EngineError {
     /// There is no usable template though the settings need one.
     #[error("{0}")]
     Template(String),
+    /// The networks for brain extraction cannot be used, or are not there though the settings need
+    /// them.
+    #[error("{0}")]
+    BrainNetwork(String),
     /// The site's own preprocessing is not to be had.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -135,6 +164,7 @@ pub struct Ingredients {
     weights: VitWeights,
     layers: Vec<usize>,
     template: Option<(Template, String)>,
+    brain_weights: Option<BrainWeights>,
     hook: Option<Hook>,
     landmarks: Option<LandmarkSet>,
 }
@@ -151,13 +181,15 @@ impl Ingredients {
         let network = load_network(config);
         let hook = config.preprocess.as_ref().map(Hook::start).transpose();
         let (template, landmarks) = (load_template(config), load_landmarks(config));
-        match (network, hook, template, landmarks) {
-            (Ok((weights, layers)), Ok(hook), Ok(template), Ok(landmarks)) => {
-                Ok(Self { weights, layers, template, hook, landmarks })
+        let brain_weights = load_brain_weights(config);
+        match (network, hook, template, brain_weights, landmarks) {
+            (Ok((weights, layers)), Ok(hook), Ok(template), Ok(brain_weights), Ok(landmarks)) => {
+                Ok(Self { weights, layers, template, brain_weights, hook, landmarks })
             }
-            (network, hook, template, landmarks) => {
+            (network, hook, template, brain_weights, landmarks) => {
                 let hook = hook.err().map(EngineError::from);
-                let faults = [network.err(), hook, template.err(), landmarks.err()];
+                let faults =
+                    [network.err(), hook, template.err(), brain_weights.err(), landmarks.err()];
                 Err(faults.into_iter().flatten().collect())
             }
         }
@@ -182,7 +214,8 @@ impl Ingredients {
 impl Engine {
     /// Loads what the settings name and chooses the device.
     pub fn start(config: &Config) -> Result<Self, EngineError> {
-        let Ingredients { weights, layers, template, hook, landmarks } = Ingredients::load(config)?;
+        let Ingredients { weights, layers, template, brain_weights, hook, landmarks } =
+            Ingredients::load(config)?;
         let (template, template_sha256) = template.unzip();
         let architecture = weights.architecture;
         let options = EncoderOptions {
@@ -224,6 +257,10 @@ impl Engine {
             alignment: config.alignment.mode,
             template: template.map(Arc::new),
             template_sha256,
+            brain_network: brain_weights.map(|weights| BrainNetworkInUse {
+                sha256: weights.fingerprint.clone(),
+                network: Arc::new(CpuBrainNetwork::new(weights)),
+            }),
             hook: hook.map(Arc::new),
             landmarks: landmarks.map(Arc::new),
         };
@@ -262,7 +299,7 @@ fn load_network(config: &Config) -> Result<(VitWeights, Vec<usize>), EngineError
 /// missing: they are refused then, with the advice to get it. Not so where the site's preprocessing
 /// finds their brains.
 fn load_template(config: &Config) -> Result<Option<(Template, String)>, EngineError> {
-    let AlignmentSettings { mode, template } = &config.alignment;
+    let AlignmentSettings { mode, template, .. } = &config.alignment;
     if *mode == AlignmentChoice::Never {
         return Ok(None);
     }
@@ -291,6 +328,35 @@ fn load_template(config: &Config) -> Result<Option<(Template, String)>, EngineEr
     })?;
     let sha256 = hex::encode(ScanId::of(&scan.volume).0);
     Ok(Some((Template::new(scan.volume), sha256)))
+}
+
+/// The networks for brain extraction. Where the settings leave the choice they may be missing: the
+/// template finds the brain then.
+fn load_brain_weights(config: &Config) -> Result<Option<BrainWeights>, EngineError> {
+    let AlignmentSettings { mode, brain, brain_weights: named, .. } = &config.alignment;
+    if *mode == AlignmentChoice::Never || *brain == BrainChoice::Template {
+        return Ok(None);
+    }
+    let Some(path) = find_brain_weights(named.as_deref()) else {
+        if named.is_none() && *brain == BrainChoice::Auto {
+            info!(
+                "no networks for brain extraction (`oddscan model fetch --brain`): the template does it"
+            );
+            return Ok(None);
+        }
+        let place = named.as_ref().map_or(String::new(), |path| format!(" {}", path.display()));
+        return Err(EngineError::BrainNetwork(format!(
+            "there are no networks for brain extraction{place} (alignment.brain_weights); run `oddscan \
+             model fetch --brain`, or set alignment.brain = \"template\""
+        )));
+    };
+    let weights = BrainWeights::load(&path).map_err(|error| {
+        let path = path.display();
+        EngineError::BrainNetwork(format!(
+            "the brain extraction weights {path} cannot be used: {error}"
+        ))
+    })?;
+    Ok(Some(weights))
 }
 
 /// The landmarks, if the settings ask for them.

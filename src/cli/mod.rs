@@ -118,6 +118,7 @@ pub(crate) fn engine_code(error: &EngineError) -> u8 {
         EngineError::NoWeights(_)
         | EngineError::Weights { .. }
         | EngineError::Template(_)
+        | EngineError::BrainNetwork(_)
         | EngineError::Hook(_)
         | EngineError::Landmarks { .. }
         | EngineError::Misfit(_) => CONFIG,

@@ -9,6 +9,7 @@ pub mod brain_network;
 pub mod cohort;
 pub mod error;
 pub mod finding;
+pub mod head;
 pub mod landmarks;
 pub mod patient;
 pub mod quality;

@@ -15,6 +15,10 @@ pub struct QualityLimits {
     /// Least share of the scan's contrast that the template must explain, of scans that were
     /// aligned.
     pub min_explained: f64,
+    /// Least distinctness of the alignment, of scans that were aligned.
+    pub min_distinctness: f64,
+    /// Least Dice of the brains by network and by template, where both were found.
+    pub min_brain_agreement: f64,
 }
 
 impl QualityLimits {
@@ -28,6 +32,10 @@ impl QualityLimits {
             encoded.map(|found| found.cut_fraction).filter(|&cut| cut > self.max_cut_fraction);
         let explained = record.alignment.map(|found| found.explained);
         let explained = explained.filter(|&explained| explained < self.min_explained);
+        let distinctness = record.alignment.and_then(|found| found.distinctness);
+        let distinctness = distinctness.filter(|&found| found < self.min_distinctness);
+        let agreement = record.brain.as_ref().and_then(|brain| brain.agreement);
+        let agreement = agreement.filter(|&found| found < self.min_brain_agreement);
         let (percent, limit) = (|share: f64| 100.0 * share, "is the limit");
         let faults = [
             noise.map(|noise| {
@@ -54,6 +62,20 @@ impl QualityLimits {
                     percent(explained)
                 )
             }),
+            distinctness.map(|found| {
+                format!(
+                    "the alignment has a distinctness of {found:.2}, {:.2} {limit} \
+                     (quality.min_distinctness)",
+                    self.min_distinctness
+                )
+            }),
+            agreement.map(|found| {
+                format!(
+                    "the brain by the networks and that by the template agree with a Dice of {found:.2}, \
+                     {:.2} {limit} (quality.min_brain_agreement)",
+                    self.min_brain_agreement
+                )
+            }),
         ];
         faults.into_iter().flatten().collect()
     }
@@ -69,13 +91,14 @@ mod tests {
     use super::*;
     use crate::domain::{
         cohort::CohortKey,
-        scan::{AlignmentFacts, EncodedFacts, ScanId, ScanState},
+        scan::{AlignmentFacts, BrainFacts, BrainSource, EncodedFacts, ScanId, ScanState},
     };
 
     fn record(noise: Option<f64>, cut_fraction: f64, explained: Option<f64>) -> ScanRecord {
         let alignment = |explained| AlignmentFacts {
             template_to_scan: [[0.0; 4]; 3],
             explained,
+            distinctness: Some(0.5),
             coverage: 1.0,
             brain_extracted: true,
         };
@@ -90,7 +113,13 @@ mod tests {
 
     #[test]
     fn every_limit_is_named_with_value_and_key_and_what_is_not_known_is_no_fault() {
-        let limits = QualityLimits { max_noise: 0.2, max_cut_fraction: 0.1, min_explained: 0.4 };
+        let limits = QualityLimits {
+            max_noise: 0.2,
+            max_cut_fraction: 0.1,
+            min_explained: 0.4,
+            min_distinctness: 0.3,
+            min_brain_agreement: 0.9,
+        };
         assert!(limits.allow(&record(Some(0.2), 0.1, Some(0.4))), "the limits themselves are in");
         assert!(limits.allow(&record(None, 0.0, None)));
         assert!(limits.allow(&ScanRecord { encoded: None, ..record(None, 0.0, None) }));
@@ -105,5 +134,23 @@ mod tests {
                  (quality.min_explained)",
             ]
         );
+
+        let mut doubtful = record(None, 0.0, Some(0.5));
+        let brain =
+            |agreement| BrainFacts { from: BrainSource::Network, agreement, sha256: String::new() };
+        doubtful.brain = Some(brain(Some(0.84)));
+        doubtful.alignment.as_mut().unwrap().distinctness = Some(0.21);
+        assert_eq!(
+            limits.faults(&doubtful),
+            [
+                "the alignment has a distinctness of 0.21, 0.30 is the limit \
+                 (quality.min_distinctness)",
+                "the brain by the networks and that by the template agree with a Dice of 0.84, 0.90 \
+                 is the limit (quality.min_brain_agreement)",
+            ]
+        );
+        doubtful.brain = Some(brain(None));
+        doubtful.alignment.as_mut().unwrap().distinctness = None;
+        assert!(limits.allow(&doubtful));
     }
 }

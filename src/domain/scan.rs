@@ -113,6 +113,10 @@ pub struct AlignmentFacts {
     pub template_to_scan: [[f64; 4]; 3],
     /// Share of the scan's contrast that the template explains, in [0, 1].
     pub explained: f64,
+    /// How much less the template shares with the scan when it is turned the wrong way, at most 1;
+    /// nothing of scans from before it was measured.
+    #[serde(default)]
+    pub distinctness: Option<f64>,
     /// Share of the template's brain within the scan, in [0, 1].
     pub coverage: f64,
     /// Whether the brain was extracted here.
@@ -131,20 +135,31 @@ pub enum BrainSource {
     Program,
     /// Extracted here, by the template.
     Template,
+    /// Extracted here, by the networks for brain extraction.
+    Network,
 }
 
 impl BrainSource {
+    /// Whether it was extracted from a head here.
+    pub fn is_extracted(self) -> bool {
+        matches!(self, Self::Template | Self::Network)
+    }
+
     /// Whether it was found on the way, so that the archive has to keep it.
     pub fn is_found(self) -> bool {
-        matches!(self, Self::Program | Self::Template)
+        matches!(self, Self::Program) || self.is_extracted()
     }
 }
 
 /// The brain that a scan was encoded with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BrainFacts {
     /// Where it is known from.
     pub from: BrainSource,
+    /// Dice of the brain by the networks and that by the template, in [0, 1], where both were looked
+    /// for.
+    #[serde(default)]
+    pub agreement: Option<f64>,
     /// SHA-256 over a byte per voxel of the scan's grid, 1 in the brain and 0 elsewhere, x fastest.
     pub sha256: String,
 }

@@ -7,6 +7,7 @@ pub mod stack;
 pub mod volume;
 
 pub mod brain;
+pub mod contrast;
 pub mod intensity;
 pub mod morphology;
 pub mod preprocess;

@@ -8,9 +8,11 @@ pub(super) fn not(mask: &[bool]) -> Vec<bool> {
 }
 
 /// Morphology in millimetres; what lies beyond the grid is neither inside nor outside.
-pub(super) struct Grid {
-    pub(super) shape: Shape3,
-    pub(super) spacing: [f64; 3],
+pub struct Grid {
+    /// Voxels along each axis.
+    pub shape: Shape3,
+    /// Distance between voxel centres along each axis, mm.
+    pub spacing: [f64; 3],
 }
 
 impl Grid {
@@ -25,15 +27,48 @@ impl Grid {
     }
 
     /// The largest connected part.
-    pub(super) fn largest(&self, mask: &[bool]) -> Option<Vec<bool>> {
+    pub fn largest(&self, mask: &[bool]) -> Option<Vec<bool>> {
         let largest = regions(mask.to_vec(), self.shape, 1).into_iter().next()?;
         Some(self.only(&largest))
     }
 
     /// The mask with what it encloses.
-    pub(super) fn filled(&self, mask: &[bool]) -> Vec<bool> {
+    pub fn filled(&self, mask: &[bool]) -> Vec<bool> {
         let outside = regions(not(mask), self.shape, 1).into_iter().next().unwrap_or_default();
         not(&self.only(&outside))
+    }
+
+    /// 95th percentile of the distance between the surfaces of two masks, mm: the larger of both
+    /// directions. `None` if a mask is empty.
+    ///
+    /// The surface of a mask are its voxels that share a face with one outside, or with the end of
+    /// the grid.
+    pub fn surface_distance_95(&self, one: &[bool], other: &[bool]) -> Option<f64> {
+        let surfaces = [self.surface(one), self.surface(other)];
+        let directed = |from: &[bool], to: &[bool]| {
+            let apart = self.distance_to(to).into_iter().zip(from).filter(|(_, is_on)| **is_on);
+            let mut apart: Vec<f64> = apart.map(|(distance, _)| distance).collect();
+            let last = apart.len().checked_sub(1)?;
+            let at = (last as f64 * 0.95).round() as usize;
+            Some(*apart.select_nth_unstable_by(at, f64::total_cmp).1)
+        };
+        let there = directed(&surfaces[0], &surfaces[1])?;
+        let back = directed(&surfaces[1], &surfaces[0])?;
+        Some(there.max(back))
+    }
+
+    fn surface(&self, mask: &[bool]) -> Vec<bool> {
+        let strides = [1, self.shape.0[0], self.shape.0[0] * self.shape.0[1]];
+        let is_surface = |offset: usize| {
+            let voxel = self.shape.voxel(offset);
+            let ends = |axis: usize| {
+                let is_open = |at_end: bool, neighbour: usize| at_end || !mask[neighbour];
+                is_open(voxel[axis] == 0, offset.wrapping_sub(strides[axis]))
+                    || is_open(voxel[axis] + 1 == self.shape.0[axis], offset + strides[axis])
+            };
+            mask[offset] && (0..3).any(ends)
+        };
+        (0..mask.len()).map(is_surface).collect()
     }
 
     fn only(&self, voxels: &[usize]) -> Vec<bool> {
@@ -113,6 +148,22 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn surfaces_of_shifted_boxes_lie_as_far_apart_as_the_shift() {
+        let grid = Grid { shape: Shape3([12, 9, 7]), spacing: [1.0, 2.0, 8.0] };
+        let block = |x: usize, z: usize| -> Vec<bool> {
+            let inside = |[vx, vy, vz]: [usize; 3]| {
+                (x..x + 5).contains(&vx) && (2..6).contains(&vy) && (z..z + 3).contains(&vz)
+            };
+            (0..grid.shape.n_voxels()).map(|offset| inside(grid.shape.voxel(offset))).collect()
+        };
+        let distance = |a: &[bool], b: &[bool]| grid.surface_distance_95(a, b);
+        assert_eq!(distance(&block(3, 2), &block(3, 2)), Some(0.0));
+        assert_eq!(distance(&block(3, 2), &block(5, 2)), Some(2.0));
+        assert_eq!(distance(&block(3, 2), &block(3, 3)), Some(8.0));
+        assert_eq!(distance(&block(3, 2), &vec![false; grid.shape.n_voxels()]), None);
+    }
 
     #[test]
     fn distances_are_those_of_a_search_through_all_pairs() {

@@ -4,6 +4,12 @@
 //! Powell's BOBYQA from coarse to fine. The template holds a brain alone, the scan may hold a whole
 //! head: only the template's brain is compared. The same scan gives the same alignment, to the last
 //! bit.
+//!
+//! Whether the scan holds a brain in the pose that its header states is judged by a null of its own:
+//! the template is turned upside down, back to front and sideways, and each turned template is
+//! fitted, too. A brain shares far more information with the upright template than with any of
+//! these; a phantom, noise, or a head whose header is wrong does not. That holds for every sequence,
+//! since both sides of the comparison have the same intensities.
 
 use bobyqa::{Bobyqa, Config};
 use rayon::prelude::*;
@@ -44,8 +50,13 @@ pub struct Alignment {
     /// Template world -> scan world, mm.
     pub to_scan: Affine,
     /// Share of the scan's variance, over the template's brain and a rim around it, that the
-    /// template's intensities explain (correlation ratio, Roche et al. 1998), in [0, 1].
+    /// template's intensities explain (correlation ratio, Roche et al. 1998), in [0, 1]. Depends on
+    /// the sequence.
     pub explained: f64,
+    /// How much less information the template shares with the scan when it is turned the wrong way:
+    /// 1 - (best wrong pose / this pose), at most 1. About 0 where nothing tells the poses apart,
+    /// negative where a wrong pose fits better.
+    pub distinctness: f64,
     /// Share of the template's brain that lies within the scan's grid, in [0, 1].
     pub coverage: f64,
 }
@@ -60,16 +71,21 @@ pub enum RegistrationError {
     #[error("the scan measures {:.0} x {:.0} x {:.0} mm", .0[0], .0[1], .0[2])]
     TooSmall([f64; 3]),
     /// Too much of the brain lies beyond the grid.
-    #[error("{:.0} % of a brain lie within the scan", 100.0 * .coverage)]
+    #[error("{:.0} % of a brain lie within the scan", 100.0 * .best.coverage)]
     Cut {
-        /// Share of the template's brain within the grid.
-        coverage: f64,
+        /// Where the template fits best.
+        best: Alignment,
     },
-    /// Nothing in the scan is like a brain.
-    #[error("a brain explains {:.0} % of the scan's contrast where it fits best", 100.0 * .explained)]
+    /// A brain that is turned the wrong way fits about as well.
+    #[error(
+        "a brain turned the wrong way fits {:.0} % as well as one that is upright",
+        100.0 * (1.0 - .best.distinctness)
+    )]
     Unlike {
-        /// See [`Alignment::explained`].
-        explained: f64,
+        /// Where the template fits best.
+        best: Alignment,
+        /// Whether a whole head was looked for.
+        is_head: bool,
     },
     /// The affine that was found cannot be inverted.
     #[error(transparent)]
@@ -84,12 +100,15 @@ const KEPT: [usize; 3] = [16, 8, 2];
 pub const MIN_EXTENT_MM: f64 = 60.0;
 /// So far around the template's brain a whole head is compared as well, mm. A wider rim lets the
 /// template grow until its dark surroundings are the air around the head, or shrink into the brain.
-const HEAD_RIM_MM: f64 = 2.0;
+pub(super) const HEAD_RIM_MM: f64 = 2.0;
 /// The same where there is no head around the brain: here its edge says most.
 const STRIPPED_RIM_MM: f64 = 8.0;
-/// What the template explains of a brain at least: measured 0.36 to 0.49 on heads, 0.33 to 0.79 on
-/// extracted brains; heads that were turned upside down or back to front reach 0.25, a ball 0.30.
-pub const MIN_EXPLAINED: f64 = 0.31;
+/// Least [`Alignment::distinctness`] of a head. Measured on heads: 0.44 to 0.75 where the alignment
+/// is right (T1, FLAIR, T2; slices of 2 to 8 mm), at most 0.25 where it is not, and on what is no
+/// head (docs/preprocessing.md).
+pub const MIN_DISTINCTNESS_HEAD: f64 = 0.3;
+/// The same of a brain alone, whose edge fits in every pose: measured 0.24 to 0.6.
+pub const MIN_DISTINCTNESS_STRIPPED: f64 = 0.15;
 /// Share of the template's brain that must lie within the scan.
 pub const MIN_COVERAGE: f64 = 0.6;
 /// Most evaluations per search.
@@ -102,12 +121,29 @@ const RADIUS_MM: f64 = 80.0;
 /// rotation 45 degrees, scale 0.67 to 1.5, shear 0.25.
 const BOUNDS: [f64; 4] = [80.0, 63.0, 32.0, 20.0];
 
+const UPRIGHT: [[f64; 3]; 3] = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
+
+/// Turns by 180 and 90 degrees about each axis: out of reach of the 45 degrees of a search.
+const WRONG_TURNS: [[[f64; 3]; 3]; 9] = [
+    [[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]],
+    [[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0]],
+    [[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 1.0]],
+    [[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]],
+    [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]],
+    [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]],
+    [[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]],
+    [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
+    [[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
+];
+/// How many of them are fitted at 4 mm.
+const WRONG_KEPT: usize = 3;
+
 /// Translations, rotations, logarithms of the scales, shears: three each.
 type Parameters = [f64; 12];
 
 /// Finds the template in a scan: a whole head, or a brain that has been extracted.
 ///
-/// Takes two seconds on two cores, whatever the resolution.
+/// Takes one to two seconds on two cores, whatever the resolution.
 ///
 /// # Errors
 /// If there is nothing to align, or what was found is no brain.
@@ -133,16 +169,41 @@ pub fn register(
             .collect();
         candidates.sort_by(|a, b| a.cost.total_cmp(&b.cost));
     }
-    let best = candidates.first().expect("at least one is kept");
+    let best = candidates[0];
     let to_scan = Affine::new(best.map())?;
     let (explained, coverage) = levels[1].quality(&to_scan);
+    let distinctness = distinctness(&levels, best);
+    let best = Alignment { to_scan, explained, distinctness, coverage };
     if coverage < MIN_COVERAGE {
-        return Err(RegistrationError::Cut { coverage });
+        return Err(RegistrationError::Cut { best });
     }
-    if explained < MIN_EXPLAINED {
-        return Err(RegistrationError::Unlike { explained });
+    if distinctness < min_distinctness(is_head) {
+        return Err(RegistrationError::Unlike { best, is_head });
     }
-    Ok(Alignment { to_scan, explained, coverage })
+    Ok(best)
+}
+
+/// What is asked of [`Alignment::distinctness`].
+pub fn min_distinctness(is_head: bool) -> f64 {
+    if is_head { MIN_DISTINCTNESS_HEAD } else { MIN_DISTINCTNESS_STRIPPED }
+}
+
+/// See [`Alignment::distinctness`]. All poses are fitted alike, at 8 mm and then at 4.
+fn distinctness(levels: &[Level], found: Candidate) -> f64 {
+    let [(_, _, last), (_, first, finer), _] = LEVELS;
+    let coarse = |turn: [[f64; 3]; 3]| {
+        let start = levels[0].search(Candidate { turn, ..found }, 6, 3.0 * first, first);
+        levels[0].search(start, 12, first, last)
+    };
+    let mut wrong: Vec<Candidate> = WRONG_TURNS.into_par_iter().map(coarse).collect();
+    wrong.sort_by(|a, b| a.cost.total_cmp(&b.cost));
+    wrong.truncate(WRONG_KEPT);
+
+    // Normalised mutual information is 1 where nothing is shared.
+    let shared = |start: Candidate| -levels[1].search(start, 12, first, finer).cost - 1.0;
+    let right = shared(found);
+    let wrong = wrong.into_par_iter().map(shared).reduce(|| 0.0, f64::max);
+    if right > 0.0 { 1.0 - wrong / right } else { 0.0 }
 }
 
 /// A state of the search.
@@ -152,6 +213,8 @@ struct Candidate {
     from: [f64; 3],
     /// Where the scan's brain was first thought to be, mm.
     to: [f64; 3],
+    /// Turns the template before it is moved.
+    turn: [[f64; 3]; 3],
     parameters: Parameters,
     /// Lower is better.
     cost: f64,
@@ -160,7 +223,7 @@ struct Candidate {
 impl Candidate {
     /// Template world -> scan world.
     fn map(&self) -> [[f64; 4]; 3] {
-        let linear = linear_part(&self.parameters);
+        let linear = product(&linear_part(&self.parameters), &self.turn);
         let row = |axis: usize| {
             let r = linear[axis];
             let at_centre: f64 = (0..3).map(|column| r[column] * self.from[column]).sum();
@@ -193,14 +256,14 @@ fn product(a: &[[f64; 3]; 3], b: &[[f64; 3]; 3]) -> [[f64; 3]; 3] {
 /// Intensities to bins of the joint histogram: each bin holds about as much of what is not
 /// background, so that a bright scalp leaves the brain as many bins as a dark one does.
 #[derive(Debug, Clone)]
-struct GreyScale {
+pub(super) struct GreyScale {
     /// The intensity at which each bin is centred, ascending.
     centres: Vec<f32>,
 }
 
 impl GreyScale {
     /// `None` without contrast.
-    fn of(scan: &RawVolume) -> Option<Self> {
+    pub(super) fn of(scan: &RawVolume) -> Option<Self> {
         let step = (scan.voxels.len() / 1_000_000).max(1);
         let mut some: Vec<f32> = scan.voxels.iter().copied().step_by(step).collect();
         let low = percentile(&mut some, 0.01)?;
@@ -220,7 +283,7 @@ impl GreyScale {
     }
 
     /// In [0, BINS - 1].
-    fn in_bins(&self, value: f32) -> f32 {
+    pub(super) fn in_bins(&self, value: f32) -> f32 {
         let above = self.centres.partition_point(|&centre| centre <= value);
         if above == 0 {
             return 0.0;
@@ -242,10 +305,10 @@ pub(super) fn percentile(values: &mut [f32], share: f64) -> Option<f32> {
 }
 
 /// Bins of each intensity in the joint histogram.
-const BINS: usize = 32;
+pub(super) const BINS: usize = 32;
 
 /// Template and scan at one spacing.
-struct Level {
+pub(super) struct Level {
     /// World places of the template that are compared.
     points: Vec<[f64; 3]>,
     /// The template's intensity there, in bins; 0 in the rim around its brain.
@@ -257,7 +320,13 @@ struct Level {
 }
 
 impl Level {
-    fn new(scan: &RawVolume, template: &Template, grey: &GreyScale, mm: f64, rim_mm: f64) -> Self {
+    pub(super) fn new(
+        scan: &RawVolume,
+        template: &Template,
+        grey: &GreyScale,
+        mm: f64,
+        rim_mm: f64,
+    ) -> Self {
         let coarse = shrink(scan, mm);
         let small = shrink(&template.image, mm);
         let top = small.voxels.iter().copied().fold(0.0, f32::max).max(f32::MIN_POSITIVE);
@@ -298,7 +367,7 @@ impl Level {
                 let mut parameters = [0.0; 12];
                 parameters[3] = pitch * RADIUS_MM;
                 parameters[6..9].fill(scale * RADIUS_MM);
-                starts.push(Candidate { from, to, parameters, cost: 0.0 });
+                starts.push(Candidate { from, to, turn: UPRIGHT, parameters, cost: 0.0 });
             }
         }
         let mut found: Vec<Candidate> =
@@ -389,6 +458,15 @@ impl Level {
         };
         let near = plane(at);
         Some(near + w * (plane(at + nx * ny) - near))
+    }
+
+    /// Pairs of intensities, in bins, of template and scan at the same place: 0 and above for the
+    /// template, where 0 is the rim around its brain.
+    pub(super) fn pairs(&self, map: &Affine) -> impl Iterator<Item = (u8, f32)> {
+        let to_voxel = self.to_voxel.after(map);
+        let points = self.points.iter().zip(&self.values);
+        points
+            .filter_map(move |(&point, &value)| Some((value, self.sample(to_voxel.apply(point))?)))
     }
 
     /// Correlation ratio, and share of the brain within the grid.

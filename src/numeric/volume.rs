@@ -17,6 +17,14 @@ pub struct RawVolume {
     pub affine: Affine,
 }
 
+impl RawVolume {
+    /// The scan with 0 outside the brain, which lies on the same grid.
+    pub fn within(&self, brain: &RawMask) -> Self {
+        let voxel = |(&voxel, &inside): (&f32, &bool)| if inside { voxel } else { 0.0 };
+        Self { voxels: self.voxels.iter().zip(&brain.inside).map(voxel).collect(), ..*self }
+    }
+}
+
 /// A binary region on its own grid, `[nx, ny, nz]`, x fastest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RawMask {

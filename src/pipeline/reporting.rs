@@ -108,8 +108,8 @@ fn quality(record: &ScanRecord) -> String {
         format!("{} tokens", encoded.n_tokens),
     ];
     parts.extend(encoded.noise.map(|noise| format!("noise {noise:.3} of the contrast")));
-    let fit = record.alignment.map(|found| found.explained);
-    parts.extend(fit.map(|share| format!("template explains {:.0} %", 100.0 * share)));
+    let fit = record.alignment.and_then(|found| found.distinctness);
+    parts.extend(fit.map(|found| format!("alignment {found:.2}")));
     parts.join("   ")
 }
 
@@ -162,6 +162,7 @@ pub(super) fn sidecar(
         method: MethodFacts {
             fingerprint: method.fingerprint.clone(),
             template_sha256: method.template_sha256.clone(),
+            brain_network_sha256: method.brain_network.as_ref().map(|it| it.sha256.clone()),
             settings: json!({
                 "preset": config.tree.get("preset"),
                 "window": { "compare_same_patient": config.window.compare_same_patient },

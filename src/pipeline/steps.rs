@@ -18,20 +18,19 @@ use crate::{
         cohort::CohortKey,
         error::{QuarantineReason, Refusal, ScanError},
         finding::{Cluster, Finding, SharedAnomaly},
+        head::{HeadBrain, HeadError, brain_of_head},
         patient::Patient,
         scan::{AlignmentFacts, BrainFacts, BrainSource, EncodedFacts, PreprocessFacts, ScanId},
     },
-    engine::Method,
+    engine::{BrainNetworkInUse, Method},
     nifti::{self, Grid, Limits},
     numeric::{
-        brain, community,
+        community,
         geometry::{Affine, VoxelPoint},
         mask::{GridPlacement, Region, ScoreGrid, joined_scores, regions_above, score_map},
         preprocess::{self, Canonical, MAX_BRAIN_ML, MIN_SHARE_IN_CUBE, PreprocessError},
         quality,
-        registration::{
-            self, Alignment, MIN_COVERAGE, MIN_EXPLAINED, MIN_EXTENT_MM, RegistrationError,
-        },
+        registration::{self, Alignment, MIN_COVERAGE, MIN_EXTENT_MM, RegistrationError},
         scoring::{self, Fraction, MapProfile, NearestDistances, ScanScores},
         token::{Foreground, TokenGrid, foreground_cells},
         volume::{RawMask, RawVolume},
@@ -50,6 +49,8 @@ pub struct Source {
     pub alignment: Option<Alignment>,
     /// Where the brain is known from; of a scan that is read again, what it was read from.
     pub brain_from: BrainSource,
+    /// Dice of the two ways to find the brain of a head, where both were taken.
+    pub agreement: Option<f64>,
     /// What the site's preprocessing did, if it did anything.
     pub preprocess: Option<PreprocessFacts>,
 }
@@ -150,19 +151,21 @@ pub fn prepare(
             brain: brain.map_err(refusal)?,
             alignment: None,
             brain_from,
+            agreement: None,
             preprocess,
         });
     };
-    let (brain, alignment) = if is_head {
-        let alignment = registration::register(&raw, template, true).map_err(misaligned)?;
-        (brain::extract(&raw, template, &alignment).ok_or_else(no_brain_found)?, alignment)
-    } else {
+    if !is_head {
         let brain = brain.map_err(refusal)?;
-        let stripped = stripped(&raw, &brain);
-        (brain, registration::register(&stripped, template, false).map_err(misaligned)?)
-    };
-    let brain_from = if is_head { BrainSource::Template } else { brain_from };
-    Ok(Source { raw, grid, brain, alignment: Some(alignment), brain_from, preprocess })
+        let alignment = registration::register(&raw.within(&brain), template, false);
+        let alignment = Some(alignment.map_err(misaligned)?);
+        return Ok(Source { raw, grid, brain, alignment, brain_from, agreement: None, preprocess });
+    }
+    let network = method.brain_network.as_ref().map(BrainNetworkInUse::network);
+    let found = brain_of_head(&raw, template, network).map_err(no_head)?;
+    let HeadBrain { brain, alignment, is_by_network, agreement } = found;
+    let brain_from = if is_by_network { BrainSource::Network } else { BrainSource::Template };
+    Ok(Source { raw, grid, brain, alignment: Some(alignment), brain_from, agreement, preprocess })
 }
 
 /// Reads a scan, and the mask beside it, and prepares it, through the site's own preprocessing (in
@@ -188,33 +191,35 @@ pub fn read_and_prepare(
     Ok((id, prepare(scan, handed, method)?))
 }
 
-/// The scan with 0 outside the brain: a mask may lie beside a whole head.
-fn stripped(raw: &RawVolume, brain: &RawMask) -> RawVolume {
-    let voxel = |(&voxel, &inside): (&f32, &bool)| if inside { voxel } else { 0.0 };
-    RawVolume { voxels: raw.voxels.iter().zip(&brain.inside).map(voxel).collect(), ..*raw }
-}
-
 /// What the journal keeps of an alignment.
 pub fn alignment_facts(source: &Source) -> Option<AlignmentFacts> {
     source.alignment.map(|alignment| AlignmentFacts {
         template_to_scan: alignment.to_scan.rows(),
         explained: alignment.explained,
+        distinctness: Some(alignment.distinctness),
         coverage: alignment.coverage,
-        brain_extracted: source.brain_from == BrainSource::Template,
+        brain_extracted: source.brain_from.is_extracted(),
     })
 }
 
 /// What the journal keeps of the brain.
 pub fn brain_facts(source: &Source) -> BrainFacts {
     let bytes = bytemuck::cast_slice::<bool, u8>(&source.brain.inside);
-    BrainFacts { from: source.brain_from, sha256: hex::encode(Sha256::digest(bytes)) }
+    BrainFacts {
+        from: source.brain_from,
+        agreement: source.agreement,
+        sha256: hex::encode(Sha256::digest(bytes)),
+    }
 }
 
 /// The alignment that the journal keeps.
 pub fn alignment(facts: Option<AlignmentFacts>) -> Result<Option<Alignment>, ScanError> {
     let alignment = |facts: AlignmentFacts| {
         let to_scan = Affine::new(facts.template_to_scan).map_err(|error| refusal(error.into()))?;
-        Ok(Alignment { to_scan, explained: facts.explained, coverage: facts.coverage })
+        let AlignmentFacts { explained, distinctness, coverage, .. } = facts;
+        // What was not measured plays no part in what is made of it.
+        let distinctness = distinctness.unwrap_or(f64::NAN);
+        Ok(Alignment { to_scan, explained, distinctness, coverage })
     };
     facts.map(alignment).transpose()
 }
@@ -239,8 +244,8 @@ fn misaligned(error: RegistrationError) -> Refusal {
             format!("at least {:.0} %", 100.0 * MIN_COVERAGE),
             "the field of view cuts the brain; export the whole series",
         ),
-        RegistrationError::Unlike { .. } => (
-            format!("at least {:.0} %", 100.0 * MIN_EXPLAINED),
+        RegistrationError::Unlike { is_head, .. } => (
+            format!("at most {:.0} %", 100.0 * (1.0 - registration::min_distinctness(is_head))),
             "check that this is a brain and that the header's orientation is right; or strip the skull \
              with another tool and put <subject>_brain.nii.gz beside the scan",
         ),
@@ -249,6 +254,14 @@ fn misaligned(error: RegistrationError) -> Refusal {
         }
     };
     Refusal::new(QuarantineReason::RegistrationFailed, found, needed, action)
+}
+
+fn no_head(error: HeadError) -> ScanError {
+    match error {
+        HeadError::Misaligned(error) => misaligned(error).into(),
+        HeadError::NoBrain => no_brain_found().into(),
+        HeadError::Device(error) => error.into(),
+    }
 }
 
 fn no_brain_found() -> Refusal {
@@ -271,7 +284,8 @@ pub fn read_source(
 ) -> Result<Source, ScanError> {
     let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
     let brain = read_brain(&raw, mask, limits)?.map_err(refusal)?;
-    Ok(Source { raw, grid, brain, alignment, brain_from: brain_from(mask), preprocess: None })
+    let brain_from = brain_from(mask);
+    Ok(Source { raw, grid, brain, alignment, brain_from, agreement: None, preprocess: None })
 }
 
 fn brain_from(mask: Option<&Path>) -> BrainSource {

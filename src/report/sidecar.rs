@@ -125,6 +125,9 @@ pub struct MethodFacts {
     /// SHA-256 of the voxels and affine of the template, where there is one.
     #[serde(default)]
     pub template_sha256: Option<String>,
+    /// SHA-256 of the weights of the networks for brain extraction, where there are any.
+    #[serde(default)]
+    pub brain_network_sha256: Option<String>,
     /// All settings that shape tokens and scores, as in the configuration.
     pub settings: serde_json::Value,
 }
@@ -262,7 +265,11 @@ pub(super) mod tests {
             threshold: None,
             clusters: Vec::new(),
             brain_ml: 1300.0,
-            brain_mask: Some(BrainFacts { from: BrainSource::MaskFile, sha256: "b".into() }),
+            brain_mask: Some(BrainFacts {
+                from: BrainSource::MaskFile,
+                agreement: None,
+                sha256: "b".into(),
+            }),
             quality: Some(QualityFacts {
                 noise: Some(0.02),
                 cut_fraction: 0.0,
@@ -284,6 +291,7 @@ pub(super) mod tests {
             method: MethodFacts {
                 fingerprint: "f".into(),
                 template_sha256: None,
+                brain_network_sha256: None,
                 settings: serde_json::json!({"a": 1}),
             },
             encoder: EncoderFacts {

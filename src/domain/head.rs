@@ -1,0 +1,114 @@
+//! How the brain of a whole head is found, whatever its sequence.
+//!
+//! Two ways: by the aligned template and the scan's intensities ([`brain`]), and by the networks of
+//! [`brain_network`], where their weights are there. The networks know T1; another contrast is
+//! brought to that of the template first ([`contrast`]). A head that cannot be aligned as a whole
+//! gets a second chance: what the networks take for its brain is aligned alone. The brain of the
+//! networks is taken, and how well both ways agree is kept as a figure of confidence.
+
+use super::{BrainNetwork, brain_network::brain_probability, error::DeviceError};
+use crate::numeric::{
+    brain,
+    contrast::Contrast,
+    evaluation::Overlap,
+    morphology::Grid,
+    registration::{self, Alignment, RegistrationError, Template},
+    volume::{RawMask, RawVolume},
+};
+
+/// The brain of a head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadBrain {
+    /// On the scan's grid.
+    pub brain: RawMask,
+    /// Where the template lies in the scan.
+    pub alignment: Alignment,
+    /// Whether the networks found it; else the template did.
+    pub is_by_network: bool,
+    /// Dice of both ways, in [0, 1], where both found a brain.
+    pub agreement: Option<f64>,
+}
+
+/// Why a head has no brain.
+#[derive(Debug, thiserror::Error)]
+pub enum HeadError {
+    /// It cannot be aligned.
+    #[error(transparent)]
+    Misaligned(#[from] RegistrationError),
+    /// Nothing bright lies where the brain should be.
+    #[error("nothing bright where the brain should be")]
+    NoBrain,
+    /// The device of the networks failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// Finds the brain of a head.
+///
+/// # Errors
+/// If no way finds a brain; then the reason why the head as a whole was not aligned.
+pub fn brain_of_head(
+    scan: &RawVolume,
+    template: &Template,
+    network: Option<&dyn BrainNetwork>,
+) -> Result<HeadBrain, HeadError> {
+    let aligned = registration::register(scan, template, true);
+    let by_network = match (network, &aligned) {
+        (None, _) => None,
+        (Some(network), Ok(alignment)) => {
+            let like_t1 = foreign_like_t1(scan, template, alignment);
+            let brain = outlined(network, like_t1.as_ref().unwrap_or(scan))?;
+            brain.map(|brain| (brain, *alignment))
+        }
+        (Some(network), Err(_)) => found_by_network_alone(scan, template, network)?,
+    };
+    let Some((brain, alignment)) = by_network else {
+        let alignment = aligned?;
+        let brain = brain::extract(scan, template, &alignment).ok_or(HeadError::NoBrain)?;
+        return Ok(HeadBrain { brain, alignment, is_by_network: false, agreement: None });
+    };
+
+    let by_template = brain::extract(scan, template, &alignment);
+    let agreement = by_template.and_then(|other| dice(&brain, &other));
+    Ok(HeadBrain { brain, alignment, is_by_network: true, agreement })
+}
+
+/// The brain that the networks find without an alignment, and the alignment of that brain.
+fn found_by_network_alone(
+    scan: &RawVolume,
+    template: &Template,
+    network: &dyn BrainNetwork,
+) -> Result<Option<(RawMask, Alignment)>, HeadError> {
+    let align = |brain: &RawMask| registration::register(&scan.within(brain), template, false).ok();
+
+    let Some(first) = outlined(network, scan)? else { return Ok(None) };
+    let Some(alignment) = align(&first) else { return Ok(None) };
+    let Some(image) = foreign_like_t1(scan, template, &alignment) else {
+        return Ok(Some((first, alignment)));
+    };
+    let Some(second) = outlined(network, &image)? else { return Ok(None) };
+    Ok(align(&second).map(|alignment| (second, alignment)))
+}
+
+/// A scan of another contrast than the networks know, as a T1; `None` if it looks like one to them.
+fn foreign_like_t1(
+    scan: &RawVolume,
+    template: &Template,
+    alignment: &Alignment,
+) -> Option<RawVolume> {
+    let contrast = Contrast::of(scan, template, &alignment.to_scan)?;
+    contrast.is_foreign().then(|| contrast.applied(scan))
+}
+
+/// The largest connected part that is more likely brain than not, with what it encloses.
+fn outlined(network: &dyn BrainNetwork, image: &RawVolume) -> Result<Option<RawMask>, DeviceError> {
+    let Some(found) = brain_probability(network, image)? else { return Ok(None) };
+    let grid = Grid { shape: image.shape, spacing: image.affine.spacing_mm() };
+    let likely: Vec<bool> = found.values.iter().map(|&probability| probability > 0.5).collect();
+    let brain = grid.largest(&likely).map(|brain| grid.filled(&brain));
+    Ok(brain.map(|inside| RawMask { shape: image.shape, inside, affine: image.affine }))
+}
+
+fn dice(one: &RawMask, other: &RawMask) -> Option<f64> {
+    Overlap::of(one.inside.iter().copied().zip(other.inside.iter().copied())).dice()
+}
