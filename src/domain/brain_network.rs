@@ -222,7 +222,7 @@ mod tests {
     use super::*;
     use crate::numeric::geometry::Affine;
 
-    /// Calls bright what lies above the mean, and remembers nothing.
+    /// Says that brain is what lies above the mean.
     struct Bright;
 
     impl BrainNetwork for Bright {

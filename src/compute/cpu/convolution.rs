@@ -8,8 +8,8 @@
 
 use super::{
     features::Features,
-    instructions::Instructions,
-    vectorised::{LANES, multiply_add, vectorised},
+    row::{Lanes, Row, convolve_row},
+    vectorised::LANES,
 };
 use crate::compute::brain_weights::Kernel;
 
@@ -61,11 +61,6 @@ impl Form {
     }
 }
 
-/// Weights of one input value for as many outputs.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Lanes([f32; LANES]);
-
 /// A kernel, made ready for inputs of one shape.
 struct Packed {
     /// Outputs of one place along x: channels, for both parities if the side is doubled.
@@ -103,9 +98,15 @@ pub(super) fn convolve(input: &Features, kernel: &Kernel, form: Form, border: us
         let start = first(z) * input.plane_stride()
             + first(y) * input.row_stride()
             + first(0) * input.channels;
-        let step = stride * input.channels;
-        let (inputs, n_outputs) = (&input.values[start..], packed.n_outputs);
-        convolve_row(inputs, &parity.runs, step, &parity.weights, &packed.bias, n_outputs, row);
+        convolve_row(Row {
+            inputs: &input.values[start..],
+            runs: &parity.runs,
+            step: stride * input.channels,
+            weights: &parity.weights,
+            bias: &packed.bias,
+            n_outputs: packed.n_outputs,
+            out: row,
+        });
     });
     output
 }
@@ -132,12 +133,12 @@ impl Reader<'_> {
 
     /// The weight from an input to an output at one entry `[z, y, x]` of the kernel.
     fn weight(&self, output: usize, input: usize, [z, y, x]: [usize; 3]) -> f32 {
-        let (channel, n_channels) = match self.form {
+        let (first, second) = match self.form {
             Form::Plain | Form::Halving => (output, input),
             Form::Transposed | Form::Doubling => (input, output),
         };
         let side = self.side();
-        let pair = channel * self.kernel.shape[1] + n_channels;
+        let pair = first * self.kernel.shape[1] + second;
         self.kernel.weight[((pair * side + z) * side + y) * side + x]
     }
 
@@ -157,13 +158,17 @@ impl Reader<'_> {
         let ([outputs, inputs], side) = (self.channels(), self.side());
         let (form, reach) = (self.form, self.form.reach(side));
         let n_outputs = outputs * form.spread();
-        let steps = (0..reach).flat_map(|dz| (0..reach).map(move |dy| [dz, dy]));
-        let taps =
-            |[dz, dy]: [usize; 2]| Some(([dz, dy], form.tap(side, z, dz)?, form.tap(side, y, dy)?));
-        let rows: Vec<([usize; 2], usize, usize)> = steps.filter_map(taps).collect();
+        let (mut runs, mut rows) = (Vec::new(), Vec::new());
+        for (dz, dy) in (0..reach).flat_map(|dz| (0..reach).map(move |dy| (dz, dy))) {
+            if let (Some(tap_z), Some(tap_y)) = (form.tap(side, z, dz), form.tap(side, y, dy)) {
+                runs.push(dz * input.plane_stride() + dy * input.row_stride());
+                rows.push((tap_z, tap_y));
+            }
+        }
+
         let mut weights = Vec::new();
         for from in (0..n_outputs).step_by(LANES) {
-            for &(_, tap_z, tap_y) in &rows {
+            for &(tap_z, tap_y) in &rows {
                 for value in 0..reach * inputs {
                     let (dx, channel) = (value / inputs, value % inputs);
                     weights.push(lanes(from, n_outputs, |output| {
@@ -174,8 +179,7 @@ impl Reader<'_> {
                 }
             }
         }
-        let start = |[dz, dy]: [usize; 2]| dz * input.plane_stride() + dy * input.row_stride();
-        Parity { runs: rows.iter().map(|row| start(row.0)).collect(), weights }
+        Parity { runs, weights }
     }
 }
 
@@ -185,74 +189,6 @@ fn lanes(from: usize, n_outputs: usize, value: impl Fn(usize) -> f32) -> Lanes {
         let output = from + lane;
         if output < n_outputs { value(output) } else { 0.0 }
     }))
-}
-
-vectorised! {
-    /// A row of outputs. Inputs of neighbouring places lie `step` entries apart.
-    fn convolve_row(
-        inputs: &[f32],
-        runs: &[usize],
-        step: usize,
-        weights: &[Lanes],
-        bias: &[Lanes],
-        n_outputs: usize,
-        row: &mut [f32],
-    ) {
-        let n_places = row.len() / n_outputs;
-        // With 16 registers, four places of two registers each.
-        let is_wide = Instructions::in_use() >= Instructions::Avx512;
-        let blocks = weights.chunks_exact(weights.len() / bias.len()).zip(bias);
-        for (block, (weights, bias)) in blocks.enumerate() {
-            let from = block * LANES;
-            let width = LANES.min(n_outputs - from);
-            let mut place = 0;
-            while place < n_places {
-                let (inputs, left) = (&inputs[place * step..], n_places - place);
-                let out = &mut row[place * n_outputs + from..];
-                place += if is_wide && left >= 8 {
-                    places::<FUSED, 8>(inputs, runs, step, weights, bias, out, n_outputs, width)
-                } else if left >= 4 {
-                    places::<FUSED, 4>(inputs, runs, step, weights, bias, out, n_outputs, width)
-                } else {
-                    places::<FUSED, 1>(inputs, runs, step, weights, bias, out, n_outputs, width)
-                };
-            }
-        }
-    }
-}
-
-/// Some outputs, at most [`LANES`], of `N` places, which lie `stride` apart; gives `N`.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "inlined into the kernel above")]
-fn places<const FUSED: bool, const N: usize>(
-    inputs: &[f32],
-    runs: &[usize],
-    step: usize,
-    weights: &[Lanes],
-    bias: &Lanes,
-    out: &mut [f32],
-    stride: usize,
-    width: usize,
-) -> usize {
-    let mut sums = [bias.0; N];
-    let n_values = weights.len() / runs.len();
-    for (start, weights) in runs.iter().zip(weights.chunks_exact(n_values)) {
-        let mut values = [&inputs[..0]; N];
-        for (place, values) in values.iter_mut().enumerate() {
-            *values = &inputs[start + place * step..][..n_values];
-        }
-        for (index, weights) in weights.iter().enumerate() {
-            for (sums, values) in sums.iter_mut().zip(&values) {
-                for (sum, weight) in sums.iter_mut().zip(&weights.0) {
-                    *sum = multiply_add::<FUSED>(values[index], *weight, *sum);
-                }
-            }
-        }
-    }
-    for (sums, out) in sums.iter().zip(out.chunks_mut(stride)) {
-        out[..width].copy_from_slice(&sums[..width]);
-    }
-    N
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! [`brain_weights`](crate::compute::brain_weights)).
 //!
 //! The result does not depend on the number of threads, to the last bit. A cube of 256 voxels along
-//! each edge takes up to 300 MB beside the image.
+//! each edge takes about 200 MB beside the image.
 
 use super::{
     convolution::{Form, convolve},

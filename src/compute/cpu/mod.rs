@@ -17,6 +17,7 @@ mod instructions;
 mod kernels;
 mod linknet;
 mod product;
+mod row;
 mod search;
 mod tile;
 mod vectorised;
