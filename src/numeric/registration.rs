@@ -74,7 +74,7 @@ pub enum RegistrationError {
     #[error("{:.0} % of a brain lie within the scan", 100.0 * .best.coverage)]
     Cut {
         /// Where the template fits best.
-        best: Alignment,
+        best: Box<Alignment>,
     },
     /// A brain that is turned the wrong way fits about as well.
     #[error(
@@ -83,7 +83,7 @@ pub enum RegistrationError {
     )]
     Unlike {
         /// Where the template fits best.
-        best: Alignment,
+        best: Box<Alignment>,
         /// Whether a whole head was looked for.
         is_head: bool,
     },
@@ -175,10 +175,10 @@ pub fn register(
     let distinctness = distinctness(&levels, best);
     let best = Alignment { to_scan, explained, distinctness, coverage };
     if coverage < MIN_COVERAGE {
-        return Err(RegistrationError::Cut { best });
+        return Err(RegistrationError::Cut { best: Box::new(best) });
     }
     if distinctness < min_distinctness(is_head) {
-        return Err(RegistrationError::Unlike { best, is_head });
+        return Err(RegistrationError::Unlike { best: Box::new(best), is_head });
     }
     Ok(best)
 }

@@ -871,6 +871,7 @@ pub(super) mod tests {
             hook: None,
             template: None,
             template_sha256: None,
+            brain_network: None,
             landmarks: None,
         }
     }

@@ -142,7 +142,7 @@ fn heads_are_aligned_whatever_their_pose_and_contrast_and_their_brains_found() {
             let scan = head(seed, &truth, contrast, false);
             let found = register(&scan, &template, true).unwrap();
             let error = landmark_error_mm(&found.to_scan, &truth);
-            assert!(error < 2.5, "{error} mm, explained {}", found.explained);
+            assert!(error < 2.5, "{error} mm, distinctness {}", found.distinctness);
             assert_eq!(register(&scan, &template, true), Ok(found), "to the last bit");
             let brain = brain::extract(&scan, &template, &found).unwrap();
             let truly = head(seed, &truth, contrast, true);

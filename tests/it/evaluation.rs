@@ -59,6 +59,7 @@ fn sidecar(score: f32) -> Sidecar {
         method: MethodFacts {
             fingerprint: String::new(),
             template_sha256: None,
+            brain_network_sha256: None,
             settings: Value::Null,
         },
         encoder: EncoderFacts {
