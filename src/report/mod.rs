@@ -4,6 +4,7 @@
 //! three: it is the mark that the set is complete, and tells which map belongs to it.
 
 mod atomic;
+mod canvas;
 pub mod picture;
 mod sidecar;
 
