@@ -3,6 +3,7 @@
 //! Files appear whole or not at all. The sidecar is written last and names the hashes of the other
 //! three: it is the mark that the set is complete, and tells which map belongs to it.
 
+mod alignment;
 mod atomic;
 mod canvas;
 pub mod picture;
@@ -12,6 +13,7 @@ use std::{io, path::Path};
 
 use sha2::{Digest, Sha256};
 
+pub use alignment::{AlignmentPicture, alignment_picture, itk_transform};
 pub use atomic::{remove_leftovers, write_atomic};
 pub use sidecar::{
     EncoderFacts, FileFacts, Files, IntensityFacts, MethodFacts, QualityFacts, RESEARCH_USE_ONLY,
