@@ -11,7 +11,7 @@ use std::{
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::hook::Handed;
+use super::{alignment::pictured, hook::Handed};
 use crate::{
     config::{AlignmentChoice, Scoring},
     domain::{
@@ -31,6 +31,7 @@ use crate::{
         quality,
         registration::{
             self, Alignment, MIN_COVERAGE, MIN_EXPLAINED, MIN_EXTENT_MM, RegistrationError,
+            Template,
         },
         scoring::{self, Fraction, MapProfile, NearestDistances, ScanScores},
         token::{Foreground, TokenGrid, foreground_cells},
@@ -154,12 +155,15 @@ pub fn prepare(
         });
     };
     let (brain, alignment) = if is_head {
-        let alignment = registration::register(&raw, template, true).map_err(misaligned)?;
+        let alignment = registration::register(&raw, template, true)
+            .map_err(|error| misaligned(error, &raw, None, template))?;
         (brain::extract(&raw, template, &alignment).ok_or_else(no_brain_found)?, alignment)
     } else {
         let brain = brain.map_err(refusal)?;
         let stripped = stripped(&raw, &brain);
-        (brain, registration::register(&stripped, template, false).map_err(misaligned)?)
+        let alignment = registration::register(&stripped, template, false)
+            .map_err(|error| misaligned(error, &raw, Some(&brain), template))?;
+        (brain, alignment)
     };
     let brain_from = if is_head { BrainSource::Template } else { brain_from };
     Ok(Source { raw, grid, brain, alignment: Some(alignment), brain_from, preprocess })
@@ -225,7 +229,12 @@ fn is_larger_than_a_brain(brain: &RawMask) -> bool {
     n_inside as f64 * brain.affine.voxel_volume_mm3() / 1000.0 > MAX_BRAIN_ML
 }
 
-fn misaligned(error: RegistrationError) -> Refusal {
+fn misaligned(
+    error: RegistrationError,
+    scan: &RawVolume,
+    brain: Option<&RawMask>,
+    template: &Template,
+) -> Refusal {
     let found = error.to_string();
     let (needed, action) = match error {
         RegistrationError::NoContrast => {
@@ -248,7 +257,8 @@ fn misaligned(error: RegistrationError) -> Refusal {
             ("an affine that can be inverted".to_owned(), "check the header's sform and qform")
         }
     };
-    Refusal::new(QuarantineReason::RegistrationFailed, found, needed, action)
+    let refusal = Refusal::new(QuarantineReason::RegistrationFailed, found, needed, action);
+    pictured(refusal, scan, brain, template, None)
 }
 
 fn no_brain_found() -> Refusal {

@@ -1,0 +1,52 @@
+//! What people get to see of an alignment: the picture beside a refusal.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tracing::warn;
+
+use super::panic_text;
+use crate::{
+    domain::error::Refusal,
+    numeric::{
+        brain,
+        geometry::Affine,
+        registration::Template,
+        volume::{RawMask, RawVolume},
+    },
+    report::{AlignmentPicture, alignment_picture},
+};
+
+/// The refusal of a scan that cannot be aligned, with a picture of where the template fits `best`
+/// (template world -> scan world), if that is known. The refusal stands whatever becomes of the
+/// picture.
+pub(super) fn pictured(
+    refusal: Refusal,
+    scan: &RawVolume,
+    brain: Option<&RawMask>,
+    template: &Template,
+    best: Option<Affine>,
+) -> Refusal {
+    let draw = || {
+        let carried = best.map(|best| carried(template, &best, scan));
+        alignment_picture(&AlignmentPicture {
+            scan,
+            brain: brain.map(|brain| &brain.inside[..]),
+            template: carried.as_deref(),
+            title: &format!("refused: {}", refusal.reason.name()),
+            line: &format!("found {}; needed {}", refusal.found, refusal.needed),
+        })
+    };
+    match catch_unwind(AssertUnwindSafe(draw)) {
+        Ok(png) => refusal.with_picture(png),
+        Err(panic) => {
+            let panic = panic_text(panic.as_ref());
+            warn!(panic, "a crash while a refused scan was drawn; please report it");
+            refusal
+        }
+    }
+}
+
+/// The template's brain on the grid of a scan.
+fn carried(template: &Template, to_scan: &Affine, scan: &RawVolume) -> Vec<bool> {
+    brain::carried(template.brain(), to_scan, scan.shape, &scan.affine)
+}
