@@ -1,19 +1,20 @@
-//! What people get to see of an alignment: the picture beside a refusal.
+//! What people get to see of an alignment: the picture beside a refusal, and the files of
+//! `results.alignment`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tracing::warn;
 
-use super::panic_text;
+use super::{panic_text, steps::Source};
 use crate::{
-    domain::error::Refusal,
+    domain::{error::Refusal, scan::ScanRecord},
     numeric::{
         brain,
         geometry::Affine,
         registration::Template,
         volume::{RawMask, RawVolume},
     },
-    report::{AlignmentPicture, alignment_picture},
+    report::{AlignmentFiles, AlignmentPicture, alignment_picture, itk_transform},
 };
 
 /// The refusal of a scan that cannot be aligned, with a picture of where the template fits `best`
@@ -44,6 +45,28 @@ pub(super) fn pictured(
             refusal
         }
     }
+}
+
+/// Picture and transform of a scan that was aligned.
+pub(super) fn alignment_files(
+    record: &ScanRecord,
+    source: &Source,
+    template: &Template,
+) -> Option<AlignmentFiles> {
+    let found = source.alignment.as_ref()?;
+    let carried = carried(template, &found.to_scan, &source.raw);
+    let picture_png = alignment_picture(&AlignmentPicture {
+        scan: &source.raw,
+        brain: Some(&source.brain.inside),
+        template: Some(&carried),
+        title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
+        line: &format!(
+            "template explains {:.0} % of the contrast; {:.0} % of its brain lie within the scan",
+            100.0 * found.explained,
+            100.0 * found.coverage
+        ),
+    });
+    Some(AlignmentFiles { picture_png, transform_tfm: itk_transform(&found.to_scan).into_bytes() })
 }
 
 /// The template's brain on the grid of a scan.

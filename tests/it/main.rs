@@ -20,6 +20,7 @@ mod layers;
 mod model;
 mod nibabel;
 mod nifti;
+mod optional_results;
 mod patients;
 mod preprocess;
 mod quality;
