@@ -9,12 +9,12 @@ scripts/setup.sh prometheus systemd dcm2niix dcmtk bindfs valgrind
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
 # nibabel reads our files back, highdicom and pydicom write DICOM series (pylibjpeg compresses them),
-# scikit-learn and MedPy compute our figures again.
+# scikit-learn and MedPy compute our figures again, SimpleITK applies our transforms.
 venv=target/test-venv
-if ! "$venv/bin/python" -c 'import nibabel, medpy, sklearn, highdicom, openjpeg' 2>/dev/null; then
+if ! "$venv/bin/python" -c 'import nibabel, medpy, sklearn, highdicom, openjpeg, SimpleITK' 2>/dev/null; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet nibabel medpy scikit-learn highdicom \
-        pylibjpeg pylibjpeg-openjpeg -r tests/reference/requirements.txt
+        pylibjpeg pylibjpeg-openjpeg SimpleITK -r tests/reference/requirements.txt
 fi
 export ODDSCAN_PYTHON="$PWD/$venv/bin/python"
 

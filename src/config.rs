@@ -238,6 +238,16 @@ pub struct Scoring {
     pub community: CommunitySettings,
 }
 
+/// Files that are written beside each result where a site asks for them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResultSettings {
+    /// The brain that the scan was scored within.
+    pub brain_mask: bool,
+    /// Where the template lies, of scans that were aligned: a picture and a transform.
+    pub alignment: bool,
+}
+
 /// The daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceSettings {
@@ -280,6 +290,8 @@ pub struct Config {
     pub window: WindowSettings,
     /// Scoring.
     pub scoring: Scoring,
+    /// Files beside the results.
+    pub results: ResultSettings,
     /// Service.
     pub service: ServiceSettings,
     /// The complete tree after defaults, preset and site file: what sidecars quote.
@@ -431,6 +443,7 @@ impl Config {
                 ..newer.window
             },
             scoring,
+            results: newer.results,
             service: ServiceSettings { listen: self.service.listen, ..newer.service },
             tree,
             ..self.clone()
@@ -503,6 +516,7 @@ struct Raw {
     window: RawWindow,
     scoring: RawScoring,
     community: RawCommunity,
+    results: ResultSettings,
     service: RawService,
 }
 
@@ -666,6 +680,7 @@ impl Raw {
             quality: check.quality(&self.quality),
             window: check.window(&self.window),
             scoring: check.scoring(&self.scoring, &self.community),
+            results: self.results,
             service: check.service(self.service),
             tree,
         };
@@ -1081,6 +1096,19 @@ mod tests {
         let new = Config::parse("quality.max_noise = 0.3").unwrap();
         assert!(old.restart_needed_for(&new).is_empty());
         assert_eq!(old.with_reloadable_of(new).quality.max_noise, 0.3);
+    }
+
+    #[test]
+    fn files_beside_the_results_are_off_and_taken_over_on_reload() {
+        let old = Config::parse("").unwrap();
+        assert_eq!(old.results, ResultSettings { brain_mask: false, alignment: false });
+        let new = Config::parse("[results]\nbrain_mask = true\nalignment = true").unwrap();
+        assert!(old.restart_needed_for(&new).is_empty());
+        let merged = old.with_reloadable_of(new);
+        assert_eq!(merged.results, ResultSettings { brain_mask: true, alignment: true });
+        let found = faults("[results]\nbrain_mask = 1\nmap = true");
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].starts_with("results.brain_mask = 1: a value of type boolean"));
     }
 
     #[test]

@@ -391,7 +391,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         fs::create_dir_all(root.join("sub-1/anat")).unwrap();
-        for name in ["sub-1/anat/a_T1w.nii.gz", "b.nii", "c_brain.nii.gz", ".d.nii", "e.txt"] {
+        let ours = ["b_anomaly-brain.nii.gz", "b_anomaly-alignment.tfm"];
+        for name in ["sub-1/anat/a_T1w.nii.gz", "b.nii", "c_brain.nii.gz", ".d.nii", "e.txt"]
+            .into_iter()
+            .chain(ours)
+        {
             fs::write(root.join(name), "x").unwrap();
         }
         fs::create_dir(root.join("folder.nii")).unwrap();

@@ -632,6 +632,8 @@ pub fn encode_volume(volume: &RawVolume) -> Vec<u8> {
     let rows = volume.affine.rows().map(|row| row.map(|entry| entry as f32));
     let spacing = volume.affine.spacing_mm();
     let mut header = NiftiHeader {
+        // The crate's default is 1, with no rotation: ITK would take that for the geometry.
+        qform_code: 0,
         sform_code: 2,
         srow_x: rows[0],
         srow_y: rows[1],

@@ -10,8 +10,13 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use crate::{domain::error::Refusal, ingest::copy_durably};
+
+const REASON: &str = "reason.json";
+/// Shows where the template fits best in a scan that cannot be aligned.
+const PICTURE: &str = "registration.png";
 
 /// The content of `reason.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,8 +49,8 @@ impl ReasonFile {
     }
 }
 
-/// Moves a refused file to `<quarantine>/<reason>/<name>/<name>` with a `reason.json` beside it;
-/// the name is that of `came_from`.
+/// Moves a refused file to `<quarantine>/<reason>/<name>/<name>` with a `reason.json` beside it,
+/// and a `registration.png` where the refusal has a picture; the name is that of `came_from`.
 ///
 /// The reason is written first, so that no file lies there unexplained. A file that cannot be
 /// moved (read-only share) stays, and the reason says so. Returns the folder.
@@ -97,7 +102,7 @@ pub fn quarantine_series(
     Ok(folder)
 }
 
-/// A folder with the reason alone, which must be there before what it explains.
+/// A folder with the reason and its picture, which must be there before what they explain.
 fn new_entry<'n>(
     quarantine: &Path,
     came_from: &'n Path,
@@ -108,7 +113,19 @@ fn new_entry<'n>(
     let folder = free_folder(&quarantine.join(refusal.reason.name()), name)?;
     let reason = ReasonFile::new(refusal, came_from, now_secs);
     write_reason(&folder, &reason)?;
+    if name != PICTURE {
+        add_picture(&folder, refusal);
+    }
     Ok((folder, name, reason))
+}
+
+/// The picture of a refusal. The refusal stands without it, where the disk is full.
+fn add_picture(folder: &Path, refusal: &Refusal) {
+    let Some(picture) = &refusal.picture else { return };
+    if let Err(error) = write_whole(folder, PICTURE, &picture.0) {
+        warn!(error = %error.kind(), "the picture of a refusal cannot be written");
+        let _ = fs::remove_file(folder.join(partial(PICTURE)));
+    }
 }
 
 /// Makes `<parent>/<name>`, or `<name>.2`, `.3`, ... where that is taken.
@@ -129,11 +146,20 @@ fn free_folder(parent: &Path, name: &OsStr) -> io::Result<PathBuf> {
 }
 
 fn write_reason(folder: &Path, reason: &ReasonFile) -> io::Result<()> {
-    let text = serde_json::to_string_pretty(reason).map_err(io::Error::other)?;
-    let partial = folder.join(".reason.json.tmp");
-    fs::write(&partial, text + "\n")?;
+    let text = serde_json::to_string_pretty(reason).map_err(io::Error::other)? + "\n";
+    write_whole(folder, REASON, text.as_bytes())
+}
+
+/// Writes a file that appears whole or not at all.
+fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let partial = folder.join(partial(name));
+    fs::write(&partial, bytes)?;
     File::open(&partial)?.sync_all()?;
-    fs::rename(partial, folder.join("reason.json"))
+    fs::rename(partial, folder.join(name))
+}
+
+fn partial(name: &str) -> String {
+    format!(".{name}.tmp")
 }
 
 /// Renames, or copies and removes where source and target lie on different file systems. A folder
@@ -171,6 +197,9 @@ pub struct Entry {
     /// Why it was refused; `None` if the reason cannot be read.
     #[serde(flatten)]
     pub reason: Option<ReasonFile>,
+    /// `<reason>/<name>/registration.png`, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub picture: Option<PathBuf>,
 }
 
 /// Everything in quarantine, by reason and name.
@@ -187,7 +216,11 @@ pub fn entries(quarantine: &Path) -> io::Result<Vec<Entry>> {
         for entry in fs::read_dir(reason.path())? {
             let entry = entry?;
             let name = Path::new(&reason.file_name()).join(entry.file_name());
-            found.push(Entry { name, reason: read_reason(&entry.path()) });
+            let reason = read_reason(&entry.path());
+            let is_own = is_own(PICTURE.as_ref(), reason.as_ref());
+            let picture = name.join(PICTURE);
+            let picture = (is_own && quarantine.join(&picture).is_file()).then_some(picture);
+            found.push(Entry { name, reason, picture });
         }
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -195,7 +228,7 @@ pub fn entries(quarantine: &Path) -> io::Result<Vec<Entry>> {
 }
 
 fn read_reason(folder: &Path) -> Option<ReasonFile> {
-    serde_json::from_str(&fs::read_to_string(folder.join("reason.json")).ok()?).ok()
+    serde_json::from_str(&fs::read_to_string(folder.join(REASON)).ok()?).ok()
 }
 
 /// Folder of an entry by its name, which must be `<reason>/<name>` and nothing else.
@@ -241,7 +274,7 @@ pub fn requeue(quarantine: &Path, name: &Path, incoming: &Path) -> io::Result<Pa
     let hidden = target.join(hidden);
     move_file(&folder.join(&file), &hidden)?;
     fs::rename(hidden, &place)?;
-    for name in REASON_FILES {
+    for name in OWN_FILES.into_iter().flat_map(|name| [name.to_owned(), partial(name)]) {
         match fs::remove_file(folder.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -251,15 +284,22 @@ pub fn requeue(quarantine: &Path, name: &Path, incoming: &Path) -> io::Result<Pa
     Ok(place)
 }
 
-/// What lies beside a refused file.
-const REASON_FILES: [&str; 2] = ["reason.json", ".reason.json.tmp"];
+/// What lies beside a refused file, whole or half written.
+const OWN_FILES: [&str; 2] = [REASON, PICTURE];
+
+/// Whether a file of an entry was written here. A DICOM file may have any name, also one of ours.
+fn is_own(name: &OsStr, reason: Option<&ReasonFile>) -> bool {
+    let is_refused = reason.is_some_and(|reason| Path::new(&reason.came_from).ends_with(name));
+    !is_refused && OWN_FILES.iter().any(|own| name == *own || name == partial(own).as_str())
+}
 
 /// The one file, or the folder of a series, beside the reason.
 fn refused_file(folder: &Path) -> io::Result<OsString> {
     let names: io::Result<Vec<OsString>> =
         fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect();
     let mut names = names?;
-    names.retain(|name| REASON_FILES.iter().all(|own| name != own));
+    let reason = read_reason(folder);
+    names.retain(|name| !is_own(name, reason.as_ref()));
     let text = match &names[..] {
         [file] => return Ok(file.clone()),
         [] => {
@@ -276,7 +316,7 @@ fn refused_file(folder: &Path) -> io::Result<OsString> {
     Err(io::Error::new(io::ErrorKind::NotFound, text))
 }
 
-/// Deletes a refused file and its reason for good.
+/// Deletes a refused file, its reason and its picture for good.
 ///
 /// # Errors
 /// If there is no such entry, or it cannot be deleted.
@@ -336,6 +376,47 @@ mod tests {
         assert_eq!(entries(&q).unwrap().len(), 1);
         drop_entry(&q, &listed[0].name).unwrap();
         assert_eq!((entries(&q).unwrap().len(), place.is_file()), (0, true));
+    }
+
+    #[test]
+    fn the_picture_of_a_refusal_lies_beside_its_reason_and_goes_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (q, incoming) = (folder.path().join("q"), folder.path().join("in"));
+        let refusal = Refusal::new(QuarantineReason::RegistrationFailed, "20 %", "31 %", "look")
+            .with_picture(b"png".to_vec());
+        // A DICOM file may have any name.
+        for name in ["a.nii", "registration.png"] {
+            let file = folder.path().join("some file");
+            fs::write(&file, "content").unwrap();
+            let place = quarantine(&q, &file, Path::new(name), &refusal, 7).unwrap();
+            let entry = entries(&q).unwrap().remove(0);
+            let picture = Path::new("registration_failed/a.nii/registration.png");
+            let expected = (name == "a.nii").then(|| picture.to_owned());
+            assert_eq!(entry.picture, expected);
+            assert!(!fs::read_to_string(place.join("reason.json")).unwrap().contains("picture"));
+            assert_eq!(fs::read(place.join(name)).unwrap(), b"content");
+            if let Some(picture) = expected {
+                assert_eq!(fs::read(q.join(picture)).unwrap(), b"png");
+            }
+            let back = requeue(&q, &entry.name, &incoming).unwrap();
+            assert_eq!(fs::read(back).unwrap(), b"content");
+            assert_eq!(entries(&q).unwrap(), []);
+        }
+        let file = folder.path().join("some file");
+        fs::write(&file, "content").unwrap();
+        let place = quarantine(&q, &file, Path::new("b.nii"), &refusal, 7).unwrap();
+        drop_entry(&q, Path::new("registration_failed/b.nii")).unwrap();
+        assert!(!place.exists());
+    }
+
+    #[test]
+    fn a_refusal_stands_where_its_picture_cannot_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("entry");
+        fs::create_dir_all(place.join("registration.png/in the way")).unwrap();
+        let refusal = Refusal::new(QuarantineReason::RegistrationFailed, "20 %", "31 %", "look");
+        add_picture(&place, &refusal.with_picture(b"png".to_vec()));
+        assert_eq!(fs::read_dir(place).unwrap().count(), 1, "nothing half-written is left");
     }
 
     #[test]

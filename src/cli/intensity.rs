@@ -81,7 +81,7 @@ fn learn(arguments: &Learn) -> Result<(), Failure> {
             Ok(scan) if seen.iter().any(|other| other.id == scan.id) => {}
             Ok(scan) => seen.push(scan),
             Err(error) => {
-                refused.push(score::Refused { path: path.clone(), error: error.to_string() });
+                refused.push(score::Refused::new(path.clone(), error.to_string()));
             }
         }
     }
@@ -100,7 +100,7 @@ fn learn(arguments: &Learn) -> Result<(), Failure> {
         let learnt = Learnt { values: mean.values().to_vec(), n_scans: scans.len(), scans };
         cohorts.insert(name, learnt);
     }
-    for score::Refused { path, error } in &refused {
+    for score::Refused { path, error, .. } in &refused {
         eprintln!("not used: {}: {error}", path.display());
     }
     let set = LandmarkSet::new(arguments.percentiles.clone(), cohorts)

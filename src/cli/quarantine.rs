@@ -104,7 +104,7 @@ fn list(folder: &Path, json: bool) -> Result<(), Failure> {
         println!("{}", serde_json::json!(entries));
         return Ok(());
     }
-    for Entry { name, reason } in &entries {
+    for Entry { name, reason, picture } in &entries {
         println!("{}", name.display());
         match reason.as_ref().map(|reason| &reason.refusal) {
             None => println!("  its reason.json cannot be read"),
@@ -112,6 +112,9 @@ fn list(folder: &Path, json: bool) -> Result<(), Failure> {
                 "  found {}\n  needed {}\n  {}",
                 refusal.found, refusal.needed, refusal.action
             ),
+        }
+        if let Some(picture) = picture {
+            println!("  look at {}", folder.join(picture).display());
         }
     }
     println!("{} in {}", entries.len(), folder.display());

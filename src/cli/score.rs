@@ -17,7 +17,7 @@ use crate::{
     domain::{
         GridName, PairDistances,
         cohort::CohortKey,
-        error::{QuarantineReason, Refusal, ScanError},
+        error::{QuarantineReason, Refusal, RefusalPicture, ScanError},
         finding::{Finding, WindowIdentity},
         patient::Patient,
         scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
@@ -47,7 +47,8 @@ pub(super) struct Arguments {
     /// Settings; see `config/default.toml`. Folders and the daemon's own settings are not used.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where maps, masks, pictures and sidecars are written.
+    /// Where maps, masks, pictures and sidecars are written. There,
+    /// `refused/<stem>_registration.png` shows a scan that cannot be aligned.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Print one JSON object instead of a table.
@@ -96,6 +97,14 @@ impl From<PathBuf> for Named {
 pub(super) struct Refused {
     pub(super) path: PathBuf,
     pub(super) error: String,
+    /// What shows why, if something does.
+    pub(super) picture: Option<PathBuf>,
+}
+
+impl Refused {
+    pub(super) fn new(path: PathBuf, error: String) -> Self {
+        Self { path, error, picture: None }
+    }
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -116,7 +125,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         refused: unconverted,
         warnings: BTreeMap::new(),
         stems: BTreeSet::new(),
+        pictures: BTreeSet::new(),
         prepared: &prepared,
+        out: &arguments.out,
     };
     let members = run.encode_all(&files)?;
     let mut cohorts: BTreeMap<CohortKey, Vec<Member>> = BTreeMap::new();
@@ -128,7 +139,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         let window = run.window(key, &members);
         if let Some(error) = too_few(&window.identity()) {
             let all = members.into_iter().map(|member| (member.path, error.clone()));
-            run.refused.extend(all.map(|(path, error)| Refused { path, error }));
+            run.refused.extend(all.map(|(path, error)| Refused::new(path, error)));
             continue;
         }
         scored.extend(run.score(&window, members, &arguments.out)?);
@@ -245,14 +256,14 @@ fn convert_series(
                 files.push(Named { path, patient });
             }
             Event::Refused { refusal, inputs, .. } => {
-                refused.push(Refused { path: first(&inputs), error: refusal.to_string() });
+                refused.push(Refused::new(first(&inputs), refusal.to_string()));
             }
             Event::Skipped { why, inputs, .. } => {
                 eprintln!("left out: {} and its series: {why}", first(&inputs).display());
             }
             Event::Waiting { inputs } => {
                 let error = "not reached: too many files before it kill the converter".to_owned();
-                refused.push(Refused { path: first(&inputs), error });
+                refused.push(Refused::new(first(&inputs), error));
             }
             Event::InHand { .. } => {}
         }
@@ -267,8 +278,12 @@ struct Run<'a> {
     /// What a reader of the results should know, and of which scans.
     warnings: BTreeMap<String, Vec<String>>,
     stems: BTreeSet<String>,
+    /// Names of the pictures of refused scans.
+    pictures: BTreeSet<String>,
     /// What scans were made into.
     prepared: &'a Path,
+    /// Where results are written.
+    out: &'a Path,
 }
 
 impl Run<'_> {
@@ -285,15 +300,16 @@ impl Run<'_> {
                     None => members.push(member),
                     Some(twin) => {
                         let error = format!("a copy of {}", twin.path.display());
-                        self.refused.push(Refused { path: path.clone(), error });
+                        self.refused.push(Refused::new(path.clone(), error));
                     }
                 },
                 Err(ScanError::Device(error)) => return Err(Failure::new(INTERNAL, error)),
                 Err(error) => {
                     let cause = std::error::Error::source(&error);
                     let cause = cause.map_or(String::new(), |cause| format!(": {cause}"));
+                    let picture = self.write_picture(path, &error);
                     let error = format!("{error}{cause}");
-                    self.refused.push(Refused { path: path.clone(), error });
+                    self.refused.push(Refused { path: path.clone(), error, picture });
                 }
             }
         }
@@ -359,6 +375,28 @@ impl Run<'_> {
             ..ScanRecord::new(id, placed.cohort)
         };
         Ok(Member { path: path.to_owned(), again, record, tokens })
+    }
+
+    /// Writes the picture of a refusal, if it has one. The refusal stands without it.
+    fn write_picture(&mut self, scan: &Path, error: &ScanError) -> Option<PathBuf> {
+        let ScanError::Refused(Refusal { picture: Some(RefusalPicture(png)), .. }) = error else {
+            return None;
+        };
+        let stem = steps::output_stem(&steps::stem_of(scan));
+        let name = |count: usize| match count {
+            1 => format!("{stem}_registration.png"),
+            _ => format!("{stem}-{count}_registration.png"),
+        };
+        let name = (1..).map(name).find(|name| !self.pictures.contains(name))?;
+        let folder = self.out.join("refused");
+        let path = folder.join(&name);
+        let written = fs::create_dir_all(&folder).and_then(|()| report::write_atomic(&path, png));
+        if let Err(error) = written {
+            eprintln!("cannot write {}: {error}", path.display());
+            return None;
+        }
+        self.pictures.insert(name);
+        Some(path)
     }
 
     /// Keeps what was found in a scan, as the daemon's archive does, so that it is found once.
@@ -537,8 +575,7 @@ fn print_table(scored: &[(Member, Finding)], refused: &[Refused], arguments: &Ar
                 })
             })
             .collect();
-        let refused: Vec<_> =
-            refused.iter().map(|r| json!({ "file": r.path, "reason": r.error })).collect();
+        let refused: Vec<_> = refused.iter().map(refused_json).collect();
         println!("{}", json!({ "scored": scans, "refused": refused, "out": arguments.out }));
         return;
     }
@@ -558,8 +595,19 @@ fn print_table(scored: &[(Member, Finding)], refused: &[Refused], arguments: &Ar
             finding.mask_ml()
         );
     }
-    for Refused { path, error } in refused {
+    for Refused { path, error, picture } in refused {
         eprintln!("not scored: {}: {error}", path.display());
+        if let Some(picture) = picture {
+            eprintln!("  look at {}", picture.display());
+        }
     }
     println!("results in {}   (research use only)", arguments.out.display());
+}
+
+fn refused_json(refused: &Refused) -> serde_json::Value {
+    let mut said = json!({ "file": refused.path, "reason": refused.error });
+    if let Some(picture) = &refused.picture {
+        said["picture"] = json!(picture);
+    }
+    said
 }

@@ -71,6 +71,16 @@ impl QuarantineReason {
     }
 }
 
+/// A PNG that shows a person why a scan was refused.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RefusalPicture(pub Vec<u8>);
+
+impl fmt::Debug for RefusalPicture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RefusalPicture({} bytes)", self.0.len())
+    }
+}
+
 /// A refusal that a person can act on: the content of `reason.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
@@ -82,6 +92,10 @@ pub struct Refusal {
     pub needed: String,
     /// What the person can do.
     pub action: String,
+    /// What the person can look at. A file of its own beside `reason.json`: neither that nor the
+    /// journal holds it.
+    #[serde(skip)]
+    pub picture: Option<RefusalPicture>,
 }
 
 impl Refusal {
@@ -92,13 +106,20 @@ impl Refusal {
         needed: impl Into<String>,
         action: impl Into<String>,
     ) -> Self {
-        Self { reason, found: found.into(), needed: needed.into(), action: action.into() }
+        let (found, needed, action) = (found.into(), needed.into(), action.into());
+        Self { reason, found, needed, action, picture: None }
+    }
+
+    /// The same refusal with a PNG to look at.
+    #[must_use]
+    pub fn with_picture(self, png: Vec<u8>) -> Self {
+        Self { picture: Some(RefusalPicture(png)), ..self }
     }
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reason, found, needed, action } = self;
+        let Self { reason, found, needed, action, picture: _ } = self;
         write!(f, "{}: found {found}; needed {needed}; {action}", reason.name())
     }
 }

@@ -37,7 +37,10 @@ pub enum HeadError {
     Misaligned(#[from] RegistrationError),
     /// Nothing bright lies where the brain should be.
     #[error("nothing bright where the brain should be")]
-    NoBrain,
+    NoBrain {
+        /// Where the template fits best.
+        best: Box<Alignment>,
+    },
     /// The device of the networks failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -64,7 +67,8 @@ pub fn brain_of_head(
     };
     let Some((brain, alignment)) = by_network else {
         let alignment = aligned?;
-        let brain = brain::extract(scan, template, &alignment).ok_or(HeadError::NoBrain)?;
+        let brain = brain::extract(scan, template, &alignment)
+            .ok_or_else(|| HeadError::NoBrain { best: Box::new(alignment) })?;
         return Ok(HeadBrain { brain, alignment, is_by_network: false, agreement: None });
     };
 

@@ -92,6 +92,16 @@ pub enum RegistrationError {
     Geometry(#[from] AffineError),
 }
 
+impl RegistrationError {
+    /// Where the template fits best, if it was looked for.
+    pub fn best(&self) -> Option<&Alignment> {
+        match self {
+            Self::Cut { best } | Self::Unlike { best, .. } => Some(best),
+            Self::NoContrast | Self::TooSmall(_) | Self::Geometry(_) => None,
+        }
+    }
+}
+
 /// Levels of the search: spacing of the grids in mm, first and last step of the search in mm.
 const LEVELS: [(f64, f64, f64); 3] = [(8.0, 4.0, 0.8), (4.0, 2.0, 0.2), (2.0, 0.6, 0.05)];
 /// How many candidates are followed at each level.

@@ -7,6 +7,7 @@
 //! from which the same steps give the same results.
 
 pub mod acquisition;
+mod alignment;
 mod archive;
 pub mod board;
 pub mod child;

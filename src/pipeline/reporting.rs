@@ -3,9 +3,12 @@
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::steps::{self, Source, WindowScores};
+use super::{
+    alignment::alignment_files,
+    steps::{self, Source, WindowScores},
+};
 use crate::{
-    config::Config,
+    config::{Config, ResultSettings},
     domain::{
         cohort::{UNKNOWN, modality_of},
         error::ScanError,
@@ -16,8 +19,8 @@ use crate::{
     nifti,
     numeric::scoring,
     report::{
-        EncoderFacts, IntensityFacts, MethodFacts, QualityFacts, RESEARCH_USE_ONLY, ResultSet,
-        SCHEMA, Scores, Sidecar, Standing, ThresholdFacts, WindowFacts,
+        AlignmentFiles, EncoderFacts, IntensityFacts, MethodFacts, QualityFacts, RESEARCH_USE_ONLY,
+        ResultSet, SCHEMA, Scores, Sidecar, Standing, ThresholdFacts, WindowFacts,
         picture::{self, PictureInput},
     },
 };
@@ -77,8 +80,20 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
     sidecar.window.shared_anomalies.clone_from(shared);
     sidecar.warnings.extend(window_warnings(input, &finding));
     sidecar.warnings.extend(shared_warning(record.id, shared));
-    let results = ResultSet { map_nii_gz, mask_nii_gz, picture_png, sidecar };
+    let (brain_nii_gz, alignment) = optional_files(input);
+    let results =
+        ResultSet { map_nii_gz, mask_nii_gz, picture_png, brain_nii_gz, alignment, sidecar };
     Ok((results, finding))
+}
+
+/// What `[results]` asks for: the brain mask, and the files of the alignment.
+fn optional_files(input: &ReportInput<'_>) -> (Option<Vec<u8>>, Option<AlignmentFiles>) {
+    let ReportInput { record, source, method, config, .. } = input;
+    let wanted = config.results;
+    let brain = || nifti::encode_mask(&source.grid, &source.brain.inside);
+    let template = method.template.as_ref().filter(|_| wanted.alignment);
+    let alignment = template.and_then(|template| alignment_files(record, source, template));
+    (wanted.brain_mask.then(brain), alignment)
 }
 
 fn picture(input: &ReportInput<'_>, finding: &Finding) -> Vec<u8> {
@@ -216,7 +231,7 @@ fn not_standardised(
 }
 
 /// Results with the same key are the same: the window's members and which of them are references,
-/// the method of their tokens, and the settings of the scoring.
+/// the method of their tokens, the settings of the scoring, and the files that are asked for.
 pub(super) fn result_key(window: &WindowIdentity, config: &Config) -> String {
     let mut shaping = json!({
         "window": window.id,
@@ -233,6 +248,9 @@ pub(super) fn result_key(window: &WindowIdentity, config: &Config) -> String {
     }
     if window.few_patients {
         shaping["few_patients"] = json!(true);
+    }
+    if config.results != ResultSettings::default() {
+        shaping["results"] = json!(config.tree.get("results"));
     }
     hex::encode(&Sha256::digest(shaping.to_string())[..8])
 }

@@ -11,7 +11,7 @@ use std::{
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::hook::Handed;
+use super::{alignment::pictured, hook::Handed};
 use crate::{
     config::{AlignmentChoice, Scoring},
     domain::{
@@ -30,7 +30,7 @@ use crate::{
         mask::{GridPlacement, Region, ScoreGrid, joined_scores, regions_above, score_map},
         preprocess::{self, Canonical, MAX_BRAIN_ML, MIN_SHARE_IN_CUBE, PreprocessError},
         quality,
-        registration::{self, Alignment, MIN_COVERAGE, MIN_EXTENT_MM, RegistrationError},
+        registration::{self, Alignment, MIN_COVERAGE, MIN_EXTENT_MM, RegistrationError, Template},
         scoring::{self, Fraction, MapProfile, NearestDistances, ScanScores},
         token::{Foreground, TokenGrid, foreground_cells},
         volume::{RawMask, RawVolume},
@@ -157,12 +157,14 @@ pub fn prepare(
     };
     if !is_head {
         let brain = brain.map_err(refusal)?;
-        let alignment = registration::register(&raw.within(&brain), template, false);
-        let alignment = Some(alignment.map_err(misaligned)?);
+        let alignment = registration::register(&raw.within(&brain), template, false)
+            .map_err(|error| misaligned(error, &raw, Some(&brain), template))?;
+        let alignment = Some(alignment);
         return Ok(Source { raw, grid, brain, alignment, brain_from, agreement: None, preprocess });
     }
     let network = method.brain_network.as_ref().map(BrainNetworkInUse::network);
-    let found = brain_of_head(&raw, template, network).map_err(no_head)?;
+    let found =
+        brain_of_head(&raw, template, network).map_err(|error| no_head(error, &raw, template))?;
     let HeadBrain { brain, alignment, is_by_network, agreement } = found;
     let brain_from = if is_by_network { BrainSource::Network } else { BrainSource::Template };
     Ok(Source { raw, grid, brain, alignment: Some(alignment), brain_from, agreement, preprocess })
@@ -230,7 +232,13 @@ fn is_larger_than_a_brain(brain: &RawMask) -> bool {
     n_inside as f64 * brain.affine.voxel_volume_mm3() / 1000.0 > MAX_BRAIN_ML
 }
 
-fn misaligned(error: RegistrationError) -> Refusal {
+fn misaligned(
+    error: RegistrationError,
+    scan: &RawVolume,
+    brain: Option<&RawMask>,
+    template: &Template,
+) -> Refusal {
+    let best = error.best().map(|best| best.to_scan);
     let found = error.to_string();
     let (needed, action) = match error {
         RegistrationError::NoContrast => {
@@ -253,13 +261,16 @@ fn misaligned(error: RegistrationError) -> Refusal {
             ("an affine that can be inverted".to_owned(), "check the header's sform and qform")
         }
     };
-    Refusal::new(QuarantineReason::RegistrationFailed, found, needed, action)
+    let refusal = Refusal::new(QuarantineReason::RegistrationFailed, found, needed, action);
+    pictured(refusal, scan, brain, template, best)
 }
 
-fn no_head(error: HeadError) -> ScanError {
+fn no_head(error: HeadError, scan: &RawVolume, template: &Template) -> ScanError {
     match error {
-        HeadError::Misaligned(error) => misaligned(error).into(),
-        HeadError::NoBrain => no_brain_found().into(),
+        HeadError::Misaligned(error) => misaligned(error, scan, None, template).into(),
+        HeadError::NoBrain { best } => {
+            pictured(no_brain_found(), scan, None, template, Some(best.to_scan)).into()
+        }
         HeadError::Device(error) => error.into(),
     }
 }

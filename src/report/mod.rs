@@ -1,16 +1,20 @@
-//! What the daemon has found, as files: map, mask, picture and sidecar of one scan.
+//! What the daemon has found, as files: map, mask, picture and sidecar of one scan, and the files
+//! of `[results]` where a site asks for them.
 //!
-//! Files appear whole or not at all. The sidecar is written last and names the hashes of the other
-//! three: it is the mark that the set is complete, and tells which map belongs to it.
+//! Files appear whole or not at all. The sidecar is written last and names the hashes of the
+//! others: it is the mark that the set is complete, and tells which map belongs to it.
 
+mod alignment;
 mod atomic;
+mod canvas;
 pub mod picture;
 mod sidecar;
 
-use std::{io, path::Path};
+use std::{fs, io, path::Path};
 
 use sha2::{Digest, Sha256};
 
+pub use alignment::{AlignmentPicture, alignment_picture, itk_transform};
 pub use atomic::{remove_leftovers, write_atomic};
 pub use sidecar::{
     EncoderFacts, FileFacts, Files, IntensityFacts, MethodFacts, QualityFacts, RESEARCH_USE_ONLY,
@@ -26,11 +30,27 @@ pub struct ResultSet {
     pub mask_nii_gz: Vec<u8>,
     /// Picture, PNG.
     pub picture_png: Vec<u8>,
+    /// The brain on the scan's grid, `.nii.gz`, if it is asked for.
+    pub brain_nii_gz: Option<Vec<u8>>,
+    /// Where the template lies, if that is asked for and the scan was aligned.
+    pub alignment: Option<AlignmentFiles>,
     /// Everything else; its `files` are filled in here.
     pub sidecar: Sidecar,
 }
 
-/// Writes a result under `<folder>/<stem>_anomaly...`, over an older one, the sidecar last.
+/// Where the template lies in a scan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AlignmentFiles {
+    /// [`alignment_picture`].
+    pub picture_png: Vec<u8>,
+    /// [`itk_transform`].
+    pub transform_tfm: Vec<u8>,
+}
+
+/// Writes a result under `<folder>/<stem>_anomaly...`, over an older one.
+///
+/// Files of an older result that this one does not have are removed after the sidecar that no
+/// longer names them is there.
 pub fn write_results(folder: &Path, stem: &str, results: &ResultSet) -> io::Result<()> {
     let facts = |suffix: &str, bytes: &[u8]| -> io::Result<FileFacts> {
         let name = format!("{stem}_anomaly{suffix}");
@@ -41,12 +61,36 @@ pub fn write_results(folder: &Path, stem: &str, results: &ResultSet) -> io::Resu
             sha256: hex::encode(Sha256::digest(bytes)),
         })
     };
+    let mut absent = Vec::new();
+    let mut optional = |suffix, bytes: Option<&Vec<u8>>| match bytes {
+        Some(bytes) => facts(suffix, bytes).map(Some),
+        None => {
+            absent.push(format!("{stem}_anomaly{suffix}"));
+            Ok(None)
+        }
+    };
+    let alignment = results.alignment.as_ref();
+    let (picture, transform) =
+        alignment.map(|files| (&files.picture_png, &files.transform_tfm)).unzip();
     let files = Files {
         map: facts("-map.nii.gz", &results.map_nii_gz)?,
         mask: facts("-mask.nii.gz", &results.mask_nii_gz)?,
         picture: facts(".png", &results.picture_png)?,
+        brain: optional("-brain.nii.gz", results.brain_nii_gz.as_ref())?,
+        alignment_picture: optional("-alignment.png", picture)?,
+        alignment_transform: optional("-alignment.tfm", transform)?,
     };
-    write_sidecar(folder, stem, &Sidecar { files: Some(files), ..results.sidecar.clone() })
+
+    write_sidecar(folder, stem, &Sidecar { files: Some(files), ..results.sidecar.clone() })?;
+    absent.iter().try_for_each(|name| remove(&folder.join(name)))
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Writes a sidecar alone: for a scan that waits for its window to fill.
@@ -70,6 +114,8 @@ mod tests {
             map_nii_gz: format!("map {content}").into_bytes(),
             mask_nii_gz: format!("mask {content}").into_bytes(),
             picture_png: format!("picture {content}").into_bytes(),
+            brain_nii_gz: None,
+            alignment: None,
             sidecar: Sidecar { revision, ..scored() },
         }
     }
@@ -87,5 +133,34 @@ mod tests {
             assert_eq!(map.sha256, hex::encode(Sha256::digest(&bytes)));
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn files_that_are_no_longer_asked_for_go_and_the_sidecar_names_those_that_are_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let other = folder.path().join("sub-1_T1w-2_anomaly-brain.nii.gz");
+        fs::write(&other, "of another scan").unwrap();
+        let alignment =
+            AlignmentFiles { picture_png: b"where".to_vec(), transform_tfm: b"by what".to_vec() };
+        let all = ResultSet {
+            brain_nii_gz: Some(b"brain".to_vec()),
+            alignment: Some(alignment),
+            ..results("all", 1)
+        };
+        let aligned = ResultSet { brain_nii_gz: None, ..all.clone() };
+        for (set, n_more) in [(all, 3), (aligned, 2), (results("few", 3), 0)] {
+            write_results(folder.path(), "sub-1_T1w", &set).unwrap();
+            let sidecar = read_sidecar(&folder.path().join("sub-1_T1w_anomaly.json")).unwrap();
+            let Files { brain, alignment_picture, alignment_transform, .. } =
+                sidecar.files.unwrap();
+            let named = [&brain, &alignment_picture, &alignment_transform].into_iter().flatten();
+            for file in named.clone() {
+                let bytes = fs::read(folder.path().join(&file.name)).unwrap();
+                assert_eq!(file.sha256, hex::encode(Sha256::digest(&bytes)));
+            }
+            assert_eq!(named.count(), n_more);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5 + n_more);
+        }
+        assert!(other.exists());
     }
 }

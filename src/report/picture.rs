@@ -1,17 +1,16 @@
 //! The picture of a result: three planes of the scan, and the same planes with map and mask.
 //!
 //! Everything is sampled in world space, so that oblique, left-handed and anisotropic grids look
-//! right without special cases. Radiological convention: the patient's right is on the left.
+//! right without special cases.
 
-use embedded_graphics::{
-    mono_font::{MonoFont, MonoTextStyle, ascii::FONT_6X13, ascii::FONT_9X15, ascii::FONT_10X20},
-    pixelcolor::{Rgb888, RgbColor},
-    prelude::{DrawTarget, OriginDimensions, Pixel, Point, Size},
-    text::{Alignment, Baseline, Text, TextStyleBuilder},
+use embedded_graphics::mono_font::ascii::{FONT_6X13, FONT_9X15, FONT_10X20};
+
+use super::{
+    RESEARCH_USE_ONLY,
+    canvas::{
+        Canvas, FAINT, Field, GAP, INK, OUTLINE, PANE, PLANES, Plane, Stroke, TOP, WIDTH, to_rgb,
+    },
 };
-use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-
-use super::RESEARCH_USE_ONLY;
 use crate::numeric::{
     geometry::{Affine, VoxelPoint},
     volume::{RawMask, RawVolume, interpolate},
@@ -42,19 +41,11 @@ pub struct PictureInput<'a> {
     pub quality: &'a str,
 }
 
-const WIDTH: usize = 1200;
 const HEIGHT: usize = 940;
-const PANE: usize = 372;
-const GAP: usize = 21;
-const TOP: usize = 88;
-const BACKGROUND: Rgb888 = Rgb888::new(13, 14, 18);
-const INK: Rgb888 = Rgb888::new(228, 230, 235);
-const FAINT: Rgb888 = Rgb888::new(140, 146, 158);
-const OUTLINE: Rgb888 = Rgb888::new(60, 220, 235);
 
 /// The bytes of a PNG, 1200 x 940; the same input gives the same bytes.
 pub fn render(input: &PictureInput<'_>) -> Vec<u8> {
-    let mut canvas = Canvas::new();
+    let mut canvas = Canvas::new(HEIGHT);
     let scene = Scene::new(input);
     canvas.text(input.title, GAP, 18, &FONT_10X20, INK);
     canvas.text(input.summary, GAP, 44, &FONT_9X15, FAINT);
@@ -62,48 +53,11 @@ pub fn render(input: &PictureInput<'_>) -> Vec<u8> {
     for (column, plane) in PLANES.iter().enumerate() {
         let left = GAP + column * (PANE + GAP);
         draw_panes(&mut canvas, &scene, plane, left);
-        let place = scene.focus[plane.through];
-        let caption = format!("{}  {} = {place:.0} mm", plane.name, ["x", "y", "z"][plane.through]);
-        canvas.text(&caption, left + 8, TOP + 6, &FONT_6X13, FAINT);
+        canvas.text(&plane.caption(scene.focus), left + 8, TOP + 6, &FONT_6X13, FAINT);
     }
     draw_scale(&mut canvas, &scene, input);
     canvas.png()
 }
-
-/// One of the three views: which world axes run to the right and upwards, and in which direction.
-struct Plane {
-    name: &'static str,
-    /// World axis that the plane cuts.
-    through: usize,
-    across: (usize, f64),
-    up: (usize, f64),
-    /// Letters at the left, right, top and bottom edge.
-    letters: [&'static str; 4],
-}
-
-const PLANES: [Plane; 3] = [
-    Plane {
-        name: "axial",
-        through: 2,
-        across: (0, -1.0),
-        up: (1, 1.0),
-        letters: ["R", "L", "A", "P"],
-    },
-    Plane {
-        name: "coronal",
-        through: 1,
-        across: (0, -1.0),
-        up: (2, 1.0),
-        letters: ["R", "L", "S", "I"],
-    },
-    Plane {
-        name: "sagittal",
-        through: 0,
-        across: (1, -1.0),
-        up: (2, 1.0),
-        letters: ["A", "P", "S", "I"],
-    },
-];
 
 /// What all panes share.
 struct Scene<'a> {
@@ -111,9 +65,7 @@ struct Scene<'a> {
     to_voxel: Affine,
     /// World place that all planes go through.
     focus: [f64; 3],
-    centre: [f64; 3],
-    /// Half the edge of a pane, mm.
-    reach: f64,
+    field: Field,
     white: f32,
     low: f32,
     high: f32,
@@ -136,22 +88,11 @@ impl<'a> Scene<'a> {
             input,
             to_voxel: affine.inverse(),
             focus: input.focus.or_else(peak).unwrap_or(centre),
-            centre,
-            reach: 0.5 * extent * 1.16,
+            field: Field { centre, reach: 0.5 * extent * 1.16 },
             white: grey.max(f32::MIN_POSITIVE),
             low: median,
             high: if input.top > median { input.top } else { median + 1.0 },
         }
-    }
-
-    /// World place of a pixel of a pane.
-    fn place(&self, plane: &Plane, column: usize, row: usize) -> [f64; 3] {
-        let shift = |pixel: usize| (pixel as f64 + 0.5) / PANE as f64 * 2.0 - 1.0;
-        let mut place = self.focus;
-        let ((across, right), (up, upwards)) = (plane.across, plane.up);
-        place[across] = self.centre[across] + right * shift(column) * self.reach;
-        place[up] = self.centre[up] - upwards * shift(row) * self.reach;
-        place
     }
 
     /// Share of the way from the scale's lower to its upper end.
@@ -182,7 +123,7 @@ fn draw_panes(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, left: usize
     let mut marked = vec![false; PANE * PANE];
     for row in 0..PANE {
         for column in 0..PANE {
-            let voxel = scene.to_voxel.apply(scene.place(plane, column, row));
+            let voxel = scene.to_voxel.apply(scene.field.place(plane, scene.focus, column, row));
             let nearest = shape.nearest(voxel).filter(|&offset| input.brain.inside[offset]);
             let mut colours = [[0.0; 3]; 2];
             if let Some(nearest) = nearest {
@@ -199,34 +140,16 @@ fn draw_panes(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, left: usize
             }
         }
     }
-    outline(canvas, &marked, (left, TOPS[1]));
+    canvas.outline(&marked, (left, TOPS[1]), Stroke::FOUND);
     cross(canvas, scene, plane, (left, TOPS[1]));
-    TOPS.into_iter().for_each(|top| letters(canvas, plane, (left, top)));
-}
-
-/// A line of two pixels along the inner edge of the mask.
-fn outline(canvas: &mut Canvas, marked: &[bool], (left, top): (usize, usize)) {
-    let outside = |row: isize, column: isize| {
-        let range = 0..PANE as isize;
-        !range.contains(&row)
-            || !range.contains(&column)
-            || !marked[row as usize * PANE + column as usize]
-    };
-    for row in 0..PANE as isize {
-        for column in 0..PANE as isize {
-            let near = [(-1, 0), (1, 0), (0, -1), (0, 1), (-2, 0), (2, 0), (0, -2), (0, 2)];
-            let edge = near.iter().any(|(r, c)| outside(row + r, column + c));
-            if !outside(row, column) && edge {
-                canvas.set(left + column as usize, top + row as usize, OUTLINE);
-            }
-        }
-    }
+    TOPS.into_iter().for_each(|top| canvas.letters(plane, (left, top)));
 }
 
 /// Short ticks at the pane's edges where the other two planes cut it.
 fn cross(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, (left, top): (usize, usize)) {
+    let field = &scene.field;
     let pixel = |axis: usize, direction: f64| {
-        let shift = direction * (scene.focus[axis] - scene.centre[axis]) / scene.reach;
+        let shift = direction * (scene.focus[axis] - field.centre[axis]) / field.reach;
         (((shift + 1.0) * 0.5 * PANE as f64) as usize).min(PANE - 1)
     };
     let column = pixel(plane.across.0, plane.across.1);
@@ -237,14 +160,6 @@ fn cross(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, (left, top): (us
         {
             canvas.set(left + x, top + y, FAINT);
         }
-    }
-}
-
-fn letters(canvas: &mut Canvas, plane: &Plane, (left, top): (usize, usize)) {
-    let middle = PANE / 2;
-    let places = [(14, middle), (PANE - 14, middle), (middle, 24), (middle, PANE - 14)];
-    for (letter, (x, y)) in plane.letters.iter().zip(places) {
-        canvas.centred(letter, left + x, top + y, &FONT_9X15, FAINT);
     }
 }
 
@@ -298,82 +213,6 @@ fn heat(share: f32) -> [f32; 3] {
     let index = (place as usize).min(STOPS.len() - 2);
     let fraction = place - index as f32;
     [0, 1, 2].map(|c| STOPS[index][c] * (1.0 - fraction) + STOPS[index + 1][c] * fraction)
-}
-
-fn to_rgb(colour: [f32; 3]) -> Rgb888 {
-    let [r, g, b] = colour.map(|c| (c.clamp(0.0, 1.0) * 255.0 + 0.5) as u8);
-    Rgb888::new(r, g, b)
-}
-
-/// An RGB picture that text can be drawn on.
-struct Canvas {
-    pixels: Vec<u8>,
-}
-
-impl Canvas {
-    fn new() -> Self {
-        let background = [BACKGROUND.r(), BACKGROUND.g(), BACKGROUND.b()];
-        Self { pixels: background.repeat(WIDTH * HEIGHT) }
-    }
-
-    fn set(&mut self, x: usize, y: usize, colour: Rgb888) {
-        if x < WIDTH && y < HEIGHT {
-            let start = 3 * (y * WIDTH + x);
-            self.pixels[start..start + 3].copy_from_slice(&[colour.r(), colour.g(), colour.b()]);
-        }
-    }
-
-    /// Text from its upper left corner, cut at the right margin.
-    fn text(&mut self, text: &str, x: usize, y: usize, font: &MonoFont<'_>, colour: Rgb888) {
-        let room = (WIDTH - GAP).saturating_sub(x) / font.character_size.width as usize;
-        let text: String = text.chars().take(room).collect();
-        let style = MonoTextStyle::new(font, colour);
-        let place = Point::new(x as i32, y as i32);
-        drawn(Text::with_baseline(&text, place, style, Baseline::Top), self);
-    }
-
-    fn centred(&mut self, text: &str, x: usize, y: usize, font: &MonoFont<'_>, colour: Rgb888) {
-        let style = MonoTextStyle::new(font, colour);
-        let middle =
-            TextStyleBuilder::new().alignment(Alignment::Center).baseline(Baseline::Middle).build();
-        drawn(Text::with_text_style(text, Point::new(x as i32, y as i32), style, middle), self);
-    }
-
-    fn png(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        PngEncoder::new(&mut bytes)
-            .write_image(&self.pixels, WIDTH as u32, HEIGHT as u32, ExtendedColorType::Rgb8)
-            .expect("a Vec takes all bytes, and the size fits");
-        bytes
-    }
-}
-
-fn drawn(text: Text<'_, MonoTextStyle<'_, Rgb888>>, canvas: &mut Canvas) {
-    use embedded_graphics::Drawable;
-    text.draw(canvas).expect("drawing into memory cannot fail");
-}
-
-impl OriginDimensions for Canvas {
-    fn size(&self) -> Size {
-        Size::new(WIDTH as u32, HEIGHT as u32)
-    }
-}
-
-impl DrawTarget for Canvas {
-    type Color = Rgb888;
-    type Error = std::convert::Infallible;
-
-    fn draw_iter<I: IntoIterator<Item = Pixel<Rgb888>>>(
-        &mut self,
-        pixels: I,
-    ) -> Result<(), Self::Error> {
-        for Pixel(place, colour) in pixels {
-            if let (Ok(x), Ok(y)) = (usize::try_from(place.x), usize::try_from(place.y)) {
-                self.set(x, y, colour);
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

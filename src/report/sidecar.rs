@@ -168,6 +168,15 @@ pub struct Files {
     pub mask: FileFacts,
     /// Picture.
     pub picture: FileFacts,
+    /// The brain that the scan was scored within (`results.brain_mask`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brain: Option<FileFacts>,
+    /// Where the template lies in the scan (`results.alignment`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alignment_picture: Option<FileFacts>,
+    /// The same as an ITK transform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alignment_transform: Option<FileFacts>,
 }
 
 /// Everything that is said about one scan.
@@ -321,5 +330,16 @@ pub(super) mod tests {
         let json = serde_json::to_value(&waiting).unwrap();
         assert_eq!((&json["status"], &json["have"]), (&"waiting_for_scans".into(), &3.into()));
         assert_eq!(serde_json::to_value(scored()).unwrap()["status"], "scored");
+    }
+
+    #[test]
+    fn sidecars_from_before_there_were_optional_files_are_read_and_written_alike() {
+        let file = |name: &str| serde_json::json!({"name": name, "n_bytes": 1, "sha256": "ab"});
+        let old = serde_json::json!({
+            "map": file("map"), "mask": file("mask"), "picture": file("picture")
+        });
+        let files: Files = serde_json::from_value(old.clone()).unwrap();
+        assert_eq!((&files.brain, &files.alignment_picture), (&None, &None));
+        assert_eq!(serde_json::to_value(files).unwrap(), old);
     }
 }

@@ -23,6 +23,7 @@ mod linknet;
 mod model;
 mod nibabel;
 mod nifti;
+mod optional_results;
 mod patients;
 mod preprocess;
 mod quality;
