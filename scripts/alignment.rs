@@ -23,7 +23,7 @@ use oddscan::{
     compute::{brain_weights::BrainWeights, cpu::CpuBrainNetwork},
     domain::{
         BrainNetwork,
-        head::{HeadBrain, brain_of_head},
+        head::{HeadBrain, Way, brain_of_head, brain_of_session},
     },
     nifti::{self, Limits},
     numeric::{
@@ -49,6 +49,9 @@ struct Arguments {
     /// The scans hold a brain alone; only the alignment is looked at.
     #[arg(long)]
     stripped: bool,
+    /// Carry the brain of `<subject>_T1w.nii.gz` over, as `alignment.use_session_t1` does.
+    #[arg(long)]
+    session: bool,
     /// Where to write the brains that were found.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -84,6 +87,13 @@ fn stem(path: &Path) -> String {
     name.trim_end_matches(".nii.gz").to_owned()
 }
 
+fn session_t1(scan: &Path) -> Option<PathBuf> {
+    let stem = stem(scan);
+    let (subject, _) = stem.rsplit_once('_')?;
+    let t1 = scan.with_file_name(format!("{subject}_T1w.nii.gz"));
+    (t1 != scan && t1.is_file()).then_some(t1)
+}
+
 fn stripped(path: &Path, template: &Template) -> Result<String, Box<dyn Error>> {
     let scan = nifti::read_scan(path, &Limits::NONE)?.volume;
     let started = Instant::now();
@@ -103,9 +113,14 @@ fn head(
 ) -> Result<String, Box<dyn Error>> {
     let nifti::Scan { volume: scan, grid } = nifti::read_scan(path, &Limits::NONE)?;
     let started = Instant::now();
-    let found = brain_of_head(&scan, template, network);
+    let mut found = brain_of_head(&scan, template, network);
+    if let Some(t1) = session_t1(path).filter(|_| arguments.session) {
+        let t1 = nifti::read_scan(&t1, &Limits::NONE)?.volume;
+        let carried = brain_of_session(&scan, &t1, found.as_ref().ok(), template, network)?;
+        found = carried.map_or(found, Ok);
+    }
     let took = started.elapsed().as_secs_f64();
-    let HeadBrain { brain, alignment, is_by_network, agreement } = match found {
+    let HeadBrain { brain, alignment, way, agreement } = match found {
         Ok(found) => found,
         Err(error) => return Ok(format!("{error} | | | | | | {took:.1}")),
     };
@@ -114,7 +129,11 @@ fn head(
         let file = out.join(format!("{}_brain.nii.gz", stem(path)));
         fs::write(file, nifti::encode_mask(&grid, &brain.inside))?;
     }
-    let way = if is_by_network { "network" } else { "template" };
+    let way = match way {
+        Way::Template => "template",
+        Way::Network => "network",
+        Way::SessionT1 => "session",
+    };
     let agreement = agreement.map_or(String::new(), |dice| format!("{dice:.3}"));
     let truth = path.with_file_name(format!("{}{}.nii.gz", stem(path), arguments.truth));
     let carried = brain::carried(template.brain(), &alignment.to_scan, scan.shape, &scan.affine);

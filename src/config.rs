@@ -109,6 +109,8 @@ pub struct AlignmentSettings {
     pub brain: BrainChoice,
     /// Weights of the networks for brain extraction; the fetched ones if not named.
     pub brain_weights: Option<PathBuf>,
+    /// Whether the brain of a T1 is carried over to other scans of its session.
+    pub uses_session_t1: bool,
 }
 
 /// What finds the brain of a head.
@@ -536,6 +538,7 @@ struct RawAlignment {
     template: PathBuf,
     brain: String,
     brain_weights: PathBuf,
+    use_session_t1: bool,
 }
 
 #[derive(Deserialize)]
@@ -836,6 +839,7 @@ impl Checker {
                 BrainChoice::Auto,
             ),
             brain_weights: (!raw.brain_weights.as_os_str().is_empty()).then_some(raw.brain_weights),
+            uses_session_t1: raw.use_session_t1,
         }
     }
 

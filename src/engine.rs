@@ -69,6 +69,8 @@ pub struct Method {
     pub template_sha256: Option<String>,
     /// The networks that extract brains from heads, if there are any.
     pub brain_network: Option<BrainNetworkInUse>,
+    /// Whether the brain of a head may come from a T1 of the same session.
+    pub uses_session_t1: bool,
     /// The site's own preprocessing, if there is any.
     pub hook: Option<Arc<Hook>>,
     /// Landmarks that intensities are brought to, if that is asked for.
@@ -261,6 +263,7 @@ impl Engine {
                 sha256: weights.fingerprint.clone(),
                 network: Arc::new(CpuBrainNetwork::new(weights)),
             }),
+            uses_session_t1: config.alignment.uses_session_t1,
             hook: hook.map(Arc::new),
             landmarks: landmarks.map(Arc::new),
         };

@@ -23,10 +23,21 @@ pub struct HeadBrain {
     pub brain: RawMask,
     /// Where the template lies in the scan.
     pub alignment: Alignment,
-    /// Whether the networks found it; else the template did.
-    pub is_by_network: bool,
-    /// Dice of both ways, in [0, 1], where both found a brain.
+    /// What found it.
+    pub way: Way,
+    /// Dice of this way and another one, in [0, 1], where another one found a brain, too.
     pub agreement: Option<f64>,
+}
+
+/// What finds the brain of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The aligned template and the scan's intensities.
+    Template,
+    /// The networks.
+    Network,
+    /// One of these, in a T1 of the same session, from which it was carried over.
+    SessionT1,
 }
 
 /// Why a head has no brain.
@@ -69,12 +80,41 @@ pub fn brain_of_head(
         let alignment = aligned?;
         let brain = brain::extract(scan, template, &alignment)
             .ok_or_else(|| HeadError::NoBrain { best: Box::new(alignment) })?;
-        return Ok(HeadBrain { brain, alignment, is_by_network: false, agreement: None });
+        return Ok(HeadBrain { brain, alignment, way: Way::Template, agreement: None });
     };
 
     let by_template = brain::extract(scan, template, &alignment);
     let agreement = by_template.and_then(|other| dice(&brain, &other));
-    Ok(HeadBrain { brain, alignment, is_by_network: true, agreement })
+    Ok(HeadBrain { brain, alignment, way: Way::Network, agreement })
+}
+
+/// Carries the brain of a T1 over to another scan of the same session: through the headers, refined
+/// by a rigid alignment. `None` if the T1 has no brain that can be found, or does not lie on the scan.
+///
+/// `own` is what was found in the scan itself, if anything.
+///
+/// # Errors
+/// If the device of the networks fails.
+pub fn brain_of_session(
+    scan: &RawVolume,
+    t1: &RawVolume,
+    own: Option<&HeadBrain>,
+    template: &Template,
+    network: Option<&dyn BrainNetwork>,
+) -> Result<Option<HeadBrain>, DeviceError> {
+    let found = match brain_of_head(t1, template, network) {
+        Ok(found) => found,
+        Err(HeadError::Device(error)) => return Err(error),
+        Err(HeadError::Misaligned(_) | HeadError::NoBrain { .. }) => return Ok(None),
+    };
+    let t1_brain = Template::new(t1.within(&found.brain));
+    let Ok(moved) = registration::register_same_head(scan, &t1_brain) else { return Ok(None) };
+
+    let inside = brain::carried(&found.brain, &moved.to_scan, scan.shape, &scan.affine);
+    let brain = RawMask { shape: scan.shape, inside, affine: scan.affine };
+    let alignment = Alignment { to_scan: moved.to_scan.after(&found.alignment.to_scan), ..moved };
+    let agreement = own.and_then(|own| dice(&own.brain, &brain));
+    Ok(Some(HeadBrain { brain, alignment, way: Way::SessionT1, agreement }))
 }
 
 /// The brain that the networks find without an alignment, and the alignment of that brain.

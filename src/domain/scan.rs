@@ -137,12 +137,14 @@ pub enum BrainSource {
     Template,
     /// Extracted here, by the networks for brain extraction.
     Network,
+    /// Extracted here from a T1 of the same session, and carried over.
+    SessionT1,
 }
 
 impl BrainSource {
     /// Whether it was extracted from a head here.
     pub fn is_extracted(self) -> bool {
-        matches!(self, Self::Template | Self::Network)
+        matches!(self, Self::Template | Self::Network | Self::SessionT1)
     }
 
     /// Whether it was found on the way, so that the archive has to keep it.
@@ -156,8 +158,8 @@ impl BrainSource {
 pub struct BrainFacts {
     /// Where it is known from.
     pub from: BrainSource,
-    /// Dice of the brain by the networks and that by the template, in [0, 1], where both were looked
-    /// for.
+    /// Dice of this brain and one that was found another way, in [0, 1], where there was one: by the
+    /// template beside one by the networks, in the scan itself beside one of a T1 of its session.
     #[serde(default)]
     pub agreement: Option<f64>,
     /// SHA-256 over a byte per voxel of the scan's grid, 1 in the brain and 0 elsewhere, x fastest.

@@ -162,14 +162,7 @@ pub fn register(
     template: &Template,
     is_head: bool,
 ) -> Result<Alignment, RegistrationError> {
-    let spacing = scan.affine.spacing_mm();
-    let extent = [0, 1, 2].map(|axis| spacing[axis] * scan.shape.0[axis] as f64);
-    if extent.iter().any(|&mm| mm < MIN_EXTENT_MM) {
-        return Err(RegistrationError::TooSmall(extent));
-    }
-    let grey = GreyScale::of(scan).ok_or(RegistrationError::NoContrast)?;
-    let rim_mm = if is_head { HEAD_RIM_MM } else { STRIPPED_RIM_MM };
-    let levels = LEVELS.map(|(mm, ..)| Level::new(scan, template, &grey, mm, rim_mm));
+    let levels = levels(scan, template, if is_head { HEAD_RIM_MM } else { STRIPPED_RIM_MM })?;
     let mut candidates = levels[0].starts(template);
     for ((level, (_, first, last)), n_kept) in levels.iter().zip(LEVELS).zip(KEPT) {
         candidates.truncate(n_kept);
@@ -179,10 +172,51 @@ pub fn register(
             .collect();
         candidates.sort_by(|a, b| a.cost.total_cmp(&b.cost));
     }
-    let best = candidates[0];
-    let to_scan = Affine::new(best.map())?;
+    judged(&levels, candidates[0], is_head)
+}
+
+/// Finds the brain of a head in another scan of the same session: a rigid motion, near what the
+/// headers of both say.
+///
+/// # Errors
+/// As [`register`]; also if the headers do not say where the head lies.
+pub fn register_same_head(
+    scan: &RawVolume,
+    brain: &Template,
+) -> Result<Alignment, RegistrationError> {
+    let levels = levels(scan, brain, HEAD_RIM_MM)?;
+    let from = brain.centre;
+    let mut found = Candidate { from, to: from, turn: UPRIGHT, parameters: [0.0; 12], cost: 0.0 };
+    for (level, (_, first, last)) in levels.iter().zip(LEVELS) {
+        found = level.search(found, 6, first, last);
+    }
+    judged(&levels, found, true)
+}
+
+/// Template and scan from coarse to fine.
+fn levels(
+    scan: &RawVolume,
+    template: &Template,
+    rim_mm: f64,
+) -> Result<[Level; 3], RegistrationError> {
+    let spacing = scan.affine.spacing_mm();
+    let extent = [0, 1, 2].map(|axis| spacing[axis] * scan.shape.0[axis] as f64);
+    if extent.iter().any(|&mm| mm < MIN_EXTENT_MM) {
+        return Err(RegistrationError::TooSmall(extent));
+    }
+    let grey = GreyScale::of(scan).ok_or(RegistrationError::NoContrast)?;
+    Ok(LEVELS.map(|(mm, ..)| Level::new(scan, template, &grey, mm, rim_mm)))
+}
+
+/// What was found, if it is good enough.
+fn judged(
+    levels: &[Level],
+    found: Candidate,
+    is_head: bool,
+) -> Result<Alignment, RegistrationError> {
+    let to_scan = Affine::new(found.map())?;
     let (explained, coverage) = levels[1].quality(&to_scan);
-    let distinctness = distinctness(&levels, best);
+    let distinctness = distinctness(levels, found);
     let best = Alignment { to_scan, explained, distinctness, coverage };
     if coverage < MIN_COVERAGE {
         return Err(RegistrationError::Cut { best: Box::new(best) });

@@ -18,7 +18,7 @@ use crate::{
         cohort::CohortKey,
         error::{QuarantineReason, Refusal, ScanError},
         finding::{Cluster, Finding, SharedAnomaly},
-        head::{HeadBrain, HeadError, brain_of_head},
+        head::{HeadBrain, HeadError, Way, brain_of_head, brain_of_session},
         patient::Patient,
         scan::{AlignmentFacts, BrainFacts, BrainSource, EncodedFacts, PreprocessFacts, ScanId},
     },
@@ -64,6 +64,8 @@ pub struct Incoming {
     grid: Grid,
     brain: Result<RawMask, PreprocessError>,
     brain_from: BrainSource,
+    /// A T1 of the same session, whose brain may be carried over.
+    session_t1: Option<RawVolume>,
 }
 
 impl Incoming {
@@ -71,7 +73,16 @@ impl Incoming {
     pub fn read(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<Self, ScanError> {
         let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
         let brain = read_brain(&raw, mask, limits)?;
-        Ok(Self { id: ScanId::of(&raw), raw, grid, brain, brain_from: brain_from(mask) })
+        let (id, brain_from) = (ScanId::of(&raw), brain_from(mask));
+        Ok(Self { id, raw, grid, brain, brain_from, session_t1: None })
+    }
+
+    /// Adds the T1 of the same session. One that cannot be read is left out: it is refused when its
+    /// own turn comes.
+    pub fn beside_t1(mut self, t1: Option<&Path>, limits: &Limits) -> Self {
+        let t1 = t1.filter(|_| self.is_head());
+        self.session_t1 = t1.and_then(|path| Some(nifti::read_scan(path, limits).ok()?.volume));
+        self
     }
 
     /// Whether there still is a head around the brain.
@@ -142,7 +153,7 @@ pub fn prepare(
         AlignmentChoice::Always => true,
     };
     let is_head = scan.is_head();
-    let Incoming { raw, grid, brain, brain_from, .. } = scan;
+    let Incoming { raw, grid, brain, brain_from, session_t1, .. } = scan;
     let template = method.template.as_ref().filter(|_| is_aligned);
     let Some(template) = template else {
         return Ok(Source {
@@ -162,12 +173,32 @@ pub fn prepare(
         let alignment = Some(alignment);
         return Ok(Source { raw, grid, brain, alignment, brain_from, agreement: None, preprocess });
     }
-    let network = method.brain_network.as_ref().map(BrainNetworkInUse::network);
-    let found =
-        brain_of_head(&raw, template, network).map_err(|error| no_head(error, &raw, template))?;
-    let HeadBrain { brain, alignment, is_by_network, agreement } = found;
-    let brain_from = if is_by_network { BrainSource::Network } else { BrainSource::Template };
+    let found = head_brain(&raw, session_t1.as_ref(), template, method)?;
+    let HeadBrain { brain, alignment, way, agreement } = found;
+    let brain_from = match way {
+        Way::Template => BrainSource::Template,
+        Way::Network => BrainSource::Network,
+        Way::SessionT1 => BrainSource::SessionT1,
+    };
     Ok(Source { raw, grid, brain, alignment: Some(alignment), brain_from, agreement, preprocess })
+}
+
+/// The brain of a head, with the help of a T1 of its session if there is one.
+fn head_brain(
+    scan: &RawVolume,
+    session_t1: Option<&RawVolume>,
+    template: &Template,
+    method: &Method,
+) -> Result<HeadBrain, ScanError> {
+    let network = method.brain_network.as_ref().map(BrainNetworkInUse::network);
+    let own = brain_of_head(scan, template, network);
+    if let Some(t1) = session_t1 {
+        let carried = brain_of_session(scan, t1, own.as_ref().ok(), template, network)?;
+        if let Some(carried) = carried {
+            return Ok(carried);
+        }
+    }
+    own.map_err(|error| no_head(error, scan, template))
 }
 
 /// Reads a scan, and the mask beside it, and prepares it, through the site's own preprocessing (in
@@ -180,7 +211,8 @@ pub fn read_and_prepare(
     work: &Path,
     mut alive: impl FnMut(),
 ) -> Result<(ScanId, Source), ScanError> {
-    let scan = Incoming::read(path, mask, limits)?;
+    let t1 = session_t1(path, method);
+    let scan = Incoming::read(path, mask, limits)?.beside_t1(t1.as_deref(), limits);
     let id = scan.id;
     let always = || {
         alive();
@@ -428,6 +460,11 @@ pub(crate) fn refusal(error: PreprocessError) -> Refusal {
 /// The brain mask beside a scan, if there is one.
 pub fn companion_mask(scan: &Path) -> Option<PathBuf> {
     companion(scan, "brain")
+}
+
+/// The T1 of the same session beside a scan, `<subject>_T1w.nii.gz`, where the settings ask for it.
+pub fn session_t1(scan: &Path, method: &Method) -> Option<PathBuf> {
+    method.uses_session_t1.then(|| companion(scan, "T1w")).flatten().filter(|t1| t1 != scan)
 }
 
 /// A file that belongs to a scan and lies beside it: `<stem>_<what>` or, for
@@ -883,6 +920,7 @@ pub(super) mod tests {
             template: None,
             template_sha256: None,
             brain_network: None,
+            uses_session_t1: false,
             landmarks: None,
         }
     }

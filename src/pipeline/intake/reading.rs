@@ -197,9 +197,11 @@ impl Reader {
         if ingest::look_at(path).ok() != Some(*look) || Companions::of(path) != whole.companions {
             return Ok(Taken::Later);
         }
-        let sizes = [Some(&draft.scan), draft.mask.as_ref()].into_iter().flatten();
+        let t1 = steps::session_t1(path, method);
+        let files = [Some(&*draft.scan), draft.mask.as_deref(), t1.as_deref()];
         // What is no scan takes no room, and is refused.
-        let n_voxels = sizes.map(|file| nifti::n_voxels(file, &limits).unwrap_or(0)).sum();
+        let n_voxels = |file: &Path| nifti::n_voxels(file, &limits).unwrap_or(0);
+        let n_voxels = files.into_iter().flatten().map(n_voxels).sum();
         timings.pause();
         let _room = self.room.take(n_voxels, limits.max_voxels);
         timings.resume(Stage::Decode);
@@ -207,6 +209,7 @@ impl Reader {
             return Ok(Taken::Later);
         }
         let scan = Incoming::read(&draft.scan, draft.mask.as_deref(), &limits)?;
+        let scan = scan.beside_t1(t1.as_deref(), &limits);
         self.beat();
         let id = scan.id;
         if store.record(&id)?.is_some_and(|known| !known.may_come_again()) {
