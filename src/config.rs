@@ -205,7 +205,7 @@ pub struct ProjectionSettings {
 }
 
 /// The rolling window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WindowSettings {
     /// Scans before anything is scored.
     pub min_scans: usize,
@@ -217,6 +217,8 @@ pub struct WindowSettings {
     pub max_cohort_labels: usize,
     /// Whether scans of one patient are compared with each other like all others.
     pub compare_same_patient: bool,
+    /// Without a cohort rule, scans with longer voxels are a cohort of their own; 0 = none are.
+    pub thick_slice_mm: f64,
 }
 
 /// The scores.
@@ -613,6 +615,7 @@ struct RawWindow {
     memory_mib: i64,
     max_cohort_labels: i64,
     compare_same_patient: bool,
+    thick_slice_mm: f64,
 }
 
 #[derive(Deserialize)]
@@ -973,6 +976,7 @@ impl Checker {
             memory_bytes: memory << 20,
             max_cohort_labels: labels,
             compare_same_patient: raw.compare_same_patient,
+            thick_slice_mm: self.number("window.thick_slice_mm", raw.thick_slice_mm, 0.0, 100.0),
         }
     }
 

@@ -137,7 +137,7 @@ fn look(
     let own = intensity::of_scan(&source.raw, &source.brain, percentiles);
     let json = steps::companion_json(path).map(|json| read_json(path, &json));
     let spacing_mm = source.raw.affine.spacing_mm();
-    let placed = acquisition(path, json, spacing_mm, &config.cohorts, method);
+    let placed = acquisition(path, json, spacing_mm, config, method);
     Ok(Seen {
         cohort: placed.cohort.name,
         id,

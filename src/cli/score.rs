@@ -335,7 +335,7 @@ impl Run<'_> {
         let preprocess = source.preprocess.clone();
         let spacing_mm = source.raw.affine.spacing_mm();
         let json = steps::companion_json(path).map(|json| read_json(path, &json));
-        let placed = acquisition(path, json, spacing_mm, &self.config.cohorts, &self.engine.method);
+        let placed = acquisition(path, json, spacing_mm, &self.config, &self.engine.method);
         let scan = Encodable::new(&source, &self.engine.method, &placed.cohort)?;
         drop(source);
         let started = Instant::now();

@@ -78,6 +78,13 @@ pub struct AcquisitionFacts {
 }
 
 impl AcquisitionFacts {
+    /// Whether an edge of the voxels is known to be longer, mm; 0 asks for nothing. With a little
+    /// room: headers hold spacings in f32.
+    pub fn has_voxels_above(&self, most_mm: f64) -> bool {
+        let is_above = |edges: [f64; 3]| edges.iter().any(|edge| *edge > most_mm + 1e-4);
+        most_mm > 0.0 && self.spacing_mm.is_some_and(is_above)
+    }
+
     /// What name and grid say.
     pub fn of(stem: &str, spacing_mm: [f64; 3]) -> Self {
         Self {

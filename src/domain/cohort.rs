@@ -14,6 +14,9 @@ use super::acquisition::{AcquisitionFacts, suffix_of};
 /// Name of the cohort of scans that no rule takes and whose suffix is not known.
 pub const UNKNOWN: &str = "unknown";
 
+/// What the names of cohorts of thick slices end with.
+const THICK: &str = "-thick";
+
 /// Scans are compared only within a cohort: one kind of image, processed in one way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CohortKey {
@@ -30,10 +33,14 @@ pub struct CohortKey {
 impl CohortKey {
     /// The cohort of a scan by the first rule that takes it, else by its suffix; and why an earlier
     /// rule could not be decided. What is no known suffix is a cohort of its own.
+    ///
+    /// Without a rule, scans whose voxels are longer than `thick_mm` in a direction are kept apart
+    /// from others of their suffix; 0 keeps none apart.
     pub fn choose(
         rules: &[CohortRule],
         facts: &AcquisitionFacts,
         file_name: &str,
+        thick_mm: f64,
         method: &str,
     ) -> (Self, Option<Undecided>) {
         let mut undecided = None;
@@ -47,8 +54,11 @@ impl CohortKey {
                 Verdict::Refuses => {}
             }
         }
-        let suffix = facts.suffix.as_deref().map_or(UNKNOWN.to_owned(), str::to_lowercase);
-        (Self::named(&suffix, method), undecided)
+        let mut name = facts.suffix.as_deref().map_or(UNKNOWN.to_owned(), str::to_lowercase);
+        if name != UNKNOWN && facts.has_voxels_above(thick_mm) {
+            name.push_str(THICK);
+        }
+        (Self::named(&name, method), undecided)
     }
 
     fn named(name: &str, method: &str) -> Self {
@@ -237,7 +247,7 @@ impl Condition {
             Self::Within(fact, range) => fact.value(facts).map(|value| range.contains(&value)),
             Self::MaxSpacing(most) => {
                 // A header's f32 of 1.2 mm is 1.2000000477.
-                facts.spacing_mm.map(|edges| edges.iter().all(|edge| *edge <= most + 1e-4))
+                facts.spacing_mm.map(|_| !facts.has_voxels_above(*most))
             }
         }
     }
@@ -325,7 +335,7 @@ mod tests {
     }
 
     fn name(rules: &[CohortRule], facts: &AcquisitionFacts) -> String {
-        CohortKey::choose(rules, facts, "sub-1_T1w.nii.gz", "m").0.name
+        CohortKey::choose(rules, facts, "sub-1_T1w.nii.gz", 4.0, "m").0.name
     }
 
     #[test]
@@ -359,7 +369,7 @@ mod tests {
             rule("t1", vec![like(TextFact::Series, "*mprage*"), tesla(2.5, 3.5)]),
             rule("any", vec![like(TextFact::File, "SUB-*")]),
         ];
-        let choose = |facts| CohortKey::choose(&rules, &facts, "sub-1_T1w.nii.gz", "m");
+        let choose = |facts| CohortKey::choose(&rules, &facts, "sub-1_T1w.nii.gz", 4.0, "m");
         // The first rule refuses by what is known: that it also lacks a fact does not matter.
         let (key, undecided) = choose(facts("a_T1w", None, Some("t1 MPRAGE sag")));
         assert_eq!(key.name, "any");
@@ -378,6 +388,20 @@ mod tests {
         };
         assert_eq!(name(&rules, &by_protocol), "x");
         assert_eq!(name(&rules, &AcquisitionFacts { protocol: None, ..by_protocol }), "t1w");
+    }
+
+    #[test]
+    fn thick_slices_are_a_cohort_of_their_own_unless_a_rule_takes_them() {
+        let rule = rule("night", vec![like(TextFact::File, "night_*")]);
+        let name = |spacing, file_name, thick_mm| {
+            let facts = AcquisitionFacts::of("sub-1_FLAIR", spacing);
+            CohortKey::choose(std::slice::from_ref(&rule), &facts, file_name, thick_mm, "m").0.name
+        };
+        let [thin, thick] = [[0.9, 4.0, 0.9], [0.9, 0.9, 6.5]];
+        assert_eq!(name(thin, "sub-1_FLAIR.nii.gz", 4.0), "flair");
+        assert_eq!(name(thick, "sub-1_FLAIR.nii.gz", 4.0), "flair-thick");
+        assert_eq!(name(thick, "sub-1_FLAIR.nii.gz", 0.0), "flair");
+        assert_eq!(name(thick, "night_FLAIR.nii.gz", 4.0), "night");
     }
 
     #[test]

@@ -6,9 +6,10 @@ use std::{fs, io, path::Path};
 use super::steps;
 use crate::{
     bids,
+    config::Config,
     domain::{
         acquisition::AcquisitionFacts,
-        cohort::{CohortKey, CohortRule, Undecided},
+        cohort::{CohortKey, Undecided},
     },
     engine::Method,
     ingest,
@@ -31,7 +32,7 @@ pub fn acquisition(
     scan: &Path,
     json: Option<io::Result<Vec<u8>>>,
     spacing_mm: [f64; 3],
-    rules: &[CohortRule],
+    config: &Config,
     method: &Method,
 ) -> Acquisition {
     let mut facts = AcquisitionFacts::of(&steps::stem_of(scan), spacing_mm);
@@ -49,7 +50,10 @@ pub fn acquisition(
         }
     }
     let file_name = scan.file_name().unwrap_or_default().to_string_lossy();
-    let (cohort, undecided) = CohortKey::choose(rules, &facts, &file_name, &method.fingerprint);
+    let Config { cohorts, window, .. } = config;
+    let thick_mm = window.thick_slice_mm;
+    let (cohort, undecided) =
+        CohortKey::choose(cohorts, &facts, &file_name, thick_mm, &method.fingerprint);
     notes.extend(undecided.map(|rule| left_open(rule, &facts)));
     Acquisition { facts, cohort, notes }
 }

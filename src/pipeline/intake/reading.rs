@@ -226,8 +226,8 @@ impl Reader {
         };
         let source = steps::prepare(scan, handed, method)?;
         self.beat();
-        let rules = &self.shared.config().cohorts;
-        let placed = acquisition(path, json, source.raw.affine.spacing_mm(), rules, method);
+        let config = self.shared.config();
+        let placed = acquisition(path, json, source.raw.affine.spacing_mm(), &config, method);
         // What cannot be encoded is refused while the file is at hand.
         let encodable = Encodable::new(&source, method, &placed.cohort)?;
         timings.switch(Stage::Decode);
