@@ -93,6 +93,23 @@ pub struct BrainNetworkInUse {
 }
 
 impl BrainNetworkInUse {
+    /// The networks on the device that encodes. The CPU has them where a GPU encodes but cannot
+    /// have them, even if the settings insist on the GPU: scans only take longer then.
+    fn beside(encoder_device: &str, weights: BrainWeights) -> Self {
+        let sha256 = weights.fingerprint.clone();
+        let on_gpu = (encoder_device != "cpu").then(|| brain_network_on_gpu(&weights));
+        let (network, device) = match on_gpu {
+            Some(Ok(network)) => (network, encoder_device),
+            Some(Err(reason)) => {
+                warn!(%reason, "the networks for brain extraction cannot run on the GPU");
+                (on_cpu(weights), "cpu")
+            }
+            None => (on_cpu(weights), "cpu"),
+        };
+        info!(device, "the networks for brain extraction are ready");
+        Self { network, sha256 }
+    }
+
     /// The networks.
     pub fn network(&self) -> &dyn BrainNetwork {
         &*self.network
@@ -259,10 +276,8 @@ impl Engine {
             alignment: config.alignment.mode,
             template: template.map(Arc::new),
             template_sha256,
-            brain_network: brain_weights.map(|weights| BrainNetworkInUse {
-                sha256: weights.fingerprint.clone(),
-                network: Arc::new(CpuBrainNetwork::new(weights)),
-            }),
+            brain_network: brain_weights
+                .map(|weights| BrainNetworkInUse::beside(encoder.device(), weights)),
             uses_session_t1: config.alignment.uses_session_t1,
             hook: hook.map(Arc::new),
             landmarks: landmarks.map(Arc::new),
@@ -504,19 +519,44 @@ pub(crate) fn choose_device(
     }
 }
 
+/// The GPU that is used, counted from 0.
+#[cfg(feature = "cuda")]
+const GPU_INDEX: usize = 0;
+
 #[cfg(feature = "cuda")]
 fn cuda(
     weights: &VitWeights,
     options: &EncoderOptions,
     batch_slices: usize,
 ) -> Result<Devices, DeviceError> {
-    crate::compute::gpu::device::cuda_encoder(weights, options, 0, batch_slices)
+    crate::compute::gpu::device::cuda_encoder(weights, options, GPU_INDEX, batch_slices)
 }
 
 #[cfg(not(feature = "cuda"))]
 fn cuda(_: &VitWeights, _: &EncoderOptions, _: usize) -> Result<Devices, DeviceError> {
-    Err(DeviceError::Failed {
+    Err(built_without_cuda())
+}
+
+fn on_cpu(weights: BrainWeights) -> Arc<dyn BrainNetwork> {
+    Arc::new(CpuBrainNetwork::new(weights))
+}
+
+#[cfg(feature = "cuda")]
+fn brain_network_on_gpu(weights: &BrainWeights) -> Result<Arc<dyn BrainNetwork>, DeviceError> {
+    let gpu = crate::compute::gpu::device::cuda_brain_network(weights, GPU_INDEX)?;
+    let cpu = CpuBrainNetwork::new(weights.clone());
+    Ok(Arc::new(crate::compute::brain_network::FallbackBrainNetwork::new(gpu, cpu)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn brain_network_on_gpu(_: &BrainWeights) -> Result<Arc<dyn BrainNetwork>, DeviceError> {
+    Err(built_without_cuda())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn built_without_cuda() -> DeviceError {
+    DeviceError::Failed {
         device: "cuda".into(),
         message: "this binary was built without CUDA; build it with --features cuda".into(),
-    })
+    }
 }

@@ -16,7 +16,7 @@ use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
 use super::weights::values_of;
-use crate::domain::BrainPart;
+use crate::{domain::BrainPart, numeric::projection::Normal};
 
 /// The kernel of a convolution over a volume, with the same extent along each axis.
 #[derive(Debug, Clone)]
@@ -139,6 +139,35 @@ impl BrainWeights {
             BrainPart::Locate => &self.locate,
             BrainPart::Outline => &self.outline,
         }
+    }
+
+    /// Networks of the same shapes with random weights, for trials of a device. Of an image of
+    /// noise they make probabilities all over [0, 1].
+    pub fn random_alike(&self, seed: u64) -> Self {
+        let mut made_up = self.clone();
+        let mut normal = Normal::new(seed);
+        let networks = [&mut made_up.locate, &mut made_up.outline];
+        for kernel in networks.into_iter().flat_map(LinkNetWeights::kernels_mut) {
+            // This fits the last layer, whose inputs come first in the shape. The norms behind all
+            // the others undo any scale.
+            let deviation = (kernel.shape[0] as f64).powf(-0.5);
+            for value in kernel.weight.iter_mut().chain(&mut kernel.bias) {
+                *value = (deviation * normal.next()) as f32;
+            }
+        }
+        made_up
+    }
+}
+
+impl LinkNetWeights {
+    fn kernels_mut(&mut self) -> impl Iterator<Item = &mut Kernel> {
+        let Self { stem, down, up, enlarge, smooth, classify } = self;
+        let down = down.iter_mut().flat_map(|DownWeights { first, shortcut, second }| {
+            first.iter_mut().chain(shortcut).chain(second)
+        });
+        let up =
+            up.iter_mut().flat_map(|UpWeights { narrow, enlarge, widen }| [narrow, enlarge, widen]);
+        [stem].into_iter().chain(down).chain(up).chain([enlarge, smooth, classify])
     }
 }
 

@@ -1,6 +1,8 @@
 //! The encoder and the distances on a device: `cpu` natively, `gpu` through burn, `cuda` with
 //! cuBLASLt where an NVIDIA GPU has it.
 
+#[cfg(any(test, feature = "cuda"))]
+pub mod brain_network;
 pub mod brain_weights;
 pub mod cpu;
 #[cfg(feature = "cuda")]

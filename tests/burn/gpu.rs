@@ -16,7 +16,7 @@ mod with_cuda {
             EncoderOptions, Precision,
             cpu::{CpuDistances, CpuEncoder},
             cuda::CudaDistances,
-            gpu::device::{CudaEngine, cuda_availability, cuda_encoder},
+            gpu::device::{CudaEngine, cuda_availability, cuda_brain_network, cuda_encoder},
             position::PositionResize,
             weights::VitWeights,
         },
@@ -30,7 +30,7 @@ mod with_cuda {
     use crate::{
         encoder::options,
         goldens::{Goldens, shared, worst_cosine},
-        tiny,
+        linknet, tiny,
     };
 
     /// With the least token cosine that each may have with f32. TF32 rounds factors like f16. Burn
@@ -136,6 +136,13 @@ mod with_cuda {
 
     fn both(columns: &PairColumns) -> [&[f32]; 2] {
         [&columns.first_to_second, &columns.second_to_first]
+    }
+
+    #[test]
+    fn the_brain_networks_on_a_cuda_gpu_give_the_probabilities_of_the_reference() {
+        if gpu_is_there() {
+            linknet::check(&cuda_brain_network(&linknet::weights(), 0).unwrap());
+        }
     }
 
     #[test]

@@ -13,13 +13,14 @@ use half::{bf16, f16};
 use tracing::warn;
 
 use super::{
-    BurnDistances, BurnEncoder,
+    BurnBrainNetwork, BurnDistances, BurnEncoder,
     failure::guarded,
-    trial::{try_blank_images, try_distances, try_small_network},
+    trial::{try_blank_images, try_brain_network, try_distances, try_small_network},
 };
 use crate::{
     compute::{
         EncoderOptions, Precision,
+        brain_weights::BrainWeights,
         cpu::CpuDistances,
         cuda::{CudaDistances, CudaEncoder, PART},
         weights::VitWeights,
@@ -96,6 +97,30 @@ fn start(
         Box::new(BurnDistances::<Cuda>::new(device.clone(), &name))
     });
     Ok((encoder, distances))
+}
+
+/// The networks of brain extraction on the CUDA GPU number `index`, which the encoder uses already.
+///
+/// # Errors
+/// If the CUDA headers are missing, which an encoder in f16 does without; or if the networks fail
+/// on the GPU, or do not give there what the CPU does in a short trial.
+pub fn cuda_brain_network(
+    weights: &BrainWeights,
+    index: usize,
+) -> Result<BurnBrainNetwork<Cuda>, DeviceError> {
+    let name = format!("cuda:{index}");
+    let found = CudaProbe::look();
+    if found.headers.is_none() {
+        let message = format!(
+            "found {found}; brain extraction needed include/cuda_fp16.h: install the CUDA toolkit, or \
+             set CUDA_PATH to the folder above include"
+        );
+        return Err(DeviceError::Failed { device: name, message });
+    }
+    let make =
+        |weights: &BrainWeights| BurnBrainNetwork::new(weights, CudaDevice::new(index), &name);
+    try_brain_network(make, weights, &name)?;
+    make(weights)
 }
 
 /// What a CUDA GPU needs at run time, and what of it was found; the same places are searched as

@@ -4,7 +4,7 @@
 use burn::{
     prelude::{Backend, Tensor, TensorData},
     tensor::{
-        DType, FloatDType,
+        DType, FloatDType, StreamId,
         activation::{relu, softmax},
         backend::ExecutionError,
         module::{conv_transpose3d, conv3d, max_pool2d},
@@ -25,8 +25,39 @@ const NORM_EPSILON: f64 = 1e-5;
 pub struct BurnBrainNetwork<B: Backend> {
     locate: LinkNet<B>,
     outline: LinkNet<B>,
+    // Fields are dropped in this order: memory can be given back once the weights are gone.
+    place: Place<B>,
+}
+
+/// Where the networks run. When they are gone, the memory that burn keeps for later calls goes back
+/// to the device.
+struct Place<B: Backend> {
     device: B::Device,
     name: String,
+    /// cubecl 0.10 keeps memory for each stream, and gives each calling thread a stream of its own:
+    /// every thread of intake would hold the memory of a whole head.
+    stream: StreamId,
+}
+
+impl<B: Backend> Place<B> {
+    fn guarded<T>(
+        &self,
+        batch: usize,
+        work: impl FnOnce() -> Result<T, ExecutionError>,
+    ) -> Result<T, DeviceError> {
+        guarded(&self.name, batch, || self.stream.executes(work))
+    }
+}
+
+impl<B: Backend> Drop for Place<B> {
+    fn drop(&mut self) {
+        // A device that has failed may fail at this, too; there is nobody to tell.
+        let clean_up = || {
+            B::memory_cleanup(&self.device);
+            Ok(())
+        };
+        self.guarded(0, clean_up).ok();
+    }
 }
 
 impl<B: Backend> BurnBrainNetwork<B> {
@@ -35,11 +66,11 @@ impl<B: Backend> BurnBrainNetwork<B> {
     /// # Errors
     /// If the weights do not fit into the memory of the device, or it fails.
     pub fn new(weights: &BrainWeights, device: B::Device, name: &str) -> Result<Self, DeviceError> {
-        let network = |part| LinkNet::new(weights.part(part), &device);
-        let [locate, outline] = guarded(name, 0, || {
-            Ok::<_, ExecutionError>([BrainPart::Locate, BrainPart::Outline].map(network))
-        })?;
-        Ok(Self { locate, outline, device, name: name.to_owned() })
+        let place = Place { device, name: name.to_owned(), stream: StreamId::current() };
+        let network = |part| LinkNet::new(weights.part(part), &place.device);
+        let [locate, outline] =
+            place.guarded(0, || Ok([BrainPart::Locate, BrainPart::Outline].map(network)))?;
+        Ok(Self { locate, outline, place })
     }
 }
 
@@ -55,11 +86,11 @@ impl<B: Backend> BrainNetwork for BurnBrainNetwork<B> {
             BrainPart::Locate => &self.locate,
             BrainPart::Outline => &self.outline,
         };
-        guarded(&self.name, 1, || {
+        self.place.guarded(1, || {
             let data = TensorData::new(image.to_vec(), [1, 1, side, side, side]);
-            let image = Tensor::from_data(data, (&self.device, DType::F32));
+            let image = Tensor::from_data(data, (&self.place.device, DType::F32));
             let brain = network.forward(image).try_into_data()?;
-            Ok::<_, ExecutionError>(brain.into_vec().expect("probabilities are f32"))
+            Ok(brain.into_vec().expect("probabilities are f32"))
         })
     }
 }

@@ -7,11 +7,15 @@ use half::f16;
 use crate::{
     compute::{
         EncoderOptions, Precision,
-        cpu::{CpuDistances, CpuEncoder},
+        brain_weights::BrainWeights,
+        cpu::{CpuBrainNetwork, CpuDistances, CpuEncoder},
         position::PositionResize,
         weights::{Architecture, VitWeights},
     },
-    domain::{GridName, PairDistances, SliceEncoder, error::DeviceError, scan::ScanId},
+    domain::{
+        BrainNetwork, BrainPart, GridName, PairDistances, SliceEncoder, error::DeviceError,
+        scan::ScanId,
+    },
     numeric::{
         geometry::Shape3,
         projection::Normal,
@@ -24,6 +28,11 @@ use crate::{
 /// The least cosine between features of the trial and those of the CPU in f32; bf16 on a CPU has
 /// 0.99996.
 const LEAST_COSINE: f64 = 0.999;
+
+/// The most that a probability of brain may differ in the trial from that of the CPU in f32. Weights
+/// and image rounded to TF32, as tensor cores may do, move one by 0.006; swapped axes move the tiny
+/// networks of the tests by 0.1 and more.
+const MOST_OFF_BRAIN: f32 = 0.02;
 
 fn failed(device: &str, found: &str) -> DeviceError {
     let message = format!(
@@ -143,11 +152,47 @@ pub(super) fn try_distances(
     Ok(())
 }
 
+/// Runs both networks of brain extraction, with the shapes of `weights` but random values, over an
+/// image of noise.
+///
+/// # Errors
+/// If the probabilities are not those of the CPU, or the device fails.
+pub(super) fn try_brain_network<N: BrainNetwork>(
+    make: impl FnOnce(&BrainWeights) -> Result<N, DeviceError>,
+    weights: &BrainWeights,
+    device: &str,
+) -> Result<(), DeviceError> {
+    /// The coarsest stage has 3 x 3 x 3 voxels then, so that its norms have something to do.
+    const SIDE: usize = 96;
+    let weights = weights.random_alike(3);
+    let mut normal = Normal::new(4);
+    let image: Vec<f32> = (0..SIDE.pow(3)).map(|_| normal.uniform() as f32).collect();
+
+    let network = make(&weights)?;
+    let cpu = CpuBrainNetwork::new(weights);
+    for part in [BrainPart::Locate, BrainPart::Outline] {
+        let found = network.forward(part, &image, SIDE)?;
+        let expected = cpu.forward(part, &image, SIDE)?;
+        // Not so for NaN.
+        let is_like = |(a, b): (&f32, &f32)| (a - b).abs() <= MOST_OFF_BRAIN;
+        if found.len() != expected.len() || !found.iter().zip(&expected).all(is_like) {
+            return Err(DeviceError::Failed {
+                device: device.to_owned(),
+                message: "found probabilities of brain other than the CPU's; report the GPU and \
+                          driver version"
+                    .to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The CPU, with one feature of the last layer, or one distance, that is wrong.
+    /// The CPU, with one feature of the last layer, one distance, or one voxel of the second network
+    /// that is wrong.
     struct Wrong<T>(T, f32);
 
     impl SliceEncoder for Wrong<CpuEncoder> {
@@ -206,6 +251,38 @@ mod tests {
         for off in [0.1, f32::NAN, f32::INFINITY] {
             let error = trial(off).unwrap_err().to_string();
             assert!(error.contains("distances other than"), "{error}");
+        }
+    }
+
+    impl BrainNetwork for Wrong<CpuBrainNetwork> {
+        fn forward(
+            &self,
+            part: BrainPart,
+            image: &[f32],
+            side: usize,
+        ) -> Result<Vec<f32>, DeviceError> {
+            let mut probability = self.0.forward(part, image, side)?;
+            if part == BrainPart::Outline {
+                probability[5000] += self.1;
+            }
+            Ok(probability)
+        }
+    }
+
+    #[test]
+    fn a_device_with_one_wrong_voxel_of_brain_is_found_out() {
+        let path =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/linknet/weights.safetensors");
+        let weights = BrainWeights::load(path.as_ref()).unwrap();
+        let trial = |off: f32| {
+            let make =
+                |weights: &BrainWeights| Ok(Wrong(CpuBrainNetwork::new(weights.clone()), off));
+            try_brain_network(make, &weights, "wrong")
+        };
+        trial(0.0).unwrap();
+        for off in [0.1, f32::NAN] {
+            let error = trial(off).unwrap_err().to_string();
+            assert!(error.contains("wrong") && error.contains("probabilities"), "{error}");
         }
     }
 
