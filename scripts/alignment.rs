@@ -2,7 +2,7 @@
 //! known.
 //!
 //! ```sh
-//! cargo run --release --example alignment -- --template TEMPLATE --truth _brainmask \\
+//! cargo run --release --example alignment -- --template TEMPLATE --truth _brainmask \
 //!     [--brain-weights WEIGHTS] [--out DIR] SCANS...
 //! ```
 //!
@@ -127,7 +127,7 @@ fn head(
 
     if let Some(out) = &arguments.out {
         let file = out.join(format!("{}_brain.nii.gz", stem(path)));
-        fs::write(file, nifti::encode_mask(&grid, &brain.inside))?;
+        fs::write(file, nifti::encode_mask(&grid, &brain.inside, "brain mask"))?;
     }
     let way = match way {
         Way::Template => "template",

@@ -1107,6 +1107,35 @@ mod tests {
     }
 
     #[test]
+    fn what_finds_brains_needs_a_restart_and_what_keeps_scans_apart_does_not() {
+        let old = Config::parse("").unwrap();
+        assert_eq!((old.alignment.brain, old.window.thick_slice_mm), (BrainChoice::Auto, 4.0));
+        let new = Config::parse(
+            "[alignment]\nbrain = \"network\"\nbrain_weights = \"/w\"\nuse_session_t1 = true\n\
+             [window]\nthick_slice_mm = 5\n[quality]\nmin_distinctness = 0.4\n\
+             min_brain_agreement = 0.8",
+        )
+        .unwrap();
+        assert_eq!(new.alignment.brain, BrainChoice::Network);
+        assert_eq!(new.alignment.brain_weights.as_deref(), Some(Path::new("/w")));
+        assert_eq!(
+            old.restart_needed_for(&new),
+            ["alignment.brain", "alignment.brain_weights", "alignment.use_session_t1"]
+        );
+        let reloaded = old.with_reloadable_of(new);
+        assert_eq!(reloaded.alignment, old.alignment);
+        assert_eq!(reloaded.window.thick_slice_mm, 5.0);
+        let QualityLimits { min_distinctness, min_brain_agreement, .. } = reloaded.quality;
+        assert_eq!((min_distinctness, min_brain_agreement), (0.4, 0.8));
+
+        let found = faults("[alignment]\nbrain = \"bet\"\n[window]\nthick_slice_mm = -1\n");
+        assert!(found[0].contains("\"auto\", \"template\" or \"network\""), "{found:?}");
+        assert!(found[1].starts_with("window.thick_slice_mm = -1: "), "{found:?}");
+        let found = faults("[[cohort]]\nname = \"flair-thick\"\nsuffix = \"FLAIR\"");
+        assert!(found[0].contains("a name of its own is needed"), "{found:?}");
+    }
+
+    #[test]
     fn files_beside_the_results_are_off_and_taken_over_on_reload() {
         let old = Config::parse("").unwrap();
         assert_eq!(old.results, ResultSettings { brain_mask: false, alignment: false });

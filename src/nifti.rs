@@ -617,12 +617,13 @@ pub fn encode_scan(grid: &Grid, voxels: &[f32]) -> Vec<u8> {
     write(&header, grid.shape, voxels.iter().map(|v| v.to_le_bytes()))
 }
 
-/// The bytes of a `.nii.gz` with u8 voxels, 0 or 1, on the scan's grid.
+/// The bytes of a `.nii.gz` with u8 voxels, 0 or 1, on the scan's grid; `what` says in the header
+/// what they are: "anomaly mask", "brain mask".
 ///
 /// # Panics
 /// If there is not one value per voxel.
-pub fn encode_mask(grid: &Grid, inside: &[bool]) -> Vec<u8> {
-    let mut header = result_header(grid, NiftiType::Uint8, "anomaly mask");
+pub fn encode_mask(grid: &Grid, inside: &[bool], what: &str) -> Vec<u8> {
+    let mut header = result_header(grid, NiftiType::Uint8, what);
     header.cal_max = 1.0;
     write(&header, grid.shape, inside.iter().map(|&i| [u8::from(i)]))
 }

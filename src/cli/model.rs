@@ -147,8 +147,10 @@ fn fetch_template(folder: &Path) {
 /// The networks that extract brains, beside the weights.
 fn fetch_brain(folder: &Path, json: bool) -> Result<(), Failure> {
     let path = folder.join(model::BRAIN_FILE);
-    if BrainWeights::load(&path).is_ok() {
+    if let Ok(weights) = BrainWeights::load(&path) {
         eprintln!("already there and whole: {}", path.display());
+        let facts = serde_json::json!({ "file": path, "sha256": weights.fingerprint });
+        show(&facts, json);
         return Ok(());
     }
     let fetched =

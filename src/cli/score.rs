@@ -421,7 +421,7 @@ impl Run<'_> {
             again.scan = write(".nii.gz", &bytes)?;
         }
         if source.brain_from.is_found() {
-            let bytes = nifti::encode_mask(&source.grid, &source.brain.inside);
+            let bytes = nifti::encode_mask(&source.grid, &source.brain.inside, "brain mask");
             again.mask = Some(write("_brain.nii.gz", &bytes)?);
         }
         Ok(again)

@@ -5,7 +5,7 @@ use toml::Value;
 use super::Checker;
 use crate::domain::{
     acquisition::{SUFFIXES, known_suffix},
-    cohort::{CohortRule, Condition, MAX_SPACING, NumberFact, Pattern, TextFact, UNKNOWN},
+    cohort::{CohortRule, Condition, MAX_SPACING, NumberFact, Pattern, THICK, TextFact, UNKNOWN},
 };
 
 /// Longest name of a cohort: it stands in metric labels and in the status line.
@@ -53,7 +53,8 @@ impl Checker {
                 return String::new();
             }
         };
-        if known_suffix(&name).is_some() || [UNKNOWN, OTHER].contains(&name.as_str()) {
+        let of_thick = name.strip_suffix(THICK).unwrap_or(&name);
+        if known_suffix(of_thick).is_some() || [UNKNOWN, OTHER].contains(&name.as_str()) {
             let needed = "a name of its own is needed: scans that no rule takes go to the cohort \
                           of their suffix, and would be mixed with these";
             self.fault(&key, format!("{name:?}"), needed);

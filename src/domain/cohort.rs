@@ -15,13 +15,13 @@ use super::acquisition::{AcquisitionFacts, suffix_of};
 pub const UNKNOWN: &str = "unknown";
 
 /// What the names of cohorts of thick slices end with.
-const THICK: &str = "-thick";
+pub const THICK: &str = "-thick";
 
 /// Scans are compared only within a cohort: one kind of image, processed in one way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CohortKey {
     /// Name of the rule that took the scan, or the lower-case BIDS suffix of the file name
-    /// (`flair`, `t1w`), or [`UNKNOWN`]. The journal has it under the name of the time before there
+    /// (`flair`, `t1w`), with [`THICK`] for thick slices, or [`UNKNOWN`]. The journal has it under the name of the time before there
     /// were rules.
     #[serde(rename = "modality")]
     pub name: String,

@@ -17,7 +17,7 @@ pub struct QualityLimits {
     pub min_explained: f64,
     /// Least distinctness of the alignment, of scans that were aligned.
     pub min_distinctness: f64,
-    /// Least Dice of the brains by network and by template, where both were found.
+    /// Least Dice of the brains that were found in two ways.
     pub min_brain_agreement: f64,
 }
 
@@ -71,8 +71,8 @@ impl QualityLimits {
             }),
             agreement.map(|found| {
                 format!(
-                    "the brain by the networks and that by the template agree with a Dice of {found:.2}, \
-                     {:.2} {limit} (quality.min_brain_agreement)",
+                    "two ways to find the brain agree with a Dice of {found:.2}, {:.2} {limit} \
+                     (quality.min_brain_agreement)",
                     self.min_brain_agreement
                 )
             }),
@@ -136,8 +136,12 @@ mod tests {
         );
 
         let mut doubtful = record(None, 0.0, Some(0.5));
-        let brain =
-            |agreement| BrainFacts { from: BrainSource::Network, agreement, sha256: String::new() };
+        let brain = |agreement| BrainFacts {
+            from: BrainSource::Network,
+            agreement,
+            session_t1: None,
+            sha256: String::new(),
+        };
         doubtful.brain = Some(brain(Some(0.84)));
         doubtful.alignment.as_mut().unwrap().distinctness = Some(0.21);
         assert_eq!(
@@ -145,8 +149,8 @@ mod tests {
             [
                 "the alignment has a distinctness of 0.21, 0.30 is the limit \
                  (quality.min_distinctness)",
-                "the brain by the networks and that by the template agree with a Dice of 0.84, 0.90 \
-                 is the limit (quality.min_brain_agreement)",
+                "two ways to find the brain agree with a Dice of 0.84, 0.90 is the limit \
+                 (quality.min_brain_agreement)",
             ]
         );
         doubtful.brain = Some(brain(None));

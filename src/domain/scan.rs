@@ -162,6 +162,9 @@ pub struct BrainFacts {
     /// template beside one by the networks, in the scan itself beside one of a T1 of its session.
     #[serde(default)]
     pub agreement: Option<f64>,
+    /// The T1 of the session that it was carried over from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_t1: Option<ScanId>,
     /// SHA-256 over a byte per voxel of the scan's grid, 1 in the brain and 0 elsewhere, x fastest.
     pub sha256: String,
 }

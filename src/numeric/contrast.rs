@@ -66,7 +66,8 @@ impl Contrast {
     }
 }
 
-/// The mean of each bin's values, over the bins around it.
+/// The mean of each bin's values, over the bins around it. What is not seen in or near the brain
+/// counts as dark.
 fn smoothed(sums: &[(f64, f64); BINS]) -> [f32; BINS] {
     let mut curve = [0.0; BINS];
     for (bin, value) in curve.iter_mut().enumerate() {

@@ -32,10 +32,37 @@ impl Grid {
         Some(self.only(&largest))
     }
 
-    /// The mask with what it encloses.
+    /// The mask with what it encloses: what cannot be reached from the ends of the grid.
     pub fn filled(&self, mask: &[bool]) -> Vec<bool> {
-        let outside = regions(not(mask), self.shape, 1).into_iter().next().unwrap_or_default();
-        not(&self.only(&outside))
+        let mut filled = vec![true; mask.len()];
+        let is_at_end = |voxel: [usize; 3]| {
+            (0..3).any(|axis| voxel[axis] == 0 || voxel[axis] + 1 == self.shape.0[axis])
+        };
+        let ends = (0..mask.len()).filter(|&offset| is_at_end(self.shape.voxel(offset)));
+        let mut next: Vec<usize> = ends.filter(|&offset| !mask[offset]).collect();
+        next.iter().for_each(|&offset| filled[offset] = false);
+
+        // Only the front is kept: what lies outside a brain can be a hundred million voxels.
+        while let Some(offset) = next.pop() {
+            for neighbour in self.neighbours(offset) {
+                if filled[neighbour] && !mask[neighbour] {
+                    filled[neighbour] = false;
+                    next.push(neighbour);
+                }
+            }
+        }
+        filled
+    }
+
+    /// The voxels that share a face with one.
+    fn neighbours(&self, offset: usize) -> impl Iterator<Item = usize> {
+        let (voxel, shape) = (self.shape.voxel(offset), self.shape.0);
+        let strides = [1, shape[0], shape[0] * shape[1]];
+        (0..3).flat_map(move |axis| {
+            let before = (voxel[axis] > 0).then(|| offset - strides[axis]);
+            let after = (voxel[axis] + 1 < shape[axis]).then(|| offset + strides[axis]);
+            before.into_iter().chain(after)
+        })
     }
 
     /// 95th percentile of the distance between the surfaces of two masks, mm: the larger of both
@@ -58,17 +85,9 @@ impl Grid {
     }
 
     fn surface(&self, mask: &[bool]) -> Vec<bool> {
-        let strides = [1, self.shape.0[0], self.shape.0[0] * self.shape.0[1]];
-        let is_surface = |offset: usize| {
-            let voxel = self.shape.voxel(offset);
-            let ends = |axis: usize| {
-                let is_open = |at_end: bool, neighbour: usize| at_end || !mask[neighbour];
-                is_open(voxel[axis] == 0, offset.wrapping_sub(strides[axis]))
-                    || is_open(voxel[axis] + 1 == self.shape.0[axis], offset + strides[axis])
-            };
-            mask[offset] && (0..3).any(ends)
-        };
-        (0..mask.len()).map(is_surface).collect()
+        let n_inside =
+            |offset| self.neighbours(offset).filter(|&neighbour| mask[neighbour]).count();
+        (0..mask.len()).map(|offset| mask[offset] && n_inside(offset) < 6).collect()
     }
 
     fn only(&self, voxels: &[usize]) -> Vec<bool> {
@@ -148,6 +167,24 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hollow_is_filled_and_a_bay_is_not() {
+        let grid = Grid { shape: Shape3([9, 8, 7]), spacing: [1.0; 3] };
+        let shell = |open: [usize; 3]| -> Vec<bool> {
+            let voxels = (0..grid.shape.n_voxels()).map(|offset| grid.shape.voxel(offset));
+            let is_shell = |v: [usize; 3]| {
+                let is_block = v.iter().all(|i| (1..6).contains(i));
+                is_block && !v.iter().all(|i| (2..5).contains(i)) && v != open
+            };
+            voxels.map(is_shell).collect()
+        };
+        let n = |mask: &[bool]| mask.iter().filter(|&&inside| inside).count();
+        // 125 voxels with a hollow of 27; then with a hole of one.
+        assert_eq!(n(&grid.filled(&shell([0; 3]))), 125);
+        let open = shell([1, 3, 3]);
+        assert_eq!(grid.filled(&open), open);
+    }
 
     #[test]
     fn surfaces_of_shifted_boxes_lie_as_far_apart_as_the_shift() {

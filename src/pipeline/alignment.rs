@@ -61,8 +61,8 @@ pub(super) fn alignment_files(
         template: Some(&carried),
         title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
         line: &format!(
-            "template explains {:.0} % of the contrast; {:.0} % of its brain lie within the scan",
-            100.0 * found.explained,
+            "distinctness of the alignment {:.2}; {:.0} % of the template's brain lie within the scan",
+            found.distinctness,
             100.0 * found.coverage
         ),
     });

@@ -13,7 +13,7 @@ use crate::{
         cohort::{UNKNOWN, modality_of},
         error::ScanError,
         finding::{Finding, SharedAnomaly, WindowIdentity},
-        scan::{EncodedFacts, ScanId, ScanRecord},
+        scan::{BrainSource, EncodedFacts, ScanId, ScanRecord},
     },
     engine::Method,
     nifti,
@@ -54,7 +54,12 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
     // Packing the map takes as long as all the rest.
     let (map_nii_gz, (mask_nii_gz, picture_png)) = rayon::join(
         || nifti::encode_map(&source.grid, &finding.map),
-        || (nifti::encode_mask(&source.grid, &finding.mask), picture(input, &finding)),
+        || {
+            (
+                nifti::encode_mask(&source.grid, &finding.mask, "anomaly mask"),
+                picture(input, &finding),
+            )
+        },
     );
     let mut sidecar = Sidecar {
         standing: Standing::Scored,
@@ -90,7 +95,7 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
 fn optional_files(input: &ReportInput<'_>) -> (Option<Vec<u8>>, Option<AlignmentFiles>) {
     let ReportInput { record, source, method, config, .. } = input;
     let wanted = config.results;
-    let brain = || nifti::encode_mask(&source.grid, &source.brain.inside);
+    let brain = || nifti::encode_mask(&source.grid, &source.brain.inside, "brain mask");
     let template = method.template.as_ref().filter(|_| wanted.alignment);
     let alignment = template.and_then(|template| alignment_files(record, source, template));
     (wanted.brain_mask.then(brain), alignment)
@@ -124,7 +129,7 @@ fn quality(record: &ScanRecord) -> String {
     ];
     parts.extend(encoded.noise.map(|noise| format!("noise {noise:.3} of the contrast")));
     let fit = record.alignment.and_then(|found| found.distinctness);
-    parts.extend(fit.map(|found| format!("alignment {found:.2}")));
+    parts.extend(fit.map(|found| format!("alignment distinctness {found:.2}")));
     parts.join("   ")
 }
 
@@ -177,7 +182,7 @@ pub(super) fn sidecar(
         method: MethodFacts {
             fingerprint: method.fingerprint.clone(),
             template_sha256: method.template_sha256.clone(),
-            brain_network_sha256: method.brain_network.as_ref().map(|it| it.sha256.clone()),
+            brain_network_sha256: brain_network_sha256(record, method),
             settings: json!({
                 "preset": config.tree.get("preset"),
                 "window": { "compare_same_patient": config.window.compare_same_patient },
@@ -203,6 +208,12 @@ pub(super) fn sidecar(
         timings_secs: encoded.timings_secs,
         files: None,
     }
+}
+
+/// The weights of the networks that found the brain, if they did.
+fn brain_network_sha256(record: &ScanRecord, method: &Method) -> Option<String> {
+    let brain = record.brain.as_ref().filter(|brain| brain.from == BrainSource::Network);
+    brain.and(method.brain_network.as_ref()).map(|network| network.sha256.clone())
 }
 
 fn intensity_facts(record: &ScanRecord, encoded: &EncodedFacts, method: &Method) -> IntensityFacts {

@@ -51,6 +51,8 @@ pub struct Source {
     pub brain_from: BrainSource,
     /// Dice of the two ways to find the brain of a head, where both were taken.
     pub agreement: Option<f64>,
+    /// The T1 of the session that the brain comes from, if it does.
+    pub session_t1: Option<ScanId>,
     /// What the site's preprocessing did, if it did anything.
     pub preprocess: Option<PreprocessFacts>,
 }
@@ -163,6 +165,7 @@ pub fn prepare(
             alignment: None,
             brain_from,
             agreement: None,
+            session_t1: None,
             preprocess,
         });
     };
@@ -171,7 +174,16 @@ pub fn prepare(
         let alignment = registration::register(&raw.within(&brain), template, false)
             .map_err(|error| misaligned(error, &raw, Some(&brain), template))?;
         let alignment = Some(alignment);
-        return Ok(Source { raw, grid, brain, alignment, brain_from, agreement: None, preprocess });
+        return Ok(Source {
+            raw,
+            grid,
+            brain,
+            alignment,
+            brain_from,
+            agreement: None,
+            session_t1: None,
+            preprocess,
+        });
     }
     let found = head_brain(&raw, session_t1.as_ref(), template, method)?;
     let HeadBrain { brain, alignment, way, agreement } = found;
@@ -180,7 +192,10 @@ pub fn prepare(
         Way::Network => BrainSource::Network,
         Way::SessionT1 => BrainSource::SessionT1,
     };
-    Ok(Source { raw, grid, brain, alignment: Some(alignment), brain_from, agreement, preprocess })
+    let t1 = session_t1.filter(|_| way == Way::SessionT1);
+    let session_t1 = t1.as_ref().map(ScanId::of);
+    let alignment = Some(alignment);
+    Ok(Source { raw, grid, brain, alignment, brain_from, agreement, session_t1, preprocess })
 }
 
 /// The brain of a head, with the help of a T1 of its session if there is one.
@@ -242,6 +257,7 @@ pub fn brain_facts(source: &Source) -> BrainFacts {
     BrainFacts {
         from: source.brain_from,
         agreement: source.agreement,
+        session_t1: source.session_t1,
         sha256: hex::encode(Sha256::digest(bytes)),
     }
 }
@@ -285,7 +301,7 @@ fn misaligned(
             "the field of view cuts the brain; export the whole series",
         ),
         RegistrationError::Unlike { is_head, .. } => (
-            format!("at most {:.0} %", 100.0 * (1.0 - registration::min_distinctness(is_head))),
+            format!("a distinctness of at least {}", registration::min_distinctness(is_head)),
             "check that this is a brain and that the header's orientation is right; or strip the skull \
              with another tool and put <subject>_brain.nii.gz beside the scan",
         ),
@@ -328,7 +344,16 @@ pub fn read_source(
     let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
     let brain = read_brain(&raw, mask, limits)?.map_err(refusal)?;
     let brain_from = brain_from(mask);
-    Ok(Source { raw, grid, brain, alignment, brain_from, agreement: None, preprocess: None })
+    Ok(Source {
+        raw,
+        grid,
+        brain,
+        alignment,
+        brain_from,
+        agreement: None,
+        session_t1: None,
+        preprocess: None,
+    })
 }
 
 fn brain_from(mask: Option<&Path>) -> BrainSource {

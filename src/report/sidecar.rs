@@ -125,7 +125,7 @@ pub struct MethodFacts {
     /// SHA-256 of the voxels and affine of the template, where there is one.
     #[serde(default)]
     pub template_sha256: Option<String>,
-    /// SHA-256 of the weights of the networks for brain extraction, where there are any.
+    /// SHA-256 of the weights of the networks that found the brain, where they did.
     #[serde(default)]
     pub brain_network_sha256: Option<String>,
     /// All settings that shape tokens and scores, as in the configuration.
@@ -277,6 +277,7 @@ pub(super) mod tests {
             brain_mask: Some(BrainFacts {
                 from: BrainSource::MaskFile,
                 agreement: None,
+                session_t1: None,
                 sha256: "b".into(),
             }),
             quality: Some(QualityFacts {

@@ -11,7 +11,7 @@ use oddscan::{
         BrainNetwork, BrainPart,
         error::DeviceError,
         head::{HeadError, Way, brain_of_head, brain_of_session},
-        scan::BrainSource,
+        scan::{BrainSource, ScanId},
     },
     nifti::{self, Limits},
     numeric::{
@@ -74,7 +74,7 @@ type Contrast = [f64; 4];
 pub const T1: Contrast = [30.0, 110.0, 170.0, 230.0];
 /// Grey is brighter than white.
 const FLAIR: Contrast = [25.0, 190.0, 140.0, 210.0];
-/// Liquor is brightest.
+/// Cerebrospinal fluid is brightest.
 const T2: Contrast = [240.0, 150.0, 100.0, 180.0];
 
 /// A head whose brain's middle is carried from the origin to the scan by `to_scan`.
@@ -210,7 +210,8 @@ fn heads_in_thick_slices_are_aligned_in_every_sequence() {
         let scan = thick(&head(4, &truth, contrast, false));
         let found = register(&scan, &template, true).unwrap();
         let error = landmark_error_mm(&found.to_scan, &truth);
-        assert!(error < 4.0, "{contrast:?}: {error} mm, distinctness {}", found.distinctness);
+        // Half a slice, and a little.
+        assert!(error < 5.0, "{contrast:?}: {error} mm, distinctness {}", found.distinctness);
         let brain = brain::extract(&scan, &template, &found).unwrap();
         let truly = thick(&head(4, &truth, contrast, true));
         let pairs = brain.inside.iter().zip(&truly.voxels).map(|(found, v)| (*found, *v > 15.0));
@@ -244,9 +245,9 @@ fn heads_whose_header_is_wrong_and_phantoms_are_told_from_heads() {
     }
     let error = register(&ball, &template, true).unwrap_err();
     let RegistrationError::Unlike { best, is_head: true } = &error else { panic!("{error}") };
-    assert!(best.distinctness.abs() < 0.05, "{}", best.distinctness);
+    assert!(best.distinctness < 0.1, "{}", best.distinctness);
     let said = error.to_string();
-    assert!(said.starts_with("a brain turned the wrong way fits "), "{said}");
+    assert!(said.starts_with("the alignment has a distinctness of "), "{said}");
 }
 
 /// Takes the middle of whatever it is shown for brain.
@@ -317,6 +318,35 @@ fn the_brain_of_a_t1_is_carried_over_to_its_session() {
     let elsewhere = RawVolume { affine: Affine::new(rows).unwrap(), ..t1 };
     let carried = brain_of_session(&flair, &elsewhere, Some(&own), &template, None).unwrap();
     assert_eq!(carried, None);
+}
+
+#[test]
+fn a_session_s_t1_gives_the_brain_of_its_flair_where_the_settings_ask_for_it() {
+    let site = Site::new(2, &[]);
+    let path = site.path("template.nii.gz");
+    fs::write(&path, nifti::encode_volume(template_image())).unwrap();
+    let template = format!("alignment.template = \"{}\"", path.display());
+    site.configure(2, &["alignment.use_session_t1 = true", "window.thick_slice_mm = 0", &template]);
+    let pose = placed(6.0, [0.95, 0.97, 0.92], [4.0, -6.0, 5.0]);
+    let write = |name: &str, volume: &RawVolume| {
+        let path = site.path("incoming").join(name);
+        fs::write(&path, nifti::encode_volume(volume)).unwrap();
+        nifti::read_scan(&path, &Limits::NONE).unwrap().volume
+    };
+    let t1 = write("sub-1_T1w.nii.gz", &head(1, &pose, T1, false));
+    write("sub-1_FLAIR.nii.gz", &thick(&head(2, &pose, FLAIR, false)));
+    write("sub-2_FLAIR.nii.gz", &thick(&head(3, &pose, FLAIR, false)));
+
+    let mut score = oddscan();
+    score.args(["score", "--config"]).arg(site.path("config.toml"));
+    let output = score.arg("--out").arg(site.path("results")).arg(site.path("incoming")).output();
+    let said = String::from_utf8_lossy(&output.unwrap().stderr).into_owned();
+    let brain = |stem: &str| site.sidecar(stem).unwrap_or_else(|| panic!("{said}")).brain_mask;
+    let helped = brain("sub-1_FLAIR").unwrap();
+    assert_eq!((helped.from, helped.session_t1), (BrainSource::SessionT1, Some(ScanId::of(&t1))));
+    assert!(helped.agreement.unwrap() > 0.9);
+    let alone = brain("sub-2_FLAIR").unwrap();
+    assert_eq!((alone.from, alone.session_t1), (BrainSource::Template, None));
 }
 
 #[test]

@@ -198,6 +198,7 @@ impl Reader {
             return Ok(Taken::Later);
         }
         let t1 = steps::session_t1(path, method);
+        let t1_look = t1.as_deref().and_then(|t1| ingest::look_at(t1).ok());
         let files = [Some(&*draft.scan), draft.mask.as_deref(), t1.as_deref()];
         // What is no scan takes no room, and is refused.
         let n_voxels = |file: &Path| nifti::n_voxels(file, &limits).unwrap_or(0);
@@ -210,6 +211,10 @@ impl Reader {
         }
         let scan = Incoming::read(&draft.scan, draft.mask.as_deref(), &limits)?;
         let scan = scan.beside_t1(t1.as_deref(), &limits);
+        // It is still being written: half a T1 must not shape the brain of another scan.
+        if t1.as_deref().and_then(|t1| ingest::look_at(t1).ok()) != t1_look {
+            return Ok(Taken::Later);
+        }
         self.beat();
         let id = scan.id;
         if store.record(&id)?.is_some_and(|known| !known.may_come_again()) {
@@ -238,8 +243,8 @@ impl Reader {
         }
         if source.brain_from.is_found() {
             // Found once: results are written again and again.
-            archive
-                .add_mask(&mut draft, &nifti::encode_mask(&source.grid, &source.brain.inside))?;
+            let mask = nifti::encode_mask(&source.grid, &source.brain.inside, "brain mask");
+            archive.add_mask(&mut draft, &mask)?;
         }
         let facts = Facts {
             placed,
