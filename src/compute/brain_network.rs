@@ -1,9 +1,9 @@
 //! Brain extraction on a GPU, with the CPU for the time after it fails.
 //!
-//! Once the GPU has failed, it is never asked again. The error goes into one warning and no further:
-//! the CPU gives the same brain, so the scan goes on. A CUDA error that breaks the whole process
-//! (an illegal address, a lost device) breaks the encoder's next call, too. The encoder reports it,
-//! and the service ends as it does for any other failure of the device.
+//! Once the GPU has failed, it is never asked again. The error goes into one warning and no
+//! further: the CPU gives the same brain, so the scan goes on. A CUDA error that breaks the whole
+//! process (an illegal address, a lost device) breaks the encoder's next call, too. The encoder
+//! reports it, and the service ends as it does for any other failure of the device.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -21,8 +21,8 @@ pub const THICK: &str = "-thick";
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CohortKey {
     /// Name of the rule that took the scan, or the lower-case BIDS suffix of the file name
-    /// (`flair`, `t1w`), with [`THICK`] for thick slices, or [`UNKNOWN`]. The journal has it under the name of the time before there
-    /// were rules.
+    /// (`flair`, `t1w`), with [`THICK`] for thick slices, or [`UNKNOWN`]. The journal has it under
+    /// the name of the time before there were rules.
     #[serde(rename = "modality")]
     pub name: String,
     /// First 16 hex digits of the hash over everything that shapes the tokens: weights, layers,

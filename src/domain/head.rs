@@ -25,8 +25,8 @@ pub struct HeadBrain {
     pub alignment: Alignment,
     /// What found it.
     pub way: Way,
-    /// Dice of this brain and that of another way, in [0, 1], where another way was tried, too; 0 if
-    /// it found none.
+    /// Dice of this brain and that of another way, in [0, 1], where another way was tried, too; 0
+    /// if it found none.
     pub agreement: Option<f64>,
 }
 
@@ -122,7 +122,8 @@ fn no_brain(alignment: Alignment) -> HeadError {
 }
 
 /// Carries the brain of a T1 over to another scan of the same session: through the headers, refined
-/// by a rigid alignment. `None` if the T1 has no brain that can be found, or does not lie on the scan.
+/// by a rigid alignment. `None` if the T1 has no brain that can be found, or does not lie on the
+/// scan.
 ///
 /// `own` is what was found in the scan itself, if anything.
 ///

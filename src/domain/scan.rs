@@ -158,8 +158,9 @@ impl BrainSource {
 pub struct BrainFacts {
     /// Where it is known from.
     pub from: BrainSource,
-    /// Dice of this brain and one that was found another way, in [0, 1], where there was one: by the
-    /// template beside one by the networks, in the scan itself beside one of a T1 of its session.
+    /// Dice of this brain and one that was found another way, in [0, 1], where there was one: by
+    /// the template beside one by the networks, in the scan itself beside one of a T1 of its
+    /// session.
     #[serde(default)]
     pub agreement: Option<f64>,
     /// The T1 of the session that it was carried over from.

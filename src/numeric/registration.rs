@@ -5,11 +5,11 @@
 //! head: only the template's brain is compared. The same scan gives the same alignment, to the last
 //! bit.
 //!
-//! Whether the scan holds a brain in the pose that its header states is judged by a null of its own:
-//! the template is turned upside down, back to front and sideways, and each turned template is
+//! Whether the scan holds a brain in the pose that its header states is judged by a null of its
+//! own: the template is turned upside down, back to front and sideways, and each turned template is
 //! fitted, too. A brain shares far more information with the upright template than with any of
-//! these; a phantom, noise, or a head whose header is wrong does not. That holds for every sequence,
-//! since both sides of the comparison have the same intensities.
+//! these; a phantom, noise, or a head whose header is wrong does not. That holds for every
+//! sequence, since both sides of the comparison have the same intensities.
 
 use bobyqa::{Bobyqa, Config};
 use rayon::prelude::*;
@@ -147,8 +147,9 @@ const WRONG_TURNS: [[[f64; 3]; 3]; 9] = [
     [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
     [[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
 ];
-/// Information (normalised mutual information - 1) that noise may share with the template in a lucky
-/// pose: 32 x 32 bins of 30,000 points share 0.003 by their number alone. Heads share 0.028 to 0.076.
+/// Information (normalised mutual information - 1) that noise may share with the template in a
+/// lucky pose: 32 x 32 bins of 30,000 points share 0.003 by their number alone. Heads share 0.028
+/// to 0.076.
 const SHARED_BY_CHANCE: f64 = 0.01;
 /// How many of them are fitted at 4 mm.
 const WRONG_KEPT: usize = 3;

@@ -251,15 +251,24 @@ fn heads_whose_header_is_wrong_and_phantoms_are_told_from_heads() {
 }
 
 /// Takes the middle of whatever it is shown for brain.
-#[derive(Default)]
 struct Middle {
+    /// Radius of the brain, as a share of the edges of what is shown.
+    radius: f64,
     n_calls: AtomicUsize,
+}
+
+impl Middle {
+    fn new(radius: f64) -> Self {
+        Self { radius, n_calls: AtomicUsize::new(0) }
+    }
 }
 
 impl BrainNetwork for Middle {
     fn forward(&self, part: BrainPart, _: &[f32], side: usize) -> Result<Vec<f32>, DeviceError> {
         self.n_calls.fetch_add(1, Relaxed);
-        let radius = side as f64 * if part == BrainPart::Locate { 0.25 } else { 0.42 };
+        // The box around what was located has a margin of 10 % on each side.
+        let radius = if part == BrainPart::Locate { self.radius } else { 0.5 / 1.2 };
+        let radius = side as f64 * radius;
         let shape = Shape3::cube(side);
         let is_inside = |offset: usize| {
             let place = shape.voxel(offset).map(|v| v as f64 - side as f64 / 2.0);
@@ -276,13 +285,18 @@ fn the_brain_of_the_networks_is_taken_and_held_against_that_of_the_template() {
     let by_template = brain_of_head(&scan, &template, None).unwrap();
     assert_eq!((by_template.way, by_template.agreement), (Way::Template, None));
 
-    let network = Middle::default();
+    let network = Middle::new(0.31);
     let found = brain_of_head(&scan, &template, Some(&network)).unwrap();
     assert_eq!((found.way, found.alignment), (Way::Network, by_template.alignment));
     assert_ne!(found.brain, by_template.brain);
-    let pairs = found.brain.inside.iter().copied().zip(by_template.brain.inside);
-    assert_eq!(found.agreement, Overlap::of(pairs).dice());
+    let pairs = found.brain.inside.iter().zip(&by_template.brain.inside);
+    assert_eq!(found.agreement, Overlap::of(pairs.map(|(a, b)| (*a, *b))).dice());
     assert_eq!(network.n_calls.into_inner(), 2, "one to locate, one to outline");
+
+    // A small part of the brain is none.
+    let found = brain_of_head(&scan, &template, Some(&Middle::new(0.18))).unwrap();
+    assert_eq!((found.way, &found.brain), (Way::Template, &by_template.brain));
+    assert!(found.agreement.unwrap() < 0.7);
 }
 
 #[test]
@@ -290,7 +304,7 @@ fn what_the_networks_take_for_a_brain_must_be_aligned_too() {
     let mut noise = head(1, &unmoved(), T1, false);
     let mut random = Normal::new(5);
     noise.voxels.fill_with(|| (100.0 + 20.0 * random.next()) as f32);
-    let network = Middle::default();
+    let network = Middle::new(0.25);
     let error = brain_of_head(&noise, &template(), Some(&network)).unwrap_err();
     assert!(matches!(error, HeadError::Misaligned(RegistrationError::Unlike { .. })), "{error}");
     assert!(network.n_calls.into_inner() >= 2, "they were asked");

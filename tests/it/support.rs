@@ -93,6 +93,8 @@ impl Site {
                 "volume.side = 56",
                 "tokens.projection = 16",
                 "service.min_free_mib = 0",
+                // Made-up scans have coarse voxels.
+                "window.thick_slice_mm = 0",
             ]
             .iter()
             .filter(|line| !more.iter().any(|other| key(other) == key(line)))

@@ -29,9 +29,9 @@ use crate::{
 /// 0.99996.
 const LEAST_COSINE: f64 = 0.999;
 
-/// The most that a probability of brain may differ in the trial from that of the CPU in f32. Weights
-/// and image rounded to TF32, as tensor cores may do, move one by 0.006; swapped axes move the tiny
-/// networks of the tests by 0.1 and more.
+/// The most that a probability of brain may differ in the trial from that of the CPU in f32.
+/// Weights and image rounded to TF32, as tensor cores may do, move one by 0.006; swapped axes move
+/// the tiny networks of the tests by 0.1 and more.
 const MOST_OFF_BRAIN: f32 = 0.02;
 
 fn failed(device: &str, found: &str) -> DeviceError {
@@ -191,8 +191,8 @@ pub(super) fn try_brain_network<N: BrainNetwork>(
 mod tests {
     use super::*;
 
-    /// The CPU, with one feature of the last layer, one distance, or one voxel of the second network
-    /// that is wrong.
+    /// The CPU, with one feature of the last layer, one distance, or one voxel of the second
+    /// network that is wrong.
     struct Wrong<T>(T, f32);
 
     impl SliceEncoder for Wrong<CpuEncoder> {
