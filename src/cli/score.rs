@@ -55,9 +55,9 @@ pub(super) struct Arguments {
     #[arg(long)]
     json: bool,
     /// Scans (.nii, .nii.gz), DICOM files or zips of them, or folders. Compared are those of one
-    /// cohort: of one file name ending (`_FLAIR`, `_T1w`), or of one [[cohort]] rule of the
-    /// settings. `<subject>_brain.nii.gz` beside a scan is its brain mask, `<stem>.json` says how
-    /// it was acquired.
+    /// cohort: of one file name ending (`_FLAIR`, `_T1w`), thick slices apart, or of one [[cohort]]
+    /// rule of the settings. `<subject>_brain.nii.gz` beside a scan is its brain mask,
+    /// `<stem>.json` says how it was acquired.
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }

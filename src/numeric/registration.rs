@@ -78,8 +78,7 @@ pub enum RegistrationError {
     },
     /// A brain that is turned the wrong way fits about as well.
     #[error(
-        "the alignment has a distinctness of {:.3}: a template that is turned the wrong way fits \
-         {:.0} % as well",
+        "a distinctness of {:.3}: a template that is turned the wrong way fits {:.0} % as well",
         .best.distinctness,
         100.0 * (1.0 - .best.distinctness)
     )]
