@@ -1,10 +1,11 @@
 //! How the brain of a whole head is found, whatever its sequence.
 //!
 //! Two ways: by the aligned template and the scan's intensities ([`brain`]), and by the networks of
-//! [`brain_network`], where their weights are there. The networks know T1; another contrast is
-//! brought to that of the template first ([`contrast`]). A head that cannot be aligned as a whole
-//! gets a second chance: what the networks take for its brain is aligned alone. The brain of the
-//! networks is taken, and how well both ways agree is kept as a figure of confidence.
+//! [`super::brain_network`], where their weights are there. The networks know T1; another contrast
+//! is brought to that of the template first ([`crate::numeric::contrast`]). A head that cannot be
+//! aligned as a whole gets a second chance: what the networks take for its brain is aligned alone.
+//! The brain of the networks is taken, and how well both ways agree is kept as a figure of
+//! confidence.
 
 use super::{BrainNetwork, brain_network::brain_probability, error::DeviceError};
 use crate::numeric::{
