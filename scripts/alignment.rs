@@ -23,7 +23,8 @@ use oddscan::{
     compute::{brain_weights::BrainWeights, cpu::CpuBrainNetwork},
     domain::{
         BrainNetwork,
-        head::{HeadBrain, Way, brain_of_head, brain_of_session},
+        head::{HeadBrain, brain_of_head, brain_of_session},
+        scan::BrainSource,
     },
     nifti::{self, Limits},
     numeric::{
@@ -33,6 +34,7 @@ use oddscan::{
         registration::{self, Template},
         volume::RawVolume,
     },
+    pipeline::steps,
 };
 
 #[derive(Parser)]
@@ -87,13 +89,6 @@ fn stem(path: &Path) -> String {
     name.trim_end_matches(".nii.gz").to_owned()
 }
 
-fn session_t1(scan: &Path) -> Option<PathBuf> {
-    let stem = stem(scan);
-    let (subject, _) = stem.rsplit_once('_')?;
-    let t1 = scan.with_file_name(format!("{subject}_T1w.nii.gz"));
-    (t1 != scan && t1.is_file()).then_some(t1)
-}
-
 fn stripped(path: &Path, template: &Template) -> Result<String, Box<dyn Error>> {
     let scan = nifti::read_scan(path, &Limits::NONE)?.volume;
     let started = Instant::now();
@@ -114,13 +109,13 @@ fn head(
     let nifti::Scan { volume: scan, grid } = nifti::read_scan(path, &Limits::NONE)?;
     let started = Instant::now();
     let mut found = brain_of_head(&scan, template, network);
-    if let Some(t1) = session_t1(path).filter(|_| arguments.session) {
+    if let Some(t1) = steps::session_t1(path).filter(|_| arguments.session) {
         let t1 = nifti::read_scan(&t1, &Limits::NONE)?.volume;
         let carried = brain_of_session(&scan, &t1, found.as_ref().ok(), template, network)?;
         found = carried.map_or(found, Ok);
     }
     let took = started.elapsed().as_secs_f64();
-    let HeadBrain { brain, alignment, way, agreement } = match found {
+    let HeadBrain { brain, alignment, from, agreement } = match found {
         Ok(found) => found,
         Err(error) => return Ok(format!("{error} | | | | | | {took:.1}")),
     };
@@ -129,10 +124,10 @@ fn head(
         let file = out.join(format!("{}_brain.nii.gz", stem(path)));
         fs::write(file, nifti::encode_mask(&grid, &brain.inside, "brain mask"))?;
     }
-    let way = match way {
-        Way::Template => "template",
-        Way::Network => "network",
-        Way::SessionT1 => "session",
+    let way = match from {
+        BrainSource::Network => "network",
+        BrainSource::SessionT1 => "session",
+        _ => "template",
     };
     let agreement = agreement.map_or(String::new(), |dice| format!("{dice:.3}"));
     let truth = path.with_file_name(format!("{}{}.nii.gz", stem(path), arguments.truth));

@@ -80,6 +80,9 @@ pub struct BrainWeights {
     pub fingerprint: String,
 }
 
+/// What the networks' instance norms add to a variance: torch.nn.InstanceNorm3d's epsilon.
+pub(super) const NORM_EPSILON: f64 = 1e-5;
+
 /// The largest file that is read: deepbet's networks in f32 have 17 MB.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 

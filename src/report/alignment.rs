@@ -15,6 +15,7 @@ use super::{
 };
 use crate::numeric::{
     geometry::Affine,
+    registration::percentile,
     volume::{RawVolume, interpolate},
 };
 
@@ -50,7 +51,7 @@ pub fn alignment_picture(input: &AlignmentPicture<'_>) -> Vec<u8> {
     canvas.text(input.line, GAP, 44, &FONT_9X15, FAINT);
 
     let panes = panes(input);
-    let scale = GreyScale::of(&panes);
+    let scale = Shades::of(&panes);
     for (index, pane) in panes.iter().enumerate() {
         let left = GAP + index % SHARES.len() * (PANE + GAP);
         let top = TOP + index / SHARES.len() * (PANE + STEP);
@@ -149,22 +150,17 @@ fn sampled(
 
 /// The intensities that are drawn black and white, of what is shown: one bright vessel or the noise
 /// of the air does not decide.
-struct GreyScale {
+struct Shades {
     black: f32,
     white: f32,
 }
 
-impl GreyScale {
+impl Shades {
     fn of(panes: &[Pane]) -> Self {
         let shown = panes.iter().flat_map(|pane| pane.voxels.iter().flatten());
         let mut shown: Vec<f32> = shown.copied().collect();
-        let mut quantile = |share: f64| {
-            let last = shown.len().checked_sub(1)?;
-            let index = (last as f64 * share) as usize;
-            Some(*shown.select_nth_unstable_by(index, f32::total_cmp).1)
-        };
-        let black = quantile(0.01).unwrap_or(0.0);
-        let white = quantile(0.995).unwrap_or(0.0);
+        let black = percentile(&mut shown, 0.01).unwrap_or(0.0);
+        let white = percentile(&mut shown, 0.995).unwrap_or(0.0);
         Self { black, white: white.max(black + f32::MIN_POSITIVE) }
     }
 
@@ -174,7 +170,7 @@ impl GreyScale {
     }
 }
 
-fn draw_pane(canvas: &mut Canvas, pane: &Pane, scale: &GreyScale, (left, top): (usize, usize)) {
+fn draw_pane(canvas: &mut Canvas, pane: &Pane, scale: &Shades, (left, top): (usize, usize)) {
     for (pixel, voxel) in pane.voxels.iter().enumerate() {
         let grey = voxel.map_or(0.0, |voxel| scale.grey(voxel));
         canvas.set(left + pixel % PANE, top + pixel / PANE, to_rgb([grey; 3]));

@@ -10,7 +10,7 @@ use oddscan::{
     domain::{
         BrainNetwork, BrainPart,
         error::DeviceError,
-        head::{HeadError, Way, brain_of_head, brain_of_session},
+        head::{HeadError, brain_of_head, brain_of_session},
         scan::{BrainSource, ScanId},
     },
     nifti::{self, Limits},
@@ -283,11 +283,11 @@ fn the_brain_of_the_networks_is_taken_and_held_against_that_of_the_template() {
     let template = template();
     let scan = head(1, &unmoved(), T1, false);
     let by_template = brain_of_head(&scan, &template, None).unwrap();
-    assert_eq!((by_template.way, by_template.agreement), (Way::Template, None));
+    assert_eq!((by_template.from, by_template.agreement), (BrainSource::Template, None));
 
     let network = Middle::new(0.31);
     let found = brain_of_head(&scan, &template, Some(&network)).unwrap();
-    assert_eq!((found.way, found.alignment), (Way::Network, by_template.alignment));
+    assert_eq!((found.from, found.alignment), (BrainSource::Network, by_template.alignment));
     assert_ne!(found.brain, by_template.brain);
     let pairs = found.brain.inside.iter().zip(&by_template.brain.inside);
     assert_eq!(found.agreement, Overlap::of(pairs.map(|(a, b)| (*a, *b))).dice());
@@ -295,7 +295,7 @@ fn the_brain_of_the_networks_is_taken_and_held_against_that_of_the_template() {
 
     // A small part of the brain is none.
     let found = brain_of_head(&scan, &template, Some(&Middle::new(0.18))).unwrap();
-    assert_eq!((found.way, &found.brain), (Way::Template, &by_template.brain));
+    assert_eq!((found.from, &found.brain), (BrainSource::Template, &by_template.brain));
     assert!(found.agreement.unwrap() < 0.7);
 }
 
@@ -321,7 +321,7 @@ fn the_brain_of_a_t1_is_carried_over_to_its_session() {
     let truly = thick(&head(2, &moved.after(&truth), FLAIR, true));
     let own = brain_of_head(&flair, &template, None).unwrap();
     let carried = brain_of_session(&flair, &t1, Some(&own), &template, None).unwrap().unwrap();
-    assert_eq!(carried.way, Way::SessionT1);
+    assert_eq!(carried.from, BrainSource::SessionT1);
     assert!(carried.agreement.unwrap() > 0.9);
     let pairs = carried.brain.inside.iter().zip(&truly.voxels).map(|(f, v)| (*f, *v > 15.0));
     let dice = Overlap::of(pairs).dice().unwrap();

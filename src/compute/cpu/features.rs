@@ -4,6 +4,7 @@
 use rayon::prelude::*;
 
 use super::vectorised::{multiply_add, vectorised};
+use crate::compute::brain_weights::NORM_EPSILON;
 
 /// A cube of voxels with channels: `[z, y, x, channel]` within a border of zeros, so that a
 /// convolution needs no case for the edge.
@@ -68,9 +69,6 @@ impl Features {
     }
 }
 
-/// torch.nn.InstanceNorm3d's epsilon.
-const EPSILON: f64 = 1e-5;
-
 /// An instance norm without weights: each channel to mean 0 and variance 1 (biased) over the voxels
 /// of the image itself. Factors and shifts for each entry of a row, so that rows need no loop over
 /// channels.
@@ -100,7 +98,7 @@ impl Norm {
             Self { scale: Vec::with_capacity(row_len), shift: Vec::with_capacity(row_len) };
         for channel in 0..channels {
             let (average, square) = (mean(0, channel), mean(1, channel));
-            let scale = 1.0 / ((square - average * average).max(0.0) + EPSILON).sqrt();
+            let scale = 1.0 / ((square - average * average).max(0.0) + NORM_EPSILON).sqrt();
             norm.scale.push(scale as f32);
             norm.shift.push((-average * scale) as f32);
         }

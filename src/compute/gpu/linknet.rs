@@ -14,12 +14,11 @@ use burn::{
 
 use super::failure::guarded;
 use crate::{
-    compute::brain_weights::{BrainWeights, DownWeights, Kernel, LinkNetWeights, UpWeights},
+    compute::brain_weights::{
+        BrainWeights, DownWeights, Kernel, LinkNetWeights, NORM_EPSILON, UpWeights,
+    },
     domain::{BrainNetwork, BrainPart, error::DeviceError},
 };
-
-/// torch.nn.InstanceNorm3d's epsilon.
-const NORM_EPSILON: f64 = 1e-5;
 
 /// deepbet's networks on a burn device.
 pub struct BurnBrainNetwork<B: Backend> {

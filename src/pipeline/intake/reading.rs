@@ -197,8 +197,9 @@ impl Reader {
         if ingest::look_at(path).ok() != Some(*look) || Companions::of(path) != whole.companions {
             return Ok(Taken::Later);
         }
-        let t1 = steps::session_t1(path, method);
-        let t1_look = t1.as_deref().and_then(|t1| ingest::look_at(t1).ok());
+        let t1 = steps::session_t1(path).filter(|_| method.uses_session_t1);
+        let look_at_t1 = || ingest::look_at(t1.as_deref()?).ok();
+        let t1_look = look_at_t1();
         let files = [Some(&*draft.scan), draft.mask.as_deref(), t1.as_deref()];
         // What is no scan takes no room, and is refused.
         let n_voxels = |file: &Path| nifti::n_voxels(file, &limits).unwrap_or(0);
@@ -212,7 +213,7 @@ impl Reader {
         let scan = Incoming::read(&draft.scan, draft.mask.as_deref(), &limits)?;
         let scan = scan.beside_t1(t1.as_deref(), &limits);
         // It is still being written: half a T1 must not shape the brain of another scan.
-        if t1.as_deref().and_then(|t1| ingest::look_at(t1).ok()) != t1_look {
+        if look_at_t1() != t1_look {
             return Ok(Taken::Later);
         }
         self.beat();
