@@ -18,7 +18,10 @@ use toml::{Table, Value};
 
 use crate::{
     compute::{Precision, position::PositionResize},
-    domain::{cohort::CohortRule, quality::QualityLimits, scan::ScanRecord, window::MemberFacts},
+    domain::{
+        cohort::CohortRule, quality::QualityLimits, scan::ScanRecord, window::MemberFacts,
+        window_scores::Scoring,
+    },
     nifti::Limits,
     numeric::{
         community::CommunitySettings,
@@ -219,27 +222,6 @@ pub struct WindowSettings {
     pub compare_same_patient: bool,
     /// Without a cohort rule, scans with longer voxels are a cohort of their own; 0 = none are.
     pub thick_slice_mm: f64,
-}
-
-/// The scores.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scoring {
-    /// Where a token looks for matches.
-    pub reach: SearchReach,
-    /// Share of the other scans averaged over.
-    pub keep: Fraction,
-    /// Share of what its place scores in the other scans that is taken from a score.
-    pub place_share: f64,
-    /// Share of healthy voxels above the threshold, at most a quarter.
-    pub false_positives: Fraction,
-    /// Share of the scans whose lesions are taken to be smaller than that.
-    pub clean_scans: Fraction,
-    /// Smallest region of the mask, mm^3.
-    pub min_cluster_mm3: f64,
-    /// Whether anomalies that several scans share are looked for.
-    pub filter_shared: bool,
-    /// How they are looked for.
-    pub community: CommunitySettings,
 }
 
 /// Files that are written beside each result where a site asks for them.

@@ -560,3 +560,31 @@ fn built_without_cuda() -> DeviceError {
         message: "this binary was built without CUDA; build it with --features cuda".into(),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// 512 cells of 22 mm.
+    pub(crate) fn method() -> Method {
+        Method {
+            fingerprint: String::new(),
+            model: String::new(),
+            weights_sha256: String::new(),
+            layers: vec![1],
+            device: String::new(),
+            precision: String::new(),
+            cube: CubeSettings { side: 112, field_of_view_mm: 176.0, min_brain_ml: 200.0 },
+            n_parts: 1,
+            patch: 14,
+            min_brain_fraction: 0.3,
+            alignment: AlignmentChoice::Never,
+            hook: None,
+            template: None,
+            template_sha256: None,
+            brain_network: None,
+            uses_session_t1: false,
+            landmarks: None,
+        }
+    }
+}

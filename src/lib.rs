@@ -22,6 +22,7 @@ pub mod numeric;
 pub mod domain;
 
 pub mod bids;
+pub mod companions;
 pub mod compute;
 pub mod dicom;
 pub mod ingest;
@@ -37,5 +38,8 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod pipeline;
+pub mod prepare;
+pub mod refusals;
+pub mod results;
 pub mod service;
 pub mod telemetry;

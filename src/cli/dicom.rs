@@ -19,14 +19,13 @@ use crate::{
     },
     domain::error::{
         QuarantineReason::{Io, Poison, TooLarge},
-        Refusal,
+        Refusal, panic_text,
     },
     ingest::{self, Patterns},
     nifti::{self, Limits},
     pipeline::{
         child::{self, Confines, Memory},
         convert::{Event, Standing, decode_list, max_unpacked_bytes},
-        panic_text,
     },
 };
 

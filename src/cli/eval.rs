@@ -10,13 +10,13 @@ use serde::Serialize;
 
 use super::{Failure, IO, REFUSED, USAGE};
 use crate::{
+    companions,
     nifti::{self, Limits},
     numeric::{
         evaluation::{Lesions, Overlap, Ranking, bootstrap, mean},
         mask::regions,
         volume::{RawMask, RawVolume},
     },
-    pipeline::steps,
     report,
 };
 
@@ -196,7 +196,7 @@ fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String>
     let map = nifti::read_map(&result("-map.nii.gz"), &Limits::NONE).map_err(text)?;
     let mask = on_grid(&map, &result("-mask.nii.gz"))?;
     let brains = arguments.brain.as_ref().unwrap_or(&arguments.truth);
-    let companion = |folder: &Path, what| steps::companion(&folder.join(stem), what);
+    let companion = |folder: &Path, what| companions::companion(&folder.join(stem), what);
     let brain = match companion(brains, "brain") {
         Some(path) => on_grid(&map, &path)?,
         None => map.voxels.iter().map(|&value| value != 0.0).collect(),

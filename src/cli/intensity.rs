@@ -7,6 +7,7 @@ use std::{
 
 use super::{CONFIG, Failure, IO, REFUSED, engine_code, score};
 use crate::{
+    companions,
     config::{Config, Standardise},
     domain::{
         error::ScanError,
@@ -18,11 +19,8 @@ use crate::{
         intensity::{self, Landmarks},
         preprocess,
     },
-    pipeline::{
-        acquisition::{acquisition, read_json},
-        steps,
-    },
-    report, telemetry,
+    prepare::{Prepared, acquisition::read_json, read_and_find_brain},
+    refusals, report, telemetry,
 };
 
 #[derive(clap::Subcommand)]
@@ -119,27 +117,20 @@ fn look(
     method: &Method,
     percentiles: &[f64],
 ) -> Result<Seen, ScanError> {
-    let mask = steps::companion_mask(path);
+    let mask = companions::companion_mask(path);
     let work = tempfile::tempdir()
         .map_err(|source| ScanError::Own { doing: "making a folder for preprocessing", source })?;
     let work = work.path().join("work");
-    let (id, source) = steps::read_and_prepare(
-        path,
-        mask.as_deref(),
-        &config.intake.limits,
-        method,
-        &work,
-        || {},
-    )?;
+    let (id, source) =
+        read_and_find_brain(path, mask.as_deref(), &config.intake.limits, method, &work, || {})?;
+    let json = companions::companion_json(path).map(|json| read_json(path, &json));
     // What the daemon would refuse teaches nothing.
-    steps::canonical(&source, method, None)?;
-    let white = preprocess::white_level(&source.raw, &source.brain).map_err(steps::refusal)?;
+    let prepared = Prepared::new(id, &source, path, json, config, method)?;
+    let white =
+        preprocess::white_level(&source.raw, &source.brain).map_err(refusals::of_preprocessing)?;
     let own = intensity::of_scan(&source.raw, &source.brain, percentiles);
-    let json = steps::companion_json(path).map(|json| read_json(path, &json));
-    let spacing_mm = source.raw.affine.spacing_mm();
-    let placed = acquisition(path, json, spacing_mm, config, method);
     Ok(Seen {
-        cohort: placed.cohort.name,
+        cohort: prepared.acquisition.cohort.name,
         id,
         values: own.into_iter().map(|value| value / white).collect(),
     })

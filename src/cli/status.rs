@@ -9,10 +9,8 @@ use std::{
 use super::{CONFIG, Failure, UNAVAILABLE};
 use crate::{
     config::Config,
-    pipeline::{
-        MIXED,
-        board::{PASSED_OVER, Status},
-    },
+    pipeline::board::{PASSED_OVER, Status},
+    results::MIXED,
 };
 
 #[derive(clap::Args)]

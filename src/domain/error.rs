@@ -1,6 +1,6 @@
 //! What went wrong with a scan, classed by what happens next.
 
-use std::{error::Error, fmt, io};
+use std::{any::Any, error::Error, fmt, io};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -206,4 +206,10 @@ impl ScanError {
             Self::Store(_) => "store",
         }
     }
+}
+
+/// The message of a panic that was caught.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown").to_owned()
 }

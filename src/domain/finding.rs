@@ -2,7 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{cohort::CohortKey, scan::ScanId};
+use super::window_scores::{Scoring, WindowScores};
+use crate::numeric::{
+    geometry::VoxelPoint,
+    mask::{GridPlacement, Region, regions_above, score_map},
+    scoring,
+    volume::{RawMask, RawVolume},
+};
 
 /// One connected region of the mask.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,56 +65,54 @@ pub fn mask_ml(clusters: &[Cluster]) -> f64 {
     clusters.iter().fold(0.0, |sum, cluster| sum + cluster.volume_mm3 / 1000.0)
 }
 
-/// An anomaly that several scans of a window share: they are each other's closest matches there,
-/// and would hide it from the score.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SharedAnomaly {
-    /// Encoder block at which it was found, counted from 1.
-    pub layer: usize,
-    /// The scans, in the order of the window.
-    pub members: Vec<ScanId>,
-    /// Tokens of theirs that no longer count as matches; 0 if they differ as whole scans.
-    pub n_excluded: usize,
-}
+/// What is said about member `index` of a scored window, on the grid of its scan.
+pub fn finding(
+    scan: &RawVolume,
+    brain: &RawMask,
+    placement: &GridPlacement,
+    scores: &WindowScores,
+    index: usize,
+    settings: &Scoring,
+) -> Finding {
+    let own = &scores.scans[index];
+    let other_tops: Vec<f32> = scores.others(index).iter().map(|other| other.top1_mean).collect();
 
-/// The window that a finding was scored against.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WindowIdentity {
-    /// First 16 hex digits of the SHA-256 over the sorted member ids.
-    pub id: String,
-    /// Cohort that the window belongs to.
-    pub cohort: CohortKey,
-    /// Members, sorted; the scan itself is one of them.
-    pub members: Vec<ScanId>,
-    /// Those that the others are not compared with, sorted: not good enough.
-    #[serde(default)]
-    pub set_aside: Vec<ScanId>,
-    /// Those of patients who have several, sorted: they are not compared with each other.
-    #[serde(default)]
-    pub same_patient: Vec<Vec<ScanId>>,
-    /// Whether they are compared all the same, because the window is full and they are of too few
-    /// patients: to wait longer would let scans go without a result.
-    #[serde(default)]
-    pub few_patients: bool,
-}
+    let map = score_map(&own.foreground, &own.cells, placement, brain);
+    let threshold = scores.threshold(index, settings.clean_scans);
+    let min_voxels = (settings.min_cluster_mm3 / scan.affine.voxel_volume_mm3()).ceil() as usize;
+    let regions = regions_above(&map, scan.shape, threshold, min_voxels.max(1));
 
-impl WindowIdentity {
-    /// Members that others are compared with.
-    pub fn n_references(&self) -> usize {
-        self.members.len() - self.set_aside.len()
+    let mut mask = vec![false; map.len()];
+    for &voxel in regions.iter().flatten() {
+        mask[voxel] = true;
     }
 
-    /// Patients that others can be compared with: what a window needs enough of.
-    pub fn n_patients(&self) -> usize {
-        let is_reference = |scan: &&ScanId| !self.set_aside.contains(scan);
-        let further = |scans: &Vec<ScanId>| scans.iter().filter(is_reference).count().max(1) - 1;
-        let n_further: usize = self.same_patient.iter().map(further).sum();
-        self.n_references() - n_further
+    Finding {
+        score_max: own.max,
+        score_top1_mean: own.top1_mean,
+        percentile: scoring::percentile(own.top1_mean, &other_tops),
+        shift: scores.shift(index),
+        threshold,
+        n_cells: own.cells.len(),
+        n_unmatched_cells: own.n_unmatched,
+        clusters: regions.iter().map(|region| cluster(region, &map, scan)).collect(),
+        map,
+        mask,
     }
+}
 
-    /// The other scans of a scan's patient.
-    pub fn of_same_patient(&self, scan: ScanId) -> impl Iterator<Item = ScanId> {
-        let own = self.same_patient.iter().find(|scans| scans.contains(&scan));
-        own.into_iter().flatten().copied().filter(move |&other| other != scan)
+fn cluster(region: &Region, map: &[f32], raw: &RawVolume) -> Cluster {
+    // The first of equal peaks, so that the result does not depend on the search.
+    let peak = region
+        .iter()
+        .copied()
+        .fold(region[0], |best, voxel| if map[voxel] > map[best] { voxel } else { best });
+    let peak_voxel = raw.shape.voxel(peak);
+    Cluster {
+        n_voxels: region.len(),
+        volume_mm3: region.len() as f64 * raw.affine.voxel_volume_mm3(),
+        peak_score: map[peak],
+        peak_voxel,
+        peak_world_mm: raw.affine.to_world(VoxelPoint(peak_voxel.map(|v| v as f64))).0,
     }
 }

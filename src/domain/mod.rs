@@ -17,6 +17,7 @@ pub mod scan;
 pub mod sequence;
 pub mod tokenise;
 pub mod window;
+pub mod window_scores;
 
 use crate::numeric::{
     scoring::{PairColumns, SearchReach},

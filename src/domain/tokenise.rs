@@ -358,6 +358,11 @@ fn join(joined: &mut Vec<PatchFeatures>, part: Vec<PatchFeatures>) {
     }
 }
 
+/// Tokens of all parts of one layer.
+pub fn tokens_per_layer(grids: &[TokenGrid], n_parts: usize) -> usize {
+    grids.iter().take(n_parts).map(TokenGrid::n_tokens).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, num::NonZeroUsize};
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{cohort::CohortKey, finding::WindowIdentity, patient::Patient, scan::ScanId};
+use super::{cohort::CohortKey, patient::Patient, scan::ScanId};
 
 /// The scans of one cohort that are compared with each other, oldest first.
 ///
@@ -29,6 +30,9 @@ pub struct MemberFacts {
 }
 
 impl MemberFacts {
+    /// Of a good scan whose patient is not known.
+    pub const REFERENCE: Self = Self { patient: None, is_reference: true };
+
     /// Whether this scan, which is older, can go because there is this newer one.
     fn is_stood_in_for_by(&self, newer: &Self) -> bool {
         self.patient.is_some()
@@ -51,6 +55,11 @@ impl Window {
     /// Members in order of arrival.
     pub fn members(&self) -> &[ScanId] {
         &self.members
+    }
+
+    /// What is known of a member.
+    pub fn facts(&self, member: ScanId) -> &MemberFacts {
+        &self.facts[&member]
     }
 
     /// Whose scan a member is, where that is known and matters.
@@ -147,6 +156,48 @@ impl Window {
     }
 }
 
+/// The window that a finding was scored against.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowIdentity {
+    /// First 16 hex digits of the SHA-256 over the sorted member ids.
+    pub id: String,
+    /// Cohort that the window belongs to.
+    pub cohort: CohortKey,
+    /// Members, sorted; the scan itself is one of them.
+    pub members: Vec<ScanId>,
+    /// Those that the others are not compared with, sorted: not good enough.
+    #[serde(default)]
+    pub set_aside: Vec<ScanId>,
+    /// Those of patients who have several, sorted: they are not compared with each other.
+    #[serde(default)]
+    pub same_patient: Vec<Vec<ScanId>>,
+    /// Whether they are compared all the same, because the window is full and they are of too few
+    /// patients: to wait longer would let scans go without a result.
+    #[serde(default)]
+    pub few_patients: bool,
+}
+
+impl WindowIdentity {
+    /// Members that others are compared with.
+    pub fn n_references(&self) -> usize {
+        self.members.len() - self.set_aside.len()
+    }
+
+    /// Patients that others can be compared with: what a window needs enough of.
+    pub fn n_patients(&self) -> usize {
+        let is_reference = |scan: &&ScanId| !self.set_aside.contains(scan);
+        let further = |scans: &Vec<ScanId>| scans.iter().filter(is_reference).count().max(1) - 1;
+        let n_further: usize = self.same_patient.iter().map(further).sum();
+        self.n_references() - n_further
+    }
+
+    /// The other scans of a scan's patient.
+    pub fn of_same_patient(&self, scan: ScanId) -> impl Iterator<Item = ScanId> {
+        let own = self.same_patient.iter().find(|scans| scans.contains(&scan));
+        own.into_iter().flatten().copied().filter(move |&other| other != scan)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,7 +215,7 @@ mod tests {
         MemberFacts { patient: Patient::of_header(patient), is_reference: true }
     }
 
-    const NOBODY: MemberFacts = MemberFacts { patient: None, is_reference: true };
+    const NOBODY: MemberFacts = MemberFacts::REFERENCE;
 
     #[test]
     fn the_oldest_goes_first() {

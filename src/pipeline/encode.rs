@@ -25,17 +25,20 @@ use super::{
     ARCHIVED, FULL, IDLE, MAX_CRASHES, Shared,
     board::{InHand, Queue, StageName},
     now_secs,
-    steps::{self, Encodable},
     timings::Timings,
 };
 use crate::{
     domain::{
         error::{DeviceError, QuarantineReason, Refusal, ScanError},
         scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
-        tokenise::{EncodedVolume, Plan, Progress, StartedVolume, TokeniseError, Tokeniser},
+        tokenise::{
+            EncodedVolume, Plan, Progress, StartedVolume, TokeniseError, Tokeniser,
+            tokens_per_layer,
+        },
     },
     metrics::{Fallback, Stage},
     numeric::{token::TokenGrid, volume::Volume},
+    prepare::{Encodable, read_again},
 };
 
 /// A scan whose turn it is to be encoded.
@@ -43,11 +46,11 @@ pub(super) struct Due {
     /// The scan, which the archive and the journal hold.
     pub(super) id: ScanId,
     /// What intake made of it, if that is still in memory; if not, it is made again.
-    pub(super) prepared: Option<Box<Prepared>>,
+    pub(super) prepared: Option<Box<InMemory>>,
 }
 
 /// A scan that was read and made ready for the encoder.
-pub(super) struct Prepared {
+pub(super) struct InMemory {
     pub(super) scan: Encodable,
     pub(super) timings: Timings,
 }
@@ -315,7 +318,7 @@ impl<'r> Start<'r> {
     fn start(
         &self,
         mut record: ScanRecord,
-        prepared: Option<Box<Prepared>>,
+        prepared: Option<Box<InMemory>>,
     ) -> Result<Option<Work<'r, Cut<'r>>>, ScanError> {
         let Run { shared, .. } = self.run;
         if record.attempts >= MAX_CRASHES {
@@ -331,7 +334,7 @@ impl<'r> Start<'r> {
         let counted = self.run.count();
         let work = self.run.attempt(record, |record| {
             let prepared = prepared.map_or_else(|| self.prepare(record), |made| Ok(*made))?;
-            let Prepared { scan, mut timings } = prepared;
+            let InMemory { scan, mut timings } = prepared;
             timings.resume(Stage::Encode);
             let facts = scan.facts();
             let volume = scan.canonical.volume;
@@ -350,17 +353,16 @@ impl<'r> Start<'r> {
 
     /// Reads a scan from the archive and makes it ready: after a start, or when several came at
     /// once.
-    fn prepare(&self, record: &ScanRecord) -> Result<Prepared, ScanError> {
+    fn prepare(&self, record: &ScanRecord) -> Result<InMemory, ScanError> {
         let Shared { archive, metrics, method, .. } = self.run.shared;
         let mut timings = Timings::start(Stage::Decode);
         let (path, mask) = (archive.scan(record.id), archive.mask(record.id));
-        let alignment = steps::alignment(record.alignment)?;
-        let source = steps::read_source(&path, mask.as_deref(), alignment, &ARCHIVED)
-            .map_err(missing_source)?;
+        let source =
+            read_again(record, &path, mask.as_deref(), &ARCHIVED).map_err(missing_source)?;
         timings.switch(Stage::Preprocess);
         let scan = Encodable::new(&source, method, &record.cohort)?;
         timings.stop(&[Stage::Decode, Stage::Preprocess], metrics);
-        Ok(Prepared { scan, timings })
+        Ok(InMemory { scan, timings })
     }
 }
 
@@ -443,7 +445,7 @@ impl Finish<'_> {
         })?;
         if let Some((record, tokens)) = made {
             timings.stop(&[Stage::Encode], &shared.metrics);
-            let n_tokens = steps::tokens_per_layer(&tokens, shared.method.n_parts);
+            let n_tokens = tokens_per_layer(&tokens, shared.method.n_parts);
             let facts = EncodedFacts { n_tokens, timings_secs: timings.secs(), ..facts };
             self.store(record, &tokens, facts)?;
             self.hand_on(id);

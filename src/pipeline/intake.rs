@@ -22,25 +22,24 @@ use tracing::{debug, info, warn};
 
 use self::{
     passed_over::PassedOver,
-    reading::{
-        Batch, Companions, Facts, ReadScan, Reader, Taken, Whole, poison, refused_if_it_panics,
-    },
+    reading::{Batch, Companions, ReadScan, Reader, Taken, Whole, poison, refused_if_it_panics},
 };
 use super::{
     FULL, IDLE, MAX_CRASHES, Shared,
     board::{Queue, StageName},
-    encode::{Due, Prepared},
+    encode::{Due, InMemory},
     hook, now_secs,
-    steps::{self, Encodable},
     timings::Timings,
 };
 use crate::{
+    companions::output_stem_among,
     domain::{
         error::{QuarantineReason, Refusal, ScanError},
         scan::{ScanId, ScanRecord},
     },
     ingest::{self, Bundle, Candidate, Links, Listing, Patterns, Settled, Settling},
     metrics::{DirectoryKind, IngestResult, PauseReason, RescanTrigger, SeenBy, Stage},
+    prepare::{Encodable, Prepared},
     quarantine,
     store::{SeenFile, SeenOutcome},
     watcher::Change,
@@ -351,7 +350,7 @@ impl Intake {
                 Some(SeenOutcome::Duplicate(id))
             }
             Taken::Scan((record, scan)) => {
-                self.queue(&record, Prepared { scan, timings });
+                self.queue(&record, InMemory { scan, timings });
                 Some(SeenOutcome::Accepted(record.id))
             }
         })
@@ -363,11 +362,12 @@ impl Intake {
         whole: &Whole,
         read: Taken<ReadScan>,
     ) -> Result<Taken<(ScanRecord, Encodable)>, ScanError> {
-        let ReadScan { id, draft, facts, encodable } = match read {
+        let ReadScan { draft, prepared } = match read {
             Taken::Scan(read) => read,
             Taken::Duplicate(id) => return Ok(Taken::Duplicate(id)),
             Taken::Later => return Ok(Taken::Later),
         };
+        let id = prepared.id;
         let Shared { store, archive, metrics, .. } = &*self.shared;
         let _changing = archive.changing();
         // One that was read beside it may have the same content.
@@ -375,7 +375,7 @@ impl Intake {
         if known.as_ref().is_some_and(|known| !known.may_come_again()) {
             return Ok(Taken::Duplicate(id));
         }
-        let record = self.new_record(whole, id, known.as_ref(), facts)?;
+        let (record, encodable) = self.new_record(whole, known, prepared)?;
         let n_bytes = draft.n_bytes;
         archive.keep(draft, id)?;
         store.put_record(&record)?;
@@ -386,40 +386,34 @@ impl Intake {
     fn new_record(
         &self,
         whole: &Whole,
-        id: ScanId,
-        known: Option<&ScanRecord>,
-        facts: Facts,
-    ) -> Result<ScanRecord, ScanError> {
+        known: Option<ScanRecord>,
+        prepared: Prepared,
+    ) -> Result<(ScanRecord, Encodable), ScanError> {
         let path = &whole.candidate.path;
-        let wanted = steps::output_stem(&steps::stem_of(path));
-        // Another scan of this name keeps its results; this one's carry the id as well.
-        let is_own = known.is_some_and(|known| known.output_stem == wanted);
-        let is_taken = self.stems.contains(&wanted) && !is_own;
-        let output_stem = if is_taken { format!("{wanted}-{}", id.short()) } else { wanted };
-        let name = path.file_name().unwrap_or_default();
+        let known = known.as_ref();
+        let is_own = |stem: &str| known.is_some_and(|known| known.output_stem == stem);
+        let is_taken = |stem: &str| self.stems.contains(stem) && !is_own(stem);
+        let output_stem = output_stem_among(path, prepared.id, is_taken);
         // A volume of a DICOM series comes back from quarantine as a file.
         let known_patient = || known?.header_patient.clone();
-        Ok(ScanRecord {
-            source_name: name.to_string_lossy().into_owned(),
+
+        let (record, encodable) = prepared.into_record(path);
+        let record = ScanRecord {
             came_from: whole.came_from.to_string_lossy().into_owned(),
             header_patient: whole.patient.clone().or_else(known_patient),
             output_stem,
-            acquisition: facts.placed.facts,
-            notes: facts.placed.notes,
-            brain: Some(facts.brain),
-            alignment: facts.alignment,
-            preprocess: facts.preprocess,
             sequence: self.shared.store.next_sequence()?,
             first_seen_secs: now_secs().saturating_sub(whole.waited.as_secs()),
             // Revisions go on.
             reported: known.and_then(|known| known.reported.clone()),
-            ..ScanRecord::new(id, facts.placed.cohort)
-        })
+            ..record
+        };
+        Ok((record, encodable))
     }
 
     /// Puts a scan that the journal holds in line for the encoder. What was made of it goes along,
     /// unless too many are before it, as where many came in one archive, or it is large.
-    fn queue(&mut self, record: &ScanRecord, prepared: Prepared) {
+    fn queue(&mut self, record: &ScanRecord, prepared: InMemory) {
         let id = record.id;
         self.stems.insert(record.output_stem.clone());
         self.shared.metrics.volume_ingested(IngestResult::Accepted);

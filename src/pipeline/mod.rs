@@ -6,8 +6,6 @@
 //! survive stands in the journal before the id moves on, so that a kill at any line leaves a state
 //! from which the same steps give the same results.
 
-pub mod acquisition;
-mod alignment;
 mod archive;
 pub mod board;
 pub mod child;
@@ -16,9 +14,7 @@ pub mod convert;
 mod encode;
 pub mod hook;
 mod intake;
-mod reporting;
 mod score;
-pub mod steps;
 mod timings;
 
 pub(crate) use compare::{compare_grid, nearest_of_each};
@@ -38,7 +34,7 @@ use std::{
 use crate::{
     config::Config,
     domain::{
-        error::ScanError,
+        error::{ScanError, panic_text},
         scan::{ScanId, ScanRecord, ScanState},
     },
     engine::{Engine, Method},
@@ -49,8 +45,6 @@ use crate::{
 };
 use archive::Archive;
 use board::{Board, StageName};
-
-pub use reporting::{MIXED, ReportInput, build_results};
 
 /// Ids of scans waiting to be scored. While a window is scored the encoder goes on.
 const TO_SCORE: usize = 64;
@@ -224,12 +218,6 @@ fn side_by_side<T: Sync, R: Send>(
             take(thing, thread.join().expect("it does not panic"));
         }
     });
-}
-
-/// What a panic said.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown").to_owned()
 }
 
 /// What an earlier run left in the journal, in order of arrival.

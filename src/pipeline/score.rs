@@ -30,24 +30,23 @@ use super::{
     ARCHIVED, FULL, IDLE, Shared,
     board::{CohortStatus, Queue, StageName},
     compare::{compare_grid, compute_again},
-    now_secs, panic_text,
-    reporting::{ReportInput, SHIFTED, build_results, result_key, sidecar},
-    side_by_side,
-    steps::{self, Member, WindowScores},
+    now_secs, side_by_side,
 };
 use crate::{
     config::Config,
     domain::{
         PairDistances,
         cohort::CohortKey,
-        error::{Disposition, ScanError},
-        finding::WindowIdentity,
+        error::{Disposition, ScanError, panic_text},
         scan::{Reported, ScanId, ScanRecord},
-        window::Window,
+        window::{MemberFacts, Window, WindowIdentity},
+        window_scores::{ScoredMember, WindowDistances, WindowScores, score_members},
     },
     metrics::{EvictionReason, OutputKind, ScoreResult, Stage, Trigger},
     numeric::scoring::{self, SearchReach},
+    prepare::read_again,
     report,
+    results::{ResultInput, SHIFTED, build_results, result_key, sidecar},
     store::StoreError,
 };
 
@@ -484,7 +483,8 @@ impl Score {
             let parts = (0..n_parts).map(foreground).collect::<Result<_, _>>()?;
             let is_reference = cohort.window.is_reference(*id);
             let patient = cohort.window.patient(*id).filter(|_| !few_patients).cloned();
-            members.push(Member { id: *id, parts, is_reference, patient });
+            let facts = MemberFacts { patient, is_reference };
+            members.push(ScoredMember { id: *id, parts, facts });
         }
         let mut kept = KeptDistances {
             shared: shared.as_ref(),
@@ -494,7 +494,7 @@ impl Score {
         };
         let layers = &shared.method.layers;
         let scoring = &settings.scoring;
-        cohort.scores = steps::score_members(&members, layers, scoring, &mut kept)?;
+        cohort.scores = score_members(&members, layers, scoring, &mut kept)?;
         cohort.last_scored_secs = Some(now_secs());
         shared.metrics.score_run(key.label(), ScoreResult::Ok, trigger, now_secs());
         Ok(waiting)
@@ -766,10 +766,9 @@ impl ResultsOf<'_> {
         let index = cohort.scored.iter().position(|&member| member == id);
         let Some(index) = index else { return Ok(()) };
         let mask = shared.archive.mask(id);
-        let alignment = steps::alignment(record.alignment)?;
         let scan = shared.archive.scan(id);
-        let source = steps::read_source(&scan, mask.as_deref(), alignment, &ARCHIVED)?;
-        let (results, finding) = build_results(&ReportInput {
+        let source = read_again(record, &scan, mask.as_deref(), &ARCHIVED)?;
+        let (results, finding) = build_results(&ResultInput {
             record,
             source: &source,
             scores: &cohort.scores,
@@ -835,7 +834,7 @@ struct KeptDistances<'a> {
     n_tokens: BTreeMap<ScanId, Vec<usize>>,
 }
 
-impl steps::Distances for KeptDistances<'_> {
+impl WindowDistances for KeptDistances<'_> {
     fn column(&mut self, of: ScanId, other: ScanId, grid: usize) -> Result<Vec<f32>, ScanError> {
         let Self { shared, distances, reach, n_tokens } = self;
         shared.board.beat(StageName::Score);
@@ -883,7 +882,7 @@ impl steps::Distances for KeptDistances<'_> {
 }
 
 /// Tokens of each part of a layer.
-fn n_tokens(member: &Member) -> (ScanId, Vec<usize>) {
+fn n_tokens(member: &ScoredMember) -> (ScanId, Vec<usize>) {
     (member.id, member.parts.iter().map(|part| part.cells.len()).collect())
 }
 
@@ -924,7 +923,7 @@ mod tests {
         );
         let config = Config::parse(&config).unwrap();
         let store = Store::open(&folder.join("state/store"), MIN_MEMORY).unwrap();
-        let method = steps::tests::method();
+        let method = crate::engine::tests::method();
         let shared = Shared::new(config, store, Metrics::new(), method).unwrap();
         let (_, from_encoder) = mpsc::channel();
         Score::new(Arc::new(shared), Box::new(CpuDistances::new()), from_encoder, Vec::new())

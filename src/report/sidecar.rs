@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     acquisition::AcquisitionFacts,
-    finding::{Cluster, SharedAnomaly},
+    finding::Cluster,
     scan::{AlignmentFacts, BrainFacts, PreprocessFacts, ScanId},
+    window_scores::SharedAnomaly,
 };
 
 /// Layout of the sidecar.

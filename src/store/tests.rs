@@ -1,7 +1,20 @@
 use std::collections::BTreeMap;
 
-use super::*;
-use crate::domain::{acquisition::AcquisitionFacts, cohort::CohortKey, scan::EncodedFacts};
+use half::f16;
+
+use super::{
+    blob::{Blob, put_blob},
+    key::grid_key,
+    *,
+};
+use crate::{
+    domain::{
+        acquisition::AcquisitionFacts,
+        cohort::CohortKey,
+        scan::{EncodedFacts, FileLook},
+    },
+    numeric::{geometry::Shape3, scoring::PairColumns, token::TokenGrid},
+};
 
 fn id(n: u8) -> ScanId {
     ScanId([n; 32])

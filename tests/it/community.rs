@@ -5,10 +5,15 @@ use std::collections::BTreeSet;
 use half::f16;
 use oddscan::{
     compute::cpu::CpuDistances,
-    config::{Config, Scoring},
-    domain::{PairDistances, error::ScanError, scan::ScanId},
+    config::Config,
+    domain::{
+        PairDistances,
+        error::ScanError,
+        scan::ScanId,
+        window::MemberFacts,
+        window_scores::{ScoredMember, Scoring, WindowDistances, WindowScores, score_members},
+    },
     numeric::{geometry::Shape3, projection::Normal, scoring::SearchReach, token::TokenGrid},
-    pipeline::steps::{self, Member, WindowScores},
 };
 
 const N_SCANS: usize = 30;
@@ -27,7 +32,7 @@ impl Grids {
     }
 }
 
-impl steps::Distances for Grids {
+impl WindowDistances for Grids {
     fn column(&mut self, of: ScanId, other: ScanId, layer: usize) -> Result<Vec<f32>, ScanError> {
         self.column_without(of, other, layer, &[])
     }
@@ -72,14 +77,13 @@ fn scores(grids: &mut Grids, enabled: bool) -> WindowScores {
     ))
     .unwrap();
     let settings: Scoring = settings.scoring;
-    let member = |(scan, grid): (usize, &TokenGrid)| Member {
+    let member = |(scan, grid): (usize, &TokenGrid)| ScoredMember {
         id: id(scan),
         parts: vec![grid.foreground().clone()],
-        is_reference: true,
-        patient: None,
+        facts: MemberFacts::REFERENCE,
     };
-    let members: Vec<Member> = grids.0.iter().enumerate().map(member).collect();
-    steps::score_members(&members, &[9], &settings, grids).unwrap()
+    let members: Vec<ScoredMember> = grids.0.iter().enumerate().map(member).collect();
+    score_members(&members, &[9], &settings, grids).unwrap()
 }
 
 /// Mean score in the lesion, and the 99th percentile of everything that is not near one.

@@ -12,7 +12,14 @@ use oddscan::{
         weights::VitWeights,
     },
     config::Config,
-    domain::{PairDistances, SliceEncoder, error::ScanError, scan::ScanId, tokenise::Tokeniser},
+    domain::{
+        PairDistances, SliceEncoder,
+        error::ScanError,
+        scan::ScanId,
+        tokenise::Tokeniser,
+        window::MemberFacts,
+        window_scores::{ScoredMember, WindowDistances, WindowScores, score_members},
+    },
     numeric::{
         mask::{GridPlacement, score_map},
         preprocess::{Canonical, CubeSettings, brain_mask, canonicalise, cube_affine},
@@ -21,7 +28,6 @@ use oddscan::{
         slice::ImageBatch,
         token::TokenGrid,
     },
-    pipeline::steps::{self, Member, WindowScores},
 };
 use serde_json::{Value, json};
 
@@ -193,7 +199,7 @@ fn id(scan: usize) -> ScanId {
 /// Columns for the scoring, by scan, other scan and grid.
 struct Columns<F>(F);
 
-impl<F: FnMut(usize, usize, usize) -> Vec<f32>> steps::Distances for Columns<F> {
+impl<F: FnMut(usize, usize, usize) -> Vec<f32>> WindowDistances for Columns<F> {
     fn column(&mut self, of: ScanId, other: ScanId, grid: usize) -> Result<Vec<f32>, ScanError> {
         Ok((self.0)(of.0[0].into(), other.0[0].into(), grid))
     }
@@ -222,10 +228,10 @@ fn scores(
     let member = |scan| {
         let part = |part| goldens.tokens(case, scan, LAYERS[0], part).foreground().clone();
         let parts = (0..case.tokens.n_parts()).map(part).collect();
-        Member { id: id(scan), parts, is_reference: true, patient: None }
+        ScoredMember { id: id(scan), parts, facts: MemberFacts::REFERENCE }
     };
-    let members: Vec<Member> = (0..N_SCANS).map(member).collect();
-    steps::score_members(&members, &LAYERS, &settings, &mut Columns(columns)).unwrap()
+    let members: Vec<ScoredMember> = (0..N_SCANS).map(member).collect();
+    score_members(&members, &LAYERS, &settings, &mut Columns(columns)).unwrap()
 }
 
 #[test]

@@ -28,7 +28,7 @@ use crate::{
     engine::Engine,
     metrics::Stage,
     nifti::Limits,
-    pipeline::steps,
+    prepare::{canonical, read_and_find_brain},
 };
 
 #[derive(clap::Args)]
@@ -148,16 +148,10 @@ fn encoding_alone(config: &Path, scans: &[Scan], folder: &Path) -> Result<f64, F
     let chosen = scans.iter().step_by(scans.len().div_ceil(N_ALONE));
     let mut times = Vec::new();
     for scan in chosen {
-        let cube = steps::read_and_prepare(
-            scan.path(),
-            scan.brain(),
-            &Limits::NONE,
-            &method,
-            folder,
-            || {},
-        )
-        .and_then(|(_, source)| steps::canonical(&source, &method, None))
-        .map_err(|error| Failure::new(INTERNAL, error))?;
+        let cube =
+            read_and_find_brain(scan.path(), scan.brain(), &Limits::NONE, &method, folder, || {})
+                .and_then(|(_, source)| canonical(&source, &method, None))
+                .map_err(|error| Failure::new(INTERNAL, error))?;
         let started = Instant::now();
         tokeniser
             .tokens(&cube.volume, |_| ControlFlow::Continue(()))

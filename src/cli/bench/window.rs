@@ -14,16 +14,15 @@ use crate::{
         cohort::CohortKey,
         error::ScanError,
         scan::{ScanId, ScanRecord, ScanState},
+        window::MemberFacts,
+        window_scores::{ScoredMember, WindowDistances, parts_of, score_members},
     },
     numeric::{
         projection::Normal,
         scoring::PairColumns,
         token::{Foreground, TokenGrid},
     },
-    pipeline::{
-        compare_grid,
-        steps::{self, Distances, Member},
-    },
+    pipeline::compare_grid,
     store::{Store, share_one_heap},
 };
 
@@ -130,9 +129,8 @@ fn measure(
     let ids: Vec<ScanId> = (0..n_scans).map(id).collect();
     let parts = fill(&store, arguments, &ids)?;
     let n_tokens: Vec<usize> = parts.iter().map(|part| part.cells.len()).collect();
-    let member =
-        |&id: &ScanId| Member { id, parts: parts.clone(), is_reference: true, patient: None };
-    let members: Vec<Member> = ids.iter().map(member).collect();
+    let member = |&id: &ScanId| ScoredMember { id, parts: parts.clone(), facts: MemberFacts::REFERENCE };
+    let members: Vec<ScoredMember> = ids.iter().map(member).collect();
     let started = Instant::now();
     let new = ids[n_scans - 1];
     for grid in 0..arguments.grids {
@@ -143,7 +141,7 @@ fn measure(
     let join_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
     let mut kept = Kept { store: &store, n_tokens };
-    let scores = steps::score_members(&members, &[9], &config.scoring, &mut kept)?;
+    let scores = score_members(&members, &[9], &config.scoring, &mut kept)?;
     let rescore_seconds = started.elapsed().as_secs_f64();
     assert_eq!(scores.scans.len(), n_scans, "every scan has scores");
     Ok(Cost {
@@ -165,7 +163,7 @@ fn fill(store: &Store, arguments: &Arguments, ids: &[ScanId]) -> Result<Vec<Fore
         seeds.map(|seed| random_tokens(seed, arguments.tokens, arguments.channels)).collect()
     };
     let drawn = [0, 1, 2].map(drawn);
-    let parts = steps::parts_of(&drawn[0], arguments.grids);
+    let parts = parts_of(&drawn[0], arguments.grids);
     let mut normal = Normal::new(9);
     let mut column = |part: &Foreground| -> Vec<f32> {
         part.cells.iter().map(|_| 1.0 + normal.uniform() as f32).collect()
@@ -191,7 +189,7 @@ struct Kept<'a> {
     n_tokens: Vec<usize>,
 }
 
-impl Distances for Kept<'_> {
+impl WindowDistances for Kept<'_> {
     fn column(&mut self, of: ScanId, other: ScanId, grid: usize) -> Result<Vec<f32>, ScanError> {
         let column = self.store.column(of, other, grid, self.n_tokens[grid])?;
         Ok(column.expect("all columns were kept"))

@@ -8,11 +8,11 @@ use std::{
 use super::super::{CONFIG, Failure, USAGE};
 use super::phantom::{Lesion, phantom};
 use crate::{
+    companions,
     config::Config,
     ingest::{self, Links, Patterns},
     nifti,
     numeric::volume::RawVolume,
-    pipeline::steps,
 };
 
 /// Made-up scans: enough for a window, few enough for half a minute on two cores.
@@ -33,7 +33,7 @@ pub(in crate::cli) struct Scan {
 
 impl Scan {
     fn at(path: PathBuf) -> Self {
-        let [brain, truth] = ["brain", "lesion"].map(|what| steps::companion(&path, what));
+        let [brain, truth] = ["brain", "lesion"].map(|what| companions::companion(&path, what));
         Self { brain, truth, path }
     }
 
@@ -54,7 +54,7 @@ impl Scan {
 
     /// Start of the names of its results.
     pub(super) fn stem(&self) -> String {
-        steps::output_stem(&steps::stem_of(&self.path))
+        companions::output_stem(&companions::stem_of(&self.path))
     }
 
     /// Mask of the known lesion.

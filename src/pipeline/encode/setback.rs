@@ -6,11 +6,11 @@ use tracing::warn;
 
 use crate::{
     domain::{
-        error::{DeviceError, QuarantineReason, Refusal, ScanError},
+        error::{DeviceError, QuarantineReason, Refusal, ScanError, panic_text},
         scan::{ScanRecord, ScanState},
     },
     metrics::Stage,
-    pipeline::{Shared, now_secs, panic_text},
+    pipeline::{Shared, now_secs},
     quarantine,
 };
 

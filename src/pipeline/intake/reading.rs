@@ -12,24 +12,24 @@ use std::{
 use tracing::warn;
 
 use crate::{
+    companions,
     domain::{
-        error::{QuarantineReason, Refusal, ScanError},
+        error::{QuarantineReason, Refusal, ScanError, panic_text},
         patient::Patient,
-        scan::{AlignmentFacts, BrainFacts, FileLook, PreprocessFacts, ScanId},
+        scan::{FileLook, ScanId},
     },
     ingest::{self, Candidate},
     metrics::Stage,
     nifti,
     pipeline::{
         Shared,
-        acquisition::{Acquisition, acquisition, read_json},
         archive::Draft,
         board::StageName,
         hook::{self, Handed, Hook},
-        panic_text, side_by_side,
-        steps::{self, Encodable, Incoming},
+        side_by_side,
         timings::Timings,
     },
+    prepare::{Incoming, Prepared, acquisition::read_json, find_brain},
 };
 
 /// A file that has been still for long enough.
@@ -126,22 +126,10 @@ pub(super) enum Taken<S> {
 
 /// A scan that was read.
 pub(super) struct ReadScan {
-    /// Identity.
-    pub(super) id: ScanId,
     /// Its files in the archive.
     pub(super) draft: Draft,
-    /// What is known of it.
-    pub(super) facts: Facts,
-    /// What the encoder takes.
-    pub(super) encodable: Encodable,
-}
-
-/// What the journal keeps of a scan that was read.
-pub(super) struct Facts {
-    pub(super) placed: Acquisition,
-    pub(super) brain: BrainFacts,
-    pub(super) alignment: Option<AlignmentFacts>,
-    pub(super) preprocess: Option<PreprocessFacts>,
+    /// What was made of it.
+    pub(super) prepared: Prepared,
 }
 
 /// Reads whole files.
@@ -197,7 +185,7 @@ impl Reader {
         if ingest::look_at(path).ok() != Some(*look) || Companions::of(path) != whole.companions {
             return Ok(Taken::Later);
         }
-        let t1 = steps::session_t1(path).filter(|_| method.uses_session_t1);
+        let t1 = companions::session_t1(path).filter(|_| method.uses_session_t1);
         let look_at_t1 = || ingest::look_at(t1.as_deref()?).ok();
         let t1_look = look_at_t1();
         let files = [Some(&*draft.scan), draft.mask.as_deref(), t1.as_deref()];
@@ -230,30 +218,21 @@ impl Reader {
                 handed => handed,
             },
         };
-        let source = steps::prepare(scan, handed, method)?;
+        let source = find_brain(scan, handed, method)?;
         self.beat();
-        let config = self.shared.config();
-        let placed = acquisition(path, json, source.raw.affine.spacing_mm(), &config, method);
+
         // What cannot be encoded is refused while the file is at hand.
-        let encodable = Encodable::new(&source, method, &placed.cohort)?;
+        let prepared = Prepared::new(id, &source, path, json, &self.shared.config(), method)?;
         timings.switch(Stage::Decode);
         self.beat();
-        let preprocess = source.preprocess.as_ref();
-        if preprocess.is_some_and(|done| done.scan_replaced) {
-            archive.replace_scan(&draft, &nifti::encode_scan(&source.grid, &source.raw.voxels))?;
+
+        if let Some(changed) = source.changed_scan() {
+            archive.replace_scan(&draft, &changed)?;
         }
-        if source.brain_from.is_found() {
-            // Found once: results are written again and again.
-            let mask = nifti::encode_mask(&source.grid, &source.brain.inside, "brain mask");
-            archive.add_mask(&mut draft, &mask)?;
+        if let Some(brain) = source.found_brain() {
+            archive.add_mask(&mut draft, &brain)?;
         }
-        let facts = Facts {
-            placed,
-            brain: steps::brain_facts(&source),
-            alignment: steps::alignment_facts(&source),
-            preprocess: source.preprocess,
-        };
-        Ok(Taken::Scan(ReadScan { id, draft, facts, encodable }))
+        Ok(Taken::Scan(ReadScan { draft, prepared }))
     }
 
     /// Lets the site's own preprocessing work on a scan; nothing when asked to stop meanwhile.
@@ -338,7 +317,10 @@ impl Companions {
             let look = ingest::look_at(&path).ok()?;
             Some((path, look))
         };
-        Self { mask: look(steps::companion_mask(scan)), json: look(steps::companion_json(scan)) }
+        Self {
+            mask: look(companions::companion_mask(scan)),
+            json: look(companions::companion_json(scan)),
+        }
     }
 
     pub(super) fn looks(&self) -> ingest::Beside {

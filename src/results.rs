@@ -1,32 +1,39 @@
-//! From a scored window to the result files of one scan.
+//! From a scored window to the result files of one scan, for the daemon and `oddscan score` alike.
+
+mod warnings;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{
-    alignment::alignment_files,
-    steps::{self, Source, WindowScores},
-};
 use crate::{
+    companions,
     config::{Config, ResultSettings},
     domain::{
-        cohort::{UNKNOWN, modality_of},
+        cohort::modality_of,
         error::ScanError,
-        finding::{Finding, SharedAnomaly, WindowIdentity},
-        scan::{BrainSource, EncodedFacts, ScanId, ScanRecord},
+        finding::{Finding, finding},
+        scan::{BrainSource, EncodedFacts, ScanRecord},
+        window::WindowIdentity,
+        window_scores::WindowScores,
     },
     engine::Method,
     nifti,
-    numeric::scoring,
+    numeric::{brain, mask::GridPlacement, registration::Template, scoring},
+    prepare::Source,
     report::{
-        AlignmentFiles, EncoderFacts, IntensityFacts, MethodFacts, QualityFacts, RESEARCH_USE_ONLY,
-        ResultSet, SCHEMA, Scores, Sidecar, Standing, ThresholdFacts, WindowFacts,
+        AlignmentFiles, AlignmentPicture, EncoderFacts, IntensityFacts, MethodFacts, QualityFacts,
+        RESEARCH_USE_ONLY, ResultSet, SCHEMA, Scores, Sidecar, Standing, ThresholdFacts,
+        WindowFacts, alignment_picture, itk_transform,
         picture::{self, PictureInput},
     },
 };
+use warnings::{scan_warnings, shared_warning, window_warnings};
+
+pub use warnings::MIXED;
+pub(crate) use warnings::SHIFTED;
 
 /// Everything that a result of one member of a window is made from.
-pub struct ReportInput<'a> {
+pub struct ResultInput<'a> {
     /// Journal entry of the scan.
     pub record: &'a ScanRecord,
     /// The scan, read again.
@@ -43,14 +50,12 @@ pub struct ReportInput<'a> {
     pub config: &'a Config,
 }
 
-/// Below this many other scans a percentile or threshold says little; the method wants about 30.
-const FEW_SCANS: usize = 30;
-
 /// Map, mask, picture and sidecar, and the finding that they show.
-pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), ScanError> {
-    let ReportInput { record, source, method, config, .. } = input;
+pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), ScanError> {
+    let ResultInput { record, source, method, config, .. } = input;
     let WindowScores { shared, .. } = input.scores;
-    let finding = steps::finding(source, input.scores, input.index, method, &config.scoring)?;
+    let finding = finding_of(input)?;
+
     // Packing the map takes as long as all the rest.
     let (map_nii_gz, (mask_nii_gz, picture_png)) = rayon::join(
         || nifti::encode_map(&source.grid, &finding.map),
@@ -91,9 +96,15 @@ pub fn build_results(input: &ReportInput<'_>) -> Result<(ResultSet, Finding), Sc
     Ok((results, finding))
 }
 
+fn finding_of(input: &ResultInput<'_>) -> Result<Finding, ScanError> {
+    let ResultInput { source, scores, index, method, config, .. } = input;
+    let placement = GridPlacement { cube_side: method.cube.side, cube: source.cube(method)? };
+    Ok(finding(&source.raw, &source.brain, &placement, scores, *index, &config.scoring))
+}
+
 /// What `[results]` asks for: the brain mask, and the files of the alignment.
-fn optional_files(input: &ReportInput<'_>) -> (Option<Vec<u8>>, Option<AlignmentFiles>) {
-    let ReportInput { record, source, method, config, .. } = input;
+fn optional_files(input: &ResultInput<'_>) -> (Option<Vec<u8>>, Option<AlignmentFiles>) {
+    let ResultInput { record, source, method, config, .. } = input;
     let wanted = config.results;
     let brain = || nifti::encode_mask(&source.grid, &source.brain.inside, "brain mask");
     let template = method.template.as_ref().filter(|_| wanted.alignment);
@@ -101,8 +112,34 @@ fn optional_files(input: &ReportInput<'_>) -> (Option<Vec<u8>>, Option<Alignment
     (wanted.brain_mask.then(brain), alignment)
 }
 
-fn picture(input: &ReportInput<'_>, finding: &Finding) -> Vec<u8> {
-    let ReportInput { record, source, scores, index, .. } = input;
+/// Picture and transform of a scan that was aligned.
+fn alignment_files(
+    record: &ScanRecord,
+    source: &Source,
+    template: &Template,
+) -> Option<AlignmentFiles> {
+    let found = source.alignment.as_ref()?;
+    let facts = record.alignment?;
+    let within =
+        format!("{:.0} % of the template's brain lie within the scan", 100.0 * facts.coverage);
+    let line = match facts.distinctness {
+        Some(distinctness) => format!("distinctness of the alignment {distinctness:.2}; {within}"),
+        None => within,
+    };
+    let carried =
+        brain::carried(template.brain(), &found.to_scan, source.raw.shape, &source.raw.affine);
+    let picture_png = alignment_picture(&AlignmentPicture {
+        scan: &source.raw,
+        brain: Some(&source.brain.inside),
+        template: Some(&carried),
+        title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
+        line: &line,
+    });
+    Some(AlignmentFiles { picture_png, transform_tfm: itk_transform(&found.to_scan).into_bytes() })
+}
+
+fn picture(input: &ResultInput<'_>, finding: &Finding) -> Vec<u8> {
+    let ResultInput { record, source, scores, index, .. } = input;
     let others = scores.others(*index);
     let own = scores.scans[*index].top1_mean;
     picture::render(&PictureInput {
@@ -134,7 +171,7 @@ fn quality(record: &ScanRecord) -> String {
 }
 
 /// The sidecar of a scan whose window is not full enough; also the frame of every other.
-pub(super) fn sidecar(
+pub(crate) fn sidecar(
     record: &ScanRecord,
     window: &WindowIdentity,
     method: &Method,
@@ -152,7 +189,7 @@ pub(super) fn sidecar(
         source_name: record.source_name.clone(),
         came_from: record.came_from.clone(),
         scan_id: record.id,
-        modality: modality_of(&steps::stem_of(record.source_name.as_ref())),
+        modality: modality_of(&companions::stem_of(record.source_name.as_ref())),
         cohort: record.cohort.name.clone(),
         acquisition: record.acquisition.clone(),
         revision: record.reported.as_ref().map_or(0, |reported| reported.revision) + 1,
@@ -226,24 +263,9 @@ fn intensity_facts(record: &ScanRecord, encoded: &EncodedFacts, method: &Method)
     })
 }
 
-/// Why a scan was not standardised though that was asked for.
-fn not_standardised(
-    record: &ScanRecord,
-    encoded: &EncodedFacts,
-    method: &Method,
-) -> Option<String> {
-    let cohort = &record.cohort.name;
-    let set = method.landmarks.as_ref().filter(|_| !encoded.is_standardised)?;
-    let why = match set.learnt(cohort) {
-        None => format!("there are no landmarks for the cohort {cohort}"),
-        Some(_) => "it has too few distinct ones".to_owned(),
-    };
-    Some(format!("intensities are not standardised, {why}; they are divided by their white level"))
-}
-
 /// Results with the same key are the same: the window's members and which of them are references,
 /// the method of their tokens, the settings of the scoring, and the files that are asked for.
-pub(super) fn result_key(window: &WindowIdentity, config: &Config) -> String {
+pub(crate) fn result_key(window: &WindowIdentity, config: &Config) -> String {
     let mut shaping = json!({
         "window": window.id,
         "method": window.cohort.method,
@@ -275,130 +297,4 @@ fn summary(finding: &Finding, n_others: usize) -> String {
         finding.clusters.len(),
         if finding.clusters.len() == 1 { "" } else { "s" },
     )
-}
-
-/// Above this [`scoring::heterogeneity`] a window mixes sources: measured 1.05 for one scanner.
-pub const MIXED: f64 = 1.15;
-
-/// Above this [`scoring::shift`] a scan is unlike its cohort: docs/quality.md has the measurement.
-pub(super) const SHIFTED: f64 = 1.15;
-
-/// What a scored window adds to the warnings of a scan.
-fn window_warnings(input: &ReportInput<'_>, finding: &Finding) -> Vec<String> {
-    let references = input.scores.references();
-    let n_others = input.scores.others(input.index).len();
-    let n_patients = input.window.n_patients().min(n_others + 1);
-    let mut warnings = Vec::new();
-    if let Some(mixed) = scoring::heterogeneity(&references).filter(|&ratio| ratio > MIXED) {
-        warnings.push(format!(
-            "the window mixes scans that differ as a whole ({mixed:.2} between the 90th and 10th \
-             percentile of their median scores, {MIXED} is the limit): several scanners or \
-             protocols? Compare within one source; percentiles say little here"
-        ));
-    }
-    if let Some(shift) = finding.shift.filter(|&shift| shift > SHIFTED) {
-        warnings.push(format!(
-            "the scan looks unlike its cohort {}: as a whole it lies {shift:.2} times as far from the \
-             others as they from each other ({SHIFTED} is the limit). Check sequence, scanner and \
-             preprocessing, or write a [[cohort]] rule; its map shows the difference too",
-            input.record.cohort.label()
-        ));
-    }
-    if n_patients < FEW_SCANS {
-        let are_told_apart = !input.window.same_patient.is_empty();
-        let what = if are_told_apart { "patients" } else { "scans" };
-        warnings.push(format!(
-            "the window holds {n_patients} {what}; scores become reliable from about {FEW_SCANS}"
-        ));
-    }
-    if finding.n_unmatched_cells * 100 > finding.n_cells {
-        warnings.push(format!(
-            "{} of {} cells have no counterpart in reach in any other scan; is the scan aligned?",
-            finding.n_unmatched_cells, finding.n_cells
-        ));
-    }
-    warnings
-}
-
-/// Names the scans that share an anomaly with this one, at whatever layer and view.
-fn shared_warning(own_id: ScanId, shared: &[SharedAnomaly]) -> Option<String> {
-    let own: Vec<&SharedAnomaly> =
-        shared.iter().filter(|anomaly| anomaly.members.contains(&own_id)).collect();
-    let mut others: Vec<ScanId> =
-        own.iter().flat_map(|anomaly| &anomaly.members).copied().collect();
-    others.retain(|&member| member != own_id);
-    others.sort_unstable();
-    others.dedup();
-    let is_filtered = own.iter().any(|anomaly| anomaly.n_excluded > 0);
-    let kept = if is_filtered { "which no longer hide it" } else { "as whole scans" };
-    let others: Vec<String> = others.iter().map(ScanId::short).collect();
-    (!others.is_empty())
-        .then(|| format!("the scan shares something unusual with {}, {kept}", others.join(", ")))
-}
-
-fn scan_warnings(
-    record: &ScanRecord,
-    encoded: &EncodedFacts,
-    window: &WindowIdentity,
-    method: &Method,
-    config: &Config,
-) -> Vec<String> {
-    let not_good_enough =
-        |fault| format!("{fault}: the scan is scored, but others are not compared with it");
-    let mut warnings: Vec<String> =
-        config.quality.faults(record).into_iter().map(not_good_enough).collect();
-    if encoded.cut_fraction > 0.01 {
-        warnings.push(format!(
-            "{:.1} % of the brain lies outside the field of view (volume.field_of_view_mm)",
-            100.0 * encoded.cut_fraction
-        ));
-    }
-    warnings.extend(not_standardised(record, encoded, method));
-    let n_own = window.of_same_patient(record.id).count();
-    if n_own > 0 {
-        let scans = if n_own == 1 { "another scan" } else { "other scans" };
-        warnings.push(format!(
-            "the window holds {scans} of the same patient (window.same_patient): they are not compared \
-             with this one, and count once with it (window.compare_same_patient)"
-        ));
-    }
-    if window.few_patients {
-        warnings.push(
-            "the window is full with scans of too few patients (by sub-<label> or PatientID), which are \
-             compared with each other all the same and may hide what they share"
-                .to_owned(),
-        );
-    }
-    warnings.extend(record.notes.iter().cloned());
-    if record.cohort.name == UNKNOWN {
-        warnings.push(
-            "the file name ends in no known BIDS suffix and no [[cohort]] rule takes the scan; it is \
-             compared with others of which nothing is known either"
-                .to_owned(),
-        );
-    }
-    warnings
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn everyone_who_shares_something_at_any_view_is_named_once() {
-        let id = |n: u8| ScanId([n; 32]);
-        let anomaly = |members: &[u8], n_excluded| SharedAnomaly {
-            layer: 9,
-            members: members.iter().map(|&n| id(n)).collect(),
-            n_excluded,
-        };
-        let shared = [anomaly(&[1, 3, 4], 0), anomaly(&[2, 1, 4], 5), anomaly(&[7, 8, 9], 5)];
-        let text = shared_warning(id(1), &shared).unwrap();
-        let names = [2, 3, 4].map(|n| id(n).short()).join(", ");
-        assert_eq!(
-            text,
-            format!("the scan shares something unusual with {names}, which no longer hide it")
-        );
-        assert_eq!(shared_warning(id(5), &shared), None);
-    }
 }

@@ -3,9 +3,8 @@
 
 use std::{fs, io, path::Path};
 
-use super::steps;
 use crate::{
-    bids,
+    bids, companions,
     config::Config,
     domain::{
         acquisition::AcquisitionFacts,
@@ -35,7 +34,7 @@ pub fn acquisition(
     config: &Config,
     method: &Method,
 ) -> Acquisition {
-    let mut facts = AcquisitionFacts::of(&steps::stem_of(scan), spacing_mm);
+    let mut facts = AcquisitionFacts::of(&companions::stem_of(scan), spacing_mm);
     let mut notes = Vec::new();
     if let Some(json) = json {
         // The kind of the error: its text may hold a path.

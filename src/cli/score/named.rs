@@ -1,0 +1,135 @@
+//! The files that a command line names: scans, and what is made of DICOM files among them.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    cli::{Failure, INTERNAL, IO, USAGE},
+    config::Config,
+    domain::patient::Patient,
+    ingest::{self, Links, Patterns},
+    pipeline::convert::{self, Event, Standing},
+};
+
+/// A file to be read.
+pub(in crate::cli) struct Named {
+    pub(in crate::cli) path: PathBuf,
+    /// Whose scan it is by its DICOM header.
+    pub(super) patient: Option<Patient>,
+}
+
+impl From<PathBuf> for Named {
+    fn from(path: PathBuf) -> Self {
+        Self { path, patient: None }
+    }
+}
+
+/// A file that was not scored, and why.
+pub(in crate::cli) struct Refused {
+    pub(in crate::cli) path: PathBuf,
+    pub(in crate::cli) error: String,
+    /// What shows why, if something does.
+    pub(in crate::cli) picture: Option<PathBuf>,
+}
+
+impl Refused {
+    pub(in crate::cli) fn new(path: PathBuf, error: String) -> Self {
+        Self { path, error, picture: None }
+    }
+}
+
+/// Files as named, and the scans in folders. DICOM series among them are converted into `unpacked`;
+/// those that cannot be are given apart.
+pub(in crate::cli) fn expand(
+    named: &[PathBuf],
+    config: &Config,
+    unpacked: &Path,
+) -> Result<(Vec<Named>, Vec<Refused>), Failure> {
+    let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
+        .map_err(|error| Failure::new(INTERNAL, error))?;
+    let cannot_list =
+        |path: &Path, e| Failure::new(IO, format!("cannot list {}: {e}", path.display()));
+    let mut files: Vec<Named> = Vec::new();
+    let mut dicom = Vec::new();
+    for path in named {
+        if path.is_dir() && !patterns.is_scan(path) {
+            let listed = ingest::list(path, &patterns, Links::ToFiles, || {})
+                .map_err(|e| cannot_list(path, e))?;
+            files.extend(listed.scans.into_iter().map(|candidate| candidate.path.into()));
+            let has_mark = |file: &ingest::Candidate| ingest::has_dicom_mark(&file.path);
+            let bundles = ingest::list_bundles(path, &patterns, has_mark, || {})
+                .map_err(|e| cannot_list(path, e))?;
+            dicom.extend(bundles.into_iter().flat_map(|bundle| bundle.files).map(|file| file.path));
+        } else if patterns.is_scan(path) {
+            files.push(path.clone().into());
+        } else if ingest::has_ending(path, &["zip"]) || ingest::has_dicom_mark(path) {
+            dicom.push(path.clone());
+        } else {
+            eprintln!(
+                "{}: no scan by its name (intake.accept, intake.ignore), and no DICOM file",
+                path.display()
+            );
+        }
+    }
+    // Somebody may name a folder and what lies in it.
+    let mut places = BTreeSet::new();
+    files.retain(|file| places.insert(place(&file.path)));
+    dicom.retain(|path| places.insert(place(path)));
+    let refused = convert_series(&dicom, config, unpacked, &mut files)?;
+    if files.is_empty() && refused.is_empty() {
+        let needed = "no scan among the files; name NIfTI or DICOM files, zips or folders of them";
+        return Err(Failure::new(USAGE, needed));
+    }
+    Ok((files, refused))
+}
+
+/// Where a file lies, however it was named. What a link leads to does not matter.
+fn place(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    fs::canonicalize(folder).unwrap_or(folder.to_owned()).join(path.file_name().unwrap_or_default())
+}
+
+/// Converts DICOM files as the daemon does and adds the volumes to `files`.
+fn convert_series(
+    dicom: &[PathBuf],
+    config: &Config,
+    unpacked: &Path,
+    files: &mut Vec<Named>,
+) -> Result<Vec<Refused>, Failure> {
+    if dicom.is_empty() {
+        return Ok(Vec::new());
+    }
+    // The process works in a folder of its own.
+    let absolute = |path: &PathBuf| std::path::absolute(path).map(|path| (Standing::New, path));
+    let listed: Result<Vec<_>, _> = dicom.iter().map(absolute).collect();
+    let listed = listed.map_err(|error| Failure::new(IO, error))?;
+    let work = unpacked.join("dicom");
+    let events = convert::convert(&listed, &work, &config.intake.limits, || true)
+        .map_err(|error| Failure::new(IO, error))?;
+    let first = |inputs: &[usize]| inputs.first().map_or(PathBuf::new(), |&i| dicom[i].clone());
+    let mut refused = Vec::new();
+    for event in events.unwrap_or_default() {
+        match event {
+            Event::Converted { name, patient, .. } => {
+                let path = work.join("out").join(format!("{name}.nii.gz"));
+                files.push(Named { path, patient });
+            }
+            Event::Refused { refusal, inputs, .. } => {
+                refused.push(Refused::new(first(&inputs), refusal.to_string()));
+            }
+            Event::Skipped { why, inputs, .. } => {
+                eprintln!("left out: {} and its series: {why}", first(&inputs).display());
+            }
+            Event::Waiting { inputs } => {
+                let error = "not reached: too many files before it kill the converter".to_owned();
+                refused.push(Refused::new(first(&inputs), error));
+            }
+            Event::InHand { .. } => {}
+        }
+    }
+    Ok(refused)
+}

@@ -1,0 +1,155 @@
+//! From members with tokens to the results of a window, which holds a whole cohort.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::encode::{Again, Member};
+use crate::{
+    cli::{Failure, INTERNAL, IO},
+    config::Config,
+    domain::{
+        GridName, PairDistances,
+        cohort::CohortKey,
+        error::ScanError,
+        finding::Finding,
+        scan::ScanId,
+        window::Window,
+        window_scores::{ScoredMember, WindowDistances, parts_of, score_members},
+    },
+    engine::Engine,
+    numeric::{
+        scoring::{PairColumns, SearchReach},
+        token::TokenGrid,
+    },
+    pipeline::nearest_of_each,
+    prepare::read_again,
+    report,
+    results::{ResultInput, build_results},
+};
+
+/// Distances from one grid of tokens of a scan to that of another.
+type Columns = BTreeMap<(ScanId, ScanId, usize), Vec<f32>>;
+
+/// Scores window after window.
+pub(super) struct Scoring<'a> {
+    pub(super) config: &'a Config,
+    pub(super) engine: &'a mut Engine,
+    /// What a reader of the results should know, and of which scans.
+    pub(super) warnings: BTreeMap<String, Vec<String>>,
+}
+
+impl Scoring<'_> {
+    /// One cohort as one window, which holds all of it.
+    pub(super) fn window(&self, key: CohortKey, members: &[Member]) -> Window {
+        let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
+        let mut window = Window::new(key, capacity);
+        for member in members {
+            window.admit(member.record.id, self.config.member_facts(&member.record));
+        }
+        window
+    }
+
+    /// Scores a window and writes its results.
+    pub(super) fn score(
+        &mut self,
+        window: &Window,
+        members: Vec<Member>,
+        out: &Path,
+    ) -> Result<Vec<(Member, Finding)>, Failure> {
+        let internal = |error: ScanError| Failure::new(INTERNAL, error);
+        let columns = self.columns(&members).map_err(internal)?;
+        let n_parts = self.engine.method.n_parts;
+        let scored_member = |member: &Member| ScoredMember {
+            id: member.record.id,
+            parts: parts_of(&member.tokens, n_parts),
+            facts: window.facts(member.record.id).clone(),
+        };
+        let scored_members: Vec<ScoredMember> = members.iter().map(scored_member).collect();
+        let mut computed = Computed {
+            columns: &columns,
+            members: &members,
+            distances: self.engine.distances.as_mut(),
+            reach: self.config.scoring.reach,
+        };
+        let method = &self.engine.method;
+        let scores =
+            score_members(&scored_members, &method.layers, &self.config.scoring, &mut computed)
+                .map_err(internal)?;
+        let identity = window.identity();
+        let mut scored = Vec::new();
+        for (index, member) in members.into_iter().enumerate() {
+            let Again { scan, mask } = &member.again;
+            let limits = &self.config.intake.limits;
+            let source =
+                read_again(&member.record, scan, mask.as_deref(), limits).map_err(internal)?;
+            let (results, finding) = build_results(&ResultInput {
+                record: &member.record,
+                source: &source,
+                scores: &scores,
+                index,
+                window: &identity,
+                method: &self.engine.method,
+                config: &self.config,
+            })
+            .map_err(internal)?;
+            let stem = &member.record.output_stem;
+            for warning in &results.sidecar.warnings {
+                self.warnings.entry(warning.clone()).or_default().push(stem.clone());
+            }
+            report::write_results(out, stem, &results).map_err(|error| Failure::new(IO, error))?;
+            scored.push((member, finding));
+        }
+        Ok(scored)
+    }
+
+    /// All columns of a window.
+    fn columns(&mut self, members: &[Member]) -> Result<Columns, ScanError> {
+        let (reach, distances) = (self.config.scoring.reach, self.engine.distances.as_mut());
+        let mut columns = BTreeMap::new();
+        let n_grids = members.first().map_or(0, |member| member.tokens.len());
+        for grid in 0..n_grids {
+            let grids: Vec<(GridName, &TokenGrid)> = members
+                .iter()
+                .map(|member| (GridName { scan: member.record.id, grid }, &member.tokens[grid]))
+                .collect();
+            for (index, &one) in grids.iter().enumerate() {
+                let others = &grids[..index];
+                let found = nearest_of_each(distances, reach, one, others)?;
+                for ((other, _), of_pair) in others.iter().zip(found) {
+                    let PairColumns { first_to_second, second_to_first } = of_pair;
+                    columns.insert((one.0.scan, other.scan, grid), first_to_second);
+                    columns.insert((other.scan, one.0.scan, grid), second_to_first);
+                }
+            }
+        }
+        Ok(columns)
+    }
+}
+
+/// The columns of a window in memory.
+struct Computed<'a> {
+    columns: &'a Columns,
+    members: &'a [Member],
+    distances: &'a mut dyn PairDistances,
+    reach: SearchReach,
+}
+
+impl WindowDistances for Computed<'_> {
+    fn column(&mut self, of: ScanId, other: ScanId, grid: usize) -> Result<Vec<f32>, ScanError> {
+        Ok(self.columns[&(of, other, grid)].clone())
+    }
+
+    fn column_without(
+        &mut self,
+        of: ScanId,
+        other: ScanId,
+        grid: usize,
+        excluded: &[usize],
+    ) -> Result<Vec<f32>, ScanError> {
+        let tokens = |id: ScanId| {
+            let member = self.members.iter().find(|member| member.record.id == id);
+            &member.expect("distances are between members").tokens[grid]
+        };
+        let theirs = tokens(other).without(excluded);
+        Ok(self.distances.nearest(tokens(of), &theirs, self.reach)?.first_to_second)
+    }
+}

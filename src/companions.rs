@@ -1,0 +1,159 @@
+//! The files that lie beside a scan and belong to it, and the names that follow from its own.
+
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use crate::domain::scan::ScanId;
+
+/// The brain mask beside a scan, if there is one.
+pub fn companion_mask(scan: &Path) -> Option<PathBuf> {
+    companion(scan, "brain")
+}
+
+/// The T1 of the same session beside a scan that is none itself, `<subject>_T1w.nii.gz`.
+pub fn session_t1(scan: &Path) -> Option<PathBuf> {
+    companion(scan, "T1w").filter(|t1| t1 != scan)
+}
+
+/// A file that belongs to a scan and lies beside it: `<stem>_<what>` or, for
+/// `<subject>_<modality>`, `<subject>_<what>`, with `.nii.gz` or `.nii`. Names need not be UTF-8.
+///
+/// A link is none: in the incoming folder it may lead to anything. Beside a scan that is a link
+/// itself, which only a person can have named, links are followed: whole data sets consist of them.
+pub fn companion(scan: &Path, what: &str) -> Option<PathBuf> {
+    let stem = stem_bytes(scan)?;
+    let subject = stem.iter().rposition(|&byte| byte == b'_').map(|end| &stem[..end]);
+    let path = |name: &[u8], ending: &str| {
+        let name = [name, b"_", what.as_bytes(), ending.as_bytes()].concat();
+        scan.with_file_name(OsStr::from_bytes(&name))
+    };
+    [Some(stem), subject]
+        .into_iter()
+        .flatten()
+        .flat_map(|name| [path(name, ".nii.gz"), path(name, ".nii")])
+        .find(|path| lies_beside(scan, path))
+}
+
+/// The JSON beside a scan that says how it was acquired: `<stem>.json`, by the same rule about
+/// links. What this program writes beside maps is none.
+pub fn companion_json(scan: &Path) -> Option<PathBuf> {
+    let name = [stem_bytes(scan)?, b".json"].concat();
+    let path = scan.with_file_name(OsStr::from_bytes(&name));
+    (!name.ends_with(b"_anomaly.json") && lies_beside(scan, &path)).then_some(path)
+}
+
+fn lies_beside(scan: &Path, path: &Path) -> bool {
+    path.is_file() && (scan.is_symlink() || !path.is_symlink())
+}
+
+/// The bytes of a file name without `.nii` or `.nii.gz`.
+fn stem_bytes(scan: &Path) -> Option<&[u8]> {
+    let name = scan.file_name()?.as_bytes();
+    let stem = name.strip_suffix(b".gz").unwrap_or(name);
+    Some(stem.strip_suffix(b".nii").unwrap_or(stem))
+}
+
+/// File name without folder and without `.nii` or `.nii.gz`.
+pub fn stem_of(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = name.strip_suffix(".gz").unwrap_or(&name);
+    stem.strip_suffix(".nii").unwrap_or(stem).to_owned()
+}
+
+/// A stem for result files: letters, digits, `.`, `-` and `_` stay, everything else becomes `_`,
+/// so that no file name can lead out of the results folder or break a shell line.
+pub fn output_stem(stem: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '_' };
+    let stem: String = stem.chars().take(120).map(safe).collect();
+    let stem = stem.trim_start_matches('.');
+    if stem.is_empty() { "scan".to_owned() } else { stem.to_owned() }
+}
+
+/// The stem of a scan's results: that of its file, and with its id where another scan has that
+/// already, which keeps its results.
+pub fn output_stem_among(scan: &Path, id: ScanId, is_taken: impl Fn(&str) -> bool) -> String {
+    let stem = output_stem(&stem_of(scan));
+    if is_taken(&stem) { format!("{stem}-{}", id.short()) } else { stem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_is_found_by_stem_and_by_subject() {
+        let folder = tempfile::tempdir().unwrap();
+        let scan = folder.path().join("sub-1_FLAIR.nii.gz");
+        assert_eq!(companion_mask(&scan), None);
+        let subject = folder.path().join("sub-1_brain.nii.gz");
+        std::fs::write(&subject, "").unwrap();
+        assert_eq!(companion_mask(&scan), Some(subject));
+        let stem = folder.path().join("sub-1_FLAIR_brain.nii");
+        std::fs::write(&stem, "").unwrap();
+        assert_eq!(companion_mask(&scan), Some(stem));
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf_8_finds_its_mask_and_a_link_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &[u8]| folder.path().join(OsStr::from_bytes(name));
+        let (scan, mask) = (path(b"M\xfcller_T1w.nii.gz"), path(b"M\xfcller_brain.nii.gz"));
+        std::fs::write(&mask, "").unwrap();
+        assert_eq!(companion_mask(&scan), Some(mask.clone()));
+        std::fs::rename(&mask, path(b"elsewhere")).unwrap();
+        std::os::unix::fs::symlink(path(b"elsewhere"), &mask).unwrap();
+        assert_eq!(companion_mask(&scan), None);
+    }
+
+    #[test]
+    fn a_link_is_a_mask_beside_a_scan_that_is_one() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["elsewhere", "sub-1_T1w.nii"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        symlink(at("elsewhere"), at("sub-1_brain.nii")).unwrap();
+        symlink(at("elsewhere"), at("sub-1_FLAIR.nii")).unwrap();
+        assert_eq!(companion_mask(&at("sub-1_FLAIR.nii")), Some(at("sub-1_brain.nii")));
+        assert_eq!(companion_mask(&at("sub-1_T1w.nii")), None);
+        // A file is a mask whatever the scan is.
+        std::fs::write(at("sub-1_FLAIR_brain.nii"), "").unwrap();
+        assert_eq!(companion_mask(&at("sub-1_FLAIR.nii")), Some(at("sub-1_FLAIR_brain.nii")));
+    }
+
+    #[test]
+    fn a_json_is_found_by_stem_and_neither_a_link_nor_a_result_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["sub-1.json", "a_anomaly.json", "elsewhere"] {
+            std::fs::write(at(name), "{}").unwrap();
+        }
+        assert_eq!(companion_json(&at("a_anomaly.nii.gz")), None);
+        assert_eq!(companion_json(&at("sub-1_T1w.nii.gz")), None, "not of the whole subject");
+        std::os::unix::fs::symlink(at("elsewhere"), at("sub-1_T1w.json")).unwrap();
+        assert_eq!(companion_json(&at("sub-1_T1w.nii.gz")), None);
+        std::os::unix::fs::symlink(at("elsewhere"), at("sub-1_T1w.nii")).unwrap();
+        assert_eq!(companion_json(&at("sub-1_T1w.nii")), Some(at("sub-1_T1w.json")));
+        std::fs::write(at("sub-2_T1w.json"), "{}").unwrap();
+        assert_eq!(companion_json(&at("sub-2_T1w.nii.gz")), Some(at("sub-2_T1w.json")));
+    }
+
+    #[test]
+    fn hostile_names_become_harmless_stems() {
+        assert_eq!(output_stem("sub-01_T1w"), "sub-01_T1w");
+        assert_eq!(output_stem("../../etc/passwd"), "_.._etc_passwd");
+        assert_eq!(output_stem("a b\n;rm"), "a_b__rm");
+        assert_eq!(output_stem(""), "scan");
+        assert_eq!(output_stem(&"x".repeat(400)).len(), 120);
+    }
+
+    #[test]
+    fn the_stem_loses_only_the_nifti_ending() {
+        assert_eq!(stem_of(Path::new("/in/a.b.nii.gz")), "a.b");
+        assert_eq!(stem_of(Path::new("a.nii")), "a");
+    }
+}

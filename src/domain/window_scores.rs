@@ -1,0 +1,524 @@
+//! The scores of all members of a window: the heart of the method.
+//!
+//! Each token is compared with the tokens near its place in the other members (Le-Gia and Ahn 2026,
+//! § 3). The distances come from outside ([`WindowDistances`]), so that the same code scores a
+//! window in memory and one whose distances lie in a store.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::{error::ScanError, scan::ScanId, window::MemberFacts};
+use crate::numeric::{
+    community::{self, CommunitySettings},
+    mask::{ScoreGrid, joined_scores},
+    scoring::{self, Fraction, MapProfile, NearestDistances, ScanScores, SearchReach},
+    token::{Foreground, TokenGrid},
+};
+
+/// How a window is scored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scoring {
+    /// Where a token looks for matches.
+    pub reach: SearchReach,
+    /// Share of the other scans averaged over.
+    pub keep: Fraction,
+    /// Share of what its place scores in the other scans that is taken from a score, in [0, 1].
+    pub place_share: f64,
+    /// Share of healthy voxels above the threshold, at most a quarter.
+    pub false_positives: Fraction,
+    /// Share of the scans whose lesions are taken to be smaller than that.
+    pub clean_scans: Fraction,
+    /// Smallest region of the mask, mm^3.
+    pub min_cluster_mm3: f64,
+    /// Whether anomalies that several scans share are looked for.
+    pub filter_shared: bool,
+    /// How they are looked for.
+    pub community: CommunitySettings,
+}
+
+/// Where the distances between the members of a window come from.
+pub trait WindowDistances {
+    /// The distances from one grid of tokens of a scan to that of another scan.
+    fn column(&mut self, of: ScanId, other: ScanId, grid: usize) -> Result<Vec<f32>, ScanError>;
+
+    /// The distances to several other scans, in their order.
+    fn columns(
+        &mut self,
+        of: ScanId,
+        others: &[ScanId],
+        grid: usize,
+    ) -> Result<Vec<Vec<f32>>, ScanError> {
+        others.iter().map(|&other| self.column(of, other, grid)).collect()
+    }
+
+    /// As [`WindowDistances::column`], as if the other scan did not have the tokens `excluded`.
+    fn column_without(
+        &mut self,
+        of: ScanId,
+        other: ScanId,
+        grid: usize,
+        excluded: &[usize],
+    ) -> Result<Vec<f32>, ScanError>;
+}
+
+/// A member of a window with the places of its tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScoredMember {
+    /// The scan.
+    pub id: ScanId,
+    /// The cells of its tokens, for each part of a layer: view by view, or of all views joined.
+    pub parts: Vec<Foreground>,
+    /// Whether others are compared with it, and whose scan it is.
+    pub facts: MemberFacts,
+}
+
+impl ScoredMember {
+    fn is_reference(&self) -> bool {
+        self.facts.is_reference
+    }
+
+    fn is_of_same_patient(&self, other: &Self) -> bool {
+        self.facts.patient.is_some() && self.facts.patient == other.facts.patient
+    }
+}
+
+/// An anomaly that several scans of a window share: they are each other's closest matches there,
+/// and would hide it from the score.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedAnomaly {
+    /// Encoder block at which it was found, counted from 1.
+    pub layer: usize,
+    /// The scans, in the order of the window.
+    pub members: Vec<ScanId>,
+    /// Tokens of theirs that no longer count as matches; 0 if they differ as whole scans.
+    pub n_excluded: usize,
+}
+
+/// The cells of a scan's tokens, for each part of a layer.
+pub fn parts_of(grids: &[TokenGrid], n_parts: usize) -> Vec<Foreground> {
+    grids[..n_parts].iter().map(|grid| grid.foreground().clone()).collect()
+}
+
+/// The scores of a window.
+#[derive(Debug, Clone, Default)]
+pub struct WindowScores {
+    /// In the order of the members; empty before the window was scored.
+    pub scans: Vec<ScanScores>,
+    /// What their maps hold, in the same order.
+    pub profiles: Vec<MapProfile>,
+    /// Whether others were compared with them, in the same order.
+    pub are_references: Vec<bool>,
+    /// Numbers of their patients, in the same order.
+    patients: Vec<usize>,
+    /// Anomalies that several members share.
+    pub shared: Vec<SharedAnomaly>,
+}
+
+impl WindowScores {
+    /// The scans that others were compared with.
+    pub fn references(&self) -> Vec<&ScanScores> {
+        let references = self.scans.iter().zip(&self.are_references);
+        references.filter(|(_, is)| **is).map(|(scan, _)| scan).collect()
+    }
+
+    /// The scans that member `index` was compared with.
+    pub fn others(&self, index: usize) -> Vec<&ScanScores> {
+        self.compared_with(index).map(|other| &self.scans[other]).collect()
+    }
+
+    /// How far member `index` lies from the scans that it was compared with: [`scoring::shift`].
+    pub fn shift(&self, index: usize) -> Option<f64> {
+        scoring::shift(&self.scans[index], &self.others(index))
+    }
+
+    /// Threshold of the map of member `index`: [`scoring::label_free_threshold`].
+    pub(crate) fn threshold(&self, index: usize, clean: Fraction) -> f32 {
+        let others = self.compared_with(index).map(|other| self.profiles[other]);
+        let profiles: Vec<MapProfile> = [self.profiles[index]].into_iter().chain(others).collect();
+        scoring::label_free_threshold(&profiles, 0, clean)
+    }
+
+    /// Positions of the references of other patients.
+    fn compared_with(&self, index: usize) -> impl Iterator<Item = usize> {
+        let is_other = move |&other: &usize| self.patients[other] != self.patients[index];
+        (0..self.scans.len()).filter(|&other| self.are_references[other]).filter(is_other)
+    }
+}
+
+/// The scores of every member of a window, in the order of `members`.
+///
+/// Each member is compared with the references of other patients. A guest (a member that is no
+/// reference) changes nothing for the others: what references score, how their scores are corrected
+/// by place, and what they share is the same without it.
+pub fn score_members(
+    members: &[ScoredMember],
+    layers: &[usize],
+    settings: &Scoring,
+    distances: &mut dyn WindowDistances,
+) -> Result<WindowScores, ScanError> {
+    let n_parts = members.first().map_or(0, |member| member.parts.len());
+    let groups = Groups::of(members);
+
+    let (tokens, shared) = if settings.filter_shared {
+        score_tokens_filtered(&groups, layers, n_parts, settings, distances)?
+    } else {
+        let scores = score_tokens(members, &groups, layers, n_parts, settings, distances)?;
+        (scores, Vec::new())
+    };
+    let views = views(&groups, &tokens, n_parts, settings.place_share);
+
+    let scans: Vec<ScanScores> = members
+        .par_iter()
+        .map(|member| ScanScores::new(joined_scores(&views[&member.id])))
+        .collect();
+    let profile = |scan: &ScanScores| MapProfile::new(scan.cells.clone(), settings.false_positives);
+    Ok(WindowScores {
+        profiles: scans.par_iter().map(profile).collect(),
+        scans,
+        are_references: members.iter().map(ScoredMember::is_reference).collect(),
+        patients: members.iter().map(|member| groups.patient(member)).collect(),
+        shared,
+    })
+}
+
+/// The members of a window by what they are to each other.
+struct Groups<'a> {
+    all: &'a [ScoredMember],
+    references: Vec<&'a ScoredMember>,
+    guests: Vec<&'a ScoredMember>,
+}
+
+impl<'a> Groups<'a> {
+    fn of(all: &'a [ScoredMember]) -> Self {
+        let (references, guests) = all.iter().partition(|member| member.is_reference());
+        Self { all, references, guests }
+    }
+
+    /// Number of a member's patient: the position of the first scan of theirs.
+    fn patient(&self, member: &ScoredMember) -> usize {
+        let is_theirs =
+            |other: &ScoredMember| other.id == member.id || other.is_of_same_patient(member);
+        self.all.iter().position(is_theirs).unwrap_or_default()
+    }
+}
+
+/// One grid of tokens of each member.
+#[derive(Clone, Copy)]
+struct TokenSet {
+    /// Position among all grids of a scan.
+    grid: usize,
+    /// Position among the grids of a layer.
+    part: usize,
+    /// Encoder block.
+    layer: usize,
+}
+
+/// All token sets, part by part, in each layer by layer.
+fn token_sets(layers: &[usize], n_parts: usize) -> Vec<TokenSet> {
+    let mut sets = Vec::new();
+    for part in 0..n_parts {
+        for (index, &layer) in layers.iter().enumerate() {
+            sets.push(TokenSet { grid: index * n_parts + part, part, layer });
+        }
+    }
+    sets
+}
+
+/// The scores of each member's tokens, part by part, in each layer by layer.
+#[derive(Default)]
+struct TokenScores(BTreeMap<(ScanId, usize), Vec<Vec<Option<f32>>>>);
+
+impl TokenScores {
+    /// Scores one grid of tokens of a member; the layers of a part must come in order.
+    fn add(
+        &mut self,
+        of: &ScoredMember,
+        tokens: TokenSet,
+        nearest: &NearestDistances,
+        keep: Fraction,
+    ) {
+        let scores = scoring::mutual_scores(nearest, keep);
+        self.0.entry((of.id, tokens.part)).or_default().push(scores);
+    }
+
+    fn mean_over_layers(&self, of: &ScoredMember, part: usize) -> Vec<Option<f32>> {
+        scoring::mean_over_layers(&self.0[&(of.id, part)])
+    }
+}
+
+/// Scores all tokens, scan by scan: the columns of a large window need not be in memory together.
+fn score_tokens(
+    members: &[ScoredMember],
+    groups: &Groups<'_>,
+    layers: &[usize],
+    n_parts: usize,
+    settings: &Scoring,
+    distances: &mut dyn WindowDistances,
+) -> Result<TokenScores, ScanError> {
+    let mut scores = TokenScores::default();
+    let none = vec![Vec::new(); groups.references.len()];
+
+    // In the order of their ids, in which columns towards one scan lie in the store: what is read
+    // with one of them is still there for the next.
+    let mut members: Vec<&ScoredMember> = members.iter().collect();
+    members.sort_by_key(|member| member.id);
+
+    for member in members {
+        for tokens in token_sets(layers, n_parts) {
+            let nearest = nearest(member, &groups.references, &none, tokens, distances)?;
+            scores.add(member, tokens, &nearest, settings.keep);
+        }
+    }
+    Ok(scores)
+}
+
+/// Scores all tokens; what references share is left out of the candidates.
+fn score_tokens_filtered(
+    groups: &Groups<'_>,
+    layers: &[usize],
+    n_parts: usize,
+    settings: &Scoring,
+    distances: &mut dyn WindowDistances,
+) -> Result<(TokenScores, Vec<SharedAnomaly>), ScanError> {
+    let Groups { references, guests, .. } = groups;
+    let none = vec![Vec::new(); references.len()];
+    let mut scores = TokenScores::default();
+    let mut shared = Vec::new();
+
+    for tokens in token_sets(layers, n_parts) {
+        let mut window: Vec<NearestDistances> = references
+            .iter()
+            .map(|member| nearest(member, references, &none, tokens, distances))
+            .collect::<Result<_, _>>()?;
+        let found = leave_out_shared(&mut window, references, tokens, settings, distances)?;
+        shared.extend(found.anomalies);
+
+        for (member, nearest) in references.iter().zip(&window) {
+            scores.add(member, tokens, nearest, settings.keep);
+        }
+        for guest in guests {
+            let nearest = nearest(guest, references, &found.excluded, tokens, distances)?;
+            scores.add(guest, tokens, &nearest, settings.keep);
+        }
+    }
+    Ok((scores, shared))
+}
+
+/// Distances of a member to all references but itself, as if these had no `excluded` tokens;
+/// infinite to scans of the same patient.
+fn nearest(
+    member: &ScoredMember,
+    references: &[&ScoredMember],
+    excluded: &[Vec<usize>],
+    tokens: TokenSet,
+    distances: &mut dyn WindowDistances,
+) -> Result<NearestDistances, ScanError> {
+    let n_tokens = member.parts[tokens.part].cells.len();
+    let others = references.iter().zip(excluded).filter(|(other, _)| other.id != member.id);
+    let compared = others.clone().filter(|(other, _)| !other.is_of_same_patient(member));
+    let ids: Vec<ScanId> = compared.map(|(other, _)| other.id).collect();
+    let mut found = distances.columns(member.id, &ids, tokens.grid)?.into_iter();
+
+    let columns = others.map(|(other, excluded)| {
+        if other.is_of_same_patient(member) {
+            return Ok(vec![f32::INFINITY; n_tokens]);
+        }
+        let column = found.next().expect("a column per scan that was asked for");
+        if excluded.is_empty() {
+            return Ok(column);
+        }
+        distances.column_without(member.id, other.id, tokens.grid, excluded)
+    });
+    Ok(NearestDistances::new(n_tokens, columns.collect::<Result<_, ScanError>>()?))
+}
+
+/// What several references share, and the tokens of each that no longer count as candidates.
+struct SharedTokens {
+    anomalies: Vec<SharedAnomaly>,
+    excluded: Vec<Vec<usize>>,
+}
+
+/// Looks for anomalies that several members share, and takes their tokens out of the candidates.
+fn leave_out_shared(
+    window: &mut [NearestDistances],
+    members: &[&ScoredMember],
+    tokens: TokenSet,
+    settings: &Scoring,
+    distances: &mut dyn WindowDistances,
+) -> Result<SharedTokens, ScanError> {
+    let found = community::find_communities(window, settings.keep, &settings.community);
+    let excluded = found.excluded_tokens(members.len());
+
+    for (scan, other) in community::due_columns(window, &excluded) {
+        let (of, from) = (members[scan].id, members[other].id);
+        let column = distances.column_without(of, from, tokens.grid, &excluded[other])?;
+        // The scan itself has no column.
+        window[scan].replace(other - usize::from(other > scan), column);
+    }
+
+    let anomalies = found.suspects.into_iter().map(|suspect| SharedAnomaly {
+        layer: tokens.layer,
+        members: suspect.members.iter().map(|&member| members[member].id).collect(),
+        n_excluded: suspect.excluded.iter().map(Vec::len).sum(),
+    });
+    Ok(SharedTokens { anomalies: anomalies.collect(), excluded })
+}
+
+/// The scores of each member on its cells, part by part, averaged over the layers and corrected by
+/// place.
+fn views(
+    groups: &Groups<'_>,
+    tokens: &TokenScores,
+    n_parts: usize,
+    place_share: f64,
+) -> BTreeMap<ScanId, Vec<ScoreGrid>> {
+    let Groups { references, guests, .. } = groups;
+    let patients: Vec<usize> = references.iter().map(|member| groups.patient(member)).collect();
+    let mut views: BTreeMap<ScanId, Vec<ScoreGrid>> = BTreeMap::new();
+
+    for part in 0..n_parts {
+        let grid = |member: &&ScoredMember| ScoreGrid {
+            foreground: member.parts[part].clone(),
+            scores: tokens.mean_over_layers(member, part),
+        };
+        let mut grids: Vec<ScoreGrid> = references.iter().map(grid).collect();
+        let mut guest_grids: Vec<ScoreGrid> = guests.iter().map(grid).collect();
+
+        if place_share > 0.0 {
+            for (grid, guest) in guest_grids.iter_mut().zip(guests) {
+                level_guest(grid, groups.patient(guest), &grids, &patients, place_share);
+            }
+            scoring::level_places(&mut grids, &patients, place_share);
+        }
+
+        for (member, grid) in references.iter().zip(grids).chain(guests.iter().zip(guest_grids)) {
+            views.entry(member.id).or_default().push(grid);
+        }
+    }
+    views
+}
+
+/// Corrects the scores of a guest by what the references score at the same places.
+fn level_guest(
+    guest: &mut ScoreGrid,
+    patient: usize,
+    references: &[ScoreGrid],
+    patients: &[usize],
+    share: f64,
+) {
+    let grids = references.iter().chain([&*guest]);
+    let mut grids: Vec<ScoreGrid> = grids.cloned().collect();
+    let patients = [patients, &[patient]].concat();
+
+    scoring::level_places(&mut grids, &patients, share);
+    *guest = grids.pop().expect("it was put there");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Config, domain::patient::Patient, numeric::geometry::Shape3};
+
+    /// Distances that any change of a scan, its tokens or its other scan changes.
+    struct MadeUp;
+
+    impl WindowDistances for MadeUp {
+        fn column(&mut self, of: ScanId, other: ScanId, _: usize) -> Result<Vec<f32>, ScanError> {
+            let [a, b] = [of, other].map(|id| f64::from(id.0[0]));
+            let distance = |token: usize| 2.0 + (a + 1.7 * b + 0.3 * a * b + token as f64).sin();
+            Ok((0..50).map(|token| distance(token) as f32).collect())
+        }
+
+        fn column_without(
+            &mut self,
+            of: ScanId,
+            other: ScanId,
+            grid: usize,
+            _: &[usize],
+        ) -> Result<Vec<f32>, ScanError> {
+            self.column(of, other, grid)
+        }
+    }
+
+    #[test]
+    fn a_scan_that_is_no_reference_is_compared_with_those_that_are_and_changes_none() {
+        let settings = Config::parse("").unwrap().scoring;
+        let not_levelled = Scoring { place_share: 0.0, ..settings };
+        let member = |n: u8, is_reference| ScoredMember {
+            id: ScanId([n; 32]),
+            parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
+            facts: MemberFacts { is_reference, patient: None },
+        };
+        let score_by = |settings: &Scoring, members: &[ScoredMember]| {
+            score_members(members, &[9], settings, &mut MadeUp).unwrap()
+        };
+        let score = |members: &[ScoredMember]| score_by(&settings, members);
+        let references = [1, 3, 4, 5].map(|n| member(n, true));
+        let alone = score(&references);
+        let [one, rest @ ..] = references;
+        let with = |is_reference| [&[one.clone(), member(2, is_reference)], &rest[..]].concat();
+        let (aside, joined) = (score(&with(false)), score(&with(true)));
+        assert_eq!(aside.are_references, [true, false, true, true, true]);
+        assert_ne!(aside.scans[2], joined.scans[2]);
+        // Its own distances are the same whether it is a reference or not.
+        let [aside_alone, joined_alone] =
+            [false, true].map(|joins| score_by(&not_levelled, &with(joins)).scans[1].clone());
+        assert_eq!(aside_alone, joined_alone);
+        let unchanged = [0, 2, 3, 4].map(|index| aside.scans[index].clone());
+        assert_eq!(unchanged.to_vec(), alone.scans);
+        for (index, own) in [(0, 0), (2, 1), (4, 3)] {
+            assert_eq!(aside.shift(index), alone.shift(own));
+            let clean = settings.clean_scans;
+            assert_eq!(aside.threshold(index, clean), alone.threshold(own, clean));
+        }
+        assert_eq!(aside.others(1).len(), 4);
+        assert_eq!((aside.others(0).len(), aside.references().len()), (3, 4));
+    }
+
+    #[test]
+    fn scans_of_one_patient_say_nothing_of_each_other() {
+        let settings = Config::parse("").unwrap().scoring;
+        let member = |n: u8, patient: Option<&str>| ScoredMember {
+            id: ScanId([n; 32]),
+            parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
+            facts: MemberFacts {
+                is_reference: n != 6,
+                patient: patient.and_then(Patient::of_header),
+            },
+        };
+        let all = [
+            member(1, Some("a")),
+            member(2, None),
+            member(3, Some("a")),
+            member(4, Some("b")),
+            member(5, None),
+            // A guest whose other scans are references.
+            member(6, Some("a")),
+        ];
+        for (place_share, filter_shared) in [(0.0, false), (0.0, true), (0.3, false)] {
+            let settings = Scoring { place_share, filter_shared, ..settings };
+            let score = |members: &[ScoredMember]| {
+                score_members(members, &[9], &settings, &mut MadeUp).unwrap()
+            };
+            let scores = score(&all);
+            for index in [0, 2, 5] {
+                assert_eq!(scores.others(index).len(), 3);
+                if place_share == 0.0 {
+                    let others = [1, 3, 4].map(|other| all[other].clone());
+                    let alone = score(&[&[all[index].clone()][..], &others].concat());
+                    assert_eq!(scores.scans[index], alone.scans[0]);
+                }
+            }
+            assert_eq!([1, 3].map(|index| scores.others(index).len()), [4, 4]);
+            assert_eq!(scores.references().len(), 5);
+            let strangers = all.clone().map(|mut scan| {
+                scan.facts.patient = None;
+                scan
+            });
+            assert_ne!(score(&strangers).scans[0], scores.scans[0]);
+            assert_eq!(score(&strangers).others(0).len(), 4);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What a file holds, unpacked: every byte of it, or an error.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, BufRead, BufReader, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use flate2::bufread::GzDecoder;
+use rustix::fs::OFlags;
+
+use super::{EXPORT_AGAIN, FIRST_OFFSET, Limits, io_error, refuse};
+use crate::domain::error::{
+    QuarantineReason::{Corrupt, TooLarge, Truncated, Unsupported},
+    Refusal, ScanError,
+};
+
+/// What the file holds, unpacked.
+pub(super) fn content(path: &Path, limits: &Limits) -> Result<Box<dyn Read>, ScanError> {
+    let file = open(path).map_err(io_error)?;
+    let meta = file.metadata().map_err(io_error)?;
+    if !meta.is_file() {
+        let action = "export files; folders, pipes and devices are not read";
+        return refuse(Unsupported, "no regular file", "a NIfTI file", action);
+    }
+    if meta.len() > limits.max_file_bytes {
+        return refuse(
+            TooLarge,
+            format!("{} bytes", meta.len()),
+            format!("at most {} (intake.max_file_mib)", limits.max_file_bytes),
+            "raise intake.max_file_mib if such files are meant",
+        );
+    }
+    let mut start = [0; 2];
+    let mut file = BufReader::with_capacity(1 << 18, file);
+    let n_start = read_up_to(&mut file, &mut start).map_err(io_error)?;
+    let whole = io::Cursor::new(start).take(n_start as u64).chain(file);
+    Ok(if start == [0x1f, 0x8b] {
+        Box::new(GzipMembers::new(BufReader::with_capacity(1 << 18, whole)))
+    } else {
+        Box::new(whole)
+    })
+}
+
+/// The header and the extension flag, as far as they are there.
+pub(super) fn read_start(reader: &mut impl Read) -> Result<Vec<u8>, ScanError> {
+    let mut start = vec![0; FIRST_OFFSET];
+    let n_start = read_up_to(reader, &mut start).map_err(stream_error)?;
+    start.truncate(n_start);
+    Ok(start)
+}
+
+/// Opens a file, through links too: a person may name a link to a scan. Does not wait for a writer
+/// where the file is a pipe.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+pub(super) fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut n_read = 0;
+    while n_read < buffer.len() {
+        match reader.read(&mut buffer[n_read..])? {
+            0 => break,
+            n => n_read += n,
+        }
+    }
+    Ok(n_read)
+}
+
+/// The content of a gzip file: of one member after the other. Zeros after a member are skipped, as
+/// gzip and Python do: tapes and some archives pad files to whole blocks. flate2's own
+/// `MultiGzDecoder` takes them for a member that was cut off.
+pub(super) struct GzipMembers<R> {
+    /// `None` at the end of the file.
+    member: Option<GzDecoder<R>>,
+}
+
+/// What lies after a member is neither another one nor zeros.
+#[derive(Debug, thiserror::Error)]
+#[error("other data after the end of the compressed stream")]
+pub(super) struct TrailingData;
+
+impl<R: BufRead> GzipMembers<R> {
+    fn new(file: R) -> Self {
+        Self { member: Some(GzDecoder::new(file)) }
+    }
+
+    /// Goes to the start of the next member.
+    fn next_member(mut file: R) -> io::Result<Option<GzDecoder<R>>> {
+        loop {
+            let buffer = file.fill_buf()?;
+            if buffer.is_empty() {
+                return Ok(None);
+            }
+            let n_zeros = buffer.iter().take_while(|&&byte| byte == 0).count();
+            match buffer.get(n_zeros) {
+                None => file.consume(n_zeros),
+                // The first byte of gzip's magic; the rest is the decoder's to judge.
+                Some(0x1f) => {
+                    file.consume(n_zeros);
+                    return Ok(Some(GzDecoder::new(file)));
+                }
+                Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, TrailingData)),
+            }
+        }
+    }
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let n_read = member.read(buffer)?;
+            if n_read > 0 || buffer.is_empty() {
+                return Ok(n_read);
+            }
+            // The checksum was right: `read` reports a wrong one.
+            if let Some(member) = self.member.take() {
+                self.member = Self::next_member(member.into_inner())?;
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// A failed read of the content: the compressed stream is at fault, or the disk.
+pub(super) fn stream_error(error: io::Error) -> ScanError {
+    let refusal = match error.kind() {
+        _ if error.get_ref().is_some_and(|cause| cause.is::<TrailingData>()) => Refusal::new(
+            Corrupt,
+            error.to_string(),
+            "nothing there, zeros, or another gzip stream",
+            "the file was joined with another or not copied as it is; copy it again",
+        ),
+        io::ErrorKind::UnexpectedEof => {
+            Refusal::new(Truncated, "a compressed stream that ends early", "its end", EXPORT_AGAIN)
+        }
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => Refusal::new(
+            Corrupt,
+            format!("a damaged compressed stream ({error})"),
+            "a gzip stream with the right checksum",
+            EXPORT_AGAIN,
+        ),
+        _ => return io_error(error),
+    };
+    refusal.into()
+}

@@ -1,0 +1,247 @@
+//! From a file to a scan that can be encoded: read, aligned, its brain found, its cohort chosen.
+//!
+//! The daemon and the commands prepare scans with this very code. What the daemon does beside it
+//! (copies, crashes, memory, times) stands in `pipeline/intake`.
+
+pub mod acquisition;
+mod encodable;
+mod source;
+
+use std::{io, path::Path};
+
+use crate::{
+    companions,
+    config::{AlignmentChoice, Config},
+    domain::{
+        error::ScanError,
+        head::{HeadBrain, brain_of_head, brain_of_session},
+        scan::{AlignmentFacts, BrainFacts, BrainSource, PreprocessFacts, ScanId, ScanRecord},
+    },
+    engine::{BrainNetworkInUse, Method},
+    nifti::{self, Grid, Limits},
+    numeric::{
+        preprocess::{self, MAX_BRAIN_ML, PreprocessError},
+        registration::{self, Template},
+        volume::{RawMask, RawVolume},
+    },
+    pipeline::hook::Handed,
+    refusals,
+};
+use acquisition::{Acquisition, acquisition};
+use source::{brain_from, read_brain};
+
+pub use encodable::{Encodable, canonical};
+pub use source::{Source, read_again};
+
+/// A scan as it came, with its brain as far as it is known.
+pub struct Incoming {
+    /// Voxels as scanned.
+    pub raw: RawVolume,
+    /// Identity: of the scan as it came, whatever is made of it.
+    pub id: ScanId,
+    grid: Grid,
+    brain: Result<RawMask, PreprocessError>,
+    brain_from: BrainSource,
+    /// A T1 of the same session, whose brain may be carried over.
+    session_t1: Option<RawVolume>,
+}
+
+impl Incoming {
+    /// Reads a scan, and the mask beside it, as they come from a scanner.
+    pub fn read(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<Self, ScanError> {
+        let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
+        let brain = read_brain(&raw, mask, limits)?;
+        let (id, brain_from) = (ScanId::of(&raw), brain_from(mask));
+        Ok(Self { id, raw, grid, brain, brain_from, session_t1: None })
+    }
+
+    /// Adds the T1 of the same session. One that cannot be read is left out: it is refused when its
+    /// own turn comes.
+    pub fn beside_t1(mut self, t1: Option<&Path>, limits: &Limits) -> Self {
+        let t1 = t1.filter(|_| self.is_head());
+        self.session_t1 = t1.and_then(|path| Some(nifti::read_scan(path, limits).ok()?.volume));
+        self
+    }
+
+    /// Whether there still is a head around the brain.
+    pub fn is_head(&self) -> bool {
+        !self.has_mask() && self.brain.as_ref().map_or(true, is_larger_than_a_brain)
+    }
+
+    /// The scan where its header puts it, with the brain that is known.
+    fn as_it_lies(self) -> Result<Source, ScanError> {
+        let brain = self.brain.map_err(refusals::of_preprocessing)?;
+        Ok(Source::unaligned(self.raw, self.grid, brain, self.brain_from))
+    }
+
+    fn has_mask(&self) -> bool {
+        self.brain_from != BrainSource::AboveZero
+    }
+
+    /// Takes over what the site's preprocessing gave. A mask that came with the scan stays.
+    fn take_over(&mut self, handed: Handed) -> PreprocessFacts {
+        let Handed { voxels, mask, mut facts } = handed;
+        if let Some(voxels) = voxels {
+            self.raw.voxels = voxels;
+            if !self.has_mask() {
+                self.brain = preprocess::brain_mask(&self.raw, None);
+            }
+        }
+        facts.mask_made &= !self.has_mask();
+        if let (Some(inside), true) = (mask, facts.mask_made) {
+            self.brain = Ok(RawMask { shape: self.raw.shape, inside, affine: self.raw.affine });
+            self.brain_from = BrainSource::Program;
+        }
+        facts
+    }
+}
+
+/// A scan that the encoder can take, with all that the journal keeps of it.
+pub struct Prepared {
+    /// Identity: of the scan as it came.
+    pub id: ScanId,
+    /// What the encoder takes.
+    pub encodable: Encodable,
+    /// How it was acquired, and its cohort.
+    pub acquisition: Acquisition,
+    brain: BrainFacts,
+    alignment: Option<AlignmentFacts>,
+    preprocess: Option<PreprocessFacts>,
+}
+
+impl Prepared {
+    /// Chooses the cohort of a scan and makes its cube. `json` is the content of the JSON beside
+    /// the file, if there is one.
+    ///
+    /// # Errors
+    /// If the scan cannot be encoded.
+    pub fn new(
+        id: ScanId,
+        source: &Source,
+        path: &Path,
+        json: Option<io::Result<Vec<u8>>>,
+        config: &Config,
+        method: &Method,
+    ) -> Result<Self, ScanError> {
+        let spacing_mm = source.raw.affine.spacing_mm();
+        let acquisition = acquisition(path, json, spacing_mm, config, method);
+        Ok(Self {
+            id,
+            encodable: Encodable::new(source, method, &acquisition.cohort)?,
+            acquisition,
+            brain: source.brain_facts(),
+            alignment: source.alignment_facts(),
+            preprocess: source.preprocess.clone(),
+        })
+    }
+
+    /// The journal entry of the scan, named as its file, and what the encoder takes.
+    pub fn into_record(self, path: &Path) -> (ScanRecord, Encodable) {
+        let name = path.file_name().unwrap_or_default();
+        let record = ScanRecord {
+            source_name: name.to_string_lossy().into_owned(),
+            acquisition: self.acquisition.facts,
+            notes: self.acquisition.notes,
+            brain: Some(self.brain),
+            alignment: self.alignment,
+            preprocess: self.preprocess,
+            ..ScanRecord::new(self.id, self.acquisition.cohort)
+        };
+        (record, self.encodable)
+    }
+}
+
+/// Aligns a scan and finds its brain where the settings ask for it and nobody has done it before;
+/// `handed` is what the site's preprocessing made of it.
+pub fn find_brain(
+    mut scan: Incoming,
+    handed: Option<Handed>,
+    method: &Method,
+) -> Result<Source, ScanError> {
+    let was_head = scan.is_head();
+    let preprocess = handed.map(|handed| scan.take_over(handed));
+    let is_head = scan.is_head();
+
+    // A scan that was stripped on the way here lies where the scanner put it all the same.
+    let is_aligned = match method.alignment {
+        AlignmentChoice::Never => false,
+        AlignmentChoice::Heads => was_head && method.template.is_some(),
+        AlignmentChoice::Always => true,
+    };
+    let source = match method.template.as_ref().filter(|_| is_aligned) {
+        None => scan.as_it_lies()?,
+        Some(template) if is_head => extracted(scan, template, method)?,
+        Some(template) => aligned(scan, template)?,
+    };
+    Ok(Source { preprocess, ..source })
+}
+
+/// A scan without a skull, aligned to the template.
+fn aligned(scan: Incoming, template: &Template) -> Result<Source, ScanError> {
+    let source = scan.as_it_lies()?;
+    let Source { raw, brain, .. } = &source;
+    let alignment = registration::register(&raw.within(brain), template, false)
+        .map_err(|error| refusals::misaligned(error, raw, Some(brain), template))?;
+    Ok(Source { alignment: Some(alignment), ..source })
+}
+
+/// A head, aligned to the template, with its brain.
+fn extracted(scan: Incoming, template: &Template, method: &Method) -> Result<Source, ScanError> {
+    let Incoming { raw, grid, session_t1, .. } = scan;
+    let found = head_brain(&raw, session_t1.as_ref(), template, method)?;
+    let HeadBrain { brain, alignment, from, agreement } = found;
+
+    let t1 = session_t1.filter(|_| from == BrainSource::SessionT1);
+    let session_t1 = t1.as_ref().map(ScanId::of);
+    let source = Source::unaligned(raw, grid, brain, from);
+    Ok(Source { alignment: Some(alignment), agreement, session_t1, ..source })
+}
+
+/// The brain of a head, with the help of a T1 of its session if there is one.
+fn head_brain(
+    scan: &RawVolume,
+    session_t1: Option<&RawVolume>,
+    template: &Template,
+    method: &Method,
+) -> Result<HeadBrain, ScanError> {
+    let network = method.brain_network.as_ref().map(BrainNetworkInUse::network);
+    let own = brain_of_head(scan, template, network);
+    if let Some(t1) = session_t1 {
+        let carried = brain_of_session(scan, t1, own.as_ref().ok(), template, network)?;
+        if let Some(carried) = carried {
+            return Ok(carried);
+        }
+    }
+    own.map_err(|error| refusals::no_head(error, scan, template))
+}
+
+/// Reads a scan, and the mask beside it, and finds its brain, through the site's own preprocessing
+/// (in the folder `work`) where the settings ask for it.
+pub fn read_and_find_brain(
+    path: &Path,
+    mask: Option<&Path>,
+    limits: &Limits,
+    method: &Method,
+    work: &Path,
+    mut alive: impl FnMut(),
+) -> Result<(ScanId, Source), ScanError> {
+    let t1 = companions::session_t1(path).filter(|_| method.uses_session_t1);
+    let scan = Incoming::read(path, mask, limits)?.beside_t1(t1.as_deref(), limits);
+    let id = scan.id;
+
+    let always = || {
+        alive();
+        true
+    };
+    let handed = match method.hook.as_ref().filter(|hook| hook.takes(scan.is_head())) {
+        None => None,
+        Some(hook) => hook.run(path, &scan.raw, work, limits, always)?,
+    };
+    Ok((id, find_brain(scan, handed, method)?))
+}
+
+/// Whether what is above zero is more than any brain: a head before a background that was set to 0.
+fn is_larger_than_a_brain(brain: &RawMask) -> bool {
+    let n_inside = brain.inside.iter().filter(|&&inside| inside).count();
+    n_inside as f64 * brain.affine.voxel_volume_mm3() / 1000.0 > MAX_BRAIN_ML
+}

@@ -1,0 +1,160 @@
+//! What a reader should know before trusting a result.
+
+use super::ResultInput;
+use crate::{
+    config::Config,
+    domain::{
+        cohort::UNKNOWN,
+        finding::Finding,
+        scan::{EncodedFacts, ScanId, ScanRecord},
+        window::WindowIdentity,
+        window_scores::SharedAnomaly,
+    },
+    engine::Method,
+    numeric::scoring,
+};
+
+/// Below this many other scans a percentile or threshold says little; the method wants about 30.
+const FEW_SCANS: usize = 30;
+
+/// Above this [`scoring::heterogeneity`] a window mixes sources: measured 1.05 for one scanner.
+pub const MIXED: f64 = 1.15;
+
+/// Above this [`scoring::shift`] a scan is unlike its cohort: docs/quality.md has the measurement.
+pub(crate) const SHIFTED: f64 = 1.15;
+
+/// What a scored window adds to the warnings of a scan.
+pub(super) fn window_warnings(input: &ResultInput<'_>, finding: &Finding) -> Vec<String> {
+    let references = input.scores.references();
+    let n_others = input.scores.others(input.index).len();
+    let n_patients = input.window.n_patients().min(n_others + 1);
+    let mut warnings = Vec::new();
+    if let Some(mixed) = scoring::heterogeneity(&references).filter(|&ratio| ratio > MIXED) {
+        warnings.push(format!(
+            "the window mixes scans that differ as a whole ({mixed:.2} between the 90th and 10th \
+             percentile of their median scores, {MIXED} is the limit): several scanners or \
+             protocols? Compare within one source; percentiles say little here"
+        ));
+    }
+    if let Some(shift) = finding.shift.filter(|&shift| shift > SHIFTED) {
+        warnings.push(format!(
+            "the scan looks unlike its cohort {}: as a whole it lies {shift:.2} times as far from the \
+             others as they from each other ({SHIFTED} is the limit). Check sequence, scanner and \
+             preprocessing, or write a [[cohort]] rule; its map shows the difference too",
+            input.record.cohort.label()
+        ));
+    }
+    if n_patients < FEW_SCANS {
+        let are_told_apart = !input.window.same_patient.is_empty();
+        let what = if are_told_apart { "patients" } else { "scans" };
+        warnings.push(format!(
+            "the window holds {n_patients} {what}; scores become reliable from about {FEW_SCANS}"
+        ));
+    }
+    if finding.n_unmatched_cells * 100 > finding.n_cells {
+        warnings.push(format!(
+            "{} of {} cells have no counterpart in reach in any other scan; is the scan aligned?",
+            finding.n_unmatched_cells, finding.n_cells
+        ));
+    }
+    warnings
+}
+
+/// Names the scans that share an anomaly with this one, at whatever layer and view.
+pub(super) fn shared_warning(own_id: ScanId, shared: &[SharedAnomaly]) -> Option<String> {
+    let own: Vec<&SharedAnomaly> =
+        shared.iter().filter(|anomaly| anomaly.members.contains(&own_id)).collect();
+    let mut others: Vec<ScanId> =
+        own.iter().flat_map(|anomaly| &anomaly.members).copied().collect();
+    others.retain(|&member| member != own_id);
+    others.sort_unstable();
+    others.dedup();
+    let is_filtered = own.iter().any(|anomaly| anomaly.n_excluded > 0);
+    let kept = if is_filtered { "which no longer hide it" } else { "as whole scans" };
+    let others: Vec<String> = others.iter().map(ScanId::short).collect();
+    (!others.is_empty())
+        .then(|| format!("the scan shares something unusual with {}, {kept}", others.join(", ")))
+}
+
+/// What can be said of a scan before its window is scored.
+pub(super) fn scan_warnings(
+    record: &ScanRecord,
+    encoded: &EncodedFacts,
+    window: &WindowIdentity,
+    method: &Method,
+    config: &Config,
+) -> Vec<String> {
+    let not_good_enough =
+        |fault| format!("{fault}: the scan is scored, but others are not compared with it");
+    let mut warnings: Vec<String> =
+        config.quality.faults(record).into_iter().map(not_good_enough).collect();
+    if encoded.cut_fraction > 0.01 {
+        warnings.push(format!(
+            "{:.1} % of the brain lies outside the field of view (volume.field_of_view_mm)",
+            100.0 * encoded.cut_fraction
+        ));
+    }
+    warnings.extend(not_standardised(record, encoded, method));
+    let n_own = window.of_same_patient(record.id).count();
+    if n_own > 0 {
+        let scans = if n_own == 1 { "another scan" } else { "other scans" };
+        warnings.push(format!(
+            "the window holds {scans} of the same patient (window.same_patient): they are not compared \
+             with this one, and count once with it (window.compare_same_patient)"
+        ));
+    }
+    if window.few_patients {
+        warnings.push(
+            "the window is full with scans of too few patients (by sub-<label> or PatientID), which are \
+             compared with each other all the same and may hide what they share"
+                .to_owned(),
+        );
+    }
+    warnings.extend(record.notes.iter().cloned());
+    if record.cohort.name == UNKNOWN {
+        warnings.push(
+            "the file name ends in no known BIDS suffix and no [[cohort]] rule takes the scan; it is \
+             compared with others of which nothing is known either"
+                .to_owned(),
+        );
+    }
+    warnings
+}
+
+/// Why a scan was not standardised though that was asked for.
+fn not_standardised(
+    record: &ScanRecord,
+    encoded: &EncodedFacts,
+    method: &Method,
+) -> Option<String> {
+    let cohort = &record.cohort.name;
+    let set = method.landmarks.as_ref().filter(|_| !encoded.is_standardised)?;
+    let why = match set.learnt(cohort) {
+        None => format!("there are no landmarks for the cohort {cohort}"),
+        Some(_) => "it has too few distinct ones".to_owned(),
+    };
+    Some(format!("intensities are not standardised, {why}; they are divided by their white level"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everyone_who_shares_something_at_any_view_is_named_once() {
+        let id = |n: u8| ScanId([n; 32]);
+        let anomaly = |members: &[u8], n_excluded| SharedAnomaly {
+            layer: 9,
+            members: members.iter().map(|&n| id(n)).collect(),
+            n_excluded,
+        };
+        let shared = [anomaly(&[1, 3, 4], 0), anomaly(&[2, 1, 4], 5), anomaly(&[7, 8, 9], 5)];
+        let text = shared_warning(id(1), &shared).unwrap();
+        let names = [2, 3, 4].map(|n| id(n).short()).join(", ");
+        assert_eq!(
+            text,
+            format!("the scan shares something unusual with {names}, which no longer hide it")
+        );
+        assert_eq!(shared_warning(id(5), &shared), None);
+    }
+}
