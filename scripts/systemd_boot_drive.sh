@@ -20,7 +20,7 @@ metric() {
 mkdir -p /etc/oddscan /run/systemd/system/oddscan.service.d
 cp /probe/config.toml /etc/oddscan/
 # A program of the site whose exit code says whether it got a scan and limits. It is left out if CONFIG has its own
-# [preprocess].
+# [preprocess] or [alignment].
 if ! grep -q '^\[\(preprocess\|alignment\)' /etc/oddscan/config.toml; then
     with_hook=yes
     cat >> /etc/oddscan/config.toml <<'END'
