@@ -790,9 +790,10 @@ precision: of that setting on the others, of that setting on the source left out
 const REPORT: &str = "# Every setting that was tried\n
 [How the defaults were chosen](defaults.md) explains what these tables show. The first row of each table is
 the default. Every other row changes in it what its name says. The rows called *plain* follow the paper with
-block 9: views joined, 14 slices per token, projected to 128 channels, not smoothed, K = 30 %, scores not
-levelled, whole volume searched.\n
+block 9: views joined, 14 slices per token, projected to 128 channels, not smoothed, K = 30 %, no positional
+correction, whole volume searched.\n
 - *mean*: AUROC / average precision / oracle Dice, the mean over scans with lesions.
 - *pooled*: the same over all voxels of the window.
 - *masks*: Dice of the mask (measured false-positive rate) at stated rates of 0.5, 1, 2 and 3 %.
+- *place share*: strength of the positional correction; *not levelled*: without it.
 ";
