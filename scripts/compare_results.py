@@ -1,4 +1,4 @@
-"""Whether two result folders hold the same scores and maps, up to rounding: compare_results.py ONE OTHER."""
+"""Do two result folders hold the same scores and maps, up to rounding? compare_results.py ONE OTHER"""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def voxels(path):
-    """The voxels of an uncompressed or compressed f32 NIfTI-1 file of ours."""
+    """The voxels of a compressed f32 NIfTI-1 file that oddscan wrote."""
     data = gzip.decompress(path.read_bytes())
     return np.frombuffer(data, "<f4", offset=int(np.frombuffer(data, "<f4", 1, 108)[0]))
 

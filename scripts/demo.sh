@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, builds, fetches the encoder's weights and runs the demo. Arguments go to `oddscan demo`.
+# Sets up, builds, fetches the weights of the encoder and runs the demo. `oddscan demo` gets the arguments.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A made-up follow-up of a stripped scan, for the figures on patients with several scans in docs/quality.md.
+"""Makes a follow-up scan of a stripped scan, for docs/quality/scans.md.
 
     follow_up.py SCAN BRAIN OUT     moved by 0.4, -0.3 and 0.2 voxels, 7 % brighter, Rician noise of 3 %
 

@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
-# Shows on a machine with an NVIDIA GPU that oddscan computes what the CPU engine does, how fast beside
-# PyTorch, and in how much memory of the GPU.
+# Run this on a machine with an NVIDIA GPU. It shows that oddscan computes the same as on the CPU, how fast it is
+# beside PyTorch, and how much memory of the GPU it takes.
 #
 #   cargo build --release --features cuda          # on any machine; no GPU or CUDA toolkit is needed
 #   cargo test --release --features burn-cpu,cuda --test burn --no-run      # prints the path of TESTS
 #   scripts/gpu_check.sh ODDSCAN OUT [WEIGHTS [SCANS [TESTS]]]
 #
-# ODDSCAN is the binary, OUT a folder for the figures; all that is printed goes to report.txt there. WEIGHTS
-# (safetensors) are checked against the CPU in each precision; SCANS, a folder, are scored on both devices; TESTS,
-# the binary of tests/burn, holds what only a GPU can show: several parts in a batch, patches left out, tokens that
-# stay on the GPU. Any but the first two may be ''. Needed here: the NVIDIA driver, libnvrtc, libcublasLt, and the
-# CUDA headers (for f32 only). Where Python has PyTorch, compare.py runs too; where compute-sanitizer is to be found,
-# it looks at a small comparison and at the encoder.
-# Exit status: 0 when all is equal within tolerance, 1 when not, 2 when it could not be checked.
+#   ODDSCAN   the binary
+#   OUT       a folder for the figures; report.txt there gets everything that is printed
+#   WEIGHTS   safetensors; their features are compared with those of the CPU in each number format
+#   SCANS     a folder; it is scored on both devices
+#   TESTS     the binary of tests/burn, for what only a GPU can show: several parts in a batch, patches left out,
+#             tokens that stay on the GPU
+#
+# The last three may be ''. The machine needs the NVIDIA driver, libnvrtc, libcublasLt, and for f32 the CUDA headers.
+# If Python has PyTorch, compare.py runs, too. If there is compute-sanitizer, it checks a small comparison and the
+# encoder.
+# Exit status: 0 if everything is equal within tolerance, 1 if not, 2 if it could not be checked.
 set -uo pipefail
 
 oddscan=$(realpath "${1:?"usage: $0 ODDSCAN OUT [WEIGHTS [SCANS [TESTS]]]"}")
@@ -32,7 +36,7 @@ status=0
 
 [ -z "$tests" ] || "$tests" gpu:: --nocapture --test-threads=1 || status=1
 
-# Smallest cosine between a patch's features here and from the CPU in f32.
+# The smallest cosine between the features of a patch here and those of the CPU in f32.
 check() {
     local precision=$1 floor=$2; shift 2
     local json
@@ -51,7 +55,7 @@ echo "first start: $((($(date +%s%N) - start) / 1000000)) ms"
 check f16 0.9999 "${network[@]}"
 check bf16 0.999 "${network[@]}"
 
-# One scan against 200, whose tokens stay on the GPU: four layers over the whole volume, three views nearby.
+# One scan against 200, whose tokens stay on the GPU: four layers over the whole volume, three views one patch around.
 "$oddscan" bench score --device cuda --reach 0 --tokens 2300 --window 200 --grids 4 || status=1
 "$oddscan" bench score --device cuda --reach 1 --tokens 1800 --window 200 --grids 3 || status=1
 
@@ -67,13 +71,13 @@ if [ -n "$scans" ] && [ -n "$weights" ]; then
 fi
 
 "$oddscan" bench pipeline --device cuda "${network[@]}" --scans 24 || status=1
-# Files must be read as fast as a large network encodes them: the device should be busy nearly all of the time.
+# Files must be read as fast as a large network encodes them. Good: the device is busy nearly all of the time.
 "$oddscan" bench pipeline --device cuda --network dinov2_vitl14 --scans 48 || status=1
-# Before others than oddscan take memory.
+# Here, before other programs than oddscan take memory.
 echo "GPU memory: $(head -n1 "$out/memory") MiB before, at most $(sort -n "$out/memory" | tail -n1) MiB"
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
-        # Those of libraries are not ours to mend: kernels of ours have these names.
+        # Only our own kernels count, which have these names. Faults of libraries are not ours to repair.
         compute-sanitizer --tool "$tool" "$oddscan" bench score --device cuda --tokens 700 --window 3 --repeats 1 \
             >"$out/$tool-score.txt" 2>&1
         compute-sanitizer --tool "$tool" "$oddscan" bench encode --device cuda --slices 14 --repeats 1 \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what building, testing and the demo need on Debian 12 with Rust. Run twice, it does nothing.
+# Installs what the build, the tests and the demo need on Debian 12 with Rust. A second run does nothing.
 set -euo pipefail
 missing=()
 for package in build-essential pkg-config libsystemd-dev python3 python3-pip python3-venv "$@"; do

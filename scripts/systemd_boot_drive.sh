@@ -19,8 +19,8 @@ metric() {
 
 mkdir -p /etc/oddscan /run/systemd/system/oddscan.service.d
 cp /probe/config.toml /etc/oddscan/
-# A program of the site that says by its exit code whether it was given a scan and limits; not where CONFIG has
-# settings of its own for that.
+# A program of the site whose exit code says whether it got a scan and limits. It is left out if CONFIG has its own
+# [preprocess] or [alignment].
 if ! grep -q '^\[\(preprocess\|alignment\)' /etc/oddscan/config.toml; then
     with_hook=yes
     cat >> /etc/oddscan/config.toml <<'END'
@@ -33,8 +33,8 @@ max_output_mib = 64
 command = ["/bin/sh", "-c", "[ -s $0 ] && [ $(ulimit -f) = 131072 ] && exit 3", "{scan}", "{out}"]
 END
 fi
-# /usr is the host's and read-only, so the binary stays where it is bound. The watchdog is shorter
-# here so that the test need not wait two minutes for it.
+# /usr is that of the host and read-only, so the binary stays where it is mounted. The watchdog is shorter here, so
+# that the test need not wait two minutes for it.
 sed 's#^ExecStart=/usr/bin/#ExecStart=/probe/#' /probe/oddscan.service > /run/systemd/system/oddscan.service
 printf '[Service]\nWatchdogSec=15\nRestartSec=1\nEnvironment=ODDSCAN_WEIGHTS=%s\n' "${WEIGHTS:-}" \
     > /run/systemd/system/oddscan.service.d/test.conf
@@ -55,7 +55,7 @@ setpriv --reuid=scanner --regid=scanner --init-groups cp /run/broken.nii /var/li
 check "a member of the group can put scans in" "$(yes_if test -e /var/lib/oddscan/incoming/sub-01_T1w.nii)" yes
 in_quarantine() { [ -n "$(find /var/lib/oddscan/quarantine -type f -name '*.nii')" ]; }
 check "the daemon moves another user's broken scan away" "$(yes_if until_true 60 in_quarantine)" yes
-# The converter is a process of the daemon, with limits that it sets itself: the sandbox must allow that.
+# The daemon starts the converter as a process that sets its own limits. The sandbox must allow that.
 echo broken > /run/broken.dcm && chmod 644 /run/broken.dcm
 setpriv --reuid=scanner --regid=scanner --init-groups cp /run/broken.dcm /var/lib/oddscan/incoming/
 converted() { [ -n "$(find /var/lib/oddscan/quarantine/truncated -type f -name '*.dcm')" ]; }

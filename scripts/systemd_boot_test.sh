@@ -1,12 +1,12 @@
 #!/bin/bash
-# Boots a real systemd in a container and runs the shipped unit in it: ready, status, a scan and a DICOM
-# file put in by another user, reload, watchdog, stop, and a wrong configuration that is not tried again.
+# Boots a real systemd in a container and runs the shipped unit in it. Tests ready, status, a scan and a DICOM file that
+# another user brings, reload, watchdog, stop, and wrong settings, after which systemd does not try again.
 #
 #   sudo scripts/systemd_boot_test.sh BINARY CONFIG [WEIGHTS]
 #
-# CONFIG names the folders of systemd/oddscan.tmpfiles; WEIGHTS is given as ODDSCAN_WEIGHTS. With
-# ODDSCAN_HTTP=HOST:PORT in the environment the metrics page is read too. Needs root and Debian's
-# package systemd-container; changes nothing outside the container, which runs from memory.
+# CONFIG names the folders of systemd/oddscan.tmpfiles. The daemon gets WEIGHTS as ODDSCAN_WEIGHTS. With
+# ODDSCAN_HTTP=HOST:PORT in the environment, the test also reads the metrics page. It needs root and Debian's package
+# systemd-container. The container runs from memory, and nothing outside of it changes.
 set -euo pipefail
 
 fail() { echo "$*" >&2; exit 1; }

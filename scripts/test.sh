@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Sets up and runs every check: format, lints, tests, docs, and that the CUDA build type-checks.
+# Sets up and runs every check: format, lints, tests, documents, and the types of the CUDA build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# prometheus: promtool checks metrics, rules and queries; systemd: systemd-analyze checks units; dcm2niix
-# converts the same DICOM series as oddscan; dcmtk compresses some of them; bindfs mounts a folder that
-# sends no events; valgrind counts instructions.
+# promtool (of prometheus) checks metrics, rules and queries. systemd-analyze (of systemd) checks units. dcm2niix
+# converts the same DICOM series as oddscan, and dcmtk compresses some of them. bindfs mounts a folder that sends no
+# events. valgrind counts instructions.
 scripts/setup.sh prometheus systemd dcm2niix dcmtk bindfs valgrind
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
-# nibabel reads our files back, highdicom and pydicom write DICOM series (pylibjpeg compresses them),
-# scikit-learn and MedPy compute our figures again, SimpleITK applies our transforms.
+# nibabel reads the files that oddscan writes. highdicom and pydicom write DICOM series, and pylibjpeg compresses
+# them. scikit-learn and MedPy compute the figures a second time. SimpleITK applies the transforms.
 venv=target/test-venv
 if ! "$venv/bin/python" -c 'import nibabel, medpy, sklearn, highdicom, openjpeg, SimpleITK' 2>/dev/null; then
     python3 -m venv "$venv"

@@ -1,15 +1,16 @@
-//! How well heads are aligned to the template and their brains found, against brain masks that are
-//! known.
+//! How well are heads aligned to the template, and how well are their brains found? The brain masks
+//! of the heads are known.
 //!
 //! ```sh
 //! cargo run --release --example alignment -- --template TEMPLATE --truth _brainmask \
 //!     [--brain-weights WEIGHTS] [--out DIR] SCANS...
 //! ```
 //!
-//! For `head.nii.gz` the true brain is `head_brainmask.nii.gz`. Prints a table with a row per scan:
-//! which way found the brain, how distinct the alignment is, how well both ways agree; Dice of the
-//! template's brain as the affine carries it; Dice of the brain and the 95th percentile of the
-//! distance between its surface and the true one. `--out` writes the brains.
+//! For `head.nii.gz` the true brain is `head_brainmask.nii.gz`. The example prints a table with one
+//! row per scan: which way found the brain, how distinct the alignment is, and how well both ways
+//! agree. Then follow the Dice of the template's brain as the affine carries it, the Dice of the
+//! brain that was found, and the 95th percentile of the distance between its surface and the true
+//! one. `--out` writes the brains. No test runs this example, because it needs such scans.
 
 use std::{
     error::Error,

@@ -1,13 +1,15 @@
-//! What can be found? Plants lesions of known size and contrast into healthy scans, one at a time,
-//! and looks for them with the code that the daemon uses. The scans without lesions show how many
-//! healthy voxels lie above the mask's threshold.
+//! From which size and contrast are lesions found? This example plants lesions into healthy scans,
+//! one at a time, and looks for them with the code of the daemon. It also measures how many voxels
+//! of the healthy scans lie above the threshold of the mask. It writes `planted.md`.
 //!
 //! ```sh
-//! cargo run --release --example planted -- --cache CACHE --out docs/quality SCAN...
+//! cargo run --release --example planted -- --cache CACHE --out docs/quality --into 5 SCAN...
+//! python3 docs/pictures.py
 //! ```
 //!
-//! The scans are one window: healthy, of one scanner, `<subject>_brain.nii.gz` beside each. What
-//! lies in CACHE is not made again.
+//! The scans are one window. They are healthy, come from one scanner, and have
+//! `<subject>_brain.nii.gz` beside them. Figures that lie in CACHE are used again. No test runs
+//! this example, because it needs such scans.
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +43,6 @@ use oddscan::{
     },
     pipeline::steps::{self, Member, Source, WindowScores},
 };
-use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -127,8 +128,7 @@ fn main() -> Result<()> {
     }
     fs::create_dir_all(&arguments.out)?;
     fs::write(arguments.out.join("planted.md"), report(&found, &healthy, n_ill))?;
-    plot_limit(&arguments.out.join("planted.svg"), &found)?;
-    plot_calibration(&arguments.out.join("calibration.svg"), &healthy)
+    Ok(())
 }
 
 /// The figure in a file, made and written there where there is none yet.
@@ -448,69 +448,6 @@ impl steps::Distances for Window {
     }
 }
 
-const COLOURS: [RGBColor; 3] =
-    [RGBColor(230, 159, 0), RGBColor(0, 114, 178), RGBColor(204, 121, 167)];
-
-/// Share of lesions with a voxel above the threshold, by size, a line per contrast.
-fn plot_limit(path: &Path, found: &[Found]) -> Result<()> {
-    let area = SVGBackend::new(path, (640, 400)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&area)
-        .caption("Planted lesions found", ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(36)
-        .y_label_area_size(44)
-        .build_cartesian_2d(3.0..13.0, 0.0..1.05)?;
-    chart.configure_mesh().x_desc("diameter, mm").y_desc("share found").draw()?;
-    for (contrast, colour) in CONTRASTS.into_iter().zip(COLOURS) {
-        let points: Vec<(f64, f64)> = DIAMETERS_MM
-            .into_iter()
-            .map(|diameter| {
-                let these = of(found, diameter, contrast);
-                let n_above = these.iter().filter(|one| one.is_above).count();
-                (diameter, n_above as f64 / these.len().max(1) as f64)
-            })
-            .collect();
-        let line = LineSeries::new(points, colour.stroke_width(2)).point_size(4);
-        chart
-            .draw_series(line)?
-            .label(format!("{:.0} % darker", -100.0 * contrast))
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
-    }
-    let mut labels = chart.configure_series_labels();
-    labels.border_style(BLACK).background_style(WHITE);
-    labels.position(SeriesLabelPosition::UpperLeft).draw()?;
-    Ok(area.present()?)
-}
-
-/// Measured against stated share of false positives: each healthy scan, and their mean.
-fn plot_calibration(path: &Path, healthy: &[Vec<f64>]) -> Result<()> {
-    let area = SVGBackend::new(path, (640, 400)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let range = || (0.0005..0.1).log_scale();
-    let mut chart = ChartBuilder::on(&area)
-        .caption("Healthy voxels above the mask's threshold", ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(36)
-        .y_label_area_size(56)
-        .build_cartesian_2d(range(), range())?;
-    let percent = |share: &f64| format!("{} %", 100.0 * share);
-    let mut mesh = chart.configure_mesh();
-    mesh.x_desc("stated").y_desc("measured").x_label_formatter(&percent);
-    mesh.y_label_formatter(&percent).draw()?;
-    chart.draw_series(LineSeries::new([(0.0005, 0.0005), (0.1, 0.1)], BLACK.mix(0.4)))?;
-    for (index, &share) in SHARES.iter().enumerate() {
-        let of_scans = healthy.iter().map(|shares| shares[index].max(0.0005));
-        let dot = |measured| Circle::new((share, measured), 3, COLOURS[1].mix(0.5));
-        chart.draw_series(of_scans.map(dot))?;
-    }
-    let average = SHARES.iter().enumerate().map(|(index, &share)| {
-        (share, mean(healthy.iter().map(|shares| shares[index])).unwrap_or(f64::NAN))
-    });
-    chart.draw_series(LineSeries::new(average, COLOURS[0].stroke_width(2)).point_size(4))?;
-    Ok(area.present()?)
-}
-
 fn of(found: &[Found], diameter_mm: f64, contrast: f64) -> Vec<&Found> {
     let is_wanted = |one: &&Found| one.diameter_mm == diameter_mm && one.contrast == contrast;
     found.iter().filter(is_wanted).collect()
@@ -520,11 +457,12 @@ fn report(found: &[Found], healthy: &[Vec<f64>], n_ill: usize) -> String {
     let n_window = healthy.len();
     let mut text = format!(
         "# Planted lesions, and healthy scans\n
-See [../quality.md](../quality.md). {n_window} healthy scans of one scanner as one window, default
-settings. Into {n_ill} of them, one at a time, balls of other intensity are planted at a place in their
-white matter.\n
-Lesions that the mask touches, of {n_ill} (those with any voxel above the threshold, before small regions
-are dropped); mean AUROC of the lesion's voxels against the rest of the brain:\n
+[The mask, and lesions by size](mask.md) explains what these tables show. The window holds {n_window}
+healthy scans of one scanner, and the settings are the defaults. Into {n_ill} of the scans a darker ball is
+planted, one at a time, at one place in the white matter of each.\n
+Each cell holds: lesions that the final mask touches, of {n_ill}; in brackets, lesions with any voxel above
+the threshold, before small regions are dropped; the mean AUROC of the lesion's voxels against the rest of
+the brain.\n
 | diameter | volume |"
     );
     for contrast in CONTRASTS {
@@ -543,8 +481,8 @@ are dropped); mean AUROC of the lesion's voxels against the rest of the brain:\n
         }
         text += "\n";
     }
-    text += "\nShare of the voxels of the healthy scans above the threshold: mean, lowest and highest \
-             of the scans.\n\n| stated | measured |\n|---|---|\n";
+    text += "\nFalse-positive rate in the healthy scans, as a share of brain voxels: the mean of the scans \
+             (lowest to highest).\n\n| stated | measured |\n|---|---|\n";
     for (index, share) in SHARES.iter().enumerate() {
         let of_scans = healthy.iter().map(|shares| 100.0 * shares[index]);
         let average = mean(of_scans.clone()).unwrap_or(f64::NAN);

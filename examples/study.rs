@@ -1,13 +1,15 @@
-//! Which settings find known lesions best? Encodes every scan once at every block, keeps the
-//! tokens, and scores them again and again under other settings, with the code that the daemon
-//! uses.
+//! Which settings find known lesions best? This example encodes every scan once for each way of
+//! encoding and keeps the tokens. It then scores the tokens under each setting with the code of
+//! the daemon, and writes `study.md`.
 //!
 //! ```sh
-//! cargo run --example study -- --cache CACHE --out docs/quality SCANS...
+//! cargo run --release --example study -- --cache CACHE --out docs/quality SCANS...
+//! python3 docs/pictures.py
 //! ```
 //!
-//! SCANS are folders, each one window: `<subject>_<modality>.nii.gz` with `<subject>_brain.nii.gz`
-//! and, for patients, `<subject>_lesion.nii.gz` beside it. What lies in CACHE is not made again.
+//! SCANS are folders. Each folder is one window: `<subject>_<modality>.nii.gz`, beside it
+//! `<subject>_brain.nii.gz`, and for patients `<subject>_lesion.nii.gz`. Figures that lie in CACHE
+//! are used again. No test runs this example, because it needs such scans.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,7 +40,6 @@ use oddscan::{
     },
     pipeline::steps::{self, Member},
 };
-use plotters::prelude::*;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
@@ -261,54 +262,7 @@ fn main() -> Result<()> {
     }
     fs::create_dir_all(&arguments.out)?;
     fs::write(arguments.out.join("study.md"), report(&outcomes))?;
-    plot(&arguments.out.join("study.svg"), &outcomes)
-}
-
-/// Average precision of every setting, one colour per window, in the order of the tables.
-fn plot(path: &Path, outcomes: &[Outcome]) -> Result<()> {
-    let mut names: Vec<&str> = Vec::new();
-    let mut windows: Vec<&str> = Vec::new();
-    for outcome in outcomes {
-        for (list, text) in
-            [(&mut names, outcome.variant.name.as_str()), (&mut windows, outcome.window.as_str())]
-        {
-            if !list.contains(&text) {
-                list.push(text);
-            }
-        }
-    }
-    let height = 14 * names.len() as u32 + 80;
-    let area = SVGBackend::new(path, (900, height)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let n = names.len() as f64;
-    let mut chart = ChartBuilder::on(&area)
-        .margin(12)
-        .margin_left(330)
-        .x_label_area_size(36)
-        .build_cartesian_2d(0.0..0.8, n..-1.0)?;
-    let mut mesh = chart.configure_mesh();
-    mesh.disable_y_mesh().y_labels(0).x_desc("mean average precision").draw()?;
-    for (row, name) in names.iter().enumerate() {
-        let style = ("sans-serif", 11).into_text_style(&area).color(&BLACK);
-        area.draw_text(name, &style, (12, 14 * row as i32 + 20))?;
-    }
-    let colours = [RGBColor(0, 114, 178), RGBColor(230, 159, 0), RGBColor(0, 158, 115)];
-    for (window, colour) in windows.iter().zip(colours.into_iter().cycle()) {
-        let of_window = outcomes.iter().filter(|outcome| outcome.window == *window);
-        let dots = of_window.filter_map(|outcome| {
-            let row = names.iter().position(|name| *name == outcome.variant.name)?;
-            Some(Circle::new((means(outcome)[1], row as f64), 4, colour.filled()))
-        });
-        let dots: Vec<_> = dots.collect();
-        chart
-            .draw_series(dots)?
-            .label(*window)
-            .legend(move |(x, y)| Circle::new((x + 9, y), 4, colour.filled()));
-    }
-    let mut labels = chart.configure_series_labels();
-    labels.border_style(BLACK).background_style(WHITE);
-    labels.position(SeriesLabelPosition::LowerLeft).draw()?;
-    Ok(area.present()?)
+    Ok(())
 }
 
 fn digest(variant: &Variant) -> Result<String> {
@@ -825,18 +779,21 @@ fn cross_validation(outcomes: &[Outcome]) -> String {
     text
 }
 
-const CROSS_VALIDATION: &str = "\n## Left out
-Each source of scans with lesions is left out in turn. The setting with the best mean average precision
-on all others (each window counts alike), what it reached there, what it gives on the source left out, and
-what the default gives on it:\n
+const CROSS_VALIDATION: &str = "\n## One source left out
+Each source of scans with lesions is left out in turn. *Best elsewhere* is the setting with the highest mean
+average precision on the other sources, where each window counts alike. The other columns give average
+precision: of that setting on the others, of that setting on the source left out, and of the default there.\n
 | left out | best elsewhere | there | on the source left out | default on it |
 |---|---|---|---|---|
 ";
 
 const REPORT: &str = "# Every setting that was tried\n
-See [../quality.md](../quality.md). The first row of each table is the default; each further row changes in
-it what its name says. The rows called plain are the paper's way with block 9: views joined, 14 slices,
-projected to 128 channels, not smoothed, K = 30 %, scores not levelled, whole volume. Mean AUROC / average
-precision / oracle Dice over scans with lesions, the same pooled over all voxels, and Dice of the mask
-(measured share of false positives) at stated shares of 0.5, 1, 2 and 3 %.
+[How the defaults were chosen](defaults.md) explains what these tables show. The first row of each table is
+the default. Every other row changes in it what its name says. The rows called *plain* follow the paper with
+block 9: views joined, 14 slices per token, projected to 128 channels, not smoothed, K = 30 %, no positional
+correction, whole volume searched.\n
+- *mean*: AUROC / average precision / oracle Dice, the mean over scans with lesions.
+- *pooled*: the same over all voxels of the window.
+- *masks*: Dice of the mask (measured false-positive rate) at stated rates of 0.5, 1, 2 and 3 %.
+- *place share*: strength of the positional correction; *not levelled*: without it.
 ";

@@ -1,13 +1,14 @@
-//! How busy a device is while scans wait for it, played by a pause: what the stages around a GPU
-//! leave it of its time can be seen without one. On two cores a pause of 2 ms per slice asks as
-//! much of the stages as ViT-L on an H100 does of sixteen.
+//! How busy is a device while scans wait for it? A pause plays the device, so that no GPU is needed.
+//! The figure shows how much of a device's time the stages around it can fill. On two cores a pause
+//! of 2 ms per slice asks as much of each core as ViT-L on an H100 asks of sixteen cores.
 //!
 //! ```sh
 //! cargo run --release --example busy -- SCANS
 //! ```
 //!
-//! SCANS is a folder of NIfTI files, with masks beside them where they are heads; forty tell more
-//! than ten. Any weights will do (ODDSCAN_WEIGHTS): the network is not run.
+//! SCANS is a folder of NIfTI files. Heads need their brain masks beside them. Forty scans give a
+//! steadier figure than ten. Any weights will do (`ODDSCAN_WEIGHTS`), because the network does not
+//! run. No test runs this example, because it needs such scans.
 
 use std::{
     fs,
