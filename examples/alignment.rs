@@ -21,6 +21,7 @@ use std::{
 
 use clap::Parser;
 use oddscan::{
+    companions,
     compute::{brain_weights::BrainWeights, cpu::CpuBrainNetwork},
     domain::{
         BrainNetwork,
@@ -35,7 +36,6 @@ use oddscan::{
         registration::{self, Template},
         volume::RawVolume,
     },
-    pipeline::steps,
 };
 
 #[derive(Parser)]
@@ -110,7 +110,7 @@ fn head(
     let nifti::Scan { volume: scan, grid } = nifti::read_scan(path, &Limits::NONE)?;
     let started = Instant::now();
     let mut found = brain_of_head(&scan, template, network);
-    if let Some(t1) = steps::session_t1(path).filter(|_| arguments.session) {
+    if let Some(t1) = companions::session_t1(path).filter(|_| arguments.session) {
         let t1 = nifti::read_scan(&t1, &Limits::NONE)?.volume;
         let carried = brain_of_session(&scan, &t1, found.as_ref().ok(), template, network)?;
         found = carried.map_or(found, Ok);

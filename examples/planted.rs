@@ -21,13 +21,23 @@ use std::{
 use clap::Parser;
 use half::f16;
 use oddscan::{
+    companions::{companion_mask, stem_of},
     compute::{
         EncoderOptions, Precision,
         cpu::{CpuDistances, CpuEncoder},
         weights::VitWeights,
     },
-    config::{Config, Scoring},
-    domain::{PairDistances, SliceEncoder, error::ScanError, scan::ScanId},
+    config::Config,
+    domain::{
+        PairDistances, SliceEncoder,
+        error::ScanError,
+        finding::finding,
+        scan::ScanId,
+        window::MemberFacts,
+        window_scores::{
+            ScoredMember, Scoring, WindowDistances, WindowScores, parts_of, score_members,
+        },
+    },
     engine::Engine,
     model::find_weights,
     nifti::Limits,
@@ -41,7 +51,7 @@ use oddscan::{
         token::{Foreground, TokenBuilder, TokenGrid, TokenSettings, smooth},
         volume::Volume,
     },
-    pipeline::steps::{self, Member, Source, WindowScores},
+    prepare::{Source, canonical, read_source},
 };
 use serde::{Deserialize, Serialize};
 
@@ -119,7 +129,7 @@ fn main() -> Result<()> {
     for (index, path) in arguments.scans[..n_ill].iter().enumerate() {
         for diameter in DIAMETERS_MM {
             for contrast in CONTRASTS {
-                let name = format!("{}-{diameter}-{contrast}.json", steps::stem_of(path));
+                let name = format!("{}-{diameter}-{contrast}.json", stem_of(path));
                 found.push(kept(&arguments.cache.join(name), || {
                     with_window(&mut bench, &arguments.scans)?.plant(index, diameter, contrast)
                 })?);
@@ -187,9 +197,9 @@ impl Bench {
 
     fn scan(&mut self, path: &Path) -> Result<Scan> {
         println!("encoding {}", path.display());
-        let mask = steps::companion_mask(path);
-        let source = steps::read_source(path, mask.as_deref(), None, &Limits::NONE)?;
-        let volume = steps::canonical(&source, &self.method, None)?.volume;
+        let mask = companion_mask(path);
+        let source = read_source(path, mask.as_deref(), &Limits::NONE)?;
+        let volume = canonical(&source, &self.method, None)?.volume;
         let grids = self.encode(&volume, None)?;
         Ok(Scan { source, volume, grids })
     }
@@ -269,18 +279,21 @@ impl Bench {
 
     fn score(&mut self) -> Result<WindowScores> {
         let Self { window, method, scoring, .. } = self;
-        Ok(steps::score_members(&window.members(), &method.layers, scoring, window)?)
+        Ok(score_members(&window.members(), &method.layers, scoring, window)?)
     }
 
     fn plant(&mut self, index: usize, diameter_mm: f64, contrast: f64) -> Result<Found> {
         let original = &self.scans[index].source;
         let centre = place(original, index as u64);
         let (source, lesion) = with_lesion(original, centre, diameter_mm / 2.0, contrast);
-        let volume = steps::canonical(&source, &self.method, None)?.volume;
+        let volume = canonical(&source, &self.method, None)?.volume;
         let grids = self.encode(&volume, Some(index))?;
         let healthy = self.window.replace(index, self.smoothed(&grids)?);
         let scores = self.score()?;
-        let finding = steps::finding(&source, &scores, index, &self.method, &self.scoring)?;
+        let placement =
+            GridPlacement { cube_side: self.method.cube.side, cube: source.cube(&self.method)? };
+        let (scan, brain) = (&source.raw, &source.brain);
+        let finding = finding(scan, brain, &placement, &scores, index, &self.scoring);
         self.window.restore(index, healthy);
         let brain = &source.brain.inside;
         let voxels = (0..brain.len()).filter(|&voxel| brain[voxel]);
@@ -393,12 +406,11 @@ fn id(index: usize) -> ScanId {
 }
 
 impl Window {
-    fn members(&self) -> Vec<Member> {
-        let member = |(index, grids): (usize, &Vec<TokenGrid>)| Member {
+    fn members(&self) -> Vec<ScoredMember> {
+        let member = |(index, grids): (usize, &Vec<TokenGrid>)| ScoredMember {
             id: id(index),
-            parts: steps::parts_of(grids, grids.len()),
-            is_reference: true,
-            patient: None,
+            parts: parts_of(grids, grids.len()),
+            facts: MemberFacts::REFERENCE,
         };
         self.scans.iter().enumerate().map(member).collect()
     }
@@ -419,7 +431,7 @@ impl Window {
     }
 }
 
-impl steps::Distances for Window {
+impl WindowDistances for Window {
     fn column(
         &mut self,
         of: ScanId,

@@ -22,9 +22,16 @@ use std::{
 use clap::Parser;
 use half::f16;
 use oddscan::{
+    companions::{companion, companion_mask, stem_of},
     compute::cpu::CpuDistances,
     config::Config,
-    domain::{PairDistances, error::ScanError, scan::ScanId},
+    domain::{
+        PairDistances,
+        error::ScanError,
+        scan::ScanId,
+        window::MemberFacts,
+        window_scores::{ScoredMember, WindowDistances, parts_of, score_members},
+    },
     engine::Engine,
     ingest::{self, Links, Patterns},
     nifti::{self, Limits},
@@ -38,7 +45,7 @@ use oddscan::{
         token::{Foreground, TokenGrid, brain_per_cell, smooth},
         volume::Volume,
     },
-    pipeline::steps::{self, Member},
+    prepare::{canonical, read_source},
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
@@ -376,7 +383,7 @@ fn listed(folder: &Path) -> Result<Vec<PathBuf>> {
 
 fn tokens_path(arguments: &Arguments, encoding: &Encoding, scan: &Path) -> PathBuf {
     let window = scan.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-    let name = format!("{}-{window}-{}.safetensors", encoding.name, steps::stem_of(scan));
+    let name = format!("{}-{window}-{}.safetensors", encoding.name, stem_of(scan));
     arguments.cache.join(name)
 }
 
@@ -394,9 +401,9 @@ fn encode(arguments: &Arguments, folder: &Path, encoding: &Encoding) -> Result<(
             empty => empty.insert(Engine::start(&config)?),
         };
         println!("encoding {} ({})", path.display(), encoding.name);
-        let mask = steps::companion_mask(&path);
-        let source = steps::read_source(&path, mask.as_deref(), None, &Limits::NONE)?;
-        let volume = steps::canonical(&source, &engine.method, None)?.volume;
+        let mask = companion_mask(&path);
+        let source = read_source(&path, mask.as_deref(), &Limits::NONE)?;
+        let volume = canonical(&source, &engine.method, None)?.volume;
         let grids = engine.tokeniser.tokens(&volume, |_| ControlFlow::Continue(()))?;
         save(&target, encoding, &grids, &volume)?;
     }
@@ -441,15 +448,15 @@ fn load(arguments: &Arguments, folder: &Path, encoding: &Encoding) -> Result<Vec
     let cube = encoding.config()?.volume;
     let mut scans = Vec::new();
     for path in listed(folder)? {
-        let mask = steps::companion_mask(&path);
-        let source = steps::read_source(&path, mask.as_deref(), None, &Limits::NONE)?;
-        let truth = match steps::companion(&path, "lesion") {
+        let mask = companion_mask(&path);
+        let source = read_source(&path, mask.as_deref(), &Limits::NONE)?;
+        let truth = match companion(&path, "lesion") {
             Some(path) => nifti::read_mask(&path, &Limits::NONE)?.inside,
             None => vec![false; source.brain.inside.len()],
         };
         let bytes = fs::read(tokens_path(arguments, encoding, &path))?;
         scans.push(Scan {
-            stem: steps::stem_of(&path),
+            stem: stem_of(&path),
             parts: load_parts(&bytes, encoding)?,
             placement: GridPlacement {
                 cube_side: cube.side,
@@ -548,7 +555,7 @@ impl Grids {
     }
 }
 
-impl steps::Distances for Grids {
+impl WindowDistances for Grids {
     fn column(
         &mut self,
         of: ScanId,
@@ -598,16 +605,15 @@ fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
     let grids: Vec<Vec<TokenGrid>> = scans.iter().map(grids).collect::<Result<_>>()?;
     let member = |(index, grids): (usize, &Vec<TokenGrid>)| {
         let n_parts = grids.len() / variant.layers.len();
-        Member {
+        ScoredMember {
             id: id(index),
-            parts: steps::parts_of(grids, n_parts),
-            is_reference: true,
-            patient: None,
+            parts: parts_of(grids, n_parts),
+            facts: MemberFacts::REFERENCE,
         }
     };
-    let members: Vec<Member> = grids.iter().enumerate().map(member).collect();
+    let members: Vec<ScoredMember> = grids.iter().enumerate().map(member).collect();
     let mut grids = Grids { scans: grids, reach: settings.reach, columns: BTreeMap::new() };
-    let mut found = steps::score_members(&members, &variant.layers, &settings, &mut grids)?;
+    let mut found = score_members(&members, &variant.layers, &settings, &mut grids)?;
     if variant.z_score {
         z_scores(&mut found.scans);
     }

@@ -31,7 +31,7 @@ use acquisition::{Acquisition, acquisition};
 use source::{brain_from, read_brain};
 
 pub use encodable::{Encodable, canonical};
-pub use source::{Source, read_again};
+pub use source::{Source, read_again, read_source};
 
 /// A scan as it came, with its brain as far as it is known.
 pub struct Incoming {

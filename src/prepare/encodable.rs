@@ -82,7 +82,7 @@ mod tests {
             geometry::{Affine, Shape3, WorldPoint},
             volume::RawVolume,
         },
-        prepare::source::read_source,
+        prepare::read_source,
     };
 
     /// A grid of 4 mm voxels, 160 x 168 x 176 mm, whose brain are the voxels that are `inside`.

@@ -117,11 +117,7 @@ pub fn read_again(
 }
 
 /// Reads a scan that lies as its header says.
-pub(super) fn read_source(
-    scan: &Path,
-    mask: Option<&Path>,
-    limits: &Limits,
-) -> Result<Source, ScanError> {
+pub fn read_source(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<Source, ScanError> {
     let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
     let brain = read_brain(&raw, mask, limits)?.map_err(refusals::of_preprocessing)?;
     Ok(Source::unaligned(raw, grid, brain, brain_from(mask)))

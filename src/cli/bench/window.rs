@@ -129,7 +129,8 @@ fn measure(
     let ids: Vec<ScanId> = (0..n_scans).map(id).collect();
     let parts = fill(&store, arguments, &ids)?;
     let n_tokens: Vec<usize> = parts.iter().map(|part| part.cells.len()).collect();
-    let member = |&id: &ScanId| ScoredMember { id, parts: parts.clone(), facts: MemberFacts::REFERENCE };
+    let member =
+        |&id: &ScanId| ScoredMember { id, parts: parts.clone(), facts: MemberFacts::REFERENCE };
     let members: Vec<ScoredMember> = ids.iter().map(member).collect();
     let started = Instant::now();
     let new = ids[n_scans - 1];
