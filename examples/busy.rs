@@ -20,8 +20,9 @@ use std::{
 
 use clap::Parser;
 use oddscan::{
+    compute::tokenise::Tokeniser,
     config::Config,
-    domain::{SliceEncoder, error::DeviceError, tokenise::Tokeniser},
+    domain::{SliceEncoder, error::DeviceError},
     engine::{Engine, Method},
     metrics::Metrics,
     numeric::slice::{ImageBatch, PatchFeatures},
@@ -83,7 +84,7 @@ impl SliceEncoder for Pause {
         "pause"
     }
 
-    fn works_apart(&self) -> bool {
+    fn is_async(&self) -> bool {
         true
     }
 }

@@ -24,7 +24,7 @@ use crate::{
         registration::{self, Template},
         volume::{RawMask, RawVolume},
     },
-    pipeline::hook::Handed,
+    process::hook::HookOutput,
     refusals,
 };
 use acquisition::{Acquisition, acquisition};
@@ -79,8 +79,8 @@ impl Incoming {
     }
 
     /// Takes over what the site's preprocessing gave. A mask that came with the scan stays.
-    fn take_over(&mut self, handed: Handed) -> PreprocessFacts {
-        let Handed { voxels, mask, mut facts } = handed;
+    fn take_over(&mut self, hook_output: HookOutput) -> PreprocessFacts {
+        let HookOutput { voxels, mask, mut facts } = hook_output;
         if let Some(voxels) = voxels {
             self.raw.voxels = voxels;
             if !self.has_mask() {
@@ -152,14 +152,14 @@ impl Prepared {
 }
 
 /// Aligns a scan and finds its brain where the settings ask for it and nobody has done it before;
-/// `handed` is what the site's preprocessing made of it.
+/// `hook_output` is what the site's preprocessing made of it.
 pub fn find_brain(
     mut scan: Incoming,
-    handed: Option<Handed>,
+    hook_output: Option<HookOutput>,
     method: &Method,
 ) -> Result<Source, ScanError> {
     let was_head = scan.is_head();
-    let preprocess = handed.map(|handed| scan.take_over(handed));
+    let preprocess = hook_output.map(|hook_output| scan.take_over(hook_output));
     let is_head = scan.is_head();
 
     // A scan that was stripped on the way here lies where the scanner put it all the same.
@@ -233,11 +233,11 @@ pub fn read_and_find_brain(
         alive();
         true
     };
-    let handed = match method.hook.as_ref().filter(|hook| hook.takes(scan.is_head())) {
+    let hook_output = match method.hook.as_ref().filter(|hook| hook.takes(scan.is_head())) {
         None => None,
         Some(hook) => hook.run(path, &scan.raw, work, limits, always)?,
     };
-    Ok((id, find_brain(scan, handed, method)?))
+    Ok((id, find_brain(scan, hook_output, method)?))
 }
 
 /// Whether what is above zero is more than any brain: a head before a background that was set to 0.

@@ -25,7 +25,7 @@ use crate::{
 /// A scan was aligned to a template that is no longer there.
 pub fn template_gone() -> ScanError {
     let action = "the template is gone; run `oddscan model fetch` and restart";
-    ScanError::Own {
+    ScanError::Internal {
         doing: "placing a scan that was aligned",
         source: io::Error::new(io::ErrorKind::NotFound, action),
     }

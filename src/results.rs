@@ -1,5 +1,6 @@
 //! From a scored window to the result files of one scan, for the daemon and `oddscan score` alike.
 
+mod input;
 mod warnings;
 
 use serde_json::json;
@@ -29,26 +30,9 @@ use crate::{
 };
 use warnings::{scan_warnings, shared_warning, window_warnings};
 
+pub use input::ResultInput;
 pub use warnings::MIXED;
 pub(crate) use warnings::SHIFTED;
-
-/// Everything that a result of one member of a window is made from.
-pub struct ResultInput<'a> {
-    /// Journal entry of the scan.
-    pub record: &'a ScanRecord,
-    /// The scan, read again.
-    pub source: &'a Source,
-    /// Scores of all members, in the order of the window's members.
-    pub scores: &'a WindowScores,
-    /// Position of this scan among them.
-    pub index: usize,
-    /// The window.
-    pub window: &'a WindowIdentity,
-    /// What is computed.
-    pub method: &'a Method,
-    /// The settings.
-    pub config: &'a Config,
-}
 
 /// Map, mask, picture and sidecar, and the finding that they show.
 pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), ScanError> {

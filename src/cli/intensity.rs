@@ -15,12 +15,13 @@ use crate::{
         scan::ScanId,
     },
     engine::{Engine, Method},
+    files,
     numeric::{
         intensity::{self, Landmarks},
         preprocess,
     },
     prepare::{Prepared, acquisition::read_json, read_and_find_brain},
-    refusals, report, telemetry,
+    refusals, telemetry,
 };
 
 #[derive(clap::Subcommand)]
@@ -103,7 +104,7 @@ fn learn(arguments: &Learn) -> Result<(), Failure> {
     }
     let set = LandmarkSet::new(arguments.percentiles.clone(), cohorts)
         .map_err(|why| Failure::new(REFUSED, why))?;
-    report::write_atomic(&arguments.out, set.to_json().as_bytes()).map_err(|error| {
+    files::write_atomic(&arguments.out, set.to_json().as_bytes()).map_err(|error| {
         Failure::new(IO, format!("cannot write {}: {error}", arguments.out.display()))
     })?;
     println!("{}: sha256 {}", arguments.out.display(), set.digest());
@@ -118,8 +119,10 @@ fn look(
     percentiles: &[f64],
 ) -> Result<Seen, ScanError> {
     let mask = companions::companion_mask(path);
-    let work = tempfile::tempdir()
-        .map_err(|source| ScanError::Own { doing: "making a folder for preprocessing", source })?;
+    let work = tempfile::tempdir().map_err(|source| ScanError::Internal {
+        doing: "making a folder for preprocessing",
+        source,
+    })?;
     let work = work.path().join("work");
     let (id, source) =
         read_and_find_brain(path, mask.as_deref(), &config.intake.limits, method, &work, || {})?;

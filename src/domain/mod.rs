@@ -6,6 +6,7 @@
 
 pub mod acquisition;
 pub mod brain_network;
+pub mod brain_weights;
 pub mod cohort;
 pub mod error;
 pub mod finding;
@@ -15,7 +16,7 @@ pub mod patient;
 pub mod quality;
 pub mod scan;
 pub mod sequence;
-pub mod tokenise;
+pub mod weights;
 pub mod window;
 pub mod window_scores;
 
@@ -50,7 +51,7 @@ pub trait SliceEncoder: Send {
     }
 
     /// Whether the processor is free for other work while the device encodes.
-    fn works_apart(&self) -> bool {
+    fn is_async(&self) -> bool {
         false
     }
 }

@@ -10,10 +10,16 @@ use std::{
 use flate2::bufread::GzDecoder;
 use rustix::fs::OFlags;
 
-use super::{EXPORT_AGAIN, FIRST_OFFSET, Limits, io_error, refuse};
-use crate::domain::error::{
-    QuarantineReason::{Corrupt, TooLarge, Truncated, Unsupported},
-    Refusal, ScanError,
+use super::{
+    header::FIRST_OFFSET,
+    refuse::{EXPORT_AGAIN, io_error, refuse},
+};
+use crate::domain::{
+    error::{
+        QuarantineReason::{Corrupt, TooLarge, Truncated, Unsupported},
+        Refusal, ScanError,
+    },
+    scan::Limits,
 };
 
 /// What the file holds, unpacked.

@@ -2,14 +2,32 @@
 
 use nifti::{NiftiHeader, NiftiType};
 
-use super::{EXPORT_AGAIN, FIRST_OFFSET, HEADER_BYTES, Limits, refuse};
+use super::refuse::{EXPORT_AGAIN, refuse};
 use crate::{
-    domain::error::{
-        QuarantineReason::{BadHeader, NonFinite, TooLarge, Truncated, Unsupported},
-        Refusal, ScanError,
+    domain::{
+        error::{
+            QuarantineReason::{BadHeader, NonFinite, TooLarge, Truncated, Unsupported},
+            Refusal, ScanError,
+        },
+        scan::Limits,
     },
     numeric::geometry::{Affine, AffineError, Shape3},
 };
+
+pub(super) const HEADER_BYTES: usize = 348;
+/// Header and extension flag; the voxels start here or later.
+pub(super) const FIRST_OFFSET: usize = 352;
+/// Larger header extensions are no extensions.
+pub(super) const MAX_EXTENSION_BYTES: usize = 16 << 20;
+/// What oddscan writes into the header's description, and refuses to read again.
+pub(super) const OWN_MARK: &str = "oddscan";
+
+/// The header of a scan: everything that a result on the same grid must copy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grid {
+    pub(super) header: NiftiHeader,
+    pub(super) shape: Shape3,
+}
 
 pub(super) fn parse_header(start: &[u8]) -> Result<NiftiHeader, ScanError> {
     if start.is_empty() {

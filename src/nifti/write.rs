@@ -5,7 +5,7 @@ use std::io::Write;
 use flate2::{Compression, GzBuilder};
 use nifti::{NiftiHeader, NiftiType};
 
-use super::{FIRST_OFFSET, Grid, HEADER_BYTES, OWN_MARK};
+use super::header::{FIRST_OFFSET, Grid, HEADER_BYTES, OWN_MARK};
 use crate::numeric::{geometry::Shape3, volume::RawVolume};
 
 /// The bytes of a `.nii.gz` with f32 voxels on the scan's grid: the anomaly map.

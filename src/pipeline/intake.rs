@@ -28,7 +28,7 @@ use super::{
     FULL, IDLE, MAX_CRASHES, Shared,
     board::{Queue, StageName},
     encode::{Due, InMemory},
-    hook, now_secs,
+    now_secs,
     timings::Timings,
 };
 use crate::{
@@ -40,6 +40,7 @@ use crate::{
     ingest::{self, Bundle, Candidate, Links, Listing, Patterns, Settled, Settling},
     metrics::{DirectoryKind, IngestResult, PauseReason, RescanTrigger, SeenBy, Stage},
     prepare::{Encodable, Prepared},
+    process::hook,
     quarantine,
     store::{SeenFile, SeenOutcome},
     watcher::Change,
@@ -440,7 +441,7 @@ impl Intake {
             ScanError::Refused(refusal) => {
                 return self.set_aside(candidate, incoming, &refusal);
             }
-            ScanError::Io { .. } | ScanError::Own { .. } => {}
+            ScanError::Io { .. } | ScanError::Internal { .. } => {}
         }
         self.look_again(candidate, incoming)?;
         if let ScanError::Io { source, .. } = &error {

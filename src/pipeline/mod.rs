@@ -8,11 +8,8 @@
 
 mod archive;
 pub mod board;
-pub mod child;
 mod compare;
-pub mod convert;
 mod encode;
-pub mod hook;
 mod intake;
 mod score;
 mod timings;
@@ -40,6 +37,7 @@ use crate::{
     engine::{Engine, Method},
     metrics::Metrics,
     nifti::Limits,
+    process::hook,
     store::{Store, StoreError},
     watcher::Change,
 };

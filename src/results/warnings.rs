@@ -1,6 +1,6 @@
 //! What a reader should know before trusting a result.
 
-use super::ResultInput;
+use super::input::ResultInput;
 use crate::{
     config::Config,
     domain::{

@@ -2,7 +2,7 @@
 
 use sled::{IVec, Tree};
 
-use super::{StoreError, record};
+use super::{error::StoreError, record};
 
 /// Largest value, bytes. A page of sled has up to 17, and one of 128 KiB or more goes to a file of
 /// its own that counts as a few bytes in the cache: with larger values the cache has no bound

@@ -4,8 +4,9 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 use super::{
-    Store, StoreError,
     blob::{Blob, chunk_key, put_blob},
+    db::Store,
+    error::StoreError,
     key::{Way, column_key},
 };
 use crate::{domain::scan::ScanId, numeric::scoring::PairColumns};

@@ -1,8 +1,9 @@
-//! What the store can fail with.
+//! What the store can fail with, and the layout that it reads.
 
 use std::path::PathBuf;
 
-use super::FORMAT;
+/// Layout of the store; grows with every change that an older version would misread.
+pub const FORMAT: u32 = 2;
 
 /// What the store can fail with. All of it is fatal: going on could lose or double a scan.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, record};
+use super::{db::Store, error::StoreError, record};
 use crate::domain::scan::{FileLook, ScanId};
 
 /// What was decided on a file that looked like this.

@@ -3,15 +3,17 @@ use std::collections::BTreeMap;
 use half::f16;
 
 use super::{
-    blob::{Blob, put_blob},
+    blob::{Blob, CHUNK, put_blob},
     key::grid_key,
+    record,
+    tokens::Manifest,
     *,
 };
 use crate::{
     domain::{
         acquisition::AcquisitionFacts,
         cohort::CohortKey,
-        scan::{EncodedFacts, FileLook},
+        scan::{EncodedFacts, FileLook, ScanId, ScanRecord, ScanState},
     },
     numeric::{geometry::Shape3, scoring::PairColumns, token::TokenGrid},
 };

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 use sled::Transactional;
 
 use super::{
-    Store, StoreError,
     blob::{Blob, put_blob},
+    db::{Store, storage},
+    error::StoreError,
     key::grid_key,
-    record, storage,
+    record,
 };
 use crate::{
     domain::scan::{ScanId, ScanRecord},

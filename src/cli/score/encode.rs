@@ -14,16 +14,16 @@ use super::named::{Named, Refused};
 use crate::{
     cli::{Failure, INTERNAL},
     companions,
+    compute::tokenise::{TokeniseError, tokens_per_layer},
     config::Config,
     domain::{
         error::{QuarantineReason, Refusal, RefusalPicture, ScanError},
         scan::{EncodedFacts, ScanRecord, ScanState},
-        tokenise::{TokeniseError, tokens_per_layer},
     },
     engine::Engine,
+    files,
     numeric::token::TokenGrid,
     prepare::{Prepared, Source, acquisition::read_json, read_and_find_brain},
-    report,
 };
 
 /// A scan with its tokens. The voxels are read again for the report, so that memory does not grow
@@ -141,7 +141,7 @@ impl Encoding<'_> {
     ) -> Result<Again, ScanError> {
         let write = |ending: &str, bytes: &[u8]| {
             let path = self.prepared.join(format!("{sequence}{ending}"));
-            fs::write(&path, bytes).map(|()| path).map_err(|source| ScanError::Own {
+            fs::write(&path, bytes).map(|()| path).map_err(|source| ScanError::Internal {
                 doing: "keeping what was found in a scan",
                 source,
             })
@@ -170,7 +170,7 @@ impl Encoding<'_> {
         let name = (1..).map(name).find(|name| !self.pictures.contains(name))?;
         let folder = self.out.join("refused");
         let path = folder.join(&name);
-        let written = fs::create_dir_all(&folder).and_then(|()| report::write_atomic(&path, png));
+        let written = fs::create_dir_all(&folder).and_then(|()| files::write_atomic(&path, png));
         if let Err(error) = written {
             eprintln!("cannot write {}: {error}", path.display());
             return None;

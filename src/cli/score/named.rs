@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     domain::patient::Patient,
     ingest::{self, Links, Patterns},
-    pipeline::convert::{self, Event, Standing},
+    process::convert::{self, Event, Standing},
 };
 
 /// A file to be read.

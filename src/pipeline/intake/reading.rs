@@ -21,15 +21,9 @@ use crate::{
     ingest::{self, Candidate},
     metrics::Stage,
     nifti,
-    pipeline::{
-        Shared,
-        archive::Draft,
-        board::StageName,
-        hook::{self, Handed, Hook},
-        side_by_side,
-        timings::Timings,
-    },
+    pipeline::{Shared, archive::Draft, board::StageName, side_by_side, timings::Timings},
     prepare::{Incoming, Prepared, acquisition::read_json, find_brain},
+    process::hook::{self, Hook, HookOutput},
 };
 
 /// A file that has been still for long enough.
@@ -241,7 +235,7 @@ impl Reader {
         hook: &Hook,
         file: &Path,
         scan: &Incoming,
-    ) -> Result<Option<Handed>, ScanError> {
+    ) -> Result<Option<HookOutput>, ScanError> {
         let shared = &self.shared;
         let work = hook_folder(shared);
         let _at_work = shared.board.takes_long(format!("preprocessing by {}", hook.name()));
@@ -249,7 +243,7 @@ impl Reader {
             self.beat();
             !shared.stopping()
         });
-        let is_unstarted = matches!(handed, Err(ScanError::Own { doing: hook::STARTING, .. }));
+        let is_unstarted = matches!(handed, Err(ScanError::Internal { doing: hook::STARTING, .. }));
         shared.board.set_reason(hook::UNSTARTED, is_unstarted);
         // It holds a patient's scan.
         clear(&work);

@@ -15,12 +15,14 @@ use std::{
 use rayon::prelude::*;
 use thiserror::Error;
 
-use super::{DeviceMemory, SliceEncoder, error::DeviceError};
-use crate::numeric::{
-    projection::Projection,
-    slice::{ImageBatch, PatchFeatures, slice_pixels},
-    token::{SliceGroup, TokenBuilder, TokenGrid, TokenGridError, TokenSettings},
-    volume::Volume,
+use crate::{
+    domain::{DeviceMemory, SliceEncoder, error::DeviceError},
+    numeric::{
+        projection::Projection,
+        slice::{ImageBatch, PatchFeatures, slice_pixels},
+        token::{SliceGroup, TokenBuilder, TokenGrid, TokenGridError, TokenSettings},
+        volume::Volume,
+    },
 };
 
 /// How far the slices of one scan have come.
@@ -171,9 +173,9 @@ impl Tokeniser {
         self.encoder.memory()
     }
 
-    /// As [`SliceEncoder::works_apart`].
-    pub fn works_apart(&self) -> bool {
-        self.encoder.works_apart()
+    /// As [`SliceEncoder::is_async`].
+    pub fn is_async(&self) -> bool {
+        self.encoder.is_async()
     }
 
     /// Slices per batch now in use.
@@ -205,8 +207,7 @@ impl Tokeniser {
         mut progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<EncodedVolume<'p>, TokeniseError> {
         let Self { encoder, plan } = self;
-        let (apart, all) =
-            (encoder.works_apart(), groups.len() * slices_per_group(&builder, &groups));
+        let (apart, all) = (encoder.is_async(), groups.len() * slices_per_group(&builder, &groups));
         let mut done = 0;
         let mut is_encoded = |batch: usize, took: Duration| {
             done += batch;
@@ -406,7 +407,7 @@ mod tests {
             "test"
         }
 
-        fn works_apart(&self) -> bool {
+        fn is_async(&self) -> bool {
             self.apart
         }
     }
