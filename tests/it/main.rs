@@ -34,3 +34,4 @@ mod systemd;
 #[path = "../burn/tiny.rs"]
 #[expect(dead_code, reason = "the network is shared with the tests of the burn engine")]
 mod tiny;
+mod unchanged;
