@@ -23,9 +23,7 @@ use crate::{
         },
         scan::Limits,
     },
-    numeric::{
-        volume::{RawMask, RawVolume},
-    },
+    numeric::volume::{RawMask, RawVolume},
 };
 
 /// A scan with the header that its results copy.

@@ -3,11 +3,9 @@ use std::collections::BTreeMap;
 use half::f16;
 
 use super::{
-    blob::{Blob, CHUNK, put_blob},
+    blob::{Blob, CHUNK, chunk_key, put_blob, remove_prefix},
     key::grid_key,
-    record,
-    tokens::Manifest,
-    *,
+    record, *,
 };
 use crate::{
     domain::{
