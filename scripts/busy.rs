@@ -82,7 +82,7 @@ impl SliceEncoder for Pause {
         "pause"
     }
 
-    fn works_apart(&self) -> bool {
+    fn is_async(&self) -> bool {
         true
     }
 }

@@ -31,7 +31,7 @@ use crate::{
         preprocess::CubeSettings, projection::Projection, registration::Template,
         token::TokenSettings,
     },
-    pipeline::hook::{Hook, HookError},
+    process::hook::{Hook, HookError},
 };
 
 /// Grows whenever the code computes other tokens from the same settings and weights.
@@ -198,7 +198,8 @@ impl Ingredients {
     /// As [`Ingredients::load`], with an error for each that is missing.
     pub fn load_all(config: &Config) -> Result<Self, Vec<EngineError>> {
         let network = load_network(config);
-        let hook = config.preprocess.as_ref().map(Hook::start).transpose();
+        let start_hook = |settings| Hook::start(settings, nifti::read_map);
+        let hook = config.preprocess.as_ref().map(start_hook).transpose();
         let (template, landmarks) = (load_template(config), load_landmarks(config));
         let brain_weights = load_brain_weights(config);
         match (network, hook, template, brain_weights, landmarks) {

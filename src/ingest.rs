@@ -4,17 +4,16 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
-    io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    fs,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
-use rustix::fs::OFlags;
 
-use crate::domain::scan::FileLook;
+use crate::{domain::scan::FileLook, files::open_regular};
 
 /// Which file names are scans.
 #[derive(Debug, Clone)]
@@ -309,70 +308,6 @@ impl Settling {
     }
 }
 
-/// Which side of a copy failed: somebody else's file, or our own folder.
-#[derive(Debug)]
-pub enum CopyError {
-    /// Reading.
-    Source(io::Error),
-    /// Writing.
-    Target(io::Error),
-}
-
-impl From<CopyError> for io::Error {
-    fn from(error: CopyError) -> Self {
-        match error {
-            CopyError::Source(error) | CopyError::Target(error) => error,
-        }
-    }
-}
-
-/// Opens a file that others may exchange at any time: a link put in its place would lead the
-/// service to a file that only the service may read, and a pipe would block it for ever.
-pub fn open_regular(path: &Path) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        let message = "no regular file; export files, not folders, pipes or devices";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-    }
-    Ok(file)
-}
-
-/// The content of a small file, at most one byte more than `max_bytes`, so that the reader sees
-/// that there is too much.
-pub fn read_small(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    open_regular(path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// Copies a file to `target` and makes the copy durable, at most `max_bytes` of it. `alive` is
-/// called after every MiB.
-pub fn copy_durably(
-    source: &Path,
-    target: &Path,
-    max_bytes: u64,
-    mut alive: impl FnMut(),
-) -> Result<u64, CopyError> {
-    let mut from = open_regular(source).map_err(CopyError::Source)?.take(max_bytes);
-    let mut to = File::create(target).map_err(CopyError::Target)?;
-    let mut buffer = vec![0; 1 << 20];
-    let mut n_copied = 0;
-    loop {
-        let n_read = match from.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n_read) => n_read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(CopyError::Source(error)),
-        };
-        to.write_all(&buffer[..n_read]).map_err(CopyError::Target)?;
-        n_copied += n_read as u64;
-        alive();
-    }
-    to.sync_all().map_err(CopyError::Target)?;
-    Ok(n_copied)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -480,26 +415,6 @@ mod tests {
     }
 
     #[test]
-    fn links_pipes_and_folders_are_neither_copied_nor_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        fs::write(at("file"), "x").unwrap();
-        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
-        let mode = rustix::fs::Mode::from_raw_mode(0o600);
-        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), rustix::fs::FileType::Fifo, mode, 0)
-            .unwrap();
-        fs::create_dir(at("folder")).unwrap();
-        for name in ["link", "pipe", "folder"] {
-            let copied = copy_durably(&at(name), &at("copy"), 10, || {});
-            assert!(matches!(copied, Err(CopyError::Source(_))), "{name}: {copied:?}");
-            assert!(!at("copy").exists(), "{name}");
-            assert!(read_small(&at(name), 10).is_err(), "{name}");
-        }
-        assert_eq!(read_small(&at("file"), 0).unwrap(), b"x", "one byte too many shows");
-        assert_eq!(copy_durably(&at("file"), &at("copy"), 10, || {}).unwrap(), 1);
-    }
-
-    #[test]
     fn a_file_from_the_far_future_can_be_looked_at() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
@@ -508,7 +423,7 @@ mod tests {
         // Years 2286 and 2318; where the file system knows no such time it takes its last.
         for secs in [0, 10_000_000_000, 11_000_000_000] {
             let time = std::time::UNIX_EPOCH + Duration::from_secs(secs);
-            File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+            fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
             looks.push(look_at(&path).unwrap());
         }
         assert!(looks[0] != looks[1] && looks[1] != looks[2], "{looks:?}");

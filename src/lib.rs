@@ -13,7 +13,8 @@
 //! 3. Adapters, each hiding one outside thing: [`nifti`] and [`dicom`] (files), [`bids`] (the JSON
 //!    beside them), [`model`] (weights and template), [`compute`] (the encoder on a GPU or the
 //!    CPU), [`store`] (sled), [`watcher`] and [`ingest`] (the incoming folder), [`quarantine`],
-//!    [`report`] (results), [`metrics`] (Prometheus).
+//!    [`report`] (results), [`metrics`] (Prometheus), [`process`] (other programs). All of them may
+//!    use [`files`]; otherwise they do not use one another.
 //! 4. The daemon: [`config`], [`engine`] (the method made ready on a device), [`pipeline`] (the
 //!    stages), [`telemetry`], [`service`] and the commands in [`cli`].
 
@@ -24,10 +25,12 @@ pub mod domain;
 pub mod bids;
 pub mod compute;
 pub mod dicom;
+pub mod files;
 pub mod ingest;
 pub mod metrics;
 pub mod model;
 pub mod nifti;
+pub mod process;
 pub mod quarantine;
 pub mod report;
 pub mod store;

@@ -16,6 +16,7 @@ use flate2::{Compression, GzBuilder, bufread::GzDecoder};
 use nifti::{Endianness, NiftiHeader, NiftiType};
 use rustix::fs::OFlags;
 
+pub use crate::domain::scan::Limits;
 use crate::{
     domain::error::{
         QuarantineReason::{
@@ -28,20 +29,6 @@ use crate::{
         volume::{RawMask, RawVolume},
     },
 };
-
-/// What is read at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Largest file, bytes.
-    pub max_file_bytes: u64,
-    /// Largest grid, voxels.
-    pub max_voxels: u64,
-}
-
-impl Limits {
-    /// For files that are trusted.
-    pub const NONE: Self = Self { max_file_bytes: u64::MAX, max_voxels: u64::MAX };
-}
 
 /// The header of a scan: everything that a result on the same grid must copy.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,15 +4,17 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Component, Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::{domain::error::Refusal, ingest::copy_durably};
+use crate::{
+    domain::error::Refusal,
+    files::{move_file, remove_if_there, sync_folder, write_by_way_of},
+};
 
 const REASON: &str = "reason.json";
 /// Shows where the template fits best in a scan that cannot be aligned.
@@ -66,7 +68,7 @@ pub fn quarantine(
         reason.moved = false;
         write_reason(&folder, &reason)?;
     }
-    File::open(&folder)?.sync_all()?;
+    sync_folder(&folder)?;
     Ok(folder)
 }
 
@@ -98,7 +100,7 @@ pub fn quarantine_series(
         // Else there would seem to be something to put back.
         fs::remove_dir(&target)?;
     }
-    File::open(&folder)?.sync_all()?;
+    sync_folder(&folder)?;
     Ok(folder)
 }
 
@@ -150,37 +152,12 @@ fn write_reason(folder: &Path, reason: &ReasonFile) -> io::Result<()> {
     write_whole(folder, REASON, text.as_bytes())
 }
 
-/// Writes a file that appears whole or not at all.
 fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let partial = folder.join(partial(name));
-    fs::write(&partial, bytes)?;
-    File::open(&partial)?.sync_all()?;
-    fs::rename(partial, folder.join(name))
+    write_by_way_of(&folder.join(partial(name)), &folder.join(name), bytes)
 }
 
 fn partial(name: &str) -> String {
     format!(".{name}.tmp")
-}
-
-/// Renames, or copies and removes where source and target lie on different file systems. A folder
-/// is that of a series: it holds files only.
-fn move_file(source: &Path, target: &Path) -> io::Result<()> {
-    match fs::rename(source, target) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices && source.is_dir() => {
-            // It may be there, half full, from a try that failed.
-            fs::create_dir_all(target)?;
-            for entry in fs::read_dir(source)? {
-                let entry = entry?;
-                move_file(&entry.path(), &target.join(entry.file_name()))?;
-            }
-            fs::remove_dir(source)
-        }
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            copy_durably(source, target, u64::MAX, || {})?;
-            fs::remove_file(source)
-        }
-        done => done,
-    }
 }
 
 /// Files in quarantine, without their reasons.
@@ -275,10 +252,7 @@ pub fn requeue(quarantine: &Path, name: &Path, incoming: &Path) -> io::Result<Pa
     move_file(&folder.join(&file), &hidden)?;
     fs::rename(hidden, &place)?;
     for name in OWN_FILES.into_iter().flat_map(|name| [name.to_owned(), partial(name)]) {
-        match fs::remove_file(folder.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_there(&folder.join(name))?;
     }
     fs::remove_dir(folder)?;
     Ok(place)

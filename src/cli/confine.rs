@@ -5,7 +5,7 @@
 use std::{ffi::OsString, io, os::unix::process::CommandExt, process::Command};
 
 use super::{Failure, INTERNAL};
-use crate::pipeline::{
+use crate::process::{
     child::{self, Confines, Memory},
     hook::{CANNOT_EXECUTE, NOT_FOUND},
 };

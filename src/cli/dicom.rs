@@ -21,12 +21,13 @@ use crate::{
         QuarantineReason::{Io, Poison, TooLarge},
         Refusal,
     },
+    files,
     ingest::{self, Patterns},
     nifti::{self, Limits},
-    pipeline::{
+    pipeline::panic_text,
+    process::{
         child::{self, Confines, Memory},
         convert::{Event, Standing, decode_list, max_unpacked_bytes},
-        panic_text,
     },
 };
 
@@ -253,7 +254,7 @@ impl Session<'_> {
             let name = self.free_name(&stack.name());
             let converted = guarded(|| {
                 stack.convert(self.limits.max_voxels, |index| {
-                    ingest::open_regular(&inputs[index].path).map(io::BufReader::new)
+                    files::open_regular(&inputs[index].path).map(io::BufReader::new)
                 })
             });
             match converted.unwrap_or_else(|refusal| Err(refusal.into())) {
@@ -332,7 +333,7 @@ impl Session<'_> {
 /// Opens a file that is no link and not too large.
 fn open(path: &Path, max_bytes: u64) -> Result<(File, u64), Refusal> {
     let opened =
-        ingest::open_regular(path).and_then(|file| file.metadata().map(|meta| (file, meta.len())));
+        files::open_regular(path).and_then(|file| file.metadata().map(|meta| (file, meta.len())));
     let (file, n_bytes) = opened.map_err(|error| {
         let found = format!("a file that cannot be opened ({error})");
         Refusal::new(Io, found, "a file that can be read", "check its owner and permissions")

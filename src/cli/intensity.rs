@@ -14,6 +14,7 @@ use crate::{
         scan::ScanId,
     },
     engine::{Engine, Method},
+    files,
     numeric::{
         intensity::{self, Landmarks},
         preprocess,
@@ -22,7 +23,7 @@ use crate::{
         acquisition::{acquisition, read_json},
         steps,
     },
-    report, telemetry,
+    telemetry,
 };
 
 #[derive(clap::Subcommand)]
@@ -105,7 +106,7 @@ fn learn(arguments: &Learn) -> Result<(), Failure> {
     }
     let set = LandmarkSet::new(arguments.percentiles.clone(), cohorts)
         .map_err(|why| Failure::new(REFUSED, why))?;
-    report::write_atomic(&arguments.out, set.to_json().as_bytes()).map_err(|error| {
+    files::write_atomic(&arguments.out, set.to_json().as_bytes()).map_err(|error| {
         Failure::new(IO, format!("cannot write {}: {error}", arguments.out.display()))
     })?;
     println!("{}: sha256 {}", arguments.out.display(), set.digest());
@@ -120,8 +121,10 @@ fn look(
     percentiles: &[f64],
 ) -> Result<Seen, ScanError> {
     let mask = steps::companion_mask(path);
-    let work = tempfile::tempdir()
-        .map_err(|source| ScanError::Own { doing: "making a folder for preprocessing", source })?;
+    let work = tempfile::tempdir().map_err(|source| ScanError::Internal {
+        doing: "making a folder for preprocessing",
+        source,
+    })?;
     let work = work.path().join("work");
     let (id, source) = steps::read_and_prepare(
         path,

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::{CONFIG, Failure, IO, REFUSED, UNAVAILABLE};
 use crate::{
     compute::{brain_weights::BrainWeights, weights::VitWeights},
+    files,
     model::{self, Fetched, Model, Origin, find_brain_weights, find_weights, model_folders},
 };
 
@@ -181,7 +182,7 @@ fn import(file: PathBuf, out: Option<PathBuf>, half: bool, json: bool) -> Result
     let bytes = weights.to_safetensors(half);
     let folder = out.parent().map_or(Ok(()), std::fs::create_dir_all);
     folder
-        .and_then(|()| model::write_whole(&out, &bytes))
+        .and_then(|()| files::write_for_everybody(&out, &bytes))
         .map_err(|error| Failure::new(IO, format!("cannot write {}: {error}", out.display())))?;
     let facts = serde_json::json!({
         "file": out,

@@ -34,11 +34,10 @@ use crate::{
     pipeline::{
         ReportInput,
         acquisition::{acquisition, read_json},
-        build_results,
-        convert::{self, Event, Standing},
-        nearest_of_each,
+        build_results, nearest_of_each,
         steps::{self, Encodable, Source},
     },
+    process::convert::{self, Event, Standing},
     report, telemetry,
 };
 
@@ -390,7 +389,8 @@ impl Run<'_> {
         let name = (1..).map(name).find(|name| !self.pictures.contains(name))?;
         let folder = self.out.join("refused");
         let path = folder.join(&name);
-        let written = fs::create_dir_all(&folder).and_then(|()| report::write_atomic(&path, png));
+        let written =
+            fs::create_dir_all(&folder).and_then(|()| crate::files::write_atomic(&path, png));
         if let Err(error) = written {
             eprintln!("cannot write {}: {error}", path.display());
             return None;
@@ -409,7 +409,7 @@ impl Run<'_> {
     ) -> Result<Again, ScanError> {
         let write = |ending: &str, bytes: &[u8]| {
             let path = self.prepared.join(format!("{sequence}{ending}"));
-            fs::write(&path, bytes).map(|()| path).map_err(|source| ScanError::Own {
+            fs::write(&path, bytes).map(|()| path).map_err(|source| ScanError::Internal {
                 doing: "keeping what was found in a scan",
                 source,
             })

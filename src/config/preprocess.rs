@@ -6,38 +6,10 @@ use std::{path::Path, time::Duration};
 use serde::Deserialize;
 
 use super::Checker;
+pub use crate::process::hook::{PreprocessChoice, PreprocessSettings};
 
 /// What stands for the files in a command.
 pub const PLACEHOLDERS: [&str; 3] = ["{scan}", "{out}", "{mask}"];
-
-/// Which scans go through the command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PreprocessChoice {
-    /// Those that still have a head around the brain.
-    Heads,
-    /// All.
-    All,
-}
-
-/// The command and its limits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PreprocessSettings {
-    /// Program, by its full path, and arguments with [`PLACEHOLDERS`].
-    pub command: Vec<String>,
-    /// What it is called in sidecars.
-    pub name: String,
-    /// Program and arguments that say its version; empty: the hash of the program's file says it.
-    pub version_command: Vec<String>,
-    /// Which scans go through it.
-    pub scans: PreprocessChoice,
-    /// Longest time for one scan.
-    pub timeout: Duration,
-    /// Memory of each of its processes, bytes, if limited.
-    pub memory_bytes: Option<u64>,
-    /// What it may write, bytes.
-    pub max_output_bytes: u64,
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

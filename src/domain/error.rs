@@ -161,7 +161,7 @@ pub enum ScanError {
     },
     /// One of our own folders failed; no scan is to blame.
     #[error("{doing}: {source}")]
-    Own {
+    Internal {
         /// What was being done.
         doing: &'static str,
         /// The cause.
@@ -191,7 +191,7 @@ impl ScanError {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Refused(_) => Disposition::Quarantine,
-            Self::Io { .. } | Self::Own { .. } => Disposition::Retry,
+            Self::Io { .. } | Self::Internal { .. } => Disposition::Retry,
             Self::Device(_) | Self::Store(_) => Disposition::Fatal,
         }
     }
@@ -200,7 +200,7 @@ impl ScanError {
     pub fn class(&self) -> &'static str {
         match self {
             Self::Refused(_) => "input",
-            Self::Io { .. } | Self::Own { .. } => "io",
+            Self::Io { .. } | Self::Internal { .. } => "io",
             Self::Device(DeviceError::OutOfMemory { .. }) => "out_of_memory",
             Self::Device(DeviceError::Failed { .. }) => "device",
             Self::Store(_) => "store",

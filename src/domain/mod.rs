@@ -49,7 +49,7 @@ pub trait SliceEncoder: Send {
     }
 
     /// Whether the processor is free for other work while the device encodes.
-    fn works_apart(&self) -> bool {
+    fn is_async(&self) -> bool {
         false
     }
 }

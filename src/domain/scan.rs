@@ -8,6 +8,20 @@ use sha2::{Digest, Sha256};
 use super::{acquisition::AcquisitionFacts, cohort::CohortKey, error::Refusal, patient::Patient};
 use crate::numeric::volume::RawVolume;
 
+/// What is read at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest file, bytes.
+    pub max_file_bytes: u64,
+    /// Largest grid, voxels.
+    pub max_voxels: u64,
+}
+
+impl Limits {
+    /// For files that are trusted.
+    pub const NONE: Self = Self { max_file_bytes: u64::MAX, max_voxels: u64::MAX };
+}
+
 /// Identity of a scan: SHA-256 of its decoded voxels and affine.
 ///
 /// A copy that was renamed or compressed again has the same id. That matters: a copy in the window

@@ -171,9 +171,9 @@ impl Tokeniser {
         self.encoder.memory()
     }
 
-    /// As [`SliceEncoder::works_apart`].
-    pub fn works_apart(&self) -> bool {
-        self.encoder.works_apart()
+    /// As [`SliceEncoder::is_async`].
+    pub fn is_async(&self) -> bool {
+        self.encoder.is_async()
     }
 
     /// Slices per batch now in use.
@@ -205,8 +205,7 @@ impl Tokeniser {
         mut progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<EncodedVolume<'p>, TokeniseError> {
         let Self { encoder, plan } = self;
-        let (apart, all) =
-            (encoder.works_apart(), groups.len() * slices_per_group(&builder, &groups));
+        let (apart, all) = (encoder.is_async(), groups.len() * slices_per_group(&builder, &groups));
         let mut done = 0;
         let mut is_encoded = |batch: usize, took: Duration| {
             done += batch;
@@ -401,7 +400,7 @@ mod tests {
             "test"
         }
 
-        fn works_apart(&self) -> bool {
+        fn is_async(&self) -> bool {
             self.apart
         }
     }

@@ -10,11 +10,13 @@ use std::{
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tempfile::NamedTempFile;
 use ureq::{config::ConfigBuilder, typestate::AgentScope};
 
 use super::import::{ImportError, import};
-use crate::compute::{brain_weights::BrainWeightsError, weights::VitWeights};
+use crate::{
+    compute::{brain_weights::BrainWeightsError, weights::VitWeights},
+    files::{partial_beside, write_for_everybody},
+};
 
 /// A network that can be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -391,11 +393,6 @@ fn copy_hashed(
     }
 }
 
-fn partial_beside(target: &Path) -> io::Result<NamedTempFile> {
-    let folder = target.parent().unwrap_or(Path::new("."));
-    tempfile::Builder::new().prefix(".").suffix(".partial").tempfile_in(folder)
-}
-
 /// Writes the weights in our form and, beside them, where they came from.
 fn keep(
     weights: &VitWeights,
@@ -421,21 +418,10 @@ fn keep(
 /// Writes a weights file and, beside it, where it came from.
 pub(super) fn keep_bytes(bytes: &[u8], fetched: Fetched) -> Result<Fetched, FetchError> {
     let target = &fetched.path;
-    write_whole(target, bytes)?;
+    write_for_everybody(target, bytes)?;
     let text = serde_json::to_string_pretty(&fetched).map_err(io::Error::other)?;
-    write_whole(&target.with_extension("json"), (text + "\n").as_bytes())?;
+    write_for_everybody(&target.with_extension("json"), (text + "\n").as_bytes())?;
     Ok(fetched)
-}
-
-/// Writes a file whole or not at all, readable for everybody: a service of another user reads it.
-pub fn write_whole(target: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let mut partial = partial_beside(target)?;
-    partial.write_all(bytes)?;
-    partial.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    partial.as_file().sync_all()?;
-    partial.persist(target)?;
-    Ok(())
 }
 
 #[cfg(test)]

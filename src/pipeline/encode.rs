@@ -176,11 +176,11 @@ impl Encode {
     pub(super) fn run(self) -> Result<(), ScanError> {
         let Self { shared, tokeniser, from_intake, to_score } = self;
         let (run, plan) = (&Run::new(&shared), &*tokeniser.plan());
-        let works_apart = tokeniser.works_apart();
+        let is_async = tokeniser.is_async();
         let start = Start { run, plan };
         let device = Device { run, tokeniser };
         let finish = Finish { run, to_score };
-        if works_apart {
+        if is_async {
             side_by_side(run, from_intake, start, device, finish)
         } else {
             in_turn(&from_intake, start, device, finish)

@@ -30,7 +30,7 @@ use super::{
     FULL, IDLE, MAX_CRASHES, Shared,
     board::{Queue, StageName},
     encode::{Due, Prepared},
-    hook, now_secs,
+    now_secs,
     steps::{self, Encodable},
     timings::Timings,
 };
@@ -41,6 +41,7 @@ use crate::{
     },
     ingest::{self, Bundle, Candidate, Links, Listing, Patterns, Settled, Settling},
     metrics::{DirectoryKind, IngestResult, PauseReason, RescanTrigger, SeenBy, Stage},
+    process::hook,
     quarantine,
     store::{SeenFile, SeenOutcome},
     watcher::Change,
@@ -446,7 +447,7 @@ impl Intake {
             ScanError::Refused(refusal) => {
                 return self.set_aside(candidate, incoming, &refusal);
             }
-            ScanError::Io { .. } | ScanError::Own { .. } => {}
+            ScanError::Io { .. } | ScanError::Internal { .. } => {}
         }
         self.look_again(candidate, incoming)?;
         if let ScanError::Io { source, .. } = &error {

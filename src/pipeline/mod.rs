@@ -10,11 +10,8 @@ pub mod acquisition;
 mod alignment;
 mod archive;
 pub mod board;
-pub mod child;
 mod compare;
-pub mod convert;
 mod encode;
-pub mod hook;
 mod intake;
 mod reporting;
 mod score;
@@ -44,6 +41,7 @@ use crate::{
     engine::{Engine, Method},
     metrics::Metrics,
     nifti::Limits,
+    process::hook,
     store::{Store, StoreError},
     watcher::Change,
 };

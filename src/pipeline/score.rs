@@ -147,7 +147,7 @@ impl Score {
         let alive = || self.shared.board.beat(StageName::Score);
         self.shared.store.keep_columns_made_by(&reach, alive)?;
         let results = &self.settings.directories.results;
-        if let Err(error) = report::remove_leftovers(results) {
+        if let Err(error) = crate::files::remove_leftovers(results) {
             warn!(error = %error.kind(), "what an earlier run left half-written in the results folder stays");
         }
         self.take_up()?;
@@ -620,7 +620,7 @@ impl Score {
                     return Err(error);
                 }
                 self.shared.metrics.stage_retried(Stage::Write);
-                if !matches!(error, ScanError::Own { .. }) {
+                if !matches!(error, ScanError::Internal { .. }) {
                     warn!(scan = %id, %error, "no result written; trying again");
                     return Ok(Attempt::Failed);
                 }
@@ -893,7 +893,7 @@ fn has_no_result(record: &ScanRecord, is_scored: bool) -> bool {
 }
 
 fn writing(source: std::io::Error) -> ScanError {
-    ScanError::Own { doing: "writing results", source }
+    ScanError::Internal { doing: "writing results", source }
 }
 
 #[cfg(test)]

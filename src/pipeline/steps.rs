@@ -11,7 +11,7 @@ use std::{
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::{alignment::pictured, hook::Handed};
+use super::alignment::pictured;
 use crate::{
     config::{AlignmentChoice, Scoring},
     domain::{
@@ -35,6 +35,7 @@ use crate::{
         token::{Foreground, TokenGrid, foreground_cells},
         volume::{RawMask, RawVolume},
     },
+    process::hook::HookOutput,
 };
 
 /// A scan read from its file, with the brain on its own grid.
@@ -97,8 +98,8 @@ impl Incoming {
     }
 
     /// Takes over what the site's preprocessing gave. A mask that came with the scan stays.
-    fn take_over(&mut self, handed: Handed) -> PreprocessFacts {
-        let Handed { voxels, mask, mut facts } = handed;
+    fn take_over(&mut self, handed: HookOutput) -> PreprocessFacts {
+        let HookOutput { voxels, mask, mut facts } = handed;
         if let Some(voxels) = voxels {
             self.raw.voxels = voxels;
             if !self.has_mask() {
@@ -139,7 +140,7 @@ impl Source {
 
 fn template_gone() -> ScanError {
     let action = "the template is gone; run `oddscan model fetch` and restart";
-    ScanError::Own {
+    ScanError::Internal {
         doing: "placing a scan that was aligned",
         source: io::Error::new(io::ErrorKind::NotFound, action),
     }
@@ -149,7 +150,7 @@ fn template_gone() -> ScanError {
 /// `handed` is what the site's preprocessing made of it.
 pub fn prepare(
     mut scan: Incoming,
-    handed: Option<Handed>,
+    handed: Option<HookOutput>,
     method: &Method,
 ) -> Result<Source, ScanError> {
     let was_head = scan.is_head();

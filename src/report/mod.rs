@@ -5,17 +5,17 @@
 //! others: it is the mark that the set is complete, and tells which map belongs to it.
 
 mod alignment;
-mod atomic;
 mod canvas;
 pub mod picture;
 mod sidecar;
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use sha2::{Digest, Sha256};
 
+use crate::files::{remove_if_there, write_atomic};
+
 pub use alignment::{AlignmentPicture, alignment_picture, itk_transform};
-pub use atomic::{remove_leftovers, write_atomic};
 pub use sidecar::{
     EncoderFacts, FileFacts, Files, IntensityFacts, MethodFacts, QualityFacts, RESEARCH_USE_ONLY,
     SCHEMA, Scores, Sidecar, Standing, ThresholdFacts, WindowFacts,
@@ -82,15 +82,7 @@ pub fn write_results(folder: &Path, stem: &str, results: &ResultSet) -> io::Resu
     };
 
     write_sidecar(folder, stem, &Sidecar { files: Some(files), ..results.sidecar.clone() })?;
-    absent.iter().try_for_each(|name| remove(&folder.join(name)))
-}
-
-/// Removes a file, if it is there.
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    absent.iter().try_for_each(|name| remove_if_there(&folder.join(name)))
 }
 
 /// Writes a sidecar alone: for a scan that waits for its window to fill.
@@ -106,6 +98,8 @@ pub fn read_sidecar(path: &Path) -> io::Result<Sidecar> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::report::sidecar::tests::scored;
 

@@ -41,7 +41,7 @@ type AtBatch = Box<dyn Fn(usize) -> Result<(), DeviceError> + Send + Sync>;
 
 #[derive(Clone, Copy)]
 struct Kind {
-    works_apart: bool,
+    is_async: bool,
     gives_nan: bool,
 }
 
@@ -74,8 +74,8 @@ impl SliceEncoder for Device {
         "test"
     }
 
-    fn works_apart(&self) -> bool {
-        self.kind.works_apart
+    fn is_async(&self) -> bool {
+        self.kind.is_async
     }
 }
 
@@ -86,12 +86,12 @@ struct Running {
 }
 
 /// The stages on such a device, with `n` scans in the incoming folder.
-fn start(n: u64, works_apart: bool, at_batch: AtBatch) -> Running {
+fn start(n: u64, is_async: bool, at_batch: AtBatch) -> Running {
     let site = Site::new(2, &["window.max_scans = 100"]);
     for seed in 1..=n {
         site.drop_in(&format!("sub-{seed}_T1w.nii.gz"), &scan_bytes(seed));
     }
-    start_on(site, Kind { works_apart, gives_nan: false }, at_batch, |_| {})
+    start_on(site, Kind { is_async, gives_nan: false }, at_batch, |_| {})
 }
 
 fn start_on(
@@ -158,8 +158,8 @@ fn nothing() -> AtBatch {
 
 #[test]
 fn steps_side_by_side_give_the_same_tokens_in_the_same_order() {
-    let tokens = [false, true].map(|works_apart| {
-        let running = start(6, works_apart, nothing());
+    let tokens = [false, true].map(|is_async| {
+        let running = start(6, is_async, nothing());
         running.wait_encoded(6);
         let store = &running.shared.store;
         let all: Vec<(ScanRecord, Vec<TokenGrid>)> = running
@@ -225,8 +225,7 @@ fn the_last_step_ends_the_stage_when_it_fails_though_no_scan_follows() {
     // Features that are no numbers make no tokens.
     let site = Site::new(2, &[]);
     site.drop_in("sub-1_T1w.nii.gz", &scan_bytes(1));
-    let mut running =
-        start_on(site, Kind { works_apart: true, gives_nan: true }, nothing(), |_| {});
+    let mut running = start_on(site, Kind { is_async: true, gives_nan: true }, nothing(), |_| {});
     let (stage, end) = running.pipeline.ended.blocking_recv().unwrap();
     assert_eq!(stage, StageName::Encode);
     assert!(matches!(end, StageEnd::Failed(ScanError::Device(_))), "{end:?}");
@@ -271,7 +270,7 @@ fn scans_that_were_in_hand_at_a_crash_are_encoded_one_at_a_time() {
         seen.lock().unwrap().push(in_hand);
         Ok(())
     });
-    let kind = Kind { works_apart: true, gives_nan: false };
+    let kind = Kind { is_async: true, gives_nan: false };
     let running = start_on(site, kind, watching, |fresh| {
         for record in &ingested[..3] {
             fresh.store.put_record(&ScanRecord { attempts: 1, ..record.clone() }).unwrap();

@@ -769,7 +769,7 @@ where
         Some(DeviceMemory { used: total.saturating_sub(free) as u64, total: total as u64 })
     }
 
-    fn works_apart(&self) -> bool {
+    fn is_async(&self) -> bool {
         true
     }
 }

@@ -25,7 +25,7 @@ pub(super) fn fail(shared: &Shared, record: ScanRecord, error: ScanError) -> Res
             put_back(shared, record)?;
             Err(error)
         }
-        ScanError::Io { .. } | ScanError::Own { .. } => {
+        ScanError::Io { .. } | ScanError::Internal { .. } => {
             warn!(scan = %record.id, %error, "left for the next start");
             put_back(shared, record)
         }

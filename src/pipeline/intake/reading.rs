@@ -25,11 +25,11 @@ use crate::{
         acquisition::{Acquisition, acquisition, read_json},
         archive::Draft,
         board::StageName,
-        hook::{self, Handed, Hook},
         panic_text, side_by_side,
         steps::{self, Encodable, Incoming},
         timings::Timings,
     },
+    process::hook::{self, Hook, HookOutput},
 };
 
 /// A file that has been still for long enough.
@@ -262,7 +262,7 @@ impl Reader {
         hook: &Hook,
         file: &Path,
         scan: &Incoming,
-    ) -> Result<Option<Handed>, ScanError> {
+    ) -> Result<Option<HookOutput>, ScanError> {
         let shared = &self.shared;
         let work = hook_folder(shared);
         let _at_work = shared.board.takes_long(format!("preprocessing by {}", hook.name()));
@@ -270,7 +270,7 @@ impl Reader {
             self.beat();
             !shared.stopping()
         });
-        let is_unstarted = matches!(handed, Err(ScanError::Own { doing: hook::STARTING, .. }));
+        let is_unstarted = matches!(handed, Err(ScanError::Internal { doing: hook::STARTING, .. }));
         shared.board.set_reason(hook::UNSTARTED, is_unstarted);
         // It holds a patient's scan.
         clear(&work);

@@ -15,13 +15,7 @@ use std::{
 use tracing::{debug, info, warn};
 
 use super::{
-    super::{
-        MAX_CRASHES,
-        board::StageName,
-        child,
-        convert::{self, Event, Standing},
-        now_secs,
-    },
+    super::{MAX_CRASHES, board::StageName, now_secs},
     Companions, Intake, MAX_PAUSE, Whole, below, poison, seen_key,
 };
 use crate::{
@@ -30,8 +24,10 @@ use crate::{
         patient::Patient,
         scan::FileLook,
     },
+    files::fresh_folder,
     ingest::{self, Bundle, Candidate, Patterns, Settled, Settling},
     metrics::{IngestResult, SeenBy, Stage},
+    process::convert::{self, Event, Standing},
     quarantine,
     store::{SeenFile, SeenOutcome},
 };
@@ -216,7 +212,7 @@ impl Intake {
             }
         };
         self.rest(bundle, has_failed);
-        if let Err(error) = child::fresh_folder(&work) {
+        if let Err(error) = fresh_folder(&work) {
             warn!(error = %error.kind(), "converted files stay until the next conversion");
         }
         Ok(())
@@ -374,7 +370,7 @@ impl Intake {
         match error {
             ScanError::Refused(refusal) => Ok(Series::Refused(refusal)),
             ScanError::Device(_) | ScanError::Store(_) => Err(error),
-            ScanError::Io { .. } | ScanError::Own { .. } => {
+            ScanError::Io { .. } | ScanError::Internal { .. } => {
                 self.shared.metrics.stage_retried(Stage::Decode);
                 warn!(%error, "a series has to wait; trying again");
                 Ok(Series::Later)

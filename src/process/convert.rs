@@ -20,7 +20,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
-use super::child::{self, Ended, fresh_folder};
+use super::child::{self, Ended};
 use crate::{
     domain::{
         error::{
@@ -28,8 +28,9 @@ use crate::{
             Refusal, ScanError,
         },
         patient::Patient,
+        scan::Limits,
     },
-    nifti::Limits,
+    files::fresh_folder,
 };
 
 /// A line that `oddscan dicom` writes. Inputs are positions in the list of files that it was given.
@@ -139,7 +140,7 @@ pub fn max_unpacked_bytes(limits: &Limits) -> u64 {
 }
 
 fn own(source: io::Error) -> ScanError {
-    ScanError::Own { doing: "converting DICOM files in the state folder", source }
+    ScanError::Internal { doing: "converting DICOM files in the state folder", source }
 }
 
 /// Converts files into the folder `out` within `work`, which is emptied first. Gives what became of

@@ -20,18 +20,17 @@ use std::{
 
 use flate2::{Compression, write::GzEncoder};
 use rustix::process::Signal;
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tracing::{debug, warn};
 
 use super::child::{self, Ended};
 use crate::{
-    config::{PreprocessChoice, PreprocessSettings},
     domain::{
         error::{QuarantineReason::PreprocessFailed, Refusal, ScanError},
-        scan::{PreprocessFacts, ScanRecord},
+        scan::{Limits, PreprocessFacts, ScanRecord},
     },
-    ingest,
-    nifti::{self, Limits},
+    files::{fresh_folder, open_regular},
     numeric::{
         geometry::{Affine, Shape3},
         volume::RawVolume,
@@ -74,6 +73,35 @@ pub const UNSTARTED: &str = "the preprocessing program cannot be started (prepro
 /// What fails then.
 pub const STARTING: &str = "starting the preprocessing program";
 
+/// Which scans go through the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PreprocessChoice {
+    /// Those that still have a head around the brain.
+    Heads,
+    /// All.
+    All,
+}
+
+/// The command and its limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreprocessSettings {
+    /// Program, by its full path, and arguments; `{scan}`, `{out}` and `{mask}` stand for the files.
+    pub command: Vec<String>,
+    /// What it is called in sidecars.
+    pub name: String,
+    /// Program and arguments that say its version; empty: the hash of the program's file says it.
+    pub version_command: Vec<String>,
+    /// Which scans go through it.
+    pub scans: PreprocessChoice,
+    /// Longest time for one scan.
+    pub timeout: Duration,
+    /// Memory of each of its processes, bytes, if limited.
+    pub memory_bytes: Option<u64>,
+    /// What it may write, bytes.
+    pub max_output_bytes: u64,
+}
+
 /// Why there is no preprocessing though the settings ask for it.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
@@ -88,16 +116,20 @@ pub enum HookError {
     Io(#[from] io::Error),
 }
 
+/// Reads a volume that the program wrote.
+pub type ReadVolume = fn(&Path, &Limits) -> Result<RawVolume, ScanError>;
+
 /// The program, with its version.
 #[derive(Debug)]
 pub struct Hook {
     settings: PreprocessSettings,
+    read: ReadVolume,
     version: String,
     identity: String,
 }
 
 /// What it gave for one scan, on the scan's own grid.
-pub struct Handed {
+pub struct HookOutput {
     /// Other intensities.
     pub voxels: Option<Vec<f32>>,
     /// The brain.
@@ -124,7 +156,7 @@ enum Stop {
 
 impl Hook {
     /// Looks whether the program is there and asks for its version.
-    pub fn start(settings: &PreprocessSettings) -> Result<Self, HookError> {
+    pub fn start(settings: &PreprocessSettings, read: ReadVolume) -> Result<Self, HookError> {
         let program = Path::new(&settings.command[0]);
         if !may_execute(program) {
             return Err(HookError::Missing(program.to_owned()));
@@ -134,12 +166,12 @@ impl Hook {
             io::copy(&mut File::open(program)?, &mut hash)?;
             format!("sha256:{}", hex::encode(hash.finalize()))
         } else {
-            said_version(settings)?
+            said_version(settings, read)?
         };
         let shaping =
             serde_json::json!([CONTRACT, settings.command, settings.scans as u8, version]);
         let identity = hex::encode(&Sha256::digest(shaping.to_string())[..8]);
-        Ok(Self { settings: settings.clone(), version, identity })
+        Ok(Self { settings: settings.clone(), read, version, identity })
     }
 
     /// Hash over everything that shapes what it gives.
@@ -177,12 +209,13 @@ impl Hook {
         work: &Path,
         limits: &Limits,
         mut alive: impl FnMut() -> bool,
-    ) -> Result<Option<Handed>, ScanError> {
+    ) -> Result<Option<HookOutput>, ScanError> {
         let started = Instant::now();
-        let own = |source| ScanError::Own { doing: "preprocessing in the state folder", source };
+        let own =
+            |source| ScanError::Internal { doing: "preprocessing in the state folder", source };
         let mut n_killed = 0;
         loop {
-            child::fresh_folder(work).map_err(own)?;
+            fresh_folder(work).map_err(own)?;
             let scan = work.join("scan.nii.gz");
             copy_compressed(file, &scan).map_err(own)?;
             match self.run_once(work, &mut alive).map_err(own)? {
@@ -222,7 +255,7 @@ impl Hook {
             secs: started.elapsed().as_secs_f64(),
         };
         let mask = mask.map(|mask| mask.iter().map(|&value| value > 0.0).collect());
-        Ok(Some(Handed { voxels, mask, facts }))
+        Ok(Some(HookOutput { voxels, mask, facts }))
     }
 
     fn run_once(&self, work: &Path, alive: &mut dyn FnMut() -> bool) -> io::Result<Run> {
@@ -329,7 +362,7 @@ impl Hook {
         }
         // Files of 64-bit numbers are twice as large as those that scanners write.
         let limits = Limits { max_file_bytes: self.settings.max_output_bytes, ..*limits };
-        let volume = nifti::read_map(path, &limits).map_err(|error| match error {
+        let volume = (self.read)(path, &limits).map_err(|error| match error {
             ScanError::Refused(refusal) => ScanError::Refused(
                 self.failed(format!("wrote a {what} that is no scan: {}", refusal.found)),
             ),
@@ -367,7 +400,7 @@ pub fn is_prepared_alike(record: &ScanRecord, hook: Option<&Hook>) -> bool {
 }
 
 fn unstarted(doing: &'static str, what: String) -> ScanError {
-    ScanError::Own { doing, source: io::Error::other(what) }
+    ScanError::Internal { doing, source: io::Error::other(what) }
 }
 
 fn too_much(max_bytes: u64) -> String {
@@ -416,9 +449,8 @@ fn copy_compressed(from: &Path, to: &Path) -> io::Result<()> {
     // A person may have named a link.
     let from = &from.canonicalize()?;
     let mut start = [0; 2];
-    let is_compressed =
-        ingest::open_regular(from)?.read_exact(&mut start).is_ok() && start == [0x1f, 0x8b];
-    let mut source = ingest::open_regular(from)?;
+    let is_compressed = open_regular(from)?.read_exact(&mut start).is_ok() && start == [0x1f, 0x8b];
+    let mut source = open_regular(from)?;
     if is_compressed {
         io::copy(&mut source, &mut File::create(to)?)?;
         return Ok(());
@@ -432,11 +464,12 @@ fn may_execute(program: &Path) -> bool {
     program.is_file() && rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
-fn said_version(settings: &PreprocessSettings) -> Result<String, HookError> {
+fn said_version(settings: &PreprocessSettings, read: ReadVolume) -> Result<String, HookError> {
     let work = tempfile::tempdir()?;
-    let hook = Hook { settings: settings.clone(), version: String::new(), identity: String::new() };
+    let (settings, version, identity) = (settings.clone(), String::new(), String::new());
+    let hook = Hook { settings, read, version, identity };
     let started = Instant::now();
-    let (ended, said) = hook.run_confined(&settings.version_command, work.path(), || {
+    let (ended, said) = hook.run_confined(&hook.settings.version_command, work.path(), || {
         if started.elapsed() < VERSION_TIMEOUT {
             ControlFlow::Continue(())
         } else {

@@ -8,8 +8,7 @@
 use std::{
     fs, io,
     ops::ControlFlow,
-    os::unix::{fs::DirBuilderExt, process::ExitStatusExt},
-    path::Path,
+    os::unix::process::ExitStatusExt,
     process::{Child, ExitStatus},
     thread,
     time::Duration,
@@ -108,13 +107,4 @@ pub fn wait<T>(
         }
         thread::sleep(POLL);
     }
-}
-
-/// Makes an empty folder that nobody else may read.
-pub fn fresh_folder(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
