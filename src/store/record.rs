@@ -2,7 +2,7 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::StoreError;
+use super::error::StoreError;
 
 const VERSION: u8 = 1;
 const HEADER: usize = 5;
