@@ -3,7 +3,10 @@
 
 mod work;
 
-use oddscan::compute::{Precision, cpu::CpuDistances, weights::Architecture};
+use oddscan::{
+    compute::{Precision, cpu::CpuDistances},
+    domain::weights::Architecture,
+};
 
 /// Small enough for an emulated processor.
 const NETWORK: Architecture = Architecture {

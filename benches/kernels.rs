@@ -5,7 +5,10 @@ mod work;
 use std::time::Duration;
 
 use criterion::Criterion;
-use oddscan::compute::{Precision, cpu::CpuDistances, weights::Architecture};
+use oddscan::{
+    compute::{Precision, cpu::CpuDistances},
+    domain::weights::Architecture,
+};
 
 fn main() {
     let mut criterion = Criterion::default()

@@ -20,12 +20,13 @@ use std::{
 
 use clap::Parser;
 use oddscan::{
-    compute::{brain_weights::BrainWeights, cpu::CpuBrainNetwork},
+    compute::cpu::CpuBrainNetwork,
     domain::{
         BrainNetwork,
         head::{HeadBrain, brain_of_head, brain_of_session},
         scan::BrainSource,
     },
+    model::load_brain_weights,
     nifti::{self, Limits},
     numeric::{
         brain,
@@ -65,7 +66,7 @@ struct Arguments {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let template = Template::new(nifti::read_scan(&arguments.template, &Limits::NONE)?.volume);
-    let weights = arguments.brain_weights.as_deref().map(BrainWeights::load).transpose()?;
+    let weights = arguments.brain_weights.as_deref().map(load_brain_weights).transpose()?;
     let network = weights.map(CpuBrainNetwork::new);
     let network = network.as_ref().map(|network| network as &dyn BrainNetwork);
 

@@ -19,8 +19,9 @@ use std::{
 
 use clap::Parser;
 use oddscan::{
+    compute::tokenise::Tokeniser,
     config::Config,
-    domain::{SliceEncoder, error::DeviceError, tokenise::Tokeniser},
+    domain::{SliceEncoder, error::DeviceError},
     engine::{Engine, Method},
     metrics::Metrics,
     numeric::slice::{ImageBatch, PatchFeatures},

@@ -22,12 +22,11 @@ use oddscan::{
     compute::{
         EncoderOptions, Precision,
         cpu::{CpuDistances, CpuEncoder},
-        weights::VitWeights,
     },
     config::{Config, Scoring},
     domain::{PairDistances, SliceEncoder, error::ScanError, scan::ScanId},
     engine::Engine,
-    model::find_weights,
+    model::{find_weights, load_weights},
     nifti::Limits,
     numeric::{
         evaluation::{Ranking, mean},
@@ -161,7 +160,7 @@ fn with_window<'b>(bench: &'b mut Option<Bench>, scans: &[PathBuf]) -> Result<&'
 impl Bench {
     fn new() -> Result<Self> {
         let config = Config::parse("")?;
-        let weights = VitWeights::load(&find_weights(None)?)?.into_grey();
+        let weights = load_weights(&find_weights(None)?)?.into_grey();
         let options = EncoderOptions {
             layers: config.layers(weights.architecture.depth),
             final_norm: config.encoder.final_norm,

@@ -15,17 +15,21 @@ use tracing::{info, warn};
 
 use crate::{
     compute::{
-        EncoderOptions,
-        brain_weights::BrainWeights,
-        cpu::{CpuBrainNetwork, CpuDistances, CpuEncoder, Instructions},
-        weights::{VitWeights, WeightsError},
+        Devices, EncoderOptions,
+        cpu::CpuEncoder,
+        device::choose::{brain_network_on_cpu, brain_network_on_gpu, on_cpu, on_gpu},
+        tokenise::Tokeniser,
     },
     config::{AlignmentChoice, AlignmentSettings, BrainChoice, Config, DeviceChoice, Standardise},
     domain::{
-        BrainNetwork, PairDistances, SliceEncoder, error::DeviceError, landmarks::LandmarkSet,
-        scan::ScanId, tokenise::Tokeniser,
+        BrainNetwork, PairDistances,
+        brain_weights::BrainWeights,
+        error::DeviceError,
+        landmarks::LandmarkSet,
+        scan::ScanId,
+        weights::{VitWeights, WeightsError},
     },
-    model::{find_brain_weights, find_template, find_weights},
+    model::{self, LoadError, find_brain_weights, find_template, find_weights},
     nifti::{self, Limits},
     numeric::{
         preprocess::CubeSettings, projection::Projection, registration::Template,
@@ -102,9 +106,9 @@ impl BrainNetworkInUse {
             Some(Ok(network)) => (network, encoder_device),
             Some(Err(reason)) => {
                 warn!(%reason, "the networks for brain extraction cannot run on the GPU");
-                (on_cpu(weights), "cpu")
+                (brain_network_on_cpu(weights), "cpu")
             }
-            None => (on_cpu(weights), "cpu"),
+            None => (brain_network_on_cpu(weights), "cpu"),
         };
         info!(device, "the networks for brain extraction are ready");
         Self { network, sha256 }
@@ -146,7 +150,7 @@ pub enum EngineError {
         /// File.
         path: PathBuf,
         /// What is wrong with it.
-        source: WeightsError,
+        source: LoadError<WeightsError>,
     },
     /// There is no usable template though the settings need one.
     #[error("{0}")]
@@ -306,7 +310,7 @@ impl Engine {
 /// The network, which must suit the settings, and its blocks whose features count.
 fn load_network(config: &Config) -> Result<(VitWeights, Vec<usize>), EngineError> {
     let path = find_weights(config.encoder.weights.as_deref())?;
-    let weights = VitWeights::load(&path)
+    let weights = model::load_weights(&path)
         .map_err(|source| EngineError::Weights { path, source })?
         .into_grey();
     let layers = config.layers(weights.architecture.depth);
@@ -369,7 +373,7 @@ fn load_brain_weights(config: &Config) -> Result<Option<BrainWeights>, EngineErr
              model fetch --brain`, or set alignment.brain = \"template\""
         )));
     };
-    let weights = BrainWeights::load(&path).map_err(|error| {
+    let weights = model::load_brain_weights(&path).map_err(|error| {
         let path = path.display();
         EngineError::BrainNetwork(format!(
             "the brain extraction weights {path} cannot be used: {error}"
@@ -487,9 +491,6 @@ fn fingerprint(
     hex::encode(&Sha256::digest(shaping.to_string())[..8])
 }
 
-/// Encoder and distances on one device.
-pub(crate) type Devices = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
-
 /// The device that the settings ask for.
 pub(crate) fn choose_device(
     choice: DeviceChoice,
@@ -497,13 +498,8 @@ pub(crate) fn choose_device(
     options: &EncoderOptions,
     batch_slices: usize,
 ) -> Result<Devices, EngineError> {
-    let cpu = || -> Devices {
-        let (precision, instructions) =
-            (CpuEncoder::precision(weights, options), Instructions::in_use());
-        info!(%precision, %instructions, "products on the CPU");
-        (Box::new(CpuEncoder::new(weights, options)), Box::new(CpuDistances::new()))
-    };
-    let cuda = || cuda(weights, options, batch_slices);
+    let cpu = || on_cpu(weights, options);
+    let cuda = || on_gpu(weights, options, batch_slices);
     match choice {
         DeviceChoice::Cpu => Ok(cpu()),
         DeviceChoice::Cuda => Ok(cuda()?),
@@ -517,47 +513,5 @@ pub(crate) fn choose_device(
                 Ok(cpu())
             }
         },
-    }
-}
-
-/// The GPU that is used, counted from 0.
-#[cfg(feature = "cuda")]
-const GPU_INDEX: usize = 0;
-
-#[cfg(feature = "cuda")]
-fn cuda(
-    weights: &VitWeights,
-    options: &EncoderOptions,
-    batch_slices: usize,
-) -> Result<Devices, DeviceError> {
-    crate::compute::gpu::device::cuda_encoder(weights, options, GPU_INDEX, batch_slices)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda(_: &VitWeights, _: &EncoderOptions, _: usize) -> Result<Devices, DeviceError> {
-    Err(built_without_cuda())
-}
-
-fn on_cpu(weights: BrainWeights) -> Arc<dyn BrainNetwork> {
-    Arc::new(CpuBrainNetwork::new(weights))
-}
-
-#[cfg(feature = "cuda")]
-fn brain_network_on_gpu(weights: &BrainWeights) -> Result<Arc<dyn BrainNetwork>, DeviceError> {
-    let gpu = crate::compute::gpu::device::cuda_brain_network(weights, GPU_INDEX)?;
-    let cpu = CpuBrainNetwork::new(weights.clone());
-    Ok(Arc::new(crate::compute::brain_network::FallbackBrainNetwork::new(gpu, cpu)))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn brain_network_on_gpu(_: &BrainWeights) -> Result<Arc<dyn BrainNetwork>, DeviceError> {
-    Err(built_without_cuda())
-}
-
-#[cfg(not(feature = "cuda"))]
-fn built_without_cuda() -> DeviceError {
-    DeviceError::Failed {
-        device: "cuda".into(),
-        message: "this binary was built without CUDA; build it with --features cuda".into(),
     }
 }

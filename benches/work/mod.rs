@@ -10,9 +10,11 @@ use oddscan::{
         EncoderOptions, Precision,
         cpu::{CpuDistances, CpuEncoder},
         position::PositionResize,
+    },
+    domain::{
+        PairDistances, SliceEncoder,
         weights::{Architecture, VitWeights},
     },
-    domain::{PairDistances, SliceEncoder},
     numeric::{
         geometry::Shape3,
         projection::Normal,

@@ -14,14 +14,18 @@ use serde::{
 use super::{CONFIG, Failure, INTERNAL, USAGE, engine_code};
 use crate::{
     compute::{
-        EncoderOptions, Precision,
+        Devices, EncoderOptions, Precision,
         cpu::{CpuDistances, CpuEncoder, Instructions},
         position::PositionResize,
-        weights::{Architecture, VitWeights},
     },
     config::DeviceChoice,
-    domain::{GridName, PairDistances, SliceEncoder, scan::ScanId},
-    engine::{Devices, EngineError, choose_device},
+    domain::{
+        GridName, PairDistances, SliceEncoder,
+        scan::ScanId,
+        weights::{Architecture, VitWeights},
+    },
+    engine::{EngineError, choose_device},
+    model::load_weights,
     numeric::{
         geometry::Shape3,
         projection::Normal,
@@ -160,7 +164,7 @@ pub(super) fn run(command: &Command) -> Result<(), Failure> {
 
 fn encode(arguments: &Encode) -> Result<(), Failure> {
     let weights = match &arguments.weights {
-        Some(path) => VitWeights::load(path).map_err(|error| Failure::new(CONFIG, error))?,
+        Some(path) => load_weights(path).map_err(|error| Failure::new(CONFIG, error))?,
         None => VitWeights::random(
             Architecture::named(&arguments.network)
                 .ok_or_else(|| Failure::new(USAGE, "no such network; see --help"))?,

@@ -8,7 +8,6 @@ use sha2::{Digest, Sha256};
 
 use super::{CONFIG, Failure, IO, REFUSED, UNAVAILABLE};
 use crate::{
-    compute::{brain_weights::BrainWeights, weights::VitWeights},
     files,
     model::{self, Fetched, Model, Origin, find_brain_weights, find_weights, model_folders},
 };
@@ -93,7 +92,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
 fn info(file: Option<PathBuf>, json: bool) -> Result<(), Failure> {
     let is_named = file.is_some();
     let path = find_weights(file.as_deref()).map_err(|error| Failure::new(CONFIG, error))?;
-    let weights = VitWeights::load(&path).map_err(|error| Failure::new(CONFIG, error))?;
+    let weights = model::load_weights(&path).map_err(|error| Failure::new(CONFIG, error))?;
     let a = weights.architecture;
     let mut facts = serde_json::json!({
         "file": path,
@@ -116,7 +115,7 @@ fn info(file: Option<PathBuf>, json: bool) -> Result<(), Failure> {
 
 fn fetch(model: Model, from: Origin, folder: &Path, json: bool) -> Result<(), Failure> {
     let path = folder.join(model.file_name());
-    if VitWeights::load(&path).is_ok() {
+    if model::load_weights(&path).is_ok() {
         eprintln!("already there and whole: {}", path.display());
         return info(Some(path), json);
     }
@@ -148,7 +147,7 @@ fn fetch_template(folder: &Path) {
 /// The networks that extract brains, beside the weights.
 fn fetch_brain(folder: &Path, json: bool) -> Result<(), Failure> {
     let path = folder.join(model::BRAIN_FILE);
-    if let Ok(weights) = BrainWeights::load(&path) {
+    if let Ok(weights) = model::load_brain_weights(&path) {
         eprintln!("already there and whole: {}", path.display());
         let facts = serde_json::json!({ "file": path, "sha256": weights.fingerprint });
         show(&facts, json);

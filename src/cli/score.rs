@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::{CONFIG, Failure, INTERNAL, IO, REFUSED, USAGE, engine_code};
 use crate::{
+    compute::tokenise::TokeniseError,
     config::Config,
     domain::{
         GridName, PairDistances,
@@ -21,7 +22,6 @@ use crate::{
         finding::{Finding, WindowIdentity},
         patient::Patient,
         scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
-        tokenise::TokeniseError,
         window::Window,
     },
     engine::Engine,

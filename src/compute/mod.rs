@@ -1,21 +1,24 @@
-//! The encoder and the distances on a device: `cpu` natively, `gpu` through burn, `cuda` with
-//! cuBLASLt where an NVIDIA GPU has it.
+//! The engines, one folder each: `cpu` natively; `cuda` with cuBLASLt and kernels of our own, for
+//! NVIDIA GPUs; `burn` through burn. `device` chooses one, and tries it first.
 
-#[cfg(any(test, feature = "cuda"))]
-pub mod brain_network;
-pub mod brain_weights;
+#[cfg(feature = "burn")]
+pub mod burn;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-#[cfg(feature = "burn")]
-pub mod gpu;
+pub mod device;
 pub mod position;
-pub mod weights;
+pub mod tokenise;
 
 use std::fmt;
 
 use position::PositionResize;
 use serde::{Deserialize, Serialize};
+
+use crate::domain::{PairDistances, SliceEncoder};
+
+/// Encoder and distances on one device.
+pub type Devices = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
 
 /// What the encoder returns: which layers, and in which form. Shared by all engines.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,6 +6,7 @@
 
 pub mod acquisition;
 pub mod brain_network;
+pub mod brain_weights;
 pub mod cohort;
 pub mod error;
 pub mod finding;
@@ -15,7 +16,7 @@ pub mod patient;
 pub mod quality;
 pub mod scan;
 pub mod sequence;
-pub mod tokenise;
+pub mod weights;
 pub mod window;
 
 use crate::numeric::{

@@ -6,11 +6,12 @@ use sha2::{Digest, Sha256};
 
 use super::{
     fetch::{FetchError, Fetched, Package, PackedFile, from_package, keep_bytes},
-    find_beside_weights,
-    import::{ImportError, Tensors, to_safetensors},
+    folders::find_beside_weights,
+    import::ImportError,
     pickle,
+    tensor::{Tensors, to_safetensors},
 };
-use crate::compute::brain_weights::BrainWeights;
+use crate::domain::brain_weights::BrainWeights;
 
 /// Name of the file beside the encoder's weights.
 pub const BRAIN_FILE: &str = "deepbet_1.0.2.safetensors";

@@ -13,7 +13,10 @@ use sha2::{Digest, Sha256};
 use ureq::{config::ConfigBuilder, typestate::AgentScope};
 
 use super::import::{ImportError, import};
-use crate::compute::{brain_weights::BrainWeightsError, weights::VitWeights};
+use crate::{
+    domain::{brain_weights::BrainWeightsError, weights::VitWeights},
+    files::{partial_beside, write_for_everybody},
+};
 
 /// A network that can be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

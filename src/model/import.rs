@@ -1,14 +1,9 @@
 //! Weights of other programs to [`VitWeights`]: safetensors, PyTorch's zip format, ONNX.
 
-use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
+use std::{fs::File, io::Read, path::Path};
 
-use safetensors::{Dtype, tensor::TensorView};
-
-use super::{onnx, pickle};
-use crate::compute::weights::{VitWeights, WeightsError};
-
-/// The largest file that is read: ViT-g in f32 has 4.5 GB.
-const MAX_FILE_BYTES: u64 = 6 << 30;
+use super::{load::MAX_WEIGHTS_BYTES, onnx, pickle, tensor::to_safetensors};
+use crate::domain::weights::{VitWeights, WeightsError};
 
 /// Why a file cannot be converted.
 #[derive(Debug, thiserror::Error)]
@@ -17,7 +12,7 @@ pub enum ImportError {
     #[error("the file cannot be read")]
     Io(#[from] std::io::Error),
     /// Too large for a vision transformer.
-    #[error("the file has {0} bytes, at most {MAX_FILE_BYTES} are read; is it the right file?")]
+    #[error("the file has {0} bytes, at most {MAX_WEIGHTS_BYTES} are read; is it the right file?")]
     TooLarge(u64),
     /// Neither safetensors, nor .pth, nor ONNX.
     #[error(
@@ -35,16 +30,6 @@ pub enum ImportError {
     Weights(#[from] WeightsError),
 }
 
-/// A tensor, row-major.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Tensor {
-    pub(super) shape: Vec<usize>,
-    pub(super) values: Vec<f32>,
-}
-
-/// Tensors by name.
-pub(super) type Tensors = BTreeMap<String, Tensor>;
-
 /// Reads weights in any of the known formats; what they are is told by the content.
 ///
 /// # Errors
@@ -52,11 +37,11 @@ pub(super) type Tensors = BTreeMap<String, Tensor>;
 pub fn import(path: &Path) -> Result<VitWeights, ImportError> {
     let file = File::open(path)?;
     let n_bytes = file.metadata()?.len();
-    if n_bytes > MAX_FILE_BYTES {
+    if n_bytes > MAX_WEIGHTS_BYTES {
         return Err(ImportError::TooLarge(n_bytes));
     }
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+    file.take(MAX_WEIGHTS_BYTES).read_to_end(&mut bytes)?;
     import_bytes(&bytes)
 }
 
@@ -74,16 +59,6 @@ fn import_bytes(bytes: &[u8]) -> Result<VitWeights, ImportError> {
         return Err(ImportError::Unknown(start.to_vec()));
     };
     Ok(VitWeights::from_bytes(&to_safetensors(&tensors))?)
-}
-
-/// So that one loader checks everything.
-pub(super) fn to_safetensors(tensors: &Tensors) -> Vec<u8> {
-    let views = tensors.iter().map(|(name, tensor)| {
-        let data: &[u8] = bytemuck::cast_slice(&tensor.values);
-        let view = TensorView::new(Dtype::F32, tensor.shape.clone(), data);
-        (name, view.expect("the readers check that shape and values fit"))
-    });
-    safetensors::serialize(views, None).expect("names are unique and data is complete")
 }
 
 #[cfg(test)]

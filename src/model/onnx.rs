@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use prost::Message;
 
-use super::import::{Tensor, Tensors};
+use super::tensor::{Tensor, Tensors};
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Model {

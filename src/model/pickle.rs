@@ -14,7 +14,7 @@ use std::{
 use half::{bf16, f16};
 use zip::{CompressionMethod, ZipArchive};
 
-use super::import::{Tensor, Tensors};
+use super::tensor::{Tensor, Tensors};
 
 /// The description of the tensors of a large network has 200 kB. One of this size takes up to half
 /// a gigabyte as values.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     fetch::{FetchError, Package, PackedFile, from_package},
-    find_beside_weights,
+    folders::find_beside_weights,
 };
 use crate::files::write_for_everybody;
 

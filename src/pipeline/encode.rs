@@ -29,10 +29,10 @@ use super::{
     timings::Timings,
 };
 use crate::{
+    compute::tokenise::{EncodedVolume, Plan, Progress, StartedVolume, TokeniseError, Tokeniser},
     domain::{
         error::{DeviceError, QuarantineReason, Refusal, ScanError},
         scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
-        tokenise::{EncodedVolume, Plan, Progress, StartedVolume, TokeniseError, Tokeniser},
     },
     metrics::{Fallback, Stage},
     numeric::{token::TokenGrid, volume::Volume},

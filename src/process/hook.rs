@@ -86,7 +86,7 @@ pub enum PreprocessChoice {
 /// The command and its limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PreprocessSettings {
-    /// Program, by its full path, and arguments; `{scan}`, `{out}` and `{mask}` stand for the files.
+    /// Program, by its full path, and arguments. `{scan}`, `{out}` and `{mask}` stand for files.
     pub command: Vec<String>,
     /// What it is called in sidecars.
     pub name: String,

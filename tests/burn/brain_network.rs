@@ -1,7 +1,7 @@
 //! The brain extraction networks in burn against an independent PyTorch program.
 
 use burn::backend::Flex;
-use oddscan::compute::gpu::BurnBrainNetwork;
+use oddscan::compute::burn::BurnBrainNetwork;
 
 use crate::linknet::{check, weights};
 

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use burn::backend::Flex;
 use oddscan::{
-    compute::{cpu::CpuDistances, gpu::BurnDistances},
+    compute::{burn::BurnDistances, cpu::CpuDistances},
     domain::PairDistances,
     numeric::{scoring::SearchReach, token::TokenGrid},
 };

@@ -3,10 +3,9 @@
 use burn::backend::Flex;
 use oddscan::{
     compute::{
-        EncoderOptions, Precision, cpu::CpuEncoder, gpu::BurnEncoder, position::PositionResize,
-        weights::VitWeights,
+        EncoderOptions, Precision, burn::BurnEncoder, cpu::CpuEncoder, position::PositionResize,
     },
-    domain::SliceEncoder,
+    domain::{SliceEncoder, weights::VitWeights},
     numeric::slice::{ImageBatch, PatchFeatures},
 };
 
@@ -115,7 +114,7 @@ fn the_real_network_reaches_the_golden_features() {
     ) else {
         return;
     };
-    let weights = VitWeights::load(&weights).unwrap();
+    let weights = oddscan::model::load_weights(&weights).unwrap();
     let golden = Goldens::open(&golden);
     let images = ImageBatch::whole(1, 224, 14, golden.values("input_224"));
     let plain = options(&[3, 6, 9, 12], false, PositionResize::Size);

@@ -13,14 +13,16 @@ mod with_cuda {
 
     use oddscan::{
         compute::{
-            EncoderOptions, Precision,
+            Devices, EncoderOptions, Precision,
             cpu::{CpuDistances, CpuEncoder},
             cuda::CudaDistances,
-            gpu::device::{CudaEngine, cuda_availability, cuda_brain_network, cuda_encoder},
+            device::{
+                cuda::{cuda_brain_network, cuda_encoder},
+                probe::cuda_availability,
+            },
             position::PositionResize,
-            weights::VitWeights,
         },
-        domain::{GridName, PairDistances, SliceEncoder, scan::ScanId},
+        domain::{GridName, PairDistances, SliceEncoder, scan::ScanId, weights::VitWeights},
         numeric::{
             scoring::{PairColumns, SearchReach},
             slice::{ImageBatch, PatchFeatures},
@@ -154,7 +156,7 @@ mod with_cuda {
         ) else {
             return;
         };
-        let weights = VitWeights::load(&weights).unwrap();
+        let weights = oddscan::model::load_weights(&weights).unwrap();
         let golden = Goldens::open(&golden);
         let image = ImageBatch::whole(1, 224, 14, golden.values("input_224"));
         let options = options(&[3, 6, 9, 12], false, PositionResize::Size);
@@ -165,7 +167,7 @@ mod with_cuda {
                 0,
                 56,
             );
-            let (mut encoder, _): CudaEngine = engine.unwrap();
+            let (mut encoder, _): Devices = engine.unwrap();
             let names = ["hidden_3", "hidden_6", "hidden_9", "hidden_12"];
             for (found, name) in encoder.encode(&image).unwrap().iter().zip(names) {
                 let expected = golden.values(name).split_off(384);

@@ -3,7 +3,7 @@
 use burn::backend::Flex;
 use oddscan::{
     compute::{
-        gpu::{BurnDistances, BurnEncoder},
+        burn::{BurnDistances, BurnEncoder},
         position::PositionResize,
     },
     domain::{PairDistances, SliceEncoder},

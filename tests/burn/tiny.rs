@@ -2,7 +2,7 @@
 
 use half::f16;
 use oddscan::{
-    compute::weights::{Architecture, BlockWeights, LinearWeights, NormWeights, VitWeights},
+    domain::weights::{Architecture, BlockWeights, LinearWeights, NormWeights, VitWeights},
     numeric::{geometry::Shape3, projection::Normal, slice::ImageBatch, token::TokenGrid},
 };
 

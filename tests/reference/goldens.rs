@@ -7,7 +7,7 @@ use std::{
 };
 
 use oddscan::{
-    compute::weights::VitWeights,
+    domain::weights::VitWeights,
     numeric::{
         geometry::{Affine, Axis, Shape3},
         scoring::SearchReach,
@@ -34,7 +34,7 @@ fn fixture(name: &str) -> PathBuf {
 
 /// The tiny network.
 pub fn weights() -> VitWeights {
-    VitWeights::load(&fixture("weights.safetensors")).unwrap()
+    oddscan::model::load_weights(&fixture("weights.safetensors")).unwrap()
 }
 
 /// A file of the shared folder (`ODDSCAN_SHARED`, else beside the repository), or `None` and a line

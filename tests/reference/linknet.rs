@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use oddscan::{
-    compute::brain_weights::BrainWeights,
-    domain::{BrainNetwork, BrainPart},
+    domain::{BrainNetwork, BrainPart, brain_weights::BrainWeights},
     numeric::projection::Normal,
 };
 
@@ -21,7 +20,7 @@ fn fixture(name: &str) -> PathBuf {
 
 /// Two tiny networks of different widths.
 pub fn weights() -> BrainWeights {
-    BrainWeights::load(&fixture("weights.safetensors")).unwrap()
+    oddscan::model::load_brain_weights(&fixture("weights.safetensors")).unwrap()
 }
 
 /// A cube of uniform noise, x fastest.

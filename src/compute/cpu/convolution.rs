@@ -11,7 +11,7 @@ use super::{
     row::{Lanes, Row, convolve_row},
     vectorised::LANES,
 };
-use crate::compute::brain_weights::Kernel;
+use crate::domain::brain_weights::Kernel;
 
 /// How a kernel is applied. The padding is half of the kernel's extent, rounded down for odd
 /// extents, and none for one of 2: what keeps the sides multiples of each other.

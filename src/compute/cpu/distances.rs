@@ -1,15 +1,14 @@
 //! Nearest distances between the tokens of two scans on the CPU.
 
-use std::{cmp::Ordering, ops::Range, sync::Arc};
+use std::cmp::Ordering;
 
-use half::{bf16, f16};
-use rayon::prelude::*;
+use half::bf16;
 
 use super::{
-    product::Element,
-    search::{squared_lengths, to_single},
+    tile::{kernel_bf16, kernel_f32},
+    tokens::{Ready, both},
     whole_volume::{Factors, whole_volume},
-    within_reach::{Places, within_reach},
+    within_reach::within_reach,
 };
 use crate::{
     domain::{PairDistances, error::DeviceError},
@@ -52,12 +51,9 @@ impl CpuDistances {
             return self.whole_volume(second, first).mirrored();
         }
         let (first, second) = both(&mut self.ready, [first, second]);
-        match bf16::kernel().filter(|_| !self.in_single) {
+        match kernel_bf16().filter(|_| !self.in_single) {
             Some(kernel) => whole_volume(kernel, &first, &second, &mut self.bf16),
-            None => {
-                let kernel = f32::kernel().expect("all processors have one");
-                whole_volume(kernel, &first, &second, &mut self.f32)
-            }
+            None => whole_volume(kernel_f32(), &first, &second, &mut self.f32),
         }
     }
 }
@@ -89,78 +85,11 @@ impl PairDistances for CpuDistances {
     }
 }
 
-/// Rows that are made ready at a time.
-const ROWS: usize = 64;
-
-/// What is made of a scan once for all its pairs.
-#[derive(Default)]
-struct Ready {
-    /// Whose it is. Held, so that another scan cannot come to lie in the same place.
-    of: Option<Arc<Vec<f16>>>,
-    values: Vec<f32>,
-    places: Option<Places>,
-}
-
-impl Ready {
-    fn is_of(&self, grid: &TokenGrid) -> bool {
-        self.of.as_ref().is_some_and(|features| Arc::ptr_eq(features, grid.shared_features()))
-    }
-
-    fn make(&mut self, grid: &TokenGrid) {
-        if !self.is_of(grid) {
-            self.of = None;
-            self.values.resize(grid.features().len(), 0.0);
-            let places = self.places.insert(Places::of(grid));
-            // A few rows at a time: their lengths are taken while they are in the cache.
-            let (width, rows) = (grid.channels(), (ROWS * grid.channels()).max(1));
-            let parts = self.values.par_chunks_mut(rows).zip(grid.features().par_chunks(rows));
-            parts.zip(places.norms.par_chunks_mut(ROWS)).for_each(|((values, features), norms)| {
-                to_single(features, values);
-                squared_lengths(values, width, norms);
-            });
-            self.of = Some(grid.shared_features().clone());
-        }
-    }
-}
-
-fn both<'a>(ready: &'a mut [Ready; 2], grids: [&'a TokenGrid; 2]) -> (Tokens<'a>, Tokens<'a>) {
-    if ready[0].is_of(grids[1]) || ready[1].is_of(grids[0]) {
-        ready.swap(0, 1);
-    }
-    for (ready, grid) in ready.iter_mut().zip(grids) {
-        ready.make(grid);
-    }
-    (Tokens::of(grids[0], &ready[0]), Tokens::of(grids[1], &ready[1]))
-}
-
-/// The tokens of one scan in single precision.
-pub(super) struct Tokens<'a> {
-    pub(super) grid: &'a TokenGrid,
-    /// `[n_tokens, channels]`.
-    pub(super) values: &'a [f32],
-    /// Where they are, and their squared lengths.
-    pub(super) places: &'a Places,
-}
-
-impl<'a> Tokens<'a> {
-    fn of(grid: &'a TokenGrid, ready: &'a Ready) -> Self {
-        let places = ready.places.as_ref().expect("was made ready");
-        Self { grid, values: &ready.values, places }
-    }
-
-    pub(super) fn row(&self, token: usize) -> &[f32] {
-        self.rows(token..token + 1)
-    }
-
-    pub(super) fn rows(&self, tokens: Range<usize>) -> &[f32] {
-        let channels = self.grid.channels();
-        &self.values[tokens.start * channels..tokens.end * channels]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
+
+    use half::f16;
 
     use super::{super::instructions::Instructions, *};
     use crate::numeric::{geometry::Shape3, projection::Normal};

@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::instructions::Instructions;
+use super::vectorised::{multiply_add, sum_of_both, vectorised};
 
 /// Most tokens on the left.
 pub(super) const LEFT: usize = 3;
@@ -25,7 +26,16 @@ pub(super) fn dots(left: &[f32], right: &[f32], width: usize, products: &mut Pro
         };
     }
     for (products, left) in products.iter_mut().zip(left.chunks_exact(width)) {
-        super::search::dots_of(left, right, products);
+        dots_of(left, right, products);
+    }
+}
+
+vectorised! {
+    /// The scalar products of `left` with rows of its length.
+    fn dots_of(left: &[f32], rows: &[f32], products: &mut [f32; RIGHT]) {
+        for (product, row) in products.iter_mut().zip(rows.chunks_exact(left.len())) {
+            *product = sum_of_both(left, row, multiply_add::<FUSED>);
+        }
     }
 }
 

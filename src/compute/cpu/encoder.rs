@@ -9,14 +9,15 @@ use super::{
     attention::{self, attend},
     kernels::{add_scaled, layer_norm, store_biased, store_gelu},
     product::{Element, Kernel, Panels, Rows, multiply},
+    tile::{kernel_bf16, kernel_f32},
 };
 use crate::{
-    compute::{
-        EncoderOptions, Precision,
-        position::resize_position_embedding,
+    compute::{EncoderOptions, Precision, position::resize_position_embedding},
+    domain::{
+        SliceEncoder,
+        error::DeviceError,
         weights::{Architecture, BlockWeights, LinearWeights, NormWeights, VitWeights},
     },
-    domain::{SliceEncoder, error::DeviceError},
     numeric::slice::{ImageBatch, PatchFeatures},
 };
 
@@ -26,14 +27,11 @@ pub struct CpuEncoder(Box<dyn SliceEncoder>);
 impl CpuEncoder {
     /// The encoder for these layers, with products of [`CpuEncoder::precision`].
     pub fn new(weights: &VitWeights, options: &EncoderOptions) -> Self {
-        match (Self::precision(weights, options), bf16::kernel()) {
+        match (Self::precision(weights, options), kernel_bf16()) {
             (Precision::Bf16, Some(kernel)) => {
                 Self(Box::new(Encoder::new(kernel, weights, options)))
             }
-            _ => {
-                let kernel = f32::kernel().expect("all processors have one");
-                Self(Box::new(Encoder::new(kernel, weights, options)))
-            }
+            _ => Self(Box::new(Encoder::new(kernel_f32(), weights, options))),
         }
     }
 
@@ -43,7 +41,7 @@ impl CpuEncoder {
         let Architecture { channels, heads, hidden, .. } = weights.architecture;
         let fits = |inner| bf16::padded(inner) == inner;
         let fits = fits(channels / heads) && fits(channels) && fits(hidden);
-        let has_kernel = bf16::kernel().is_some();
+        let has_kernel = kernel_bf16().is_some();
         let is_wanted = options.precision.is_none_or(|wanted| wanted == Precision::Bf16);
         if is_wanted && fits && has_kernel { Precision::Bf16 } else { Precision::F32 }
     }

@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::vectorised::{multiply_add, vectorised};
-use crate::compute::brain_weights::NORM_EPSILON;
+use crate::domain::brain_weights::NORM_EPSILON;
 
 /// A cube of voxels with channels: `[z, y, x, channel]` within a border of zeros, so that a
 /// convolution needs no case for the edge.

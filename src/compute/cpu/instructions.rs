@@ -74,7 +74,7 @@ fn is_intel() -> bool {
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::tile::amx::is_available as has_amx;
+use amx::is_available as has_amx;
 
 #[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
 fn has_amx() -> bool {
@@ -90,5 +90,60 @@ impl fmt::Display for Instructions {
             Self::Avx512Bf16 => "AVX-512 BF16",
             Self::Amx => "AMX",
         })
+    }
+}
+
+/// Declares a token of no size. To hold one is the proof that the processor has the instructions
+/// and that they are in use.
+macro_rules! token {
+    ($name:ident) => {
+        #[cfg(target_arch = "x86_64")]
+        #[derive(Clone, Copy)]
+        pub(super) struct $name(());
+
+        #[cfg(target_arch = "x86_64")]
+        impl $name {
+            pub(super) fn in_use() -> Option<Self> {
+                (Instructions::in_use() >= Instructions::$name).then_some(Self(()))
+            }
+        }
+    };
+}
+
+token!(Avx2);
+token!(Avx512);
+token!(Avx512Bf16);
+#[cfg(target_os = "linux")]
+token!(Amx);
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx {
+    /// Asks the kernel for the registers, which it saves only for processes that do.
+    pub(super) fn is_available() -> bool {
+        use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+        const AMX_BF16: u32 = 1 << 22;
+        const AMX_TILE: u32 = 1 << 24;
+        const TILE_STATE: u64 = 0b11 << 17;
+        const OSXSAVE: u32 = 1 << 27;
+        #[target_feature(enable = "xsave")]
+        fn enabled_state() -> u64 {
+            // SAFETY: called only where the system has enabled xgetbv.
+            unsafe { _xgetbv(0) }
+        }
+        if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
+            return false;
+        }
+        let features = __cpuid_count(7, 0).edx;
+        // SAFETY: OSXSAVE says that the processor has the instruction and the system allows it.
+        let state = unsafe { enabled_state() };
+        let has = features & AMX_BF16 != 0 && features & AMX_TILE != 0;
+        has && state & TILE_STATE == TILE_STATE && is_permitted()
+    }
+
+    fn is_permitted() -> bool {
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const TILE_DATA: libc::c_long = 18;
+        // SAFETY: a request with two numbers; it changes nothing but the permission.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
     }
 }

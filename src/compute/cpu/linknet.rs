@@ -1,5 +1,5 @@
 //! The brain extraction networks on the CPU: a LinkNet over volumes (see
-//! [`brain_weights`](crate::compute::brain_weights)).
+//! [`brain_weights`](crate::domain::brain_weights)).
 //!
 //! The result does not depend on the number of threads, to the last bit. A cube of 256 voxels along
 //! each edge takes about 200 MB beside the image.
@@ -9,9 +9,10 @@ use super::{
     features::{Features, norm, norm_add_relu, norm_relu, norm_relu_add, norm_relu_pool},
     kernels::sigmoid,
 };
-use crate::{
-    compute::brain_weights::{BrainWeights, DownWeights, Kernel, LinkNetWeights, UpWeights},
-    domain::{BrainNetwork, BrainPart, error::DeviceError},
+use crate::domain::{
+    BrainNetwork, BrainPart,
+    brain_weights::{BrainWeights, DownWeights, Kernel, LinkNetWeights, UpWeights},
+    error::DeviceError,
 };
 
 /// deepbet's networks on the CPU.

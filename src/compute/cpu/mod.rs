@@ -20,6 +20,7 @@ mod product;
 mod row;
 mod search;
 mod tile;
+mod tokens;
 mod vectorised;
 mod whole_volume;
 mod within_reach;

@@ -7,8 +7,6 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
 use half::bf16;
 
-use super::{instructions::Instructions, tile};
-
 /// Columns of a tile.
 pub(super) const WIDTH: usize = 32;
 
@@ -34,9 +32,6 @@ pub(super) trait Element: Pod + Default + Send + Sync {
 
     fn to_f32(self) -> f32;
 
-    /// What computes tiles with the instructions in use; `None` if nothing does in this format.
-    fn kernel() -> Option<Kernel<Self>>;
-
     /// `inner` with the zeros that fill it up.
     fn padded(inner: usize) -> usize {
         inner.next_multiple_of(Self::STEP)
@@ -56,10 +51,6 @@ impl Element for f32 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
-    }
-
-    fn kernel() -> Option<Kernel<Self>> {
-        Some(tile::kernel_f32(Instructions::in_use()))
     }
 }
 
@@ -82,19 +73,23 @@ impl Element for bf16 {
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
-
-    fn kernel() -> Option<Kernel<Self>> {
-        tile::kernel_bf16(Instructions::in_use())
-    }
 }
 
-/// Computes tiles.
+/// Computes tiles, with instructions that the processor has.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel<E> {
     /// Rows of a whole tile.
     pub(super) rows: usize,
     /// Sums of products of the left rows, `stride` apart, with a panel, into the tile.
-    pub(super) compute: TileFn<E>,
+    compute: TileFn<E>,
+}
+
+impl<E> Kernel<E> {
+    /// # Safety
+    /// The processor has the instructions of `compute`.
+    pub(super) unsafe fn new(rows: usize, compute: TileFn<E>) -> Self {
+        Self { rows, compute }
+    }
 }
 
 /// Arguments: the first left row, entries from row to row, number of rows (at most the kernel's),

@@ -129,15 +129,6 @@ vectorised! {
     }
 }
 
-vectorised! {
-    /// The scalar products of `left` with rows of its length.
-    fn dots_of(left: &[f32], rows: &[f32], products: &mut [f32; RIGHT]) {
-        for (product, row) in products.iter_mut().zip(rows.chunks_exact(left.len())) {
-            *product = sum_of_both(left, row, multiply_add::<FUSED>);
-        }
-    }
-}
-
 /// Half to single precision.
 pub(super) fn to_single(values: &[f16], out: &mut [f32]) {
     assert_eq!(values.len(), out.len(), "a place for each value");

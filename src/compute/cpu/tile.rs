@@ -2,45 +2,49 @@
 
 use half::bf16;
 
-use super::{
-    instructions::Instructions,
-    product::{Kernel, Tile, WIDTH},
-};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::instructions::Amx;
+#[cfg(target_arch = "x86_64")]
+use super::instructions::{Avx2, Avx512, Avx512Bf16};
+use super::product::{Kernel, Tile, WIDTH};
 
-/// Single precision with the widest of these instructions.
-pub(super) fn kernel_f32(instructions: Instructions) -> Kernel<f32> {
+/// Single precision, with the widest instructions in use.
+pub(super) fn kernel_f32() -> Kernel<f32> {
     #[cfg(target_arch = "x86_64")]
     {
-        if instructions >= Instructions::Avx512 {
-            return Kernel { rows: avx512::ROWS, compute: avx512::tile_f32 };
+        if let Some(has) = Avx512::in_use() {
+            return avx512::kernel_f32(has);
         }
-        if instructions >= Instructions::Avx2 {
-            return Kernel { rows: avx2::ROWS, compute: avx2::tile_f32 };
+        if let Some(has) = Avx2::in_use() {
+            return avx2::kernel_f32(has);
         }
     }
-    let _ = instructions;
-    Kernel { rows: PORTABLE_ROWS, compute: portable_f32 }
+    portable_kernel()
 }
 
-/// bf16, if these instructions have products of it.
-pub(super) fn kernel_bf16(instructions: Instructions) -> Option<Kernel<bf16>> {
+/// bf16, if the instructions in use have products of it.
+pub(super) fn kernel_bf16() -> Option<Kernel<bf16>> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if instructions >= Instructions::Amx {
-        return Some(Kernel { rows: amx::ROWS, compute: amx::tile_bf16 });
+    if let Some(has) = Amx::in_use() {
+        return Some(amx::kernel_bf16(has));
     }
     #[cfg(target_arch = "x86_64")]
-    if instructions >= Instructions::Avx512Bf16 {
-        return Some(Kernel { rows: avx512::ROWS, compute: avx512::tile_bf16 });
+    if let Some(has) = Avx512Bf16::in_use() {
+        return Some(avx512::kernel_bf16(has));
     }
-    let _ = instructions;
     None
+}
+
+fn portable_kernel() -> Kernel<f32> {
+    // SAFETY: needs no instructions but those of every processor.
+    unsafe { Kernel::new(PORTABLE_ROWS, portable_f32) }
 }
 
 /// The function of a kernel: one of several by the number of rows, so that their sums stay in
 /// registers.
 macro_rules! by_rows {
     ($name:ident, $element:ty, $of:ident, $($n:literal)*) => {
-        pub(super) unsafe fn $name(
+        unsafe fn $name(
             left: *const $element,
             stride: usize,
             rows: usize,
@@ -98,10 +102,18 @@ mod avx512 {
 
     use half::bf16;
 
-    use super::super::product::{Tile, WIDTH};
+    use super::super::{
+        instructions::{Avx512, Avx512Bf16},
+        product::{Kernel, Tile, WIDTH},
+    };
 
     /// 24 sums, two lines of the panel and a broadcast: 27 of 32 registers.
-    pub(super) const ROWS: usize = 12;
+    const ROWS: usize = 12;
+
+    pub(super) fn kernel_f32(_: Avx512) -> Kernel<f32> {
+        // SAFETY: the token says that the processor has the instructions.
+        unsafe { Kernel::new(ROWS, tile_f32) }
+    }
 
     by_rows!(tile_f32, f32, f32_rows, 1 2 3 4 5 6 7 8 9 10 11 12);
 
@@ -127,6 +139,11 @@ mod avx512 {
             }
             store(&sums, tile);
         }
+    }
+
+    pub(super) fn kernel_bf16(_: Avx512Bf16) -> Kernel<bf16> {
+        // SAFETY: the token says that the processor has the instructions.
+        unsafe { Kernel::new(ROWS, tile_bf16) }
     }
 
     by_rows!(tile_bf16, bf16, bf16_rows, 1 2 3 4 5 6 7 8 9 10 11 12);
@@ -173,7 +190,7 @@ mod avx512 {
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(super) mod amx {
+mod amx {
     //! Two by two registers of 16 x 16 sums each. The compiler does not know these registers:
     //! whatever happens in them happens within one block of assembly, and nothing else in the
     //! process uses them.
@@ -182,38 +199,17 @@ pub(super) mod amx {
 
     use half::bf16;
 
-    use super::super::product::{Tile, WIDTH};
+    use super::super::{
+        instructions::Amx,
+        product::{Kernel, Tile, WIDTH},
+    };
 
     /// Rows of two registers.
-    pub(super) const ROWS: usize = 32;
+    const ROWS: usize = 32;
 
-    /// Asks the kernel for the registers, which it saves only for processes that do.
-    pub(in super::super) fn is_available() -> bool {
-        use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
-        const AMX_BF16: u32 = 1 << 22;
-        const AMX_TILE: u32 = 1 << 24;
-        const TILE_STATE: u64 = 0b11 << 17;
-        const OSXSAVE: u32 = 1 << 27;
-        #[target_feature(enable = "xsave")]
-        fn enabled_state() -> u64 {
-            // SAFETY: called only where the system has enabled xgetbv.
-            unsafe { _xgetbv(0) }
-        }
-        if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
-            return false;
-        }
-        let features = __cpuid_count(7, 0).edx;
-        // SAFETY: OSXSAVE says that the processor has the instruction and the system allows it.
-        let state = unsafe { enabled_state() };
-        let has = features & AMX_BF16 != 0 && features & AMX_TILE != 0;
-        has && state & TILE_STATE == TILE_STATE && is_permitted()
-    }
-
-    fn is_permitted() -> bool {
-        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-        const TILE_DATA: libc::c_long = 18;
-        // SAFETY: a request with two numbers; it changes nothing but the permission.
-        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
+    pub(super) fn kernel_bf16(_: Amx) -> Kernel<bf16> {
+        // SAFETY: the token says that the processor has the instructions.
+        unsafe { Kernel::new(ROWS, tile_bf16) }
     }
 
     /// What LDTILECFG reads.
@@ -249,7 +245,7 @@ pub(super) mod amx {
         static CONFIGURED: Cell<usize> = const { Cell::new(0) };
     }
 
-    pub(super) unsafe fn tile_bf16(
+    unsafe fn tile_bf16(
         left: *const bf16,
         stride: usize,
         rows: usize,
@@ -372,10 +368,18 @@ pub(super) mod amx {
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::super::product::{Tile, WIDTH};
+    use super::super::{
+        instructions::Avx2,
+        product::{Kernel, Tile, WIDTH},
+    };
 
     /// 12 sums, two parts of a panel's line and a broadcast: 15 of 16 registers.
-    pub(super) const ROWS: usize = 6;
+    const ROWS: usize = 6;
+
+    pub(super) fn kernel_f32(_: Avx2) -> Kernel<f32> {
+        // SAFETY: the token says that the processor has the instructions.
+        unsafe { Kernel::new(ROWS, tile_f32) }
+    }
 
     by_rows!(tile_f32, f32, f32_rows, 1 2 3 4 5 6);
 
@@ -419,21 +423,22 @@ mod tests {
     /// Every kernel that this processor has, against the definition.
     #[test]
     fn tiles_are_the_products_of_the_definition_for_all_numbers_of_rows() {
-        use Instructions::*;
-        let best = Instructions::in_use();
-        for instructions in [Portable, Avx2, Avx512, Avx512Bf16, Amx] {
-            if instructions > best {
-                println!("skipped: {instructions}, which this processor does not have");
-                continue;
-            }
-            check::<f32>(instructions, kernel_f32(instructions));
-            if let Some(kernel) = kernel_bf16(instructions) {
-                check::<bf16>(instructions, kernel);
-            }
+        check("portable", Some(portable_kernel()));
+        #[cfg(target_arch = "x86_64")]
+        {
+            check("AVX2", Avx2::in_use().map(avx2::kernel_f32));
+            check("AVX-512", Avx512::in_use().map(avx512::kernel_f32));
+            check("AVX-512 BF16", Avx512Bf16::in_use().map(avx512::kernel_bf16));
         }
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        check("AMX", Amx::in_use().map(amx::kernel_bf16));
     }
 
-    fn check<E: Element>(instructions: Instructions, kernel: Kernel<E>) {
+    fn check<E: Element>(instructions: &str, kernel: Option<Kernel<E>>) {
+        let Some(kernel) = kernel else {
+            println!("skipped: {instructions}, which this processor does not have");
+            return;
+        };
         // Whole numbers: exact in both formats and in any order.
         let value = |i: usize| ((i * 7919) % 31) as f32 - 15.0;
         for (inner, columns) in [(1, 1), (7, 33), (32, 32), (37, 70), (384, 40)] {

@@ -5,9 +5,9 @@ use std::{iter::StepBy, ops::Range};
 use rayon::prelude::*;
 
 use super::{
-    distances::Tokens,
     product::{Element, Kernel, MAX_ROWS, Panels, Rows, WIDTH, multiply_panels},
     search::{Slots, keep_nearest, nearest_among, round_row},
+    tokens::Tokens,
 };
 use crate::numeric::scoring::PairColumns;
 

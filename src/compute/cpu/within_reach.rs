@@ -9,15 +9,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
-    distances::Tokens,
     dots::{LEFT, Products, RIGHT, dots},
-    search::{Group, NO_TOKEN, Nearest, Own, Slots, distances_to, keep_in_reach},
+    search::{NO_TOKEN, Nearest, Own, Slots, distances_to, keep_in_reach},
+    tokens::Tokens,
 };
-use crate::numeric::{
-    geometry::Shape3,
-    scoring::PairColumns,
-    token::{TokenGrid, cells_per_patch},
-};
+use crate::numeric::{geometry::Shape3, scoring::PairColumns, token::cells_per_patch};
 
 /// Each token against the tokens of the other scan at most `reach` patches away along each axis.
 /// Every product is taken once and counts for both directions. Of two that are as near to within
@@ -28,62 +24,6 @@ pub(super) fn within_reach(first: &Tokens<'_>, second: &Tokens<'_>, reach: usize
     let (first_to_second, second_to_first) =
         rayon::join(|| exact(&rows, first, second), || exact(&columns, second, first));
     PairColumns { first_to_second, second_to_first }
-}
-
-/// Where the tokens of a scan are.
-pub(super) struct Places {
-    shape: Shape3,
-    /// For each cell, and for the end of the grid, how many tokens come before it.
-    before: Vec<usize>,
-    /// Place along x, with room for [`RIGHT`] more at the end.
-    x: Vec<i32>,
-    /// Squared lengths, with the same room.
-    pub(super) norms: Vec<f32>,
-}
-
-impl Places {
-    /// Without the lengths.
-    pub(super) fn of(grid: &TokenGrid) -> Self {
-        let (shape, cells) = (grid.shape(), grid.cells());
-        let mut before = vec![0; shape.n_voxels() + 1];
-        for &cell in cells {
-            before[cell as usize + 1] = 1;
-        }
-        for cell in 1..before.len() {
-            before[cell] += before[cell - 1];
-        }
-        let mut x: Vec<i32> =
-            cells.iter().map(|&cell| shape.voxel(cell as usize)[0] as i32).collect();
-        x.resize(cells.len() + RIGHT, 0);
-        let norms = vec![0.0; cells.len() + RIGHT];
-        Self { shape, before, x, norms }
-    }
-
-    /// Lines of cells along x.
-    fn n_lines(&self) -> usize {
-        self.shape.0[1] * self.shape.0[2]
-    }
-
-    fn line(&self, line: usize) -> Range<usize> {
-        self.within(line, 0..self.shape.0[0] as i32)
-    }
-
-    /// The tokens of a line that lie at `x`, as far as that is in the grid.
-    fn within(&self, line: usize, x: Range<i32>) -> Range<usize> {
-        let nx = self.shape.0[0];
-        let before = |x: i32| self.before[line * nx + x.clamp(0, nx as i32) as usize];
-        before(x.start)..before(x.end)
-    }
-
-    /// What is needed of [`RIGHT`] tokens, of which `n` count.
-    fn group(&self, start: usize, n: usize) -> Group<'_> {
-        Group {
-            start,
-            n,
-            x: self.x[start..].first_chunk().expect("room at the end"),
-            norms: self.norms[start..].first_chunk().expect("room at the end"),
-        }
-    }
 }
 
 /// Chosen in the order of squared distances by products, then of tokens.

@@ -18,12 +18,12 @@ use super::{
     parts::{Extent, PART, Part, parts, tables},
 };
 use crate::{
-    compute::{
-        EncoderOptions,
-        position::resize_position_embedding,
+    compute::{EncoderOptions, position::resize_position_embedding},
+    domain::{
+        DeviceMemory, SliceEncoder,
+        error::DeviceError,
         weights::{Architecture, BlockWeights, LinearWeights, NormWeights, VitWeights},
     },
-    domain::{DeviceMemory, SliceEncoder, error::DeviceError},
     numeric::slice::{ImageBatch, PatchFeatures},
 };
 

@@ -17,7 +17,7 @@ use crate::domain::error::DeviceError;
 /// Runs `work` for a batch of `batch` on `device`; a panic and an error become a [`DeviceError`].
 ///
 /// Whatever `work` borrows mutably must be usable, or not be used again, after a panic.
-pub(super) fn guarded<T, E: Display>(
+pub(in crate::compute) fn guarded<T, E: Display>(
     device: &str,
     batch: usize,
     work: impl FnOnce() -> Result<T, E>,

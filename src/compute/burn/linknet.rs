@@ -1,5 +1,5 @@
 //! The brain extraction networks in burn: a LinkNet over volumes (see
-//! [`brain_weights`](crate::compute::brain_weights)), in f32.
+//! [`brain_weights`](crate::domain::brain_weights)), in f32.
 
 use burn::{
     prelude::{Backend, Tensor, TensorData},
@@ -13,11 +13,10 @@ use burn::{
 };
 
 use super::failure::guarded;
-use crate::{
-    compute::brain_weights::{
-        BrainWeights, DownWeights, Kernel, LinkNetWeights, NORM_EPSILON, UpWeights,
-    },
-    domain::{BrainNetwork, BrainPart, error::DeviceError},
+use crate::domain::{
+    BrainNetwork, BrainPart,
+    brain_weights::{BrainWeights, DownWeights, Kernel, LinkNetWeights, NORM_EPSILON, UpWeights},
+    error::DeviceError,
 };
 
 /// deepbet's networks on a burn device.

@@ -9,10 +9,9 @@ use burn::{
     },
 };
 
-use super::dtype;
-use crate::compute::{
-    Precision,
-    weights::{Architecture, BlockWeights, LinearWeights, NormWeights, VitWeights},
+use crate::{
+    compute::Precision,
+    domain::weights::{Architecture, BlockWeights, LinearWeights, NormWeights, VitWeights},
 };
 
 const NORM_EPSILON: f64 = 1e-6;
@@ -244,4 +243,12 @@ impl<B: Backend> Norm<B> {
 fn matrix<B: Backend>(values: &[f32], shape: [usize; 2], device: &B::Device) -> Tensor<B, 2> {
     let data = TensorData::new(values.to_vec(), shape);
     Tensor::from_data(data, (device, FloatDType::F32.into()))
+}
+
+fn dtype(precision: Precision) -> FloatDType {
+    match precision {
+        Precision::F32 => FloatDType::F32,
+        Precision::Bf16 => FloatDType::BF16,
+        Precision::F16 => FloatDType::F16,
+    }
 }

@@ -1,127 +1,13 @@
-//! The CUDA device: what it needs, whether that is there, and the engine on it.
+//! What a CUDA GPU needs at run time, and what of it this machine has.
 
 use std::{
-    convert::Infallible,
     fmt,
     path::{Path, PathBuf},
 };
 
-use burn_cuda::{Cuda, CudaDevice};
-use cudarc::driver::{CudaContext, result as driver, result::DriverError};
+use cudarc::driver::{result as driver, result::DriverError};
 
-use half::{bf16, f16};
-use tracing::warn;
-
-use super::{
-    BurnBrainNetwork, BurnDistances, BurnEncoder,
-    failure::guarded,
-    trial::{try_blank_images, try_brain_network, try_distances, try_small_network},
-};
-use crate::{
-    compute::{
-        EncoderOptions, Precision,
-        brain_weights::BrainWeights,
-        cpu::CpuDistances,
-        cuda::{CudaDistances, CudaEncoder, PART},
-        weights::VitWeights,
-    },
-    domain::{PairDistances, SliceEncoder, error::DeviceError},
-};
-
-/// Encoder and distances on one device.
-pub type CudaEngine = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
-
-/// The engine on the CUDA GPU number `index`, which will be given up to `batch_slices` images at a
-/// time.
-///
-/// # Errors
-/// If there is no such GPU, or the driver, the run-time compiler or, for f32, the CUDA headers are
-/// missing, with what was found and what to do; or if the GPU does not give what the CPU does in a
-/// short trial.
-pub fn cuda_encoder(
-    weights: &VitWeights,
-    options: &EncoderOptions,
-    index: usize,
-    batch_slices: usize,
-) -> Result<CudaEngine, DeviceError> {
-    // cudarc panics where a library lacks a function or its own memory on the GPU is not to be had.
-    guarded(&format!("cuda:{index}"), 0, || {
-        Ok::<_, Infallible>(start(weights, options, index, batch_slices))
-    })?
-}
-
-fn start(
-    weights: &VitWeights,
-    options: &EncoderOptions,
-    index: usize,
-    batch_slices: usize,
-) -> Result<CudaEngine, DeviceError> {
-    let name = format!("cuda:{index}");
-    let failed = |message| DeviceError::Failed { device: name.clone(), message };
-    let precision = options.precision_on_gpu();
-    let found = CudaProbe::look();
-    let missing = found.missing(precision == Precision::F32);
-    missing.map_or(Ok(()), |missing| Err(failed(missing)))?;
-    if index >= found.gpus.len() {
-        return Err(failed(format!(
-            "found {found}; needed a GPU number {index}; choose one of those, counted from 0"
-        )));
-    }
-    let device = CudaDevice::new(index);
-    // Else the GPU is set up for the trial, torn down, and set up again.
-    let set_up = CudaContext::new(index).map_err(|error| failed(error.to_string()))?;
-    let make = |weights: &VitWeights, options: &EncoderOptions| -> Result<_, DeviceError> {
-        let encoder: Box<dyn SliceEncoder> = match precision {
-            Precision::F32 => {
-                Box::new(BurnEncoder::<Cuda>::new(weights, options, device.clone(), &name)?)
-            }
-            Precision::F16 => Box::new(CudaEncoder::<f16>::new(weights, options, index, &name)?),
-            Precision::Bf16 => Box::new(CudaEncoder::<bf16>::new(weights, options, index, &name)?),
-        };
-        Ok(encoder)
-    };
-    try_small_network(make, precision)?;
-    let mut encoder = make(weights, options)?;
-    try_blank_images(&mut *encoder, weights.colours(), batch_slices.min(PART))?;
-    let distances = CudaDistances::new(index, &name).and_then(|mut distances| {
-        try_distances(&mut distances, &name)?;
-        Ok(Box::new(distances) as Box<dyn PairDistances>)
-    });
-    drop(set_up);
-    let distances = distances.unwrap_or_else(|reason| {
-        let in_burn = found.missing(true).is_none();
-        warn!(%reason, in_burn, "near distances are taken on the CPU, others through burn if it can");
-        if !in_burn {
-            return Box::new(CpuDistances::new());
-        }
-        Box::new(BurnDistances::<Cuda>::new(device.clone(), &name))
-    });
-    Ok((encoder, distances))
-}
-
-/// The networks of brain extraction on the CUDA GPU number `index`, which the encoder uses already.
-///
-/// # Errors
-/// If the CUDA headers are missing, which an encoder in f16 does without; or if the networks fail
-/// on the GPU, or do not give there what the CPU does in a short trial.
-pub fn cuda_brain_network(
-    weights: &BrainWeights,
-    index: usize,
-) -> Result<BurnBrainNetwork<Cuda>, DeviceError> {
-    let name = format!("cuda:{index}");
-    let found = CudaProbe::look();
-    if found.headers.is_none() {
-        let message = format!(
-            "found {found}; brain extraction needed include/cuda_fp16.h: install the CUDA toolkit, or \
-             set CUDA_PATH to the folder above include"
-        );
-        return Err(DeviceError::Failed { device: name, message });
-    }
-    let make =
-        |weights: &BrainWeights| BurnBrainNetwork::new(weights, CudaDevice::new(index), &name);
-    try_brain_network(make, weights, &name)?;
-    make(weights)
-}
+use crate::compute::burn::failure::guarded;
 
 /// What a CUDA GPU needs at run time, and what of it was found; the same places are searched as
 /// by burn.
@@ -288,10 +174,11 @@ mod tests {
     }
 
     #[test]
-    fn the_probe_runs_with_and_without_a_gpu() {
-        match cuda_availability() {
-            Ok(found) => println!("{found}"),
-            Err(missing) => println!("skipped, no CUDA GPU: {missing}"),
-        }
+    fn a_machine_with_or_without_a_gpu_is_told_what_the_probe_found() {
+        let probe = CudaProbe::look();
+        let available = cuda_availability();
+        assert_eq!(available.is_ok(), probe.missing(false).is_none());
+        let said = available.unwrap_or_else(|missing| missing);
+        assert!(said.contains(&probe.to_string()), "{said}");
     }
 }

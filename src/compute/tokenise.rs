@@ -15,12 +15,14 @@ use std::{
 use rayon::prelude::*;
 use thiserror::Error;
 
-use super::{DeviceMemory, SliceEncoder, error::DeviceError};
-use crate::numeric::{
-    projection::Projection,
-    slice::{ImageBatch, PatchFeatures, slice_pixels},
-    token::{SliceGroup, TokenBuilder, TokenGrid, TokenGridError, TokenSettings},
-    volume::Volume,
+use crate::{
+    domain::{DeviceMemory, SliceEncoder, error::DeviceError},
+    numeric::{
+        projection::Projection,
+        slice::{ImageBatch, PatchFeatures, slice_pixels},
+        token::{SliceGroup, TokenBuilder, TokenGrid, TokenGridError, TokenSettings},
+        volume::Volume,
+    },
 };
 
 /// How far the slices of one scan have come.

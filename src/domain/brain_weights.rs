@@ -5,18 +5,13 @@
 //! networks of one architecture, a LinkNet (Chaurasia and Culurciello 2017) over volumes. Both
 //! stand in one safetensors file, under `locate.` and `outline.` and the original's names.
 
-use std::{
-    collections::BTreeSet,
-    fs::File,
-    io::{self, Read},
-    path::Path,
-};
+use std::collections::BTreeSet;
 
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
-use super::weights::values_of;
-use crate::{domain::BrainPart, numeric::projection::Normal};
+use super::{BrainPart, weights::values_of};
+use crate::numeric::projection::Normal;
 
 /// The kernel of a convolution over a volume, with the same extent along each axis.
 #[derive(Debug, Clone)]
@@ -81,23 +76,11 @@ pub struct BrainWeights {
 }
 
 /// What the networks' instance norms add to a variance: torch.nn.InstanceNorm3d's epsilon.
-pub(super) const NORM_EPSILON: f64 = 1e-5;
-
-/// The largest file that is read: deepbet's networks in f32 have 17 MB.
-const MAX_FILE_BYTES: u64 = 256 << 20;
+pub(crate) const NORM_EPSILON: f64 = 1e-5;
 
 /// Why a file of brain extraction weights cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BrainWeightsError {
-    /// The file cannot be read.
-    #[error("the file cannot be read")]
-    Io(#[from] io::Error),
-    /// Too large for the networks.
-    #[error("the file has {found} bytes, at most {MAX_FILE_BYTES} are read; is it the right file?")]
-    TooLarge {
-        /// Bytes.
-        found: u64,
-    },
     /// No safetensors file.
     #[error("not a safetensors file ({0}); get it with `oddscan model fetch --brain`")]
     Format(String),
@@ -107,25 +90,10 @@ pub enum BrainWeightsError {
 }
 
 impl BrainWeights {
-    /// Reads a safetensors file; f32, f16 and bf16 become f32.
+    /// Reads the content of a safetensors file; f32, f16 and bf16 become f32.
     ///
     /// # Errors
     /// All missing, unused, misshapen and non-finite tensors at once.
-    pub fn load(path: &Path) -> Result<Self, BrainWeightsError> {
-        let file = File::open(path)?;
-        let found = file.metadata()?.len();
-        if found > MAX_FILE_BYTES {
-            return Err(BrainWeightsError::TooLarge { found });
-        }
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
-        Self::from_bytes(&bytes)
-    }
-
-    /// As [`BrainWeights::load`], from the content of the file.
-    ///
-    /// # Errors
-    /// As there.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, BrainWeightsError> {
         let file = SafeTensors::deserialize(bytes)
             .map_err(|error| BrainWeightsError::Format(error.to_string()))?;

@@ -10,12 +10,12 @@ use super::{
     vit::{Positions, Vit},
 };
 use crate::{
-    compute::{
-        EncoderOptions,
-        position::resize_position_embedding,
+    compute::{EncoderOptions, position::resize_position_embedding},
+    domain::{
+        SliceEncoder,
+        error::DeviceError,
         weights::{Architecture, VitWeights},
     },
-    domain::{SliceEncoder, error::DeviceError},
     numeric::slice::{ImageBatch, PatchFeatures},
 };
 

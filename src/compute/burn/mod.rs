@@ -4,27 +4,13 @@
 //! on machines without one. Written for burn 0.21, whose tensors carry the backend as a type.
 
 #[cfg(feature = "cuda")]
-pub mod device;
+pub mod cuda;
 pub mod encoder;
-mod failure;
+pub(super) mod failure;
 pub mod linknet;
 pub mod nearest;
-#[cfg(any(test, feature = "cuda"))]
-mod trial;
 pub mod vit;
 
 pub use encoder::BurnEncoder;
 pub use linknet::BurnBrainNetwork;
 pub use nearest::BurnDistances;
-
-use burn::tensor::FloatDType;
-
-use super::Precision;
-
-fn dtype(precision: Precision) -> FloatDType {
-    match precision {
-        Precision::F32 => FloatDType::F32,
-        Precision::Bf16 => FloatDType::BF16,
-        Precision::F16 => FloatDType::F16,
-    }
-}

@@ -7,14 +7,15 @@ use half::f16;
 use crate::{
     compute::{
         EncoderOptions, Precision,
-        brain_weights::BrainWeights,
         cpu::{CpuBrainNetwork, CpuDistances, CpuEncoder},
         position::PositionResize,
-        weights::{Architecture, VitWeights},
     },
     domain::{
-        BrainNetwork, BrainPart, GridName, PairDistances, SliceEncoder, error::DeviceError,
+        BrainNetwork, BrainPart, GridName, PairDistances, SliceEncoder,
+        brain_weights::BrainWeights,
+        error::DeviceError,
         scan::ScanId,
+        weights::{Architecture, VitWeights},
     },
     numeric::{
         geometry::Shape3,
@@ -273,7 +274,7 @@ mod tests {
     fn a_device_with_one_wrong_voxel_of_brain_is_found_out() {
         let path =
             concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/linknet/weights.safetensors");
-        let weights = BrainWeights::load(path.as_ref()).unwrap();
+        let weights = BrainWeights::from_bytes(&std::fs::read(path).unwrap()).unwrap();
         let trial = |off: f32| {
             let make =
                 |weights: &BrainWeights| Ok(Wrong(CpuBrainNetwork::new(weights.clone()), off));

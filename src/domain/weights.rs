@@ -3,9 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    fs::File,
-    io::{self, Read},
-    path::Path,
 };
 
 use half::{bf16, f16};
@@ -137,21 +134,9 @@ pub struct VitWeights {
     pub fingerprint: String,
 }
 
-/// The largest file that is read: ViT-g in f32 has 4.5 GB.
-const MAX_FILE_BYTES: u64 = 6 << 30;
-
 /// Why a weights file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
-    /// The file cannot be read.
-    #[error("the file cannot be read")]
-    Io(#[from] io::Error),
-    /// Too large for a vision transformer.
-    #[error("the file has {found} bytes, at most {MAX_FILE_BYTES} are read; is it the right file?")]
-    TooLarge {
-        /// Bytes.
-        found: u64,
-    },
     /// No safetensors file.
     #[error("not a safetensors file ({0}); `oddscan model import` converts .pth and .onnx")]
     Format(String),
@@ -161,23 +146,11 @@ pub enum WeightsError {
 }
 
 impl VitWeights {
-    /// Reads a safetensors file in the original's or in Hugging Face's tensor names; f32, f16 and
-    /// bf16 become f32.
+    /// Reads the content of a safetensors file with the original's tensor names or those of Hugging
+    /// Face; f32, f16 and bf16 become f32.
     ///
     /// # Errors
     /// All missing, unused, misshapen and non-finite tensors at once.
-    pub fn load(path: &Path) -> Result<Self, WeightsError> {
-        let file = File::open(path)?;
-        let found = file.metadata()?.len();
-        if found > MAX_FILE_BYTES {
-            return Err(WeightsError::TooLarge { found });
-        }
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
-        Self::from_bytes(&bytes)
-    }
-
-    /// As [`VitWeights::load`], from the content of the file.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
         let file =
             SafeTensors::deserialize(bytes).map_err(|e| WeightsError::Format(e.to_string()))?;

@@ -1,0 +1,64 @@
+//! Reads our own files of weights, up to a size that no network reaches.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+use crate::domain::{
+    brain_weights::{BrainWeights, BrainWeightsError},
+    weights::{VitWeights, WeightsError},
+};
+
+/// ViT-g in f32 has 4.5 GB.
+pub(super) const MAX_WEIGHTS_BYTES: u64 = 6 << 30;
+
+/// deepbet's networks in f32 have 17 MB.
+const MAX_BRAIN_BYTES: u64 = 256 << 20;
+
+/// Why a file of weights cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError<E> {
+    /// The file cannot be read.
+    #[error("the file cannot be read")]
+    Io(#[from] io::Error),
+    /// Too large for the network.
+    #[error("the file has {found} bytes, at most {needed} are read; is it the right file?")]
+    TooLarge {
+        /// Bytes.
+        found: u64,
+        /// The most there may be.
+        needed: u64,
+    },
+    /// It does not hold the network.
+    #[error(transparent)]
+    Content(E),
+}
+
+/// The encoder's weights in a safetensors file.
+///
+/// # Errors
+/// See [`VitWeights::from_bytes`].
+pub fn load_weights(path: &Path) -> Result<VitWeights, LoadError<WeightsError>> {
+    VitWeights::from_bytes(&read(path, MAX_WEIGHTS_BYTES)?).map_err(LoadError::Content)
+}
+
+/// The networks of brain extraction in a safetensors file.
+///
+/// # Errors
+/// See [`BrainWeights::from_bytes`].
+pub fn load_brain_weights(path: &Path) -> Result<BrainWeights, LoadError<BrainWeightsError>> {
+    BrainWeights::from_bytes(&read(path, MAX_BRAIN_BYTES)?).map_err(LoadError::Content)
+}
+
+fn read<E>(path: &Path, needed: u64) -> Result<Vec<u8>, LoadError<E>> {
+    let file = File::open(path)?;
+    let found = file.metadata()?.len();
+    if found > needed {
+        return Err(LoadError::TooLarge { found, needed });
+    }
+    let mut bytes = Vec::new();
+    file.take(needed).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,25 @@
+//! Tensors by name, as the readers of other formats give them.
+
+use std::collections::BTreeMap;
+
+use safetensors::{Dtype, tensor::TensorView};
+
+/// A tensor, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Tensor {
+    pub(super) shape: Vec<usize>,
+    pub(super) values: Vec<f32>,
+}
+
+/// Tensors by name.
+pub(super) type Tensors = BTreeMap<String, Tensor>;
+
+/// So that one loader checks everything.
+pub(super) fn to_safetensors(tensors: &Tensors) -> Vec<u8> {
+    let views = tensors.iter().map(|(name, tensor)| {
+        let data: &[u8] = bytemuck::cast_slice(&tensor.values);
+        let view = TensorView::new(Dtype::F32, tensor.shape.clone(), data);
+        (name, view.expect("the readers check that shape and values fit"))
+    });
+    safetensors::serialize(views, None).expect("names are unique and data is complete")
+}
