@@ -1,18 +1,22 @@
 //! The layers of the crate: what may know what.
 
+mod allowed;
 mod cases;
+mod cycles;
 mod rules;
 mod source;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
 
 use crate::shipped::repository;
-use rules::{FREE, HOMES, KNOWN_CYCLES, ROWS, Row, WATCHED};
-use source::{Crate, Target, Use};
+use allowed::{faults, part, strays};
+use cycles::cycles;
+use rules::{KNOWN_CYCLES, ROWS};
+use source::Crate;
 
 /// The files of `src`, with their path below it and their text.
 fn sources() -> Vec<(String, String)> {
@@ -45,141 +49,6 @@ fn dependencies() -> BTreeSet<String> {
     let manifest: toml::Table = text.parse().unwrap();
     let of = |section: &str| manifest[section].as_table().unwrap().keys().cloned();
     of("dependencies").map(|name| name.replace('-', "_")).collect()
-}
-
-/// The part of `src` that a file belongs to: `store`, `nifti`.
-fn part(file: &str) -> &str {
-    file.split('/').next().unwrap().trim_end_matches(".rs")
-}
-
-/// What a path outside of the crate must be allowed as; `None` if all may use it.
-fn asked_for(path: &[String]) -> Option<String> {
-    let whole = path.join("::");
-    let is_below = |parent: &&str| whole == **parent || whole.starts_with(&format!("{parent}::"));
-    if path[0] != "std" {
-        return Some(path[0].clone());
-    }
-    if FREE.iter().any(is_below) {
-        return None;
-    }
-    if whole == "std" {
-        // Under another name, all of it can be reached.
-        return Some("std::*".to_owned());
-    }
-    if whole == "std::io::*" {
-        return Some("std::io::stdin".to_owned());
-    }
-    WATCHED.iter().find(|watched| is_below(watched)).map(ToString::to_string)
-}
-
-/// What the code breaks of an allow-list, and what the list allows though the code does not use it.
-fn faults(code: &Crate, rows: &[Row]) -> Vec<String> {
-    let words = |list: &'static str| list.split_whitespace().collect::<BTreeSet<_>>();
-    let rows: BTreeMap<&str, [BTreeSet<&str>; 2]> =
-        rows.iter().map(|row| (row.module, [words(row.modules), words(row.outside)])).collect();
-    let mut unused = rows.clone();
-    let mut faults = BTreeSet::new();
-    for file in code.files.values().filter(|file| *file != "lib.rs") {
-        if !rows.contains_key(part(file)) {
-            faults.insert(format!("src/{file} has no row in tests/it/layers/rules.rs"));
-        }
-    }
-    for Use { file, target } in code.uses() {
-        let own = part(&file);
-        let (list, used) = match &target {
-            Target::Inside(path) => match code.file_of(path) {
-                Some(used) if part(used) != own => (0, part(used).to_owned()),
-                _ => continue,
-            },
-            Target::Outside(path) => match asked_for(path) {
-                Some(used) => (1, used),
-                None => continue,
-            },
-        };
-        let Some(row) = rows.get(own) else { continue };
-        if !row[list].contains(used.as_str()) {
-            faults.insert(format!("src/{file} must not use {used} ({target})"));
-        }
-        unused.get_mut(own).unwrap()[list].remove(used.as_str());
-    }
-    let unused = unused.into_iter().flat_map(|(module, lists)| {
-        let words = lists.into_iter().flatten();
-        words.map(move |word| format!("{module} does not use {word}: take it out of its row"))
-    });
-    faults.into_iter().chain(unused).collect()
-}
-
-/// Where dependencies are named outside of their homes.
-fn strays(code: &Crate) -> Vec<String> {
-    let uses = code.uses();
-    let strays = uses.iter().filter_map(|Use { file, target }| {
-        let Target::Outside(path) = target else { return None };
-        let (dependency, homes) = HOMES.iter().find(|(dependency, _)| *dependency == path[0])?;
-        let is_home =
-            |home: &&str| file.starts_with(&format!("{home}/")) || *file == format!("{home}.rs");
-        let is_stray = !homes.iter().any(is_home);
-        is_stray.then(|| format!("src/{file} names {dependency}; its home is {homes:?}"))
-    });
-    let strays: BTreeSet<String> = strays.collect();
-    strays.into_iter().collect()
-}
-
-/// Groups of files that use one another, and one way round in each.
-fn cycles(code: &Crate) -> Vec<(BTreeSet<String>, String)> {
-    let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for Use { file, target } in code.uses() {
-        let Target::Inside(path) = &target else { continue };
-        if let Some(used) = code.file_of(path).filter(|used| **used != file) {
-            edges.entry(file).or_default().insert(used.clone());
-        }
-    }
-    let reach: BTreeMap<&String, BTreeMap<&String, &String>> =
-        edges.keys().map(|file| (file, reached_from(file, &edges))).collect();
-    let reaches = |a: &String, b: &String| reach.get(a).is_some_and(|from| from.contains_key(b));
-    let mut groups = Vec::new();
-    let mut done = BTreeSet::new();
-    for file in edges.keys().filter(|file| reaches(file, file)) {
-        if !done.contains(file) {
-            let group: BTreeSet<String> = edges
-                .keys()
-                .filter(|other| reaches(file, other) && reaches(other, file))
-                .cloned()
-                .collect();
-            done.extend(group.iter().cloned());
-            groups.push((group, way_round(file, &reach[file])));
-        }
-    }
-    groups
-}
-
-/// What can be reached from a file, each with the file before it on a shortest way.
-fn reached_from<'a>(
-    file: &'a String,
-    edges: &'a BTreeMap<String, BTreeSet<String>>,
-) -> BTreeMap<&'a String, &'a String> {
-    let mut before = BTreeMap::new();
-    let mut next = VecDeque::from([file]);
-    while let Some(file) = next.pop_front() {
-        for used in edges.get(file).into_iter().flatten() {
-            before.entry(used).or_insert_with(|| {
-                next.push_back(used);
-                file
-            });
-        }
-    }
-    before
-}
-
-fn way_round(file: &String, before: &BTreeMap<&String, &String>) -> String {
-    let mut way = vec![file.as_str()];
-    let mut at = before[file];
-    while at != file {
-        way.push(at);
-        at = before[at];
-    }
-    way.push(file);
-    way.reverse();
-    way.join(" -> ")
 }
 
 fn own_code() -> Crate {

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Row, cycles, faults,
+    allowed::{faults, strays},
+    cycles::cycles,
+    rules::Row,
     source::{Crate, Target},
-    strays,
 };
 
 /// `low` may use nothing; `high` may use it and the outside crate `tracing`.
@@ -182,8 +183,8 @@ fn rows_are_complete_and_allow_no_more_than_is_used() {
     let low = ("low.rs", "pub struct Thing;");
     let all = faults(&read(&[low, ("high.rs", ""), ("new/mod.rs", "")]), ROWS);
     let needed = [
-        "src/new/mod.rs has no row in tests/it/layers/rules.rs",
         "high does not use low: take it out of its row",
+        "src/new/mod.rs has no row in tests/it/layers/rules.rs",
     ];
     assert_eq!(all, needed);
 }
