@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proc_macro2::{TokenStream, TokenTree};
 use syn::{
-    Attribute, File, Item, ItemExternCrate, ItemMod, ItemUse, Meta, UseTree, VisRestricted,
+    Attribute, File, Item, ItemExternCrate, ItemMod, ItemType, ItemUse, Meta, Type, UseTree,
+    VisRestricted,
     ext::IdentExt,
     visit::{self, Visit},
 };
@@ -22,6 +23,9 @@ const LOOKS_AT_DISK: [&str; 9] = [
     "symlink_metadata",
     "try_exists",
 ];
+
+/// Methods of a time that ask for the present one.
+const LOOKS_AT_CLOCK: [&str; 1] = ["elapsed"];
 
 /// A module by its names from the root of the crate.
 pub(super) type Module = Vec<String>;
@@ -70,6 +74,8 @@ pub(super) struct Crate {
     pub(super) files: BTreeMap<Module, String>,
     modules: BTreeSet<Module>,
     bindings: BTreeMap<Module, Vec<Binding>>,
+    /// `type` declarations; followed within their module only, to which they belong.
+    aliases: BTreeMap<Module, Vec<Binding>>,
     written: BTreeMap<String, Vec<Written>>,
 }
 
@@ -91,6 +97,7 @@ impl Crate {
             files: BTreeMap::new(),
             modules: BTreeSet::new(),
             bindings: BTreeMap::new(),
+            aliases: BTreeMap::new(),
             written: BTreeMap::new(),
         };
         own.outside.extend(["std", "core", "alloc"].map(str::to_owned));
@@ -169,9 +176,22 @@ impl Crate {
             // A printing macro, or one that takes in a file.
             name if name.ends_with('!') => Some(Target::Outside(vec![name.to_owned()])),
             name => self
-                .named(scope, name, rest, seen)
+                .aliased(scope, name, rest, seen)
+                .or_else(|| self.named(scope, name, rest, seen))
                 .or_else(|| self.outside.contains(name).then(|| outside(path))),
         }
+    }
+
+    /// What a type that the module declares under another name stands for.
+    fn aliased(
+        &self,
+        module: &[String],
+        name: &str,
+        rest: &[String],
+        seen: &mut Seen,
+    ) -> Option<Target> {
+        let mut aliases = self.aliases.get(module)?.iter().filter(|alias| alias.name == name);
+        aliases.find_map(|alias| self.look_up(module, &[&alias.path[..], rest].concat(), seen))
     }
 
     /// What a name of a module stands for, with the path that follows it.
@@ -302,6 +322,10 @@ impl Reader<'_> {
         match of {
             Some(of) if of.position == 0 => {
                 self.visit_type(&of.ty);
+                if let Type::Path(own) = &*of.ty {
+                    let after = path.segments.iter().map(|part| part.ident.unraw().to_string());
+                    self.note(names(&own.path).into_iter().chain(after).collect(), false);
+                }
                 path.segments.iter().for_each(|part| self.visit_path_arguments(&part.arguments));
             }
             Some(of) => {
@@ -433,6 +457,14 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         self.qualified(path.qself.as_ref(), &path.path);
     }
 
+    fn visit_item_type(&mut self, item: &'ast ItemType) {
+        if let Type::Path(path) = &*item.ty {
+            let own = Binding { name: item.ident.unraw().to_string(), path: names(&path.path) };
+            self.own.aliases.entry(self.scope.clone()).or_default().push(own);
+        }
+        visit::visit_item_type(self, item);
+    }
+
     fn visit_path(&mut self, path: &'ast syn::Path) {
         self.note(names(path), false);
         visit::visit_path(self, path);
@@ -441,6 +473,9 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
         if LOOKS_AT_DISK.iter().any(|name| call.method == name) {
             self.note(["::", "std", "fs"].map(str::to_owned).to_vec(), true);
+        }
+        if LOOKS_AT_CLOCK.iter().any(|name| call.method == name) {
+            self.note(["::", "std", "time"].map(str::to_owned).to_vec(), true);
         }
         visit::visit_expr_method_call(self, call);
     }
