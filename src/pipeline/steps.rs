@@ -684,11 +684,17 @@ pub fn score_members(
         };
         let mut grids: Vec<ScoreGrid> = references.iter().map(grid).collect();
         let mut guest_grids: Vec<ScoreGrid> = guests.iter().map(grid).collect();
-        if settings.place_share > 0.0 {
+        if settings.positional_correction > 0.0 {
             for (grid, guest) in guest_grids.iter_mut().zip(&guests) {
-                level_guest(grid, patient(guest), &grids, &patients, settings.place_share);
+                level_guest(
+                    grid,
+                    patient(guest),
+                    &grids,
+                    &patients,
+                    settings.positional_correction,
+                );
             }
-            scoring::level_places(&mut grids, &patients, settings.place_share);
+            scoring::correct_positions(&mut grids, &patients, settings.positional_correction);
         }
         for (member, grid) in references.iter().zip(grids).chain(guests.iter().zip(guest_grids)) {
             views.entry(member.id).or_default().push(grid);
@@ -716,7 +722,7 @@ fn level_guest(
     let grids = references.iter().chain([&*guest]);
     let mut grids: Vec<ScoreGrid> = grids.cloned().collect();
     let patients = [patients, &[patient]].concat();
-    scoring::level_places(&mut grids, &patients, share);
+    scoring::correct_positions(&mut grids, &patients, share);
     *guest = grids.pop().expect("it was put there");
 }
 
@@ -948,7 +954,7 @@ pub(super) mod tests {
     #[test]
     fn a_scan_that_is_no_reference_is_compared_with_those_that_are_and_changes_none() {
         let settings = crate::config::Config::parse("").unwrap().scoring;
-        let not_levelled = Scoring { place_share: 0.0, ..settings };
+        let not_levelled = Scoring { positional_correction: 0.0, ..settings };
         let member = |n: u8, is_reference| Member {
             id: ScanId([n; 32]),
             parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
@@ -999,14 +1005,14 @@ pub(super) mod tests {
             // A guest whose other scans are references.
             member(6, Some("a")),
         ];
-        for (place_share, filter_shared) in [(0.0, false), (0.0, true), (0.3, false)] {
-            let settings = Scoring { place_share, filter_shared, ..settings };
+        for (positional_correction, filter_shared) in [(0.0, false), (0.0, true), (0.3, false)] {
+            let settings = Scoring { positional_correction, filter_shared, ..settings };
             let score =
                 |members: &[Member]| score_members(members, &[9], &settings, &mut MadeUp).unwrap();
             let scores = score(&all);
             for index in [0, 2, 5] {
                 assert_eq!(scores.others(index).len(), 3);
-                if place_share == 0.0 {
+                if positional_correction == 0.0 {
                     let others = [1, 3, 4].map(|other| all[other].clone());
                     let alone = score(&[&[all[index].clone()][..], &others].concat());
                     assert_eq!(scores.scans[index], alone.scans[0]);
