@@ -314,6 +314,23 @@ fn a_smaller_window_waits_for_the_results_of_those_that_have_to_leave() {
 }
 
 #[test]
+fn a_smaller_window_of_scored_scans_is_scored_once() {
+    let mut site = Site::new(2, &[]);
+    site.start();
+    drop_scans(&site, 1..=4);
+    wait_scored(&site, 4);
+    site.configure(2, &["window.max_scans = 2"]);
+    site.signal(Signal::HUP);
+    site.wait("the smaller window", |site| {
+        let cohort = &site.status().cohorts["t1w"];
+        (cohort.n_scans, cohort.n_outdated) == (2, 0)
+    });
+    let runs = "oddscan_score_runs_total{cohort=\"t1w\",result=\"ok\",trigger=\"reload\"}";
+    assert_eq!(site.metric(runs), 1.0);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
 fn a_file_that_was_in_hand_at_three_crashes_is_set_aside_and_may_come_back() {
     let mut site = Site::new(2, &[]);
     drop_scans(&site, 1..=2);
