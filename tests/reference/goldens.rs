@@ -47,7 +47,7 @@ pub fn shared(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    println!("skipped: {} is absent; ODDSCAN_SHARED names the folder", path.display());
+    eprintln!("skipped: {} is absent; ODDSCAN_SHARED names the folder", path.display());
     None
 }
 

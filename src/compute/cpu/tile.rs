@@ -423,7 +423,7 @@ mod tests {
         let best = Instructions::in_use();
         for instructions in [Portable, Avx2, Avx512, Avx512Bf16, Amx] {
             if instructions > best {
-                println!("skipped: {instructions}, which this processor does not have");
+                eprintln!("skipped: {instructions}, which this processor does not have");
                 continue;
             }
             check::<f32>(instructions, kernel_f32(instructions));

@@ -291,7 +291,7 @@ mod tests {
     fn the_probe_runs_with_and_without_a_gpu() {
         match cuda_availability() {
             Ok(found) => println!("{found}"),
-            Err(missing) => println!("skipped, no CUDA GPU: {missing}"),
+            Err(missing) => eprintln!("skipped: no CUDA GPU ({missing})"),
         }
     }
 }
