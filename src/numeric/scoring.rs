@@ -379,22 +379,22 @@ mod tests {
     }
 
     #[test]
-    fn places_that_score_high_everywhere_are_levelled_by_hand() {
+    fn places_that_score_high_everywhere_are_corrected_by_hand() {
         // Cell 7 scores high everywhere, cell 9 in one scan, cell 8 is in one scan only.
         let scores = [
             grid(&[5, 7, 9], vec![Some(1.0), Some(3.0), Some(1.0)]),
             grid(&[5, 7, 8, 9], vec![Some(1.0), Some(3.0), Some(4.0), Some(5.0)]),
             grid(&[5, 7, 9], vec![Some(1.0), Some(3.0), None]),
         ];
-        let mut levelled = scores.clone();
-        correct_positions(&mut levelled, &[0, 1, 2], 0.5);
-        let levelled = levelled.map(|grid| grid.scores);
+        let mut corrected = scores.clone();
+        correct_positions(&mut corrected, &[0, 1, 2], 0.5);
+        let corrected = corrected.map(|grid| grid.scores);
         // Of others: 1, 3, 5 in the first scan; 1, 3, -, 1 in the second; 1, 3, - in the third:
         // 2.25 on average (18 over 8). Cell 5 gets 0.5 * 1.25 more, cell 7 0.5 * 0.75 less. Cell 9
         // of the first scan would fall to 1 - 0.5 * 2.75, below 0.
-        assert_eq!(levelled[0], [Some(1.625), Some(2.625), Some(0.0)]);
-        assert_eq!(levelled[1], [Some(1.625), Some(2.625), Some(4.0), Some(5.625)]);
-        assert_eq!(levelled[2], [Some(1.625), Some(2.625), None]);
+        assert_eq!(corrected[0], [Some(1.625), Some(2.625), Some(0.0)]);
+        assert_eq!(corrected[1], [Some(1.625), Some(2.625), Some(4.0), Some(5.625)]);
+        assert_eq!(corrected[2], [Some(1.625), Some(2.625), None]);
 
         let mut alone = [scores[0].clone()];
         correct_positions(&mut alone, &[0], 0.5);
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_not_levelled_by_scans_of_the_same_patient() {
+    fn places_are_not_corrected_by_scans_of_the_same_patient() {
         // Cell 1 scores high in the first patient only, who has two scans.
         let scores = [[1.0, 5.0], [1.0, 4.0], [1.0, 1.0]];
         let mut grids = scores.map(|scores| grid(&[0, 1], scores.map(Some).to_vec()));
