@@ -267,7 +267,8 @@ mod tests {
     #[test]
     fn a_wrong_type_within_a_list_is_one_fault_among_the_others() {
         let found = faults(
-            "intake.accept = [\"*.nii\", 3]\nencoder.layers = [\"9\", 2.5, 65]\nscoring.keep_fraction = nan",
+            "intake.accept = [\"*.nii\", 3]\nencoder.layers = [\"9\", 2.5, 65]\n\
+             scoring.keep_fraction = nan",
         );
         assert_eq!(
             found,

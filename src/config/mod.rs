@@ -1,7 +1,7 @@
 //! The settings: one TOML tree, raw text in, checked [`Config`] out, all faults reported at once.
 //!
-//! Defaults stand once, in `config/default.toml`, which is compiled in and documents every key. Each
-//! section has a file here with its checked type, its ranges and its tests.
+//! Defaults stand once, in `config/default.toml`, which is compiled in and documents every key.
+//! Each section has a file here with its checked type, its ranges and its tests.
 
 mod alignment;
 mod check;
@@ -65,11 +65,11 @@ const PRESETS: [(&str, &str); 2] = [
 pub enum Preset {
     /// As [`Preset::Balanced`], from two views and every seventh slice.
     Fast,
-    /// What `config/default.toml` says: one layer at three quarters of the depth, three views, every
-    /// second slice, matches sought one patch around.
+    /// What `config/default.toml` says: one layer at three quarters of the depth, three views,
+    /// every second slice, matches sought one patch around.
     Balanced,
-    /// Le-Gia and Ahn 2026: four layers, every slice, joined and projected tokens, matches sought in
-    /// the whole volume.
+    /// Le-Gia and Ahn 2026: four layers, every slice, joined and projected tokens, matches sought
+    /// in the whole volume.
     Paper,
 }
 
