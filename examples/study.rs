@@ -146,7 +146,7 @@ struct Variant {
     reach: usize,
     keep: f64,
     /// Share of what its place scores in the other scans that is taken from a score.
-    place_share: f64,
+    positional_correction: f64,
     /// Whether shared anomalies are filtered.
     filter: bool,
     /// Seven layers are pooled into one token: per channel the mean of this many largest values.
@@ -290,7 +290,7 @@ fn variants() -> Vec<Variant> {
         smoothing: 0.4,
         reach: 1,
         keep: 0.4,
-        place_share: 0.3,
+        positional_correction: 0.3,
         filter: false,
         pooled_top: None,
         z_score: false,
@@ -300,7 +300,7 @@ fn variants() -> Vec<Variant> {
         projection: 128,
         smoothing: 0.0,
         keep: 0.3,
-        place_share: 0.0,
+        positional_correction: 0.0,
         reach: 0,
         ..joined.clone()
     };
@@ -326,7 +326,7 @@ fn variants() -> Vec<Variant> {
         add(&base, format!("K {keep}"), &|v| v.keep = keep);
     }
     for share in [0.0, 0.5, 1.0] {
-        add(&base, format!("place share {share}"), &|v| v.place_share = share);
+        add(&base, format!("place share {share}"), &|v| v.positional_correction = share);
     }
     for fraction in [0.0, 0.1, 0.5] {
         add(&base, format!("brain fraction {fraction}"), &|v| v.min_fraction = fraction);
@@ -337,7 +337,7 @@ fn variants() -> Vec<Variant> {
     add(&base, "projection 128".into(), &|v| v.projection = 128);
     add(&base, "filter".into(), &|v| v.filter = true);
     add(&base, "z-score against the other scans".into(), &|v| {
-        v.place_share = 0.0;
+        v.positional_correction = 0.0;
         v.z_score = true;
     });
     for (top, name) in [(7, "mean"), (3, "mean of the top 3"), (1, "maximum")] {
@@ -352,7 +352,7 @@ fn variants() -> Vec<Variant> {
     add(&joined, "views joined, 14 slices".into(), &|_| {});
     add(&joined, "views joined, 14 slices, K 0.3, scores not levelled".into(), &|v| {
         v.keep = 0.3;
-        v.place_share = 0.0;
+        v.positional_correction = 0.0;
     });
     add(&plain, "plain: block 9 as in the paper".into(), &|_| {});
     add(&plain, "plain, reach 1".into(), &|v| v.reach = 1);
@@ -585,9 +585,9 @@ impl WindowDistances for Grids {
 
 fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
     let settings = Config::parse(&format!(
-        "[scoring]\nreach_patches = {}\nkeep_fraction = {:?}\nplace_share = {:?}\n\
+        "[scoring]\nreach_patches = {}\nkeep_fraction = {:?}\npositional_correction = {:?}\n\
          [community]\nenabled = {}\n",
-        variant.reach, variant.keep, variant.place_share, variant.filter
+        variant.reach, variant.keep, variant.positional_correction, variant.filter
     ))?
     .scoring;
     let grids = |scan: &Scan| -> Result<Vec<TokenGrid>> {

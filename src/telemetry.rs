@@ -28,7 +28,10 @@ pub fn start_logging(filter: &str) -> LogHandle {
     match journal {
         Some(journal) => registry.with(journal).try_init(),
         None => {
-            let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+            let stderr = tracing_subscriber::fmt::layer()
+                // A line that cannot be written is lost. To say so on stderr as well would panic.
+                .log_internal_errors(false)
+                .with_writer(std::io::stderr);
             let colours = std::io::stderr().is_terminal();
             registry.with(stderr.with_target(false).with_ansi(colours)).try_init()
         }

@@ -80,7 +80,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         n_converted: 0,
         n_refused: 0,
     };
-    session.convert_all(&listed).map_err(|error| cannot_write(&arguments.out, &error))?;
+    session.convert_all(&listed).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::of_output(error),
+        _ => cannot_write(&arguments.out, &error),
+    })?;
     match (arguments.listed, session.n_refused, session.n_converted) {
         (true, ..) | (false, 0, 1..) => Ok(()),
         (false, 0, 0) => Err(Failure::new(REFUSED, "nothing to convert")),

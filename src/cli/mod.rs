@@ -2,7 +2,25 @@
 //!
 //! Exit codes follow sysexits.h, so that systemd can tell what a restart would not mend: 64 wrong
 //! arguments, 65 a refused scan, 69 no daemon, 70 a failure inside, 74 input or output, 78
-//! settings.
+//! settings. A command whose reader goes away ends without a word and with 141, as a shell says it.
+//!
+//! All modules here print with the macros below. Those of the standard library panic when nobody
+//! reads any more, as in `oddscan eval --json | head`.
+
+/// Prints to stdout; ends the command when that fails.
+macro_rules! print {
+    ($($text:tt)*) => { $crate::cli::print(format_args!($($text)*)) };
+}
+
+/// Prints a line to stdout; ends the command when that fails.
+macro_rules! println {
+    ($($text:tt)*) => { print!("{}\n", format_args!($($text)*)) };
+}
+
+/// Writes a line to stderr. A message that nobody can read is no reason to stop.
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::cli::eprint(format_args!("{}\n", format_args!($($text)*))) };
+}
 
 mod bench;
 mod check_config;
@@ -16,7 +34,14 @@ mod quarantine;
 mod score;
 mod status;
 
-use std::{error::Error, path::PathBuf, process::ExitCode};
+use std::{
+    error::Error,
+    fmt,
+    io::{self, Write},
+    panic::{self, AssertUnwindSafe},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -92,10 +117,39 @@ pub(crate) const INTERNAL: u8 = 70;
 pub(crate) const IO: u8 = 74;
 pub(crate) const CONFIG: u8 = 78;
 
+/// What a shell says of a program that SIGPIPE has ended.
+const NO_READER: u8 = 128 + 13;
+
 impl Failure {
     pub(crate) fn new(code: u8, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { code, error: error.into() }
     }
+
+    /// Of writing to stdout.
+    pub(crate) fn of_output(error: io::Error) -> Self {
+        let has_reader = error.kind() != io::ErrorKind::BrokenPipe;
+        Self::new(if has_reader { IO } else { NO_READER }, error)
+    }
+}
+
+/// Unwinds to [`main`] on failure, so that temporary folders go and the daemon of a demo ends: the
+/// default of SIGPIPE would leave both.
+fn print(text: fmt::Arguments<'_>) {
+    if let Err(error) = io::stdout().write_fmt(text) {
+        panic::resume_unwind(Box::new(Failure::of_output(error)));
+    }
+}
+
+fn eprint(text: fmt::Arguments<'_>) {
+    io::stderr().write_fmt(text).ok();
+}
+
+/// What a command gives, or the failure to print that has ended it.
+fn until_print_fails(work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        let failure = payload.downcast::<Failure>();
+        Err(*failure.unwrap_or_else(|panic| panic::resume_unwind(panic)))
+    })
 }
 
 impl From<ServiceError> for Failure {
@@ -136,13 +190,12 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    match run(arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            say(failure.error.as_ref());
-            ExitCode::from(failure.code)
-        }
+    let result = until_print_fails(|| run(arguments.command));
+    let Err(failure) = result else { return ExitCode::SUCCESS };
+    if failure.code != NO_READER {
+        say(failure.error.as_ref());
     }
+    ExitCode::from(failure.code)
 }
 
 /// Says what went wrong, and why.

@@ -2,7 +2,7 @@
 
 use toml::Value;
 
-use super::Checker;
+use super::check::Checker;
 use crate::domain::{
     acquisition::{SUFFIXES, known_suffix},
     cohort::{CohortRule, Condition, MAX_SPACING, NumberFact, Pattern, THICK, TextFact, UNKNOWN},
@@ -16,9 +16,9 @@ const OTHER: &str = "other";
 
 impl Checker {
     /// Every rule, in the order of the settings.
-    pub(super) fn cohorts(&mut self, raw: Vec<Value>) -> Vec<CohortRule> {
+    pub(super) fn cohorts(&mut self) -> Vec<CohortRule> {
         let mut rules: Vec<CohortRule> = Vec::new();
-        for (index, entry) in raw.into_iter().enumerate() {
+        for (index, entry) in self.list("cohort").into_iter().enumerate() {
             // Counted from 1, as people do, and named where there is a name.
             let mut key = format!("cohort {}", index + 1);
             let Value::Table(mut entry) = entry else {
@@ -72,11 +72,11 @@ impl Checker {
             self.fault(&key, shown(conditions.as_ref()), needed);
             return Vec::new();
         };
-        let n_faults = self.faults.len();
+        let n_faults = self.n_faults();
         let found: Vec<Condition> =
             table.iter().filter_map(|(name, value)| self.condition(&key, name, value)).collect();
         // Where one of them is wrong, it may be the one that is missed.
-        if self.faults.len() == n_faults && !found.iter().any(Condition::tells_images_apart) {
+        if self.n_faults() == n_faults && !found.iter().any(Condition::tells_images_apart) {
             let needed = "one of suffix, series and file is needed, or a T1 and a FLAIR of the same \
                           scanner would be mixed";
             self.fault(&key, Value::Table(table), needed);
@@ -153,14 +153,7 @@ fn shown(value: Option<&Value>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Config, ConfigError};
-
-    fn faults(site: &str) -> Vec<String> {
-        match Config::parse(site) {
-            Err(ConfigError::Faults { faults }) => faults.iter().map(ToString::to_string).collect(),
-            other => panic!("faults expected, got {other:?}"),
-        }
-    }
+    use crate::config::{Config, check::faults};
 
     #[test]
     fn a_rule_may_ask_for_everything_that_is_known_of_a_scan() {
@@ -237,16 +230,5 @@ mod tests {
     fn what_is_no_list_of_tables_is_a_fault_and_no_riddle() {
         assert!(faults("cohort = [3]")[0].starts_with("cohort 1 = 3: a table with name and match"));
         assert!(faults("[cohort]\nname = \"a\"")[0].contains("a value of type array is needed"));
-    }
-
-    #[test]
-    fn rules_are_taken_over_on_reload() {
-        let old = Config::parse("").unwrap();
-        let rule = "[[cohort]]\nname = \"a\"\nmatch.suffix = \"T1w\"";
-        let new = Config::parse(rule).unwrap();
-        assert!(old.restart_needed_for(&new).is_empty());
-        let merged = old.with_reloadable_of(new);
-        assert_eq!(merged.cohorts.len(), 1);
-        assert_eq!(merged.tree["cohort"].as_array().map(Vec::len), Some(1));
     }
 }

@@ -25,7 +25,7 @@ pub struct Scoring {
     /// Share of the other scans averaged over.
     pub keep: Fraction,
     /// Share of what its place scores in the other scans that is taken from a score, in [0, 1].
-    pub place_share: f64,
+    pub positional_correction: f64,
     /// Share of healthy voxels above the threshold, at most a quarter.
     pub false_positives: Fraction,
     /// Share of the scans whose lesions are taken to be smaller than that.
@@ -167,7 +167,7 @@ pub fn score_members(
         let scores = score_tokens(members, &groups, layers, n_parts, settings, distances)?;
         (scores, Vec::new())
     };
-    let views = views(&groups, &tokens, n_parts, settings.place_share);
+    let views = views(&groups, &tokens, n_parts, settings.positional_correction);
 
     let scans: Vec<ScanScores> = members
         .par_iter()
@@ -372,7 +372,7 @@ fn views(
     groups: &Groups<'_>,
     tokens: &TokenScores,
     n_parts: usize,
-    place_share: f64,
+    positional_correction: f64,
 ) -> BTreeMap<ScanId, Vec<ScoreGrid>> {
     let Groups { references, guests, .. } = groups;
     let patients: Vec<usize> = references.iter().map(|member| groups.patient(member)).collect();
@@ -386,11 +386,17 @@ fn views(
         let mut grids: Vec<ScoreGrid> = references.iter().map(grid).collect();
         let mut guest_grids: Vec<ScoreGrid> = guests.iter().map(grid).collect();
 
-        if place_share > 0.0 {
+        if positional_correction > 0.0 {
             for (grid, guest) in guest_grids.iter_mut().zip(guests) {
-                level_guest(grid, groups.patient(guest), &grids, &patients, place_share);
+                correct_guest(
+                    grid,
+                    groups.patient(guest),
+                    &grids,
+                    &patients,
+                    positional_correction,
+                );
             }
-            scoring::level_places(&mut grids, &patients, place_share);
+            scoring::correct_positions(&mut grids, &patients, positional_correction);
         }
 
         for (member, grid) in references.iter().zip(grids).chain(guests.iter().zip(guest_grids)) {
@@ -401,7 +407,7 @@ fn views(
 }
 
 /// Corrects the scores of a guest by what the references score at the same places.
-fn level_guest(
+fn correct_guest(
     guest: &mut ScoreGrid,
     patient: usize,
     references: &[ScoreGrid],
@@ -412,7 +418,7 @@ fn level_guest(
     let mut grids: Vec<ScoreGrid> = grids.cloned().collect();
     let patients = [patients, &[patient]].concat();
 
-    scoring::level_places(&mut grids, &patients, share);
+    scoring::correct_positions(&mut grids, &patients, share);
     *guest = grids.pop().expect("it was put there");
 }
 
@@ -445,7 +451,7 @@ mod tests {
     #[test]
     fn a_scan_that_is_no_reference_is_compared_with_those_that_are_and_changes_none() {
         let settings = Config::parse("").unwrap().scoring;
-        let not_levelled = Scoring { place_share: 0.0, ..settings };
+        let uncorrected = Scoring { positional_correction: 0.0, ..settings };
         let member = |n: u8, is_reference| ScoredMember {
             id: ScanId([n; 32]),
             parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
@@ -464,7 +470,7 @@ mod tests {
         assert_ne!(aside.scans[2], joined.scans[2]);
         // Its own distances are the same whether it is a reference or not.
         let [aside_alone, joined_alone] =
-            [false, true].map(|joins| score_by(&not_levelled, &with(joins)).scans[1].clone());
+            [false, true].map(|joins| score_by(&uncorrected, &with(joins)).scans[1].clone());
         assert_eq!(aside_alone, joined_alone);
         let unchanged = [0, 2, 3, 4].map(|index| aside.scans[index].clone());
         assert_eq!(unchanged.to_vec(), alone.scans);
@@ -497,15 +503,15 @@ mod tests {
             // A guest whose other scans are references.
             member(6, Some("a")),
         ];
-        for (place_share, filter_shared) in [(0.0, false), (0.0, true), (0.3, false)] {
-            let settings = Scoring { place_share, filter_shared, ..settings };
+        for (positional_correction, filter_shared) in [(0.0, false), (0.0, true), (0.3, false)] {
+            let settings = Scoring { positional_correction, filter_shared, ..settings };
             let score = |members: &[ScoredMember]| {
                 score_members(members, &[9], &settings, &mut MadeUp).unwrap()
             };
             let scores = score(&all);
             for index in [0, 2, 5] {
                 assert_eq!(scores.others(index).len(), 3);
-                if place_share == 0.0 {
+                if positional_correction == 0.0 {
                     let others = [1, 3, 4].map(|other| all[other].clone());
                     let alone = score(&[&[all[index].clone()][..], &others].concat());
                     assert_eq!(scores.scans[index], alone.scans[0]);

@@ -137,7 +137,7 @@ pub fn mean_over_layers(layers: &[Vec<Option<f32>>]) -> Vec<Option<f32>> {
 ///
 /// `grids[i]` are the scores of scan `i`, of the patient numbered `patients[i]`, on cells of one
 /// grid. Scores stay at or above 0; cells that no other patient has are left as they are.
-pub fn level_places(grids: &mut [ScoreGrid], patients: &[usize], share: f64) {
+pub fn correct_positions(grids: &mut [ScoreGrid], patients: &[usize], share: f64) {
     let all = Places::of(grids.iter());
     let average = all.average();
     let mut several: BTreeMap<usize, Vec<&ScoreGrid>> = BTreeMap::new();
@@ -379,34 +379,34 @@ mod tests {
     }
 
     #[test]
-    fn places_that_score_high_everywhere_are_levelled_by_hand() {
+    fn places_that_score_high_everywhere_are_corrected_by_hand() {
         // Cell 7 scores high everywhere, cell 9 in one scan, cell 8 is in one scan only.
         let scores = [
             grid(&[5, 7, 9], vec![Some(1.0), Some(3.0), Some(1.0)]),
             grid(&[5, 7, 8, 9], vec![Some(1.0), Some(3.0), Some(4.0), Some(5.0)]),
             grid(&[5, 7, 9], vec![Some(1.0), Some(3.0), None]),
         ];
-        let mut levelled = scores.clone();
-        level_places(&mut levelled, &[0, 1, 2], 0.5);
-        let levelled = levelled.map(|grid| grid.scores);
+        let mut corrected = scores.clone();
+        correct_positions(&mut corrected, &[0, 1, 2], 0.5);
+        let corrected = corrected.map(|grid| grid.scores);
         // Of others: 1, 3, 5 in the first scan; 1, 3, -, 1 in the second; 1, 3, - in the third:
         // 2.25 on average (18 over 8). Cell 5 gets 0.5 * 1.25 more, cell 7 0.5 * 0.75 less. Cell 9
         // of the first scan would fall to 1 - 0.5 * 2.75, below 0.
-        assert_eq!(levelled[0], [Some(1.625), Some(2.625), Some(0.0)]);
-        assert_eq!(levelled[1], [Some(1.625), Some(2.625), Some(4.0), Some(5.625)]);
-        assert_eq!(levelled[2], [Some(1.625), Some(2.625), None]);
+        assert_eq!(corrected[0], [Some(1.625), Some(2.625), Some(0.0)]);
+        assert_eq!(corrected[1], [Some(1.625), Some(2.625), Some(4.0), Some(5.625)]);
+        assert_eq!(corrected[2], [Some(1.625), Some(2.625), None]);
 
         let mut alone = [scores[0].clone()];
-        level_places(&mut alone, &[0], 0.5);
+        correct_positions(&mut alone, &[0], 0.5);
         assert_eq!(alone[0], scores[0], "nothing to compare with");
     }
 
     #[test]
-    fn places_are_not_levelled_by_scans_of_the_same_patient() {
+    fn places_are_not_corrected_by_scans_of_the_same_patient() {
         // Cell 1 scores high in the first patient only, who has two scans.
         let scores = [[1.0, 5.0], [1.0, 4.0], [1.0, 1.0]];
         let mut grids = scores.map(|scores| grid(&[0, 1], scores.map(Some).to_vec()));
-        level_places(&mut grids, &[0, 0, 1], 0.5);
+        correct_positions(&mut grids, &[0, 0, 1], 0.5);
         // The average cell scores 13 / 6. Of other patients: 1 for both cells of the first two
         // scans; 1 and 4.5 for the third's.
         let more = 0.5 * (13.0_f32 / 6.0 - 1.0);
@@ -415,7 +415,7 @@ mod tests {
         assert_eq!(grids[2].scores[0], Some(1.0 + more));
         assert_eq!(grids[2].scores[1], Some(0.0), "1 - 0.5 * (4.5 - 13 / 6) is below");
         let mut alone = [grids[0].clone(), grids[1].clone()];
-        level_places(&mut alone, &[0, 0], 0.5);
+        correct_positions(&mut alone, &[0, 0], 0.5);
         assert_eq!(alone[..], grids[..2], "nobody to compare with");
     }
 
@@ -505,8 +505,8 @@ mod tests {
             let mut turned = grids.clone();
             turned.rotate_left(middle);
             let patients: Vec<usize> = (0..grids.len()).collect();
-            level_places(&mut grids, &patients, 0.3);
-            level_places(&mut turned, &patients, 0.3);
+            correct_positions(&mut grids, &patients, 0.3);
+            correct_positions(&mut turned, &patients, 0.3);
             grids.rotate_left(middle);
             prop_assert_eq!(grids, turned);
         }

@@ -437,16 +437,10 @@ impl Score {
     /// Scores all members of a window anew from the kept columns; what is then outdated is a debt.
     /// Returns those that wait for their first result.
     fn rescore(&mut self, key: &CohortKey, trigger: Trigger) -> Result<Vec<ScanId>, ScanError> {
+        let records = self.renew_facts(key)?;
         let Self { shared, distances, settings, cohorts, .. } = self;
         let Some(cohort) = cohorts.get_mut(key) else { return Ok(Vec::new()) };
         cohort.scores = WindowScores::default();
-        let mut records = Vec::new();
-        for id in cohort.window.members() {
-            records.extend(shared.store.record(id)?);
-        }
-        for record in &records {
-            cohort.window.set_facts(record.id, settings.member_facts(record));
-        }
         let (mut identity, window) = (cohort.window.identity(), &settings.window);
         // Whoever waits would leave without a result.
         let few_patients = records.len() >= window.max_scans.get()
@@ -647,25 +641,51 @@ impl Score {
         self.settings = settings;
         let keys: Vec<CohortKey> = self.cohorts.keys().cloned().collect();
         for key in keys {
-            self.score(&key, Trigger::Reload)?;
-            let capacity = self.settings.window.max_scans;
-            let Some(cohort) = self.cohorts.get(&key) else { continue };
-            // Some may have to leave: who waits for a result gets it first.
-            for id in cohort.window.leaving(capacity) {
-                self.write_if_owed(&key, id)?;
-            }
+            self.shrink(&key)?;
             if self.shared.stopping() {
                 return Ok(());
             }
-            let Some(cohort) = self.cohorts.get_mut(&key) else { continue };
-            let gone = cohort.window.set_capacity(capacity);
-            cohort.debt.retain(|id| !gone.contains(id));
-            if !gone.is_empty() {
-                self.evict(&gone)?;
-                self.score(&key, Trigger::Reload)?;
-            }
+            self.score(&key, Trigger::Reload)?;
         }
         Ok(())
+    }
+
+    /// Lets scans go that have no place in the window any more.
+    fn shrink(&mut self, key: &CohortKey) -> Result<(), ScanError> {
+        let capacity = self.settings.window.max_scans;
+        self.renew_facts(key)?;
+        let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
+
+        // Who has no scores yet gets them first, from the window that it was in.
+        let leaving = cohort.window.leaving(capacity);
+        let waiting = leaving.iter().map(|&id| self.waits_for_result(id, true));
+        if waiting.collect::<Result<Vec<_>, _>>()?.contains(&true) {
+            self.score(key, Trigger::Reload)?;
+            for id in leaving {
+                self.write_if_owed(key, id)?;
+            }
+        }
+        if self.shared.stopping() {
+            return Ok(());
+        }
+
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        let gone = cohort.window.set_capacity(capacity);
+        cohort.debt.retain(|id| !gone.contains(id));
+        if gone.is_empty() { Ok(()) } else { self.evict(&gone) }
+    }
+
+    /// What the settings make of the members.
+    fn renew_facts(&mut self, key: &CohortKey) -> Result<Vec<ScanRecord>, ScanError> {
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(Vec::new()) };
+        let mut records = Vec::new();
+        for id in cohort.window.members() {
+            records.extend(self.shared.store.record(id)?);
+        }
+        for record in &records {
+            cohort.window.set_facts(record.id, self.settings.member_facts(record));
+        }
+        Ok(records)
     }
 
     fn show(&mut self, key: &CohortKey) -> Result<(), ScanError> {

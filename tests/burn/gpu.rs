@@ -4,7 +4,7 @@
 #[cfg(not(feature = "cuda"))]
 #[test]
 fn a_cuda_gpu_gives_the_features_and_distances_of_the_cpu() {
-    println!("skipped: built without the feature cuda");
+    eprintln!("skipped: built without the feature cuda");
 }
 
 #[cfg(feature = "cuda")]
@@ -44,7 +44,7 @@ mod with_cuda {
         match cuda_availability() {
             Ok(found) => println!("{found}"),
             Err(missing) => {
-                println!("skipped, no CUDA GPU: {missing}");
+                eprintln!("skipped: no CUDA GPU ({missing})");
                 return false;
             }
         }

@@ -25,7 +25,13 @@ use oddscan::{
     report::Standing,
 };
 
-use crate::support::{Site, oddscan};
+use crate::{
+    goldens::shared,
+    support::{Site, oddscan},
+};
+
+/// The template of real heads, among the scans that this repository does not contain.
+const TEMPLATE: &str = "data/templates/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz";
 
 /// What a made-up head holds at a place, mm from the middle of its brain.
 #[derive(Clone, Copy, PartialEq)]
@@ -365,14 +371,8 @@ fn a_session_s_t1_gives_the_brain_of_its_flair_where_the_settings_ask_for_it() {
 
 #[test]
 fn real_heads_in_thick_slices_are_scored_in_every_sequence() {
-    let shared =
-        std::env::var_os("ODDSCAN_SHARED").map_or_else(|| "../shared".into(), PathBuf::from);
-    let folder = shared.join("data/wholehead_ms_clinical");
-    if !folder.is_dir() {
-        eprintln!("skipped: no clinical heads in {}", shared.display());
-        return;
-    }
-    let template = shared.join("data/templates/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz");
+    let Some(folder) = shared("data/wholehead_ms_clinical") else { return };
+    let Some(template) = shared(TEMPLATE) else { return };
     let template = Template::new(nifti::read_scan(&template, &Limits::NONE).unwrap().volume);
     // Refused before alignments were judged by wrong poses.
     for name in ["ms-104252_FLAIR", "ms-111008_T1w", "ms-110218_T2w"] {
@@ -479,15 +479,9 @@ fn a_template_that_is_asked_for_and_missing_is_said_at_the_start() {
 
 #[test]
 fn the_labelled_tissue_of_real_heads_lies_in_the_brains_that_are_found() {
-    let shared =
-        std::env::var_os("ODDSCAN_SHARED").map_or_else(|| "../shared".into(), PathBuf::from);
-    if !shared.join("data/wholehead_t1_2mm").is_dir() {
-        eprintln!("skipped: no real heads in {}", shared.display());
-        return;
-    }
-    let template = shared.join("data/templates/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz");
+    let Some(folder) = shared("data/wholehead_t1_2mm") else { return };
+    let Some(template) = shared(TEMPLATE) else { return };
     let template = Template::new(nifti::read_scan(&template, &Limits::NONE).unwrap().volume);
-    let folder = shared.join("data/wholehead_t1_2mm");
     for name in ["IXI013-HH-1212-T1_ds", "IXI039-HH-1261-T1_ds"] {
         let at = |ending: &str| -> PathBuf { folder.join(format!("{name}{ending}.nii.gz")) };
         let scan = nifti::read_scan(&at(""), &Limits::NONE).unwrap().volume;

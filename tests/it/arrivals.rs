@@ -17,10 +17,7 @@ use oddscan::{
 };
 use rustix::process::Signal;
 
-use crate::{
-    shipped::is_missing,
-    support::{Site, brain, names, scan_bytes},
-};
+use crate::support::{Site, brain, is_missing, names, scan_bytes, skip};
 
 fn pause(milliseconds: u64) {
     thread::sleep(Duration::from_millis(milliseconds));
@@ -225,7 +222,7 @@ impl Mount {
             if mount.server.try_wait().unwrap().is_some() {
                 let mut why = String::new();
                 mount.server.stderr.take().unwrap().read_to_string(&mut why).unwrap();
-                println!("skipped: no FUSE mounts here ({})", why.trim());
+                skip(format_args!("no FUSE mounts here ({})", why.trim()));
                 return None;
             }
             pause(20);
@@ -414,7 +411,7 @@ fn events_that_the_kernel_drops_bring_a_listing_of_everything() {
     let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
     let most: usize = most.trim().parse().unwrap();
     if most > 100_000 {
-        println!("skipped: this kernel queues {most} events");
+        skip(format_args!("this kernel queues {most} events"));
         return;
     }
     // By the interval nothing would be found.

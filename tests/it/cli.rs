@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{Site, names, oddscan, said, scan_bytes};
+use crate::support::{Site, closed_pipe, names, oddscan, said, scan_bytes, unread};
 
 #[test]
 fn help_names_every_command_and_no_arguments_are_an_error() {
@@ -66,6 +66,53 @@ fn what_settings_name_is_looked_for_and_must_fit() {
     assert!(stderr.contains("weights") && stderr.contains("/nonexistent"), "{stderr}");
     fs::remove_dir(site.path("incoming")).unwrap();
     assert!(check(&site).0.contains("incoming does not exist"));
+}
+
+#[test]
+fn a_command_whose_reader_goes_away_ends_quietly() {
+    let site = Site::new(2, &[]);
+    for seed in 1..=2 {
+        fs::write(site.path(&format!("incoming/sub-{seed}_T1w.nii.gz")), scan_bytes(seed)).unwrap();
+    }
+    fs::write(site.path("no.dcm"), b"no DICOM").unwrap();
+    let [config, weights, incoming, out, dicom] =
+        ["config.toml", "weights", "incoming", "out", "no.dcm"]
+            .map(|name| site.path(name).display().to_string());
+    let bench = ["--tokens", "50", "--channels", "8", "--device", "cpu"];
+
+    for arguments in [
+        &["check-config", "--settings-only", &config][..],
+        &["quarantine", "list", "--config", &config],
+        &["model", "info", "--json", &weights],
+        &["dicom", "--out", &out, &dicom],
+        &["score", "--config", &config, "--out", &out, &incoming],
+        &["score", "--json", "--config", &config, "--out", &out, &incoming],
+        &[&["bench", "score", "--window", "2"], &bench[..]].concat(),
+        &[&["bench", "window", "--scans", "2", "--json"], &bench[..]].concat(),
+    ] {
+        let end = unread(oddscan().args(arguments));
+        assert_eq!(end, (String::new(), Some(141)), "{arguments:?}");
+    }
+    assert!(site.path("out/sub-1_T1w_anomaly.json").is_file());
+    let (_, code) = unread(oddscan().arg("--help"));
+    assert_eq!(code, Some(0));
+}
+
+#[test]
+fn a_message_that_nobody_reads_changes_no_exit_code() {
+    let mut check = oddscan();
+    check.args(["check-config", "/nonexistent"]).stderr(closed_pipe());
+    assert_eq!(check.status().unwrap().code(), Some(78));
+}
+
+#[test]
+fn the_daemon_goes_on_when_nobody_reads_its_log() {
+    let mut site = Site::new(2, &["service.log = \"debug\""]);
+    site.start_into(closed_pipe());
+    site.drop_in("sub-1_T1w.nii.gz", &scan_bytes(1));
+    site.drop_in("sub-2_T1w.nii.gz", &scan_bytes(2));
+    site.wait_scored(&["sub-1_T1w", "sub-2_T1w"]);
+    assert_eq!(site.stop(), Some(0));
 }
 
 #[test]

@@ -73,7 +73,7 @@ fn window(ill: &BTreeSet<usize>) -> Grids {
 
 fn scores(grids: &mut Grids, enabled: bool) -> WindowScores {
     let settings = Config::parse(&format!(
-        "community.enabled = {enabled}\n[scoring]\nkeep_fraction = 0.3\nplace_share = 0.0"
+        "community.enabled = {enabled}\n[scoring]\nkeep_fraction = 0.3\npositional_correction = 0.0"
     ))
     .unwrap();
     let settings: Scoring = settings.scoring;

@@ -314,6 +314,23 @@ fn a_smaller_window_waits_for_the_results_of_those_that_have_to_leave() {
 }
 
 #[test]
+fn a_smaller_window_of_scored_scans_is_scored_once() {
+    let mut site = Site::new(2, &[]);
+    site.start();
+    drop_scans(&site, 1..=4);
+    wait_scored(&site, 4);
+    site.configure(2, &["window.max_scans = 2"]);
+    site.signal(Signal::HUP);
+    site.wait("the smaller window", |site| {
+        let cohort = &site.status().cohorts["t1w"];
+        (cohort.n_scans, cohort.n_outdated) == (2, 0)
+    });
+    let runs = "oddscan_score_runs_total{cohort=\"t1w\",result=\"ok\",trigger=\"reload\"}";
+    assert_eq!(site.metric(runs), 1.0);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
 fn a_file_that_was_in_hand_at_three_crashes_is_set_aside_and_may_come_back() {
     let mut site = Site::new(2, &[]);
     drop_scans(&site, 1..=2);
@@ -425,7 +442,8 @@ fn settings_are_reloaded_on_a_signal_and_wrong_ones_change_nothing() {
     site.start();
     drop_scans(&site, 1..=3);
     site.wait("encoded", |site| site.status().cohorts.get("t1w").is_some_and(|c| c.n_scans == 3));
-    fs::write(site.path("config.toml"), "window.min_scans = \"many\"").unwrap();
+    // What is right beside a fault is not taken over either.
+    site.configure(3, &["window.max_scans = \"many\""]);
     site.signal(Signal::HUP);
     let reload = "oddscan_config_last_reload_successful";
     site.wait("refused", |site| site.metric(reload) == 0.0);

@@ -15,19 +15,12 @@ use oddscan::quarantine::{ReasonFile, entries, requeue};
 
 use crate::{
     goldens::shared,
-    shipped::{is_missing, repository, run},
-    support::{Site, names, oddscan, said, scan_bytes},
+    shipped::run,
+    support::{self, Site, is_missing, names, oddscan, said, scan_bytes},
 };
 
-/// Python with pydicom; `scripts/test.sh` makes one.
 fn python() -> Option<Command> {
-    let Some(python) = env::var_os("ODDSCAN_PYTHON") else {
-        println!("skipped: ODDSCAN_PYTHON names no Python with pydicom; use scripts/test.sh");
-        return None;
-    };
-    let mut command = Command::new(python);
-    command.arg(repository().join("tests/it/dicom_series.py"));
-    Some(command)
+    support::python("dicom_series.py", "pydicom")
 }
 
 /// The lines that `oddscan dicom` says of some files, and whether all went well.

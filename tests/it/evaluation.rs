@@ -1,6 +1,6 @@
 //! `oddscan eval` against scikit-learn, MedPy and SciPy.
 
-use std::{collections::BTreeMap, env, fs, process::Command};
+use std::{collections::BTreeMap, fs};
 
 use oddscan::{
     domain::{acquisition::AcquisitionFacts, scan::ScanId},
@@ -11,8 +11,8 @@ use oddscan::{
 use serde_json::Value;
 
 use crate::{
-    shipped::{repository, run},
-    support::{oddscan, said},
+    shipped::run,
+    support::{oddscan, python, said, unread},
 };
 
 /// A sidecar that says only the score of its scan.
@@ -83,15 +83,10 @@ fn assert_close(found: &Value, expected: &Value, what: &str) {
 
 #[test]
 fn the_figures_are_those_of_scikit_learn_medpy_and_scipy() {
-    let Some(python) = env::var_os("ODDSCAN_PYTHON") else {
-        println!("skipped: ODDSCAN_PYTHON names no Python with MedPy; use scripts/test.sh");
-        return;
-    };
+    let Some(mut cases) = python("evaluation_cases.py", "medpy") else { return };
     let folder = tempfile::tempdir().unwrap();
     let [results, truth, expected] =
         ["results", "truth", "expected.json"].map(|name| folder.path().join(name));
-    let mut cases = Command::new(python);
-    cases.arg(repository().join("tests/it/evaluation_cases.py"));
     run(cases.args([&results, &truth, &expected]));
     for number in 0..8_u8 {
         let stem = format!("sub-{number}_T1w");
@@ -106,6 +101,7 @@ fn the_figures_are_those_of_scikit_learn_medpy_and_scipy() {
     assert!(table.contains("95 % interval") && table.contains("false regions"), "{table}");
     let (json, _, _) = said(&output.arg("--json").output().unwrap());
     let found: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(unread(output), (String::new(), Some(141)));
 
     for (scan, expected) in
         found["scans"].as_array().unwrap().iter().zip(expected["scans"].as_array().unwrap())

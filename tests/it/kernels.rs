@@ -2,7 +2,10 @@
 
 use std::process::Command;
 
-use crate::shipped::{is_missing, repository, run};
+use crate::{
+    shipped::{repository, run},
+    support::is_missing,
+};
 
 #[test]
 fn the_cuda_kernels_compute_their_definitions() {

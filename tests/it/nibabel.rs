@@ -1,24 +1,17 @@
 //! Reading and writing NIfTI against an independent program: nibabel.
 
-use std::{collections::BTreeMap, env, fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use oddscan::nifti::read_scan;
 
 use crate::{
     hostile::LIMITS,
-    shipped::{repository, run},
-    support::{Site, oddscan, said},
+    shipped::run,
+    support::{self, Site, oddscan, said},
 };
 
-/// Python with nibabel; `scripts/test.sh` makes one.
 fn python() -> Option<Command> {
-    let Some(python) = env::var_os("ODDSCAN_PYTHON") else {
-        println!("skipped: ODDSCAN_PYTHON names no Python with nibabel; use scripts/test.sh");
-        return None;
-    };
-    let mut command = Command::new(python);
-    command.arg(repository().join("tests/it/nifti_matrix.py"));
-    Some(command)
+    support::python("nifti_matrix.py", "nibabel")
 }
 
 /// The affine of every scan as oddscan reads it, by file name.

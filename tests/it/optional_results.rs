@@ -1,9 +1,8 @@
 //! What a person can look at beside the results: brain mask, alignment, and pictures of refusals.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use oddscan::{
@@ -16,8 +15,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     alignment::{T1, head, placed, template_image},
-    shipped::{repository, run},
-    support::{Site, names, oddscan, said, scan_bytes},
+    shipped::run,
+    support::{Site, names, oddscan, python, said, scan_bytes},
 };
 
 const BOTH: [&str; 2] = ["results.brain_mask = true", "results.alignment = true"];
@@ -181,25 +180,9 @@ fn the_one_shot_command_writes_the_same_and_shows_what_it_refuses() {
     assert_eq!(names(&results).len(), 2 * 7 + 1);
 }
 
-/// Python with SimpleITK; `scripts/test.sh` makes one.
-fn python() -> Option<Command> {
-    let Some(python) = env::var_os("ODDSCAN_PYTHON") else {
-        println!("skipped: ODDSCAN_PYTHON names no Python with SimpleITK; use scripts/test.sh");
-        return None;
-    };
-    let has_itk = Command::new(&python).args(["-c", "import SimpleITK"]).output();
-    if !has_itk.is_ok_and(|output| output.status.success()) {
-        println!("skipped: the Python that ODDSCAN_PYTHON names has no SimpleITK");
-        return None;
-    }
-    let mut command = Command::new(python);
-    command.arg(repository().join("tests/it/itk_transform.py"));
-    Some(command)
-}
-
 #[test]
 fn itk_resamples_a_scan_onto_the_template_with_the_transform() {
-    let Some(mut check) = python() else { return };
+    let Some(mut check) = python("itk_transform.py", "SimpleITK") else { return };
     let site = Site::new(2, &[]);
     let (stdout, stderr, code) = score(&site, &[]);
     assert_eq!(code, Some(0), "{stdout}{stderr}");

@@ -139,10 +139,10 @@ fn a_reload_that_makes_a_waiting_window_full_scores_those_who_leave_it_first() {
 
 #[test]
 fn a_session_scores_as_it_would_without_the_others_of_its_patient() {
-    // Levelled by what others score at a place, it would change a little: these are compared with
+    // Corrected by what others score at a place, it would change a little: these are compared with
     // one more scan.
-    const NOT_LEVELLED: &str = "scoring.place_share = 0.0";
-    let site = Site::new(2, &[NOT_LEVELLED, "community.enabled = true"]);
+    const NOT_CORRECTED: &str = "scoring.positional_correction = 0.0";
+    let site = Site::new(2, &[NOT_CORRECTED, "community.enabled = true"]);
     let scans = site.path("scans");
     fs::create_dir(&scans).unwrap();
     let put = |name: &str, bytes: &[u8]| fs::write(scans.join(name), bytes).unwrap();
@@ -161,7 +161,7 @@ fn a_session_scores_as_it_would_without_the_others_of_its_patient() {
     let alone = score("alone");
     put("sub-1_ses-2_T1w.nii.gz", &session(1, 2));
     assert!(score("beside") == alone, "bit for bit");
-    site.configure(2, &[NOT_LEVELLED, "window.compare_same_patient = true"]);
+    site.configure(2, &[NOT_CORRECTED, "window.compare_same_patient = true"]);
     assert!(score("together") != alone);
 }
 

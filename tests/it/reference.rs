@@ -66,7 +66,7 @@ fn the_settings_are_those_of_the_reference() {
                 SearchReach::Patches(cells) => Some(cells),
             },
             "keep_fraction": case.keep_fraction,
-            "place_share": case.place_share,
+            "positional_correction": case.positional_correction,
         });
         assert_eq!(settings["methods"][case.name], method);
     }
@@ -220,8 +220,8 @@ fn scores(
     columns: impl FnMut(usize, usize, usize) -> Vec<f32>,
 ) -> WindowScores {
     let settings = format!(
-        "[scoring]\nkeep_fraction = {:?}\nplace_share = {:?}\nfalse_positive_fraction = 0.01",
-        case.keep_fraction, case.place_share
+        "[scoring]\nkeep_fraction = {:?}\npositional_correction = {:?}\nfalse_positive_fraction = 0.01",
+        case.keep_fraction, case.positional_correction
     );
     let settings = Config::parse(&settings).unwrap().scoring;
     let member = |scan| {

@@ -21,18 +21,11 @@ use oddscan::{
 };
 use serde_json::{Value, json};
 
+use crate::support::is_missing;
+
 /// The folder that holds `Cargo.toml`.
 pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Whether a tool is absent; says so, and which Debian package has it.
-pub(crate) fn is_missing(tool: &str, package: &str) -> bool {
-    let is_missing = Command::new(tool).arg("--version").output().is_err();
-    if is_missing {
-        println!("skipped: {tool} is missing, install Debian's package {package}");
-    }
-    is_missing
 }
 
 /// What a command says; panics with it when the command fails.

@@ -1,7 +1,10 @@
 //! Small scans, a small network, and the binary as a process.
 
 use std::{
+    env,
+    fmt::Display,
     fs,
+    io::{PipeWriter, pipe},
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -23,6 +26,8 @@ use oddscan::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+use crate::shipped::repository;
 
 /// A brain of 26 x 30 x 24 voxels of 6 mm: an ellipsoid of smooth random signal, of its own for
 /// each seed, on a grid a little tilted.
@@ -122,10 +127,26 @@ impl Site {
     /// With variables of the environment.
     pub fn start_with(&mut self, variables: &[(&str, &str)]) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
-        let mut command = oddscan();
-        command.arg("run").arg("--config").arg(self.path("config.toml"));
+        let mut command = self.run();
         command.envs(variables.iter().copied());
         command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.spawn(command);
+    }
+
+    /// With the log written into a pipe.
+    pub fn start_into(&mut self, log: PipeWriter) {
+        let mut command = self.run();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.spawn(command);
+    }
+
+    fn run(&self) -> Command {
+        let mut command = oddscan();
+        command.arg("run").arg("--config").arg(self.path("config.toml"));
+        command
+    }
+
+    fn spawn(&mut self, mut command: Command) {
         self.daemon = Some(command.spawn().unwrap());
         self.wait("ready", |site| site.get("/readyz").is_some_and(|page| page == "ready\n"));
     }
@@ -251,10 +272,59 @@ pub fn oddscan() -> Command {
     command
 }
 
+/// Says that a test leaves something out; `scripts/test.sh` counts these lines.
+pub fn skip(why: impl Display) {
+    eprintln!("skipped: {why}");
+}
+
+/// As [`skip`], for what `scripts/test.sh` installs: there it is a failure.
+fn skip_for_want_of_a_tool(why: &str) {
+    assert!(env::var_os("ODDSCAN_REQUIRE").is_none_or(|what| what != "tools"), "{why}");
+    skip(why);
+}
+
+/// Whether a tool is absent; says so, and which Debian package has it.
+pub fn is_missing(tool: &str, package: &str) -> bool {
+    let is_missing = Command::new(tool).arg("--version").output().is_err();
+    if is_missing {
+        let why = format!("{tool} is missing, install Debian's package {package}");
+        skip_for_want_of_a_tool(&why);
+    }
+    is_missing
+}
+
+/// A script of this folder for the Python that `scripts/test.sh` sets up, if it has a module.
+pub fn python(script: &str, module: &str) -> Option<Command> {
+    let python = env::var_os("ODDSCAN_PYTHON").unwrap_or_default();
+    let import = Command::new(&python).args(["-c", &format!("import {module}")]).output();
+    if !import.is_ok_and(|output| output.status.success()) {
+        let why = format!("ODDSCAN_PYTHON names no Python with {module}, use scripts/test.sh");
+        skip_for_want_of_a_tool(&why);
+        return None;
+    }
+    let mut command = Command::new(python);
+    command.arg(repository().join("tests/it").join(script));
+    Some(command)
+}
+
 /// What a finished command has written to stdout and stderr, and its exit code.
 pub fn said(output: &Output) -> (String, String, Option<i32>) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr), output.status.code())
+}
+
+/// A pipe that nobody reads.
+pub fn closed_pipe() -> PipeWriter {
+    let (reader, writer) = pipe().unwrap();
+    drop(reader);
+    writer
+}
+
+/// What a command says on stderr, and its exit code, when nobody reads its stdout.
+pub fn unread(command: &mut Command) -> (String, Option<i32>) {
+    let child = command.stdout(closed_pipe()).stderr(Stdio::piped()).spawn().unwrap();
+    let (_, stderr, code) = said(&child.wait_with_output().unwrap());
+    (stderr, code)
 }
 
 /// Names of the files in a folder, sorted.

@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path, process::Command};
 
-use crate::shipped::{is_missing, repository, run};
+use crate::{
+    shipped::{repository, run},
+    support::is_missing,
+};
 
 /// The unit in a folder of its own, with or without the drop-in for CUDA.
 ///

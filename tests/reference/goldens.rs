@@ -47,7 +47,7 @@ pub fn shared(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    println!("skipped: {} is absent; ODDSCAN_SHARED names the folder", path.display());
+    eprintln!("skipped: {} is absent; ODDSCAN_SHARED names the folder", path.display());
     None
 }
 
@@ -113,7 +113,7 @@ pub struct Case {
     pub channels: usize,
     pub reach: SearchReach,
     pub keep_fraction: f64,
-    pub place_share: f64,
+    pub positional_correction: f64,
 }
 
 impl Case {
@@ -152,7 +152,7 @@ pub fn cases() -> [Case; 2] {
         channels: 24,
         reach: SearchReach::WholeVolume,
         keep_fraction: 0.3,
-        place_share: 0.0,
+        positional_correction: 0.0,
     };
     let default = Case {
         name: "default",
@@ -161,7 +161,7 @@ pub fn cases() -> [Case; 2] {
         channels: 32,
         reach: SearchReach::Patches(NonZeroUsize::MIN),
         keep_fraction: 0.4,
-        place_share: 0.3,
+        positional_correction: 0.3,
     };
     [paper, default]
 }

@@ -44,7 +44,7 @@ METHODS = {
         "smoothing_patches": 0.0,
         "reach_patches": None,
         "keep_fraction": 0.3,
-        "place_share": 0.0,
+        "positional_correction": 0.0,
     },
     "default": {
         "projection": None,
@@ -54,7 +54,7 @@ METHODS = {
         "smoothing_patches": 0.4,
         "reach_patches": 1,
         "keep_fraction": 0.4,
-        "place_share": 0.3,
+        "positional_correction": 0.3,
     },
 }
 AXIAL, CORONAL, SAGITTAL = 2, 1, 0
@@ -390,7 +390,7 @@ def token_scores(columns, fraction):
     return np.array(result)
 
 
-def level_places(cells, scores, share):
+def correct_positions(cells, scores, share):
     """Takes a share of what the cell scores in the other scans above the average; nan stays."""
     at = [dict(zip(own, score)) for own, score in zip(cells, scores)]
     others = []
@@ -475,8 +475,8 @@ def score_window(scans, method, keep_column=lambda *_: None):
                 layers.append(token_scores(columns, method["keep_fraction"]))
             scores.append(np.mean(layers, axis=0))
         cells = [parts[part][1] for parts in scans]
-        if method["place_share"] > 0:
-            scores = level_places(cells, scores, method["place_share"])
+        if method["positional_correction"] > 0:
+            scores = correct_positions(cells, scores, method["positional_correction"])
         for view, parts, score in zip(views, scans, scores):
             view.append((*parts[part][:2], score))
     return [joined_scores(view) for view in views]

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::{How, distances_on, random_tokens};
 use crate::{
-    cli::{Failure, INTERNAL, USAGE},
+    cli::{Failure, INTERNAL, NO_READER, USAGE},
     config::Config,
     domain::{
         PairDistances,
@@ -88,8 +88,11 @@ fn run_apart(scans: usize) -> Result<(), Failure> {
     let mut child = Command::new("/proc/self/exe");
     child.args(env::args_os().skip(1)).args(["--only", &scans.to_string()]);
     let status = child.status().map_err(|error| Failure::new(INTERNAL, error))?;
-    let failed = || Failure::new(INTERNAL, format!("the window of {scans} scans failed: {status}"));
-    if status.success() { Ok(()) } else { Err(failed()) }
+    if status.success() {
+        return Ok(());
+    }
+    let code = if status.code() == Some(NO_READER.into()) { NO_READER } else { INTERNAL };
+    Err(Failure::new(code, format!("the window of {scans} scans failed: {status}")))
 }
 
 fn run_one(arguments: &Arguments, scans: usize) -> Result<(), Failure> {

@@ -436,7 +436,7 @@ mod tests {
 
     fn check<E: Element>(instructions: &str, kernel: Option<Kernel<E>>) {
         let Some(kernel) = kernel else {
-            println!("skipped: {instructions}, which this processor does not have");
+            eprintln!("skipped: {instructions}, which this processor does not have");
             return;
         };
         // Whole numbers: exact in both formats and in any order.

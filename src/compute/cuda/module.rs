@@ -81,7 +81,7 @@ mod tests {
     fn the_kernels_become_machine_code_wherever_nvrtc_is() {
         // SAFETY: loading a library runs its initialisers, which are meant for any process.
         if !unsafe { sys::is_culib_present() } {
-            println!("skipped: no libnvrtc.so");
+            eprintln!("skipped: no libnvrtc.so");
             return;
         }
         let sources = [include_str!("kernels.cu"), include_str!("nearest.cu")];

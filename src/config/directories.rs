@@ -1,0 +1,60 @@
+//! `[directories]`: where scans come from, and where everything else goes.
+
+use std::path::PathBuf;
+
+use super::check::Checker;
+
+/// The folders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directories {
+    /// Watched for scans.
+    pub incoming: PathBuf,
+    /// Results are written here.
+    pub results: PathBuf,
+    /// Refused files go here.
+    pub quarantine: PathBuf,
+    /// Store and archived sources.
+    pub state: PathBuf,
+}
+
+pub(super) fn read(check: &mut Checker) -> Directories {
+    let directories = Directories {
+        incoming: check.path("directories.incoming"),
+        results: check.path("directories.results"),
+        quarantine: check.path("directories.quarantine"),
+        state: check.path("directories.state"),
+    };
+
+    let Directories { incoming, results, quarantine, state } = &directories;
+    let written = [
+        ("directories.results", results),
+        ("directories.quarantine", quarantine),
+        ("directories.state", state),
+    ];
+    for (key, folder) in written {
+        if folder.starts_with(incoming) {
+            let needed = "a folder outside directories.incoming is needed, or own files would be \
+                          taken for scans";
+            check.fault(key, format!("{folder:?}"), needed);
+        }
+    }
+    for (key, folder) in [("directories.incoming", incoming)].into_iter().chain(written) {
+        if !folder.is_absolute() {
+            check.fault(key, format!("{folder:?}"), "an absolute path is needed");
+        }
+    }
+
+    directories
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::check::faults;
+
+    #[test]
+    fn results_inside_the_incoming_folder_are_refused() {
+        let found = faults("[directories]\nincoming = \"/data\"\nresults = \"/data/results\"");
+        assert_eq!(found.len(), 1);
+        assert!(found[0].contains("outside directories.incoming"), "{found:?}");
+    }
+}

@@ -1,0 +1,256 @@
+//! The settings: one TOML tree, raw text in, checked [`Config`] out, all faults reported at once.
+//!
+//! Defaults stand once, in `config/default.toml`, which is compiled in and documents every key.
+//! Each section has a file here with its checked type, its ranges and its tests.
+
+mod alignment;
+mod check;
+mod cohort;
+mod community;
+mod directories;
+mod encoder;
+mod intake;
+mod intensity;
+mod preprocess;
+mod quality;
+mod reload;
+mod results;
+mod scoring;
+mod service;
+mod tokens;
+mod volume;
+mod window;
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use self::check::{Checker, merge};
+use crate::{
+    domain::{cohort::CohortRule, quality::QualityLimits, scan::ScanRecord, window::MemberFacts},
+    numeric::{preprocess::CubeSettings, token::TokenSettings},
+};
+
+pub use self::{
+    alignment::{AlignmentChoice, AlignmentSettings, BrainChoice},
+    check::Fault,
+    directories::Directories,
+    encoder::{DeviceChoice, Encoder},
+    intake::Intake,
+    intensity::{IntensitySettings, Standardise},
+    preprocess::{PLACEHOLDERS, PreprocessChoice, PreprocessSettings},
+    results::ResultSettings,
+    scoring::Scoring,
+    service::ServiceSettings,
+    tokens::ProjectionSettings,
+    window::WindowSettings,
+};
+
+/// The defaults with their documentation.
+pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
+
+/// What the other presets change. With `paper`, `layers` stays empty and means all four quarters.
+const PRESETS: [(&str, &str); 2] = [
+    ("fast", "[tokens]\nviews = [\"axial\", \"sagittal\"]\nslice_stride = 7\n"),
+    (
+        "paper",
+        "[scoring]\nreach_patches = 0\nkeep_fraction = 0.3\npositional_correction = 0.0\n[tokens]\n\
+         join_views = true\nslices_per_token = 0\nslice_stride = 1\nskip_background = false\n\
+         projection = 128\nsmoothing_patches = 0.0\n",
+    ),
+];
+
+/// A set of defaults for tokens, layers and scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// As [`Preset::Balanced`], from two views and every seventh slice.
+    Fast,
+    /// What `config/default.toml` says: one layer at three quarters of the depth, three views,
+    /// every second slice, matches sought one patch around.
+    Balanced,
+    /// Le-Gia and Ahn 2026: four layers, every slice, joined and projected tokens, matches sought
+    /// in the whole volume.
+    Paper,
+}
+
+/// Checked settings.
+#[expect(missing_docs, reason = "the type of a section says what it is")]
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub preset: Preset,
+    pub directories: Directories,
+    pub intake: Intake,
+    /// A program of the site that scans go through first, if there is one.
+    pub preprocess: Option<PreprocessSettings>,
+    pub volume: CubeSettings,
+    pub alignment: AlignmentSettings,
+    pub intensity: IntensitySettings,
+    pub encoder: Encoder,
+    pub tokens: TokenSettings,
+    pub projection: ProjectionSettings,
+    /// Rules that put scans into cohorts, first one first.
+    pub cohorts: Vec<CohortRule>,
+    /// Which scans are good enough to be compared with.
+    pub quality: QualityLimits,
+    pub window: WindowSettings,
+    pub scoring: Scoring,
+    /// Files beside the results.
+    pub results: ResultSettings,
+    pub service: ServiceSettings,
+    /// The complete tree after defaults, preset and site file: what sidecars quote.
+    pub tree: Table,
+}
+
+/// Why settings were refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}; check the path and its permissions", path.display())]
+    Unreadable {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The text is no TOML.
+    #[error("the configuration is not valid TOML")]
+    Syntax(#[from] Box<toml::de::Error>),
+    /// Keys or values are wrong.
+    #[error("{} wrong in the configuration:{}", count(faults.len()), listing(faults))]
+    Faults {
+        /// All of them.
+        faults: Vec<Fault>,
+    },
+}
+
+fn count(n: usize) -> String {
+    if n == 1 { "1 setting is".to_owned() } else { format!("{n} settings are") }
+}
+
+fn listing(faults: &[Fault]) -> String {
+    faults.iter().map(|fault| format!("\n  {fault}")).collect()
+}
+
+impl Config {
+    /// What a window has to know of a scan.
+    pub fn member_facts(&self, record: &ScanRecord) -> MemberFacts {
+        let patient = (!self.window.compare_same_patient).then(|| record.patient()).flatten();
+        MemberFacts { patient, is_reference: self.quality.allow(record) }
+    }
+
+    /// Reads a site's file over the defaults; without a file the defaults alone.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        match path {
+            None => Self::parse(""),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+                Self::parse(&text)
+            }
+        }
+    }
+
+    /// Checks a site's text over the defaults.
+    pub fn parse(site: &str) -> Result<Self, ConfigError> {
+        let mut site: Table = site.parse().map_err(Box::new)?;
+        let mut tree = defaults();
+        let mut faults = Vec::new();
+        scoring::rename_old(&mut site, &mut faults);
+
+        let named = site.get("preset").and_then(Value::as_str);
+        if let Some((_, changes)) = PRESETS.iter().find(|(name, _)| Some(*name) == named) {
+            let changes = changes.parse().expect("a test parses every preset");
+            merge(&mut tree, changes, "", &mut faults);
+        }
+        merge(&mut tree, site, "", &mut faults);
+
+        check(tree, faults)
+    }
+
+    /// The encoder blocks to score for a network of this depth, counted from 1.
+    pub fn layers(&self, depth: usize) -> Vec<usize> {
+        let quarter = |q: usize| (q * depth).div_ceil(4);
+        match (&self.encoder.layers[..], self.preset) {
+            ([], Preset::Fast | Preset::Balanced) => vec![quarter(3)],
+            ([], Preset::Paper) => (1..=4).map(quarter).collect(),
+            (layers, _) => layers.to_vec(),
+        }
+    }
+}
+
+/// The tree of `config/default.toml`: every key, with a value of its type.
+fn defaults() -> Table {
+    DEFAULT_TOML.parse().expect("a test parses the defaults")
+}
+
+/// Checks a complete tree; `faults` are those that were found in making it.
+fn check(tree: Table, faults: Vec<Fault>) -> Result<Config, ConfigError> {
+    let check = &mut Checker::new(tree.clone(), faults);
+    let presets =
+        [("fast", Preset::Fast), ("balanced", Preset::Balanced), ("paper", Preset::Paper)];
+    let config = Config {
+        preset: check.word("preset", &presets),
+        directories: directories::read(check),
+        intake: intake::read(check),
+        preprocess: preprocess::read(check),
+        volume: volume::read(check),
+        alignment: alignment::read(check),
+        intensity: intensity::read(check),
+        encoder: encoder::read(check),
+        projection: tokens::read_projection(check),
+        tokens: tokens::read(check),
+        cohorts: check.cohorts(),
+        quality: quality::read(check),
+        window: window::read(check),
+        scoring: scoring::read(check),
+        results: results::read(check),
+        service: service::read(check),
+        tree,
+    };
+
+    match check.finish() {
+        faults if faults.is_empty() => Ok(config),
+        faults => Err(ConfigError::Faults { faults }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::numeric::scoring::SearchReach;
+
+    #[test]
+    fn the_defaults_are_valid_and_every_preset_is_too() {
+        let config = Config::parse("").unwrap();
+        assert_eq!(config.layers(12), [9]);
+        assert_eq!(config.scoring.reach, SearchReach::Patches(NonZeroUsize::MIN));
+        let fast = Config::parse("preset = \"fast\"").unwrap();
+        assert_eq!((fast.layers(12), fast.tokens.views.len()), (vec![9], 2));
+        assert_eq!((fast.tokens.slice_stride, config.tokens.slice_stride), (7, 2));
+        let paper = Config::parse("preset = \"paper\"").unwrap();
+        assert_eq!((paper.preset, paper.tokens.slice_stride), (Preset::Paper, 1));
+        assert!(config.tokens.skip_background && !paper.tokens.skip_background);
+        assert_eq!(paper.layers(12), [3, 6, 9, 12]);
+        assert_eq!(paper.layers(24), [6, 12, 18, 24]);
+        assert_eq!(paper.scoring.reach, SearchReach::WholeVolume);
+        assert_eq!(paper.projection.channels, NonZeroUsize::new(128));
+        assert_eq!(paper.tokens.smoothing_patches, 0.0);
+        assert!(paper.tokens.join_views && !config.tokens.join_views);
+        assert_eq!((paper.tokens.depth(14), config.tokens.depth(14)), (14, 7));
+        assert_eq!((paper.scoring.keep.get(), paper.scoring.positional_correction), (0.3, 0.0));
+    }
+
+    #[test]
+    fn the_example_of_a_site_is_valid() {
+        let config = Config::parse(include_str!("../../config/site.toml")).unwrap();
+        assert_eq!(config.window.min_scans, 12);
+    }
+
+    #[test]
+    fn a_site_key_wins_over_the_preset() {
+        let config = Config::parse("preset = \"paper\"\n[scoring]\nreach_patches = 2").unwrap();
+        assert_eq!(config.scoring.reach, SearchReach::Patches(NonZeroUsize::new(2).unwrap()));
+    }
+}

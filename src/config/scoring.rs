@@ -1,0 +1,86 @@
+//! `[scoring]`: how distances become scores and masks.
+
+use std::num::NonZeroUsize;
+
+use toml::{Table, Value};
+
+use super::{
+    Config,
+    check::{Checker, Fault},
+    community,
+};
+pub use crate::domain::window_scores::Scoring;
+use crate::numeric::{community::CommunitySettings, scoring::SearchReach};
+
+const OLD_NAME: &str = "place_share";
+const NEW_NAME: &str = "positional_correction";
+
+/// Both `[scoring]` and `[community]`.
+pub(super) fn read(check: &mut Checker) -> Scoring {
+    let cells = check.whole("scoring.reach_patches", 0..=64);
+    let scoring = Scoring {
+        reach: NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Patches),
+        keep: check.share("scoring.keep_fraction", 1.0),
+        positional_correction: check.number("scoring.positional_correction", 0.0..=1.0),
+        // Beyond a quarter a mask would outline nothing.
+        false_positives: check.share("scoring.false_positive_fraction", 0.25),
+        clean_scans: check.share("scoring.clean_scan_fraction", 1.0),
+        min_cluster_mm3: check.number("scoring.min_cluster_mm3", 0.0..=1e6),
+        filter_shared: false,
+        community: CommunitySettings::default(),
+    };
+    let (filter_shared, community) = community::read(check);
+    Scoring { filter_shared, community, ..scoring }
+}
+
+/// Moves the positional correction from its old name to its name of today.
+pub(super) fn rename_old(site: &mut Table, faults: &mut Vec<Fault>) {
+    let Some(Value::Table(scoring)) = site.get_mut("scoring") else { return };
+    let Some(value) = scoring.remove(OLD_NAME) else { return };
+    if scoring.contains_key(NEW_NAME) {
+        faults.push(Fault {
+            key: format!("scoring.{OLD_NAME}"),
+            found: value.to_string(),
+            needed: format!("this is the old name of scoring.{NEW_NAME}; one of both is needed"),
+        });
+    } else {
+        scoring.insert(NEW_NAME.to_owned(), value);
+    }
+}
+
+impl Config {
+    /// `[scoring]` as it goes into the key of a result. It keeps the old name, so that results from
+    /// before the new one are not stale.
+    pub(crate) fn scoring_for_key(&self) -> Value {
+        let mut scoring = self.tree["scoring"].clone();
+        if let Value::Table(scoring) = &mut scoring {
+            let value = scoring.remove(NEW_NAME).expect("it is in the defaults");
+            scoring.insert(OLD_NAME.to_owned(), value);
+        }
+        scoring
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::check::faults;
+
+    #[test]
+    fn the_old_name_of_the_positional_correction_still_counts() {
+        let named = |name: &str| Config::parse(&format!("scoring.{name} = 0.5")).unwrap();
+        let (old, new) = (named("place_share"), named("positional_correction"));
+        assert_eq!(old.scoring.positional_correction, 0.5);
+        assert_eq!(old.tree, new.tree);
+        let found = faults("[scoring]\nplace_share = 0.5\npositional_correction = 0.5");
+        let needed = "this is the old name of scoring.positional_correction; one of both is needed";
+        assert_eq!(found, [format!("scoring.place_share = 0.5: {needed}")]);
+    }
+
+    #[test]
+    fn the_key_of_a_result_is_that_of_before_the_new_name() {
+        let scoring = serde_json::json!(Config::parse("").unwrap().scoring_for_key());
+        let before = r#"{"clean_scan_fraction":0.25,"false_positive_fraction":0.01,"keep_fraction":0.4,"min_cluster_mm3":500.0,"place_share":0.3,"reach_patches":1}"#;
+        assert_eq!(scoring.to_string(), before);
+    }
+}
