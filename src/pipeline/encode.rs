@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use self::setback::{crashed, fail, missing_source, put_back, set_aside};
 use super::{
     ARCHIVED, FULL, IDLE, MAX_CRASHES, Shared,
-    board::{InHand, Queue, StageName},
+    board::{InHand, Queue, Queued, StageName},
     now_secs,
     steps::{self, Encodable},
     timings::Timings,
@@ -44,6 +44,13 @@ pub(super) struct Due {
     pub(super) id: ScanId,
     /// What intake made of it, if that is still in memory; if not, it is made again.
     pub(super) prepared: Option<Box<Prepared>>,
+    pub(super) queued: Queued,
+}
+
+/// A scan whose tokens are stored.
+pub(super) struct Encoded {
+    pub(super) id: ScanId,
+    pub(super) queued: Queued,
 }
 
 /// A scan that was read and made ready for the encoder.
@@ -63,7 +70,12 @@ struct Work<'r, M> {
 }
 
 /// A canonical volume whose first slices are cut out.
-type Cut<'r> = (Volume, StartedVolume<'r>);
+struct Cut<'r> {
+    volume: Volume,
+    started: StartedVolume<'r>,
+    /// Until the device takes the scan.
+    queued: Queued,
+}
 
 /// What the steps share.
 struct Run<'s> {
@@ -158,7 +170,7 @@ pub(super) struct Encode {
     shared: Arc<Shared>,
     tokeniser: Tokeniser,
     from_intake: Receiver<Due>,
-    to_score: SyncSender<ScanId>,
+    to_score: SyncSender<Encoded>,
 }
 
 impl Encode {
@@ -166,7 +178,7 @@ impl Encode {
         shared: Arc<Shared>,
         tokeniser: Tokeniser,
         from_intake: Receiver<Due>,
-        to_score: SyncSender<ScanId>,
+        to_score: SyncSender<Encoded>,
     ) -> Self {
         shared.metrics.encode_batch(tokeniser.device(), tokeniser.max_batch());
         shared.metrics.device_memory(tokeniser.device(), tokeniser.memory());
@@ -279,9 +291,10 @@ impl<'r> Start<'r> {
 
     fn start_and_hand_on(
         &self,
-        Due { id, prepared }: Due,
+        due: Due,
         hand_on: &mut impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
     ) -> Result<(), ScanError> {
+        let id = due.id;
         let record = self.run.shared.store.record(&id)?;
         let record = record.filter(|record| record.state == ScanState::Ingested);
         // What was in hand at a crash goes alone: others would be blamed for the next one, too.
@@ -293,9 +306,8 @@ impl<'r> Start<'r> {
             return Ok(());
         }
         self.run.show_preparing(id);
-        let work = record.map_or(Ok(None), |record| self.start(record, prepared))?;
+        let work = record.map_or(Ok(None), |record| self.start(record, due))?;
         let Some(work) = work else {
-            self.run.shared.board.left(Queue::Encode);
             self.run.out_of_hand(id);
             return Ok(());
         };
@@ -315,7 +327,7 @@ impl<'r> Start<'r> {
     fn start(
         &self,
         mut record: ScanRecord,
-        prepared: Option<Box<Prepared>>,
+        Due { prepared, queued, .. }: Due,
     ) -> Result<Option<Work<'r, Cut<'r>>>, ScanError> {
         let Run { shared, .. } = self.run;
         if record.attempts >= MAX_CRASHES {
@@ -337,7 +349,7 @@ impl<'r> Start<'r> {
             let volume = scan.canonical.volume;
             let started = self.plan.start(&volume);
             timings.pause();
-            Ok(Some((facts, timings, (volume, started))))
+            Ok(Some((facts, timings, Cut { volume, started, queued })))
         })?;
         Ok(work.map(|(record, (facts, timings, made))| Work {
             record,
@@ -375,12 +387,13 @@ impl<'r> Device<'r> {
         &mut self,
         work: Work<'r, Cut<'r>>,
     ) -> Result<Option<Work<'r, EncodedVolume<'r>>>, ScanError> {
-        let Work { record, facts, mut timings, made: (volume, started), _counted } = work;
+        let Work { record, facts, mut timings, made, _counted } = work;
+        let Cut { volume, started, queued } = made;
         let (run, id) = (self.run, record.id);
         // In this order: a scan is always on the board.
         let hand = InHand { scan: id.short(), slices_done: 0, slices_all: 0 };
         run.shared.board.update().in_hand = Some(hand);
-        run.shared.board.left(Queue::Encode);
+        drop(queued);
         let encoded = run.attempt(record, |_| {
             timings.resume(Stage::Encode);
             let encoded = self.slices(id, &volume, started);
@@ -428,7 +441,7 @@ impl<'r> Device<'r> {
 /// The third step.
 struct Finish<'r> {
     run: &'r Run<'r>,
-    to_score: SyncSender<ScanId>,
+    to_score: SyncSender<Encoded>,
 }
 
 impl Finish<'_> {
@@ -476,13 +489,14 @@ impl Finish<'_> {
     /// only when the service goes down, and a stop may drop the id: the journal holds the scan.
     fn hand_on(&self, id: ScanId) {
         let board = &self.run.shared.board;
-        board.joined(Queue::Score, now_secs());
+        let mut encoded = Encoded { id, queued: board.enqueue(Queue::Score, now_secs()) };
         while !self.run.is_over() {
             board.beat(StageName::Encode);
-            match self.to_score.try_send(id) {
+            match self.to_score.try_send(encoded) {
                 Ok(()) | Err(TrySendError::Disconnected(_)) => return,
-                Err(TrySendError::Full(_)) => thread::sleep(FULL),
+                Err(TrySendError::Full(back)) => encoded = back,
             }
+            thread::sleep(FULL);
         }
     }
 }

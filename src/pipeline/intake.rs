@@ -99,15 +99,17 @@ impl Intake {
         pending: Vec<(ScanId, u64)>,
         stems: HashSet<String>,
     ) -> Self {
-        for &(_, first_seen_secs) in &pending {
-            shared.board.joined(Queue::Encode, first_seen_secs);
-        }
+        let due = |(id, first_seen_secs)| {
+            let queued = shared.board.enqueue(Queue::Encode, first_seen_secs);
+            Due { id, prepared: None, queued }
+        };
+        let pending = pending.into_iter().map(due).collect();
         Self {
             reader: Arc::new(Reader::new(Arc::clone(&shared))),
             shared,
             woken,
             to_encoder,
-            pending: pending.into_iter().map(|(id, _)| Due { id, prepared: None }).collect(),
+            pending,
             settling: Settling::default(),
             troubles: HashMap::new(),
             bundles: series::Bundles::default(),
@@ -425,11 +427,11 @@ impl Intake {
         self.shared.metrics.volume_ingested(IngestResult::Accepted);
         self.shared.board.update().n_accepted += 1;
         info!(scan = %id, "accepted");
-        self.shared.board.joined(Queue::Encode, record.first_seen_secs);
+        let queued = self.shared.board.enqueue(Queue::Encode, record.first_seen_secs);
         let goes_along = self.pending.len() < n_at_once(&self.shared)
             && prepared.scan.canonical.volume.n_bytes() <= MAX_HANDED_BYTES;
         let prepared = goes_along.then(|| Box::new(prepared));
-        self.pending.push_back(Due { id, prepared });
+        self.pending.push_back(Due { id, prepared, queued });
         self.hand_on();
     }
 

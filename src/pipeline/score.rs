@@ -28,8 +28,9 @@ use tracing::{error, info, warn};
 
 use super::{
     ARCHIVED, FULL, IDLE, Shared,
-    board::{CohortStatus, Queue, StageName},
+    board::{CohortStatus, Queue, Queued, StageName},
     compare::{compare_grid, compute_again},
+    encode::Encoded,
     now_secs, panic_text,
     reporting::{ReportInput, SHIFTED, build_results, result_key, sidecar},
     side_by_side,
@@ -88,12 +89,20 @@ struct Fresh {
     id: ScanId,
     /// What its distances to the others took.
     took: Duration,
+    queued: Queued,
+}
+
+/// A member whose first result is due.
+struct First {
+    id: ScanId,
+    /// Of one that has just joined.
+    _queued: Option<Queued>,
 }
 
 pub(super) struct Score {
     shared: Arc<Shared>,
     distances: Box<dyn PairDistances>,
-    from_encoder: Receiver<ScanId>,
+    from_encoder: Receiver<Encoded>,
     members: Vec<ScanRecord>,
     cohorts: BTreeMap<CohortKey, Cohort>,
     settings: Arc<Config>,
@@ -123,7 +132,7 @@ impl Score {
     pub(super) fn new(
         shared: Arc<Shared>,
         distances: Box<dyn PairDistances>,
-        from_encoder: Receiver<ScanId>,
+        from_encoder: Receiver<Encoded>,
         members: Vec<ScanRecord>,
     ) -> Self {
         let settings = shared.config();
@@ -155,7 +164,7 @@ impl Score {
         while !self.shared.stopping() {
             self.shared.board.beat(StageName::Score);
             match self.next() {
-                Ok(Some(id)) => self.admit(id)?,
+                Ok(Some(encoded)) => self.admit(encoded)?,
                 Ok(None) => {}
                 // The encode stage has failed, and says so; a stage that ended first would be taken
                 // for the cause.
@@ -174,10 +183,10 @@ impl Score {
 
     /// The next scan from the encoder: without waiting while there is a debt to pay and no scan on
     /// its way.
-    fn next(&self) -> Result<Option<ScanId>, Gone> {
+    fn next(&self) -> Result<Option<Encoded>, Gone> {
         if self.debtor().is_some() && !self.shared.board.is_encoding() {
             return match self.from_encoder.try_recv() {
-                Ok(id) => Ok(Some(id)),
+                Ok(encoded) => Ok(Some(encoded)),
                 Err(TryRecvError::Empty) => Ok(None),
                 Err(TryRecvError::Disconnected) => Err(Gone),
             };
@@ -186,7 +195,7 @@ impl Score {
         let due = waiting.map(|cohort| cohort.rests_until).min();
         let rest = due.map_or(IDLE, |due| due.saturating_duration_since(Instant::now()).min(IDLE));
         match self.from_encoder.recv_timeout(rest) {
-            Ok(id) => Ok(Some(id)),
+            Ok(encoded) => Ok(Some(encoded)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(Gone),
         }
@@ -201,8 +210,8 @@ impl Score {
                 return Ok(());
             }
             if record.reported.is_none() {
-                self.shared.board.joined(Queue::Score, now_secs());
-                self.add_fresh(&record, took);
+                let queued = self.shared.board.enqueue(Queue::Score, now_secs());
+                self.add_fresh(&record, took, queued);
             }
         }
         let keys: Vec<CohortKey> = self.cohorts.keys().cloned().collect();
@@ -213,24 +222,21 @@ impl Score {
     }
 
     /// A scan that was just encoded.
-    fn admit(&mut self, id: ScanId) -> Result<(), ScanError> {
+    fn admit(&mut self, Encoded { id, queued }: Encoded) -> Result<(), ScanError> {
         let record = self.shared.store.record(&id)?;
-        let Some(record) = record.filter(ScanRecord::is_member) else {
-            self.shared.board.left(Queue::Score);
-            return Ok(());
-        };
+        let Some(record) = record.filter(ScanRecord::is_member) else { return Ok(()) };
         let took = self.enter(&record)?;
         if self.shared.stopping() {
             return Ok(());
         }
-        self.add_fresh(&record, took);
+        self.add_fresh(&record, took, queued);
         self.show(&record.cohort)
     }
 
     /// A member whose first result is due at the next scoring.
-    fn add_fresh(&mut self, record: &ScanRecord, took: Duration) {
+    fn add_fresh(&mut self, record: &ScanRecord, took: Duration, queued: Queued) {
         if let Some(cohort) = self.cohorts.get_mut(&record.cohort) {
-            cohort.fresh.push(Fresh { id: record.id, took });
+            cohort.fresh.push(Fresh { id: record.id, took, queued });
         }
     }
 
@@ -265,8 +271,9 @@ impl Score {
             self.shared.metrics.stage_finished(Stage::Score, *own + share);
         }
         let others = waiting.into_iter().filter(|id| !due.contains(id));
-        let all: Vec<ScanId> = due.iter().copied().chain(others).collect();
-        self.write_first(key, &all, due.len())?;
+        let others = others.map(|id| First { id, _queued: None });
+        let joined = fresh.into_iter().map(|new| First { id: new.id, _queued: Some(new.queued) });
+        self.write_first(key, joined.chain(others).collect())?;
         if let Some(cohort) = self.cohorts.get_mut(key) {
             cohort.rests_until = Instant::now() + (REST * took).min(MAX_REST);
         }
@@ -275,19 +282,15 @@ impl Score {
         self.show_store()
     }
 
-    /// Writes the results of scans that wait for their first, of which the first `n_fresh` have
-    /// just joined. If the service is to stop or the folder is away, they remain debts, the first
-    /// to be paid.
-    fn write_first(
-        &mut self,
-        key: &CohortKey,
-        ids: &[ScanId],
-        n_fresh: usize,
-    ) -> Result<(), ScanError> {
+    /// Writes the results of scans that wait for their first. If the service is to stop or the
+    /// folder is away, they remain debts, the first to be paid. A scan leaves the queue when its
+    /// turn is over, also without a result.
+    fn write_first(&mut self, key: &CohortKey, mut due: Vec<First>) -> Result<(), ScanError> {
+        let ids: Vec<ScanId> = due.iter().map(|first| first.id).collect();
         let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
         cohort.debt.retain(|other| !ids.contains(other));
         let (mut later, mut failed) = (Vec::new(), Vec::new());
-        let (mut left, mut n_fresh) = (ids, n_fresh);
+        let mut left = &ids[..];
         while !left.is_empty() {
             let (now, others) = left.split_at(self.n_at_once(left));
             self.shared.board.beat(StageName::Score);
@@ -302,8 +305,8 @@ impl Score {
                     }
                 }
             }
-            (0..n_fresh.min(now.len())).for_each(|_| self.shared.board.left(Queue::Score));
-            (left, n_fresh) = (others, n_fresh.saturating_sub(now.len()));
+            due.drain(..now.len());
+            left = others;
         }
         let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
         later.into_iter().rev().for_each(|id| cohort.debt.push_front(id));
@@ -941,8 +944,8 @@ mod tests {
             ..ScanRecord::new(ScanId([n; 32]), cohort())
         };
         score.shared.store.put_encoded(&record, &[tokens]).unwrap();
-        score.shared.board.joined(Queue::Score, 0);
-        score.admit(record.id).unwrap();
+        let queued = score.shared.board.enqueue(Queue::Score, 0);
+        score.admit(Encoded { id: record.id, queued }).unwrap();
         score.score_due().unwrap();
     }
 
@@ -960,7 +963,7 @@ mod tests {
             let status = score.shared.board.status();
             (status.n_unscored, status.cohorts["t1w"].n_outdated)
         };
-        score.shared.board.joined(Queue::Encode, 0);
+        let encoding = score.shared.board.enqueue(Queue::Encode, 0);
         come(&mut score, 1);
         assert!(has_result(1), "at once: the window does not rest");
         score.cohorts.get_mut(&cohort()).unwrap().rests_until += Duration::from_secs(3600);
@@ -968,7 +971,7 @@ mod tests {
         come(&mut score, 3);
         assert!(![2, 3].map(has_result).contains(&true));
         assert_eq!(waiting(&score), (2, 2));
-        score.shared.board.left(Queue::Encode);
+        drop(encoding);
         assert!(score.score_due().unwrap(), "no more are to come");
         assert!([2, 3].iter().all(|&n| has_result(n)));
         assert_eq!(waiting(&score), (0, 0));
