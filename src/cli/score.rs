@@ -432,7 +432,7 @@ impl Run<'_> {
         let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
         let mut window = Window::new(key, capacity);
         for member in members {
-            window.admit(member.record.id, self.config.member_facts(&member.record));
+            window.admit(member.record.id, self.config.membership(&member.record));
         }
         window
     }
@@ -452,8 +452,8 @@ impl Run<'_> {
             .map(|m| steps::Member {
                 id: m.record.id,
                 parts: steps::parts_of(&m.tokens, n_parts),
-                is_reference: window.is_reference(m.record.id),
-                patient: window.patient(m.record.id).cloned(),
+                is_reference: window.membership(m.record.id).is_reference,
+                patient: window.membership(m.record.id).patient.clone(),
             })
             .collect();
         let mut computed = Computed {

@@ -11,7 +11,6 @@ mod alignment;
 mod archive;
 pub mod board;
 pub mod child;
-mod compare;
 pub mod convert;
 mod encode;
 pub mod hook;
@@ -21,7 +20,7 @@ mod score;
 pub mod steps;
 mod timings;
 
-pub(crate) use compare::{compare_grid, nearest_of_each};
+pub(crate) use score::columns::{compare_grid, nearest_of_each};
 
 use std::{
     collections::HashSet,
