@@ -1,5 +1,5 @@
-//! The rolling batch of one cohort: who is a member and how, who leaves, and what a result was scored
-//! against.
+//! The rolling batch of one cohort: who is a member and how, who leaves, and what a result was
+//! scored against.
 
 use std::{collections::BTreeMap, num::NonZeroUsize};
 
@@ -9,9 +9,9 @@ use super::{cohort::CohortKey, finding::WindowIdentity, patient::Patient, scan::
 
 /// The scans of one cohort that are compared with each other, oldest first.
 ///
-/// When it is full, a member leaves for a new scan. That is the oldest scan whose patient has a newer
-/// one there that is as good. So the others have as many patients as possible to be compared with. If
-/// there is none such, the oldest of all leaves.
+/// When it is full, a member leaves for a new scan. That is the oldest scan whose patient has a
+/// newer one there that is as good. So the others have as many patients as possible to be compared
+/// with. If there is no such scan, the oldest of all leaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
     cohort: CohortKey,

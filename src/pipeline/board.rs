@@ -218,7 +218,7 @@ pub struct Board {
     shown: Arc<Shown>,
     started: Instant,
     /// Milliseconds from the start to the last sign of life.
-    beats: [AtomicU64; 3],
+    heartbeats: [AtomicU64; 3],
 }
 
 impl Board {
@@ -226,7 +226,7 @@ impl Board {
     pub fn new() -> Self {
         let status = Status { version: env!("CARGO_PKG_VERSION").into(), ..Status::default() };
         let shown = Shown { status: Mutex::new(status), ..Shown::default() };
-        Self { shown: Arc::new(shown), started: Instant::now(), beats: Default::default() }
+        Self { shown: Arc::new(shown), started: Instant::now(), heartbeats: Default::default() }
     }
 
     /// Counts a scan in a queue until the guard is dropped. The scan has been on its way since
@@ -275,16 +275,16 @@ impl Board {
     }
 
     /// A stage did a piece of work, or looked and found none.
-    pub fn beat(&self, stage: StageName) {
+    pub fn heartbeat(&self, stage: StageName) {
         let millis = self.started.elapsed().as_millis() as u64;
-        self.beats[stage as usize].store(millis, Ordering::Relaxed);
+        self.heartbeats[stage as usize].store(millis, Ordering::Relaxed);
     }
 
     /// A stage that has shown no life within `limit`: the watchdog is fed while there is none.
     pub fn silent_stage(&self, limit: Duration) -> Option<StageName> {
         let now = self.started.elapsed().as_millis() as u64;
         let silence = |stage: StageName| {
-            now.saturating_sub(self.beats[stage as usize].load(Ordering::Relaxed))
+            now.saturating_sub(self.heartbeats[stage as usize].load(Ordering::Relaxed))
         };
         StageName::ALL.into_iter().find(|&stage| silence(stage) > limit.as_millis() as u64)
     }
@@ -313,10 +313,10 @@ mod tests {
     fn one_silent_stage_starves_the_watchdog() {
         let board = Board::new();
         std::thread::sleep(Duration::from_millis(30));
-        board.beat(StageName::Intake);
-        board.beat(StageName::Encode);
+        board.heartbeat(StageName::Intake);
+        board.heartbeat(StageName::Encode);
         assert_eq!(board.silent_stage(Duration::from_millis(20)), Some(StageName::Score));
-        board.beat(StageName::Score);
+        board.heartbeat(StageName::Score);
         assert_eq!(board.silent_stage(Duration::from_millis(20)), None);
     }
 

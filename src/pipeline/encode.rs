@@ -272,9 +272,10 @@ impl<'r> Start<'r> {
     ) -> Result<(), ScanError> {
         let Shared { board, metrics, .. } = self.context.shared;
         while !self.context.is_over() {
-            // While scans are in hand only they show life: a beat here would hide that one hangs.
+            // While scans are in hand only they show life: a heartbeat here would hide that one
+            // hangs.
             if self.context.is_empty() {
-                board.beat(StageName::Encode);
+                board.heartbeat(StageName::Encode);
             }
             match from_intake.recv_timeout(IDLE) {
                 Ok(due) => self.start_and_hand_on(due, &mut hand_on)?,
@@ -491,7 +492,7 @@ impl Finish<'_> {
         let board = &self.context.shared.board;
         let mut encoded = Encoded { id, queued: board.enqueue(Queue::Score, now_secs()) };
         while !self.context.is_over() {
-            board.beat(StageName::Encode);
+            board.heartbeat(StageName::Encode);
             match self.to_score.try_send(encoded) {
                 Ok(()) | Err(TrySendError::Disconnected(_)) => return,
                 Err(TrySendError::Full(back)) => encoded = back,
@@ -510,10 +511,11 @@ fn of_device(error: TokeniseError, device: &str) -> ScanError {
     }
 }
 
-/// After each batch: progress on the status page, a beat for the watchdog, the device's counters.
+/// After each batch: progress on the status page, a heartbeat for the watchdog, and the device's
+/// counters.
 fn show(shared: &Shared, id: ScanId, device: &str, progress: Progress) {
     let Progress { done, all, batch, took } = progress;
-    shared.board.beat(StageName::Encode);
+    shared.board.heartbeat(StageName::Encode);
     shared.board.update().in_hand =
         Some(InHand { scan: id.short(), slices_done: done, slices_all: all });
     shared.metrics.slices_encoded(device, batch as u64);

@@ -138,7 +138,7 @@ impl Intake {
         let soon = (settle / 4).clamp(Duration::from_millis(50), Duration::from_secs(1));
         let soon = Instant::now() + soon;
         loop {
-            self.shared.board.beat(StageName::Intake);
+            self.shared.board.heartbeat(StageName::Intake);
             let was_full = !self.pending.is_empty();
             self.hand_on();
             let is_full = !self.pending.is_empty();
@@ -172,11 +172,11 @@ impl Intake {
     fn look(&mut self, trigger: Option<RescanTrigger>, by: SeenBy) -> Result<(), ScanError> {
         let config = self.shared.config();
         let incoming = &config.directories.incoming;
-        let beat = || self.shared.board.beat(StageName::Intake);
+        let heartbeat = || self.shared.board.heartbeat(StageName::Intake);
         let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
             .expect("the settings were checked");
         self.is_paused = self.is_disk_low() | self.is_hook_gone();
-        let listed = ingest::list(incoming, &patterns, Links::PassedOver, beat);
+        let listed = ingest::list(incoming, &patterns, Links::PassedOver, heartbeat);
         if trigger.is_some() {
             self.next_listing = Instant::now() + config.intake.rescan;
         }
@@ -238,7 +238,7 @@ impl Intake {
             if self.shared.stopping() {
                 return Ok(());
             }
-            self.shared.board.beat(StageName::Intake);
+            self.shared.board.heartbeat(StageName::Intake);
             let Some(whole) = self.consider(candidate, incoming, by)? else { continue };
             for files in batch.add(whole) {
                 self.deal_with(&files, incoming)?;

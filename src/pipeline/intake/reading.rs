@@ -175,8 +175,8 @@ impl Reader {
         (read, timings)
     }
 
-    fn beat(&self) {
-        self.shared.board.beat(StageName::Intake);
+    fn heartbeat(&self) {
+        self.shared.board.heartbeat(StageName::Intake);
     }
 
     fn read_timed(
@@ -192,7 +192,7 @@ impl Reader {
         let limits = self.shared.limits();
         let Companions { mask, json } = &whole.companions;
         let mask = mask.as_ref().map(|(path, _)| path.as_path());
-        let mut draft = archive.draft(path, mask, limits.max_file_bytes, || self.beat())?;
+        let mut draft = archive.draft(path, mask, limits.max_file_bytes, || self.heartbeat())?;
         let json = json.as_ref().map(|(json, _)| read_json(path, json));
         if ingest::look_at(path).ok() != Some(*look) || Companions::of(path) != whole.companions {
             return Ok(Taken::Later);
@@ -216,7 +216,7 @@ impl Reader {
         if look_at_t1() != t1_look {
             return Ok(Taken::Later);
         }
-        self.beat();
+        self.heartbeat();
         let id = scan.id;
         if store.record(&id)?.is_some_and(|known| !known.may_come_again()) {
             return Ok(Taken::Duplicate(id));
@@ -231,13 +231,13 @@ impl Reader {
             },
         };
         let source = steps::prepare(scan, handed, method)?;
-        self.beat();
+        self.heartbeat();
         let config = self.shared.config();
         let placed = acquisition(path, json, source.raw.affine.spacing_mm(), &config, method);
         // What cannot be encoded is refused while the file is at hand.
         let encodable = Encodable::new(&source, method, &placed.cohort)?;
         timings.switch(Stage::Decode);
-        self.beat();
+        self.heartbeat();
         let preprocess = source.preprocess.as_ref();
         if preprocess.is_some_and(|done| done.scan_replaced) {
             archive.replace_scan(&draft, &nifti::encode_scan(&source.grid, &source.raw.voxels))?;
@@ -267,7 +267,7 @@ impl Reader {
         let work = hook_folder(shared);
         let _at_work = shared.board.takes_long(format!("preprocessing by {}", hook.name()));
         let handed = hook.run(file, &scan.raw, &work, &shared.limits(), || {
-            self.beat();
+            self.heartbeat();
             !shared.stopping()
         });
         let is_unstarted = matches!(handed, Err(ScanError::Own { doing: hook::STARTING, .. }));

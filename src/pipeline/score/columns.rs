@@ -132,7 +132,7 @@ pub(super) fn compute_missing(
 ) -> Result<u64, ScanError> {
     let store = &shared.store;
     let goes_on = || {
-        shared.board.beat(StageName::Score);
+        shared.board.heartbeat(StageName::Score);
         !shared.stopping()
     };
     let mut n_pairs = 0;
@@ -186,7 +186,7 @@ impl StoredColumns<'_> {
 
 impl Distances for StoredColumns<'_> {
     fn column(&mut self, of: ScanId, other: ScanId, grid: usize) -> Result<Vec<f32>, ScanError> {
-        self.shared.board.beat(StageName::Score);
+        self.shared.board.heartbeat(StageName::Score);
         let (store, n_tokens) = (&self.shared.store, self.n_tokens(of, grid));
         if let Some(column) = store.column(of, other, grid, n_tokens)? {
             return Ok(column);
@@ -203,7 +203,7 @@ impl Distances for StoredColumns<'_> {
         others: &[ScanId],
         grid: usize,
     ) -> Result<Vec<Vec<f32>>, ScanError> {
-        self.shared.board.beat(StageName::Score);
+        self.shared.board.heartbeat(StageName::Score);
         let stored = self.shared.store.columns(of, others, grid, self.n_tokens(of, grid))?;
         stored
             .into_iter()
@@ -219,7 +219,7 @@ impl Distances for StoredColumns<'_> {
         grid: usize,
         excluded: &[usize],
     ) -> Result<Vec<f32>, ScanError> {
-        self.shared.board.beat(StageName::Score);
+        self.shared.board.heartbeat(StageName::Score);
         let own = self.tokens(of, grid)?;
         let theirs = self.tokens(other, grid)?.without(excluded);
         Ok(self.distances.nearest(&own, &theirs, self.reach)?.first_to_second)

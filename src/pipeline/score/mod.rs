@@ -2,11 +2,11 @@
 //! writes the results.
 //!
 //! A new scan gets its result at once. In a flood, a large window cools down between two scorings,
-//! and the scans that come meanwhile are scored together. A result that is older than its window is
-//! stale. After a scoring that leaves no new scan waiting, the stage refreshes one stale result, and
-//! it goes on refreshing while no scan is on its way; the cohorts take turns. A scan that leaves its
-//! window has had a result, unless there were never enough good scans for one. The journal knows
-//! which result belongs to which window, so that a restart goes on with the stale ones.
+//! and the scans that come meanwhile are scored together. A result that is older than its window
+//! is stale. After a scoring that leaves no new scan waiting, the stage refreshes one stale result.
+//! While no scan is on its way it goes on refreshing. The cohorts take turns. A scan that leaves
+//! its window has had a result, unless there were never enough good scans for one. The journal
+//! knows which result belongs to which window, so that a restart goes on with the stale ones.
 //!
 //! This file has the loop. [`cohort`] and `domain/refresh.rs` decide, without I/O; [`columns`] has
 //! the distances, [`results`] the files.
@@ -95,7 +95,7 @@ impl Score {
         self.take_up()?;
         // What the encoder still sends is a member in the journal: the next start takes it.
         while !self.shared.stopping() {
-            self.shared.board.beat(StageName::Score);
+            self.shared.board.heartbeat(StageName::Score);
             match self.next() {
                 Ok(Some(encoded)) => self.admit(encoded)?,
                 Ok(None) => {}
@@ -116,7 +116,7 @@ impl Score {
     /// Removes what an earlier run left that is of no use to this one.
     fn tidy_up(&self) -> Result<(), ScanError> {
         let reach = format!("{:?}", self.settings.scoring.reach);
-        let alive = || self.shared.board.beat(StageName::Score);
+        let alive = || self.shared.board.heartbeat(StageName::Score);
         self.shared.store.keep_columns_made_by(&reach, alive)?;
         if let Err(error) = report::remove_leftovers(&self.settings.directories.results) {
             let error = error.kind();
@@ -290,7 +290,7 @@ impl Score {
     /// Removes scans that left their window. Their results stay.
     fn evict(&self, gone: &[ScanId]) -> Result<(), ScanError> {
         for id in gone {
-            self.shared.board.beat(StageName::Score);
+            self.shared.board.heartbeat(StageName::Score);
             let _changing = self.shared.archive.changing();
             let Some(record) = self.shared.store.record(id)? else { continue };
             self.shared.store.evict(&record)?;

@@ -78,7 +78,7 @@ impl Score {
         key: &CohortKey,
         ids: &[ScanId],
     ) -> Result<Vec<(ScanId, Attempt)>, ScanError> {
-        self.shared.board.beat(StageName::Score);
+        self.shared.board.heartbeat(StageName::Score);
         if self.shared.stopping() || !self.folder.may_be_tried(Instant::now()) {
             return Ok(ids.iter().map(|&id| (id, Attempt::FolderAway)).collect());
         }
@@ -120,7 +120,7 @@ impl Score {
     ) -> Result<(), ScanError> {
         let is_scored = self.cohorts.get(key).is_some_and(Cohort::is_scored);
         while self.waits_for_first(id, is_scored)? && !self.shared.stopping() {
-            self.shared.board.beat(StageName::Score);
+            self.shared.board.heartbeat(StageName::Score);
             if !self.folder.may_be_tried(Instant::now()) {
                 thread::sleep(FULL);
             } else if self.write(key, id)? == Attempt::Failed {
@@ -289,7 +289,7 @@ fn write_all(
     let attempt = |record: &ScanRecord| {
         let started = Instant::now();
         let done = catch_unwind(AssertUnwindSafe(|| write(record)));
-        shared.board.beat(StageName::Score);
+        shared.board.heartbeat(StageName::Score);
         (done, started.elapsed())
     };
     let mut all = Vec::new();
