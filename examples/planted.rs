@@ -32,7 +32,7 @@ use oddscan::{
         error::ScanError,
         finding::finding,
         scan::ScanId,
-        window::MemberFacts,
+        window::Membership,
         window_scores::{
             ScoredMember, Scoring, WindowDistances, WindowScores, parts_of, score_members,
         },
@@ -409,7 +409,7 @@ impl Window {
         let member = |(index, grids): (usize, &Vec<TokenGrid>)| ScoredMember {
             id: id(index),
             parts: parts_of(grids, grids.len()),
-            facts: MemberFacts::REFERENCE,
+            membership: Membership::REFERENCE,
         };
         self.scans.iter().enumerate().map(member).collect()
     }

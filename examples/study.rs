@@ -29,7 +29,7 @@ use oddscan::{
         PairDistances,
         error::ScanError,
         scan::ScanId,
-        window::MemberFacts,
+        window::Membership,
         window_scores::{ScoredMember, WindowDistances, parts_of, score_members},
     },
     engine::Engine,
@@ -608,7 +608,7 @@ fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
         ScoredMember {
             id: id(index),
             parts: parts_of(grids, n_parts),
-            facts: MemberFacts::REFERENCE,
+            membership: Membership::REFERENCE,
         }
     };
     let members: Vec<ScoredMember> = grids.iter().enumerate().map(member).collect();

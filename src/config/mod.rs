@@ -27,7 +27,7 @@ use toml::{Table, Value};
 
 use self::check::{Checker, merge};
 use crate::{
-    domain::{cohort::CohortRule, quality::QualityLimits, scan::ScanRecord, window::MemberFacts},
+    domain::{cohort::CohortRule, quality::QualityLimits, scan::ScanRecord, window::Membership},
     numeric::{preprocess::CubeSettings, token::TokenSettings},
 };
 
@@ -132,10 +132,10 @@ fn listing(faults: &[Fault]) -> String {
 }
 
 impl Config {
-    /// What a window has to know of a scan.
-    pub fn member_facts(&self, record: &ScanRecord) -> MemberFacts {
+    /// How a scan stands to the others of its window.
+    pub fn membership(&self, record: &ScanRecord) -> Membership {
         let patient = (!self.window.compare_same_patient).then(|| record.patient()).flatten();
-        MemberFacts { patient, is_reference: self.quality.allow(record) }
+        Membership { patient, is_reference: self.quality.allow(record) }
     }
 
     /// Reads a site's file over the defaults; without a file the defaults alone.

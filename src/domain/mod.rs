@@ -14,6 +14,7 @@ pub mod head;
 pub mod landmarks;
 pub mod patient;
 pub mod quality;
+pub mod refresh;
 pub mod scan;
 pub mod sequence;
 pub mod weights;

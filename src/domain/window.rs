@@ -1,4 +1,5 @@
-//! The rolling batch of one cohort: who is a member, who goes, what a result was scored against.
+//! The rolling batch of one cohort: who is a member and how, who leaves, and what a result was
+//! scored against.
 
 use std::{collections::BTreeMap, num::NonZeroUsize};
 
@@ -9,42 +10,56 @@ use super::{cohort::CohortKey, patient::Patient, scan::ScanId};
 
 /// The scans of one cohort that are compared with each other, oldest first.
 ///
-/// Where it is full, the oldest scan goes of those whose patient has a newer one there that is as
-/// good, so that the others have as many patients as there can be to be compared with; else the
-/// oldest of all.
+/// When it is full, a member leaves for a new scan. That is the oldest scan whose patient has a
+/// newer one there that is as good. So the others have as many patients as possible to be compared
+/// with. If there is no such scan, the oldest of all leaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
     cohort: CohortKey,
     capacity: NonZeroUsize,
     members: Vec<ScanId>,
-    facts: BTreeMap<ScanId, MemberFacts>,
+    memberships: BTreeMap<ScanId, Membership>,
 }
 
-/// What a window has to know of a member.
+/// How a member stands to the others of its window: whether it is a reference or a guest, and whose
+/// scan it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemberFacts {
+pub struct Membership {
+    /// Whether it is good enough for others to be compared with it. If not, it is a guest.
+    pub is_reference: bool,
     /// Whose scan it is, where that is known and matters.
     pub patient: Option<Patient>,
-    /// Whether it is good enough for others to be compared with it.
-    pub is_reference: bool,
 }
 
-impl MemberFacts {
-    /// Of a good scan whose patient is not known.
-    pub const REFERENCE: Self = Self { patient: None, is_reference: true };
+impl Membership {
+    /// A reference of an unknown patient.
+    pub const REFERENCE: Self = Self { is_reference: true, patient: None };
 
-    /// Whether this scan, which is older, can go because there is this newer one.
-    fn is_stood_in_for_by(&self, newer: &Self) -> bool {
-        self.patient.is_some()
-            && self.patient == newer.patient
-            && (newer.is_reference || !self.is_reference)
+    /// The same where patients do not matter.
+    pub fn of_nobody(self) -> Self {
+        Self { patient: None, ..self }
+    }
+
+    /// Whether two scans are of one patient, as far as that is known.
+    pub fn is_of_same_patient(&self, other: &Self) -> bool {
+        self.patient.is_some() && self.patient == other.patient
+    }
+
+    /// Whether this scan is compared with another one.
+    pub fn is_compared_with(&self, other: &Self) -> bool {
+        other.is_reference && !self.is_of_same_patient(other)
+    }
+
+    /// Whether this scan, which is older, can leave because there is this newer one.
+    fn can_leave_for(&self, newer: &Self) -> bool {
+        self.is_of_same_patient(newer) && (newer.is_reference || !self.is_reference)
     }
 }
 
 impl Window {
     /// An empty window for at most `capacity` scans.
     pub fn new(cohort: CohortKey, capacity: NonZeroUsize) -> Self {
-        Self { cohort, capacity, members: Vec::new(), facts: BTreeMap::new() }
+        Self { cohort, capacity, members: Vec::new(), memberships: BTreeMap::new() }
     }
 
     /// The cohort.
@@ -57,19 +72,9 @@ impl Window {
         &self.members
     }
 
-    /// What is known of a member.
-    pub fn facts(&self, member: ScanId) -> &MemberFacts {
-        &self.facts[&member]
-    }
-
-    /// Whose scan a member is, where that is known and matters.
-    pub fn patient(&self, member: ScanId) -> Option<&Patient> {
-        self.facts[&member].patient.as_ref()
-    }
-
-    /// Whether others are compared with a member.
-    pub fn is_reference(&self, member: ScanId) -> bool {
-        self.facts[&member].is_reference
+    /// How a member stands to the others.
+    pub fn membership(&self, member: ScanId) -> &Membership {
+        &self.memberships[&member]
     }
 
     /// All members but `scan`. The scan itself is left out of its own scores: its own tokens lie
@@ -78,60 +83,87 @@ impl Window {
         self.members.iter().copied().filter(move |&member| member != scan)
     }
 
-    /// Takes a scan in as the newest member. Returns the members that had to go.
+    /// Takes a scan in as the newest member. Returns the members that left.
     /// A scan that is already a member changes nothing: it would be its own perfect match.
-    pub fn admit(&mut self, scan: ScanId, facts: MemberFacts) -> Vec<ScanId> {
-        if !self.members.contains(&scan) {
-            self.members.push(scan);
-            self.facts.insert(scan, facts);
+    pub fn admit(&mut self, scan: ScanId, membership: Membership) -> Vec<ScanId> {
+        if self.members.contains(&scan) {
+            return Vec::new();
         }
-        self.set_capacity(self.capacity)
-    }
-
-    /// The member that this scan will push out when it joins, if the window is full.
-    pub fn next_to_leave(&self, joining: &MemberFacts) -> Option<ScanId> {
-        let is_full = self.members.len() >= self.capacity.get();
-        let first = || self.members[self.first_to_leave(&self.members, Some(joining))];
-        is_full.then(first)
-    }
-
-    /// The members that would have to go for there to be no more than `capacity`.
-    pub fn leaving(&self, capacity: NonZeroUsize) -> Vec<ScanId> {
-        let mut members = self.members.clone();
-        let mut gone = Vec::new();
-        while members.len() > capacity.get() {
-            gone.push(members.remove(self.first_to_leave(&members, None)));
-        }
+        let gone = self.leaving_for(Some(&membership), self.capacity);
+        self.remove(&gone);
+        self.members.push(scan);
+        self.memberships.insert(scan, membership);
         gone
     }
 
-    /// Changes the capacity (a reload). Returns the members that had to go.
+    /// The member that leaves when this scan joins, if the window is full.
+    pub fn next_to_leave(&self, joining: &Membership) -> Option<ScanId> {
+        self.leaving_for(Some(joining), self.capacity).first().copied()
+    }
+
+    /// The members that would have to leave for there to be no more than `capacity`.
+    pub fn leaving(&self, capacity: NonZeroUsize) -> Vec<ScanId> {
+        self.leaving_for(None, capacity)
+    }
+
+    /// Changes the capacity (a reload). Returns the members that left.
     pub fn set_capacity(&mut self, capacity: NonZeroUsize) -> Vec<ScanId> {
         let gone = self.leaving(capacity);
         self.capacity = capacity;
-        self.members.retain(|member| !gone.contains(member));
-        self.facts.retain(|member, _| !gone.contains(member));
+        self.remove(&gone);
         gone
     }
 
-    /// Changes what is known of a member (a reload).
-    pub fn set_facts(&mut self, member: ScanId, facts: MemberFacts) {
-        self.facts.insert(member, facts);
+    /// Changes how a member stands to the others (a reload).
+    pub fn set_membership(&mut self, member: ScanId, membership: Membership) {
+        self.memberships.insert(member, membership);
     }
 
-    /// Position of the one among `members` that goes first, when this scan joins.
-    fn first_to_leave(&self, members: &[ScanId], joining: Option<&MemberFacts>) -> usize {
-        let can_go = |position: &usize| {
-            let own = &self.facts[&members[*position]];
-            let newer = members[position + 1..].iter().map(|member| &self.facts[member]);
-            newer.chain(joining).any(|newer| own.is_stood_in_for_by(newer))
+    fn remove(&mut self, gone: &[ScanId]) {
+        self.members.retain(|member| !gone.contains(member));
+        self.memberships.retain(|member, _| !gone.contains(member));
+    }
+
+    /// The members that leave so that there are no more than `capacity`, with one that joins.
+    fn leaving_for(&self, joining: Option<&Membership>, capacity: NonZeroUsize) -> Vec<ScanId> {
+        let mut stay = self.members.clone();
+        let mut gone = Vec::new();
+        while stay.len() + usize::from(joining.is_some()) > capacity.get() {
+            gone.push(stay.remove(self.first_to_leave(&stay, joining)));
+        }
+        gone
+    }
+
+    /// Position of the one among `members` that leaves first, when this scan joins.
+    fn first_to_leave(&self, members: &[ScanId], joining: Option<&Membership>) -> usize {
+        let can_leave = |position: &usize| {
+            let own = self.membership(members[*position]);
+            let newer = members[position + 1..].iter().map(|&member| self.membership(member));
+            newer.chain(joining).any(|newer| own.can_leave_for(newer))
         };
-        (0..members.len()).find(can_go).unwrap_or(0)
+        (0..members.len()).find(can_leave).unwrap_or(0)
+    }
+
+    /// The identity of the window for a scoring that needs `min_scans` patients.
+    ///
+    /// A window of `max_scans` or more may have enough references, but of too few patients. If they
+    /// were not scored, they would leave without a result. So they are compared all the same, as if
+    /// each were of a patient of its own.
+    pub fn identity_for_scoring(
+        &self,
+        min_scans: usize,
+        max_scans: NonZeroUsize,
+    ) -> WindowIdentity {
+        let identity = self.identity();
+        let few_patients = self.members.len() >= max_scans.get()
+            && identity.n_references() >= min_scans
+            && identity.n_patients() < min_scans;
+        let same_patient = if few_patients { Vec::new() } else { identity.same_patient };
+        WindowIdentity { same_patient, few_patients, ..identity }
     }
 
     /// What a result of this window carries, so that it can be told from those of other windows.
-    /// The order of arrival makes no difference. Others are not compared with
-    /// members that are no reference, nor scans of one patient with each other.
+    /// The order of arrival makes no difference.
     pub fn identity(&self) -> WindowIdentity {
         let mut members = self.members.clone();
         members.sort();
@@ -140,11 +172,11 @@ impl Window {
             hash.update(member.0);
         }
         let id = hex::encode(&hash.finalize()[..8]);
-        let is_set_aside = |member: &ScanId| !self.is_reference(*member);
-        let set_aside = members.iter().copied().filter(is_set_aside).collect();
+        let is_guest = |member: &ScanId| !self.membership(*member).is_reference;
+        let set_aside = members.iter().copied().filter(is_guest).collect();
         let mut by_patient: BTreeMap<&Patient, Vec<ScanId>> = BTreeMap::new();
         for &member in &members {
-            if let Some(patient) = self.patient(member) {
+            if let Some(patient) = &self.membership(member).patient {
                 by_patient.entry(patient).or_default().push(member);
             }
         }
@@ -211,11 +243,11 @@ mod tests {
         Window::new(cohort, NonZeroUsize::new(capacity).unwrap())
     }
 
-    fn of(patient: &str) -> MemberFacts {
-        MemberFacts { patient: Patient::of_header(patient), is_reference: true }
+    fn of(patient: &str) -> Membership {
+        Membership { patient: Patient::of_header(patient), is_reference: true }
     }
 
-    const NOBODY: MemberFacts = MemberFacts::REFERENCE;
+    const NOBODY: Membership = Membership::REFERENCE;
 
     #[test]
     fn the_oldest_goes_first() {
@@ -234,8 +266,8 @@ mod tests {
     #[test]
     fn of_a_patient_with_several_scans_the_older_go_before_others() {
         let mut window = window(4);
-        for (n, facts) in [(1, NOBODY), (2, of("a")), (3, of("b")), (4, of("a"))] {
-            assert_eq!(window.admit(scan(n), facts), []);
+        for (n, membership) in [(1, NOBODY), (2, of("a")), (3, of("b")), (4, of("a"))] {
+            assert_eq!(window.admit(scan(n), membership), []);
         }
         assert_eq!(window.next_to_leave(&NOBODY), Some(scan(2)));
         // Also for one that is just coming.
@@ -246,20 +278,49 @@ mod tests {
         assert_eq!(window.admit(scan(6), of("c")), [scan(3)]);
         assert_eq!(window.next_to_leave(&of("b")), Some(scan(5)));
         assert_eq!(window.admit(scan(7), NOBODY), [scan(1)], "all are of others");
-        (4..=7).for_each(|n| window.set_facts(scan(n), NOBODY));
+        (4..=7).for_each(|n| window.set_membership(scan(n), NOBODY));
         assert_eq!(window.next_to_leave(&of("b")), Some(scan(4)));
     }
 
     #[test]
     fn a_bad_scan_does_not_push_out_a_good_one_of_its_patient() {
-        let bad = |patient| MemberFacts { is_reference: false, ..of(patient) };
+        let bad = |patient| Membership { is_reference: false, ..of(patient) };
         let mut window = window(3);
-        for (n, facts) in [(1, NOBODY), (2, of("a")), (3, bad("b"))] {
-            window.admit(scan(n), facts);
+        for (n, membership) in [(1, NOBODY), (2, of("a")), (3, bad("b"))] {
+            window.admit(scan(n), membership);
         }
         assert_eq!(window.next_to_leave(&bad("a")), Some(scan(1)));
         assert_eq!(window.next_to_leave(&of("a")), Some(scan(2)));
         assert_eq!(window.next_to_leave(&bad("b")), Some(scan(3)));
+    }
+
+    #[test]
+    fn a_scan_is_compared_with_references_of_other_patients() {
+        let guest = |patient| Membership { is_reference: false, ..of(patient) };
+        assert!(of("a").is_compared_with(&of("b")) && NOBODY.is_compared_with(&NOBODY));
+        assert!(guest("a").is_compared_with(&of("b")));
+        assert!(!of("a").is_compared_with(&guest("b")));
+        assert!(!of("a").is_compared_with(&of("a")));
+        assert!(of("a").of_nobody().is_compared_with(&of("a")));
+    }
+
+    #[test]
+    fn a_full_window_of_too_few_patients_is_scored_all_the_same() {
+        let mut window = window(3);
+        for n in [1, 2, 3] {
+            window.admit(scan(n), of("a"));
+        }
+        let identity = |window: &Window, min_scans, max_scans| {
+            window.identity_for_scoring(min_scans, NonZeroUsize::new(max_scans).unwrap())
+        };
+        assert_eq!(identity(&window, 2, 4), window.identity(), "others may still come");
+        assert_eq!(identity(&window, 1, 3), window.identity(), "one patient is enough");
+        assert_eq!(identity(&window, 4, 3), window.identity(), "too few scans, too");
+        let scored = identity(&window, 2, 3);
+        assert!(scored.few_patients && scored.same_patient.is_empty());
+        assert_eq!(scored.n_patients(), 3);
+        window.set_membership(scan(1), Membership { is_reference: false, ..of("a") });
+        assert!(!identity(&window, 3, 3).few_patients, "too few references");
     }
 
     #[test]
@@ -274,7 +335,7 @@ mod tests {
     #[test]
     fn the_identity_does_not_depend_on_the_order_of_arrival() {
         let (mut one, mut other) = (window(3), window(3));
-        let facts = |n: u8| MemberFacts { is_reference: n != 2, ..of("4711") };
+        let facts = |n: u8| Membership { is_reference: n != 2, ..of("4711") };
         for n in [1, 2, 3] {
             one.admit(scan(n), facts(n));
             other.admit(scan(4 - n), facts(4 - n));
@@ -301,10 +362,10 @@ mod tests {
         assert_eq!(all.of_same_patient(scan(3)).count(), 0);
         // Of b nobody is left to compare with, of a still one.
         for n in [1, 2, 4, 6] {
-            window.set_facts(scan(n), MemberFacts { is_reference: false, ..facts(n) });
+            window.set_membership(scan(n), Membership { is_reference: false, ..facts(n) });
         }
         assert_eq!(window.identity().n_patients(), 2);
-        (1..=6).for_each(|n| window.set_facts(scan(n), NOBODY));
+        (1..=6).for_each(|n| window.set_membership(scan(n), NOBODY));
         assert_eq!(window.identity().n_patients(), 6);
     }
 
@@ -312,8 +373,8 @@ mod tests {
     fn patients_are_counted_once_and_unknown_ones_each() {
         let mut several = window(9);
         assert_eq!(several.identity().n_patients(), 0);
-        for (n, facts) in (1..).zip([of("1"), of("2"), of("1"), NOBODY, NOBODY]) {
-            several.admit(scan(n), facts);
+        for (n, membership) in (1..).zip([of("1"), of("2"), of("1"), NOBODY, NOBODY]) {
+            several.admit(scan(n), membership);
         }
         assert_eq!(several.identity().n_patients(), 4);
     }

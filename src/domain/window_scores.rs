@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{error::ScanError, scan::ScanId, window::MemberFacts};
+use super::{error::ScanError, scan::ScanId, window::Membership};
 use crate::numeric::{
     community::{self, CommunitySettings},
     mask::{ScoreGrid, joined_scores},
@@ -70,17 +70,17 @@ pub struct ScoredMember {
     pub id: ScanId,
     /// The cells of its tokens, for each part of a layer: view by view, or of all views joined.
     pub parts: Vec<Foreground>,
-    /// Whether others are compared with it, and whose scan it is.
-    pub facts: MemberFacts,
+    /// How it stands to the others.
+    pub membership: Membership,
 }
 
 impl ScoredMember {
     fn is_reference(&self) -> bool {
-        self.facts.is_reference
+        self.membership.is_reference
     }
 
     fn is_of_same_patient(&self, other: &Self) -> bool {
-        self.facts.patient.is_some() && self.facts.patient == other.facts.patient
+        self.membership.is_of_same_patient(&other.membership)
     }
 }
 
@@ -455,7 +455,7 @@ mod tests {
         let member = |n: u8, is_reference| ScoredMember {
             id: ScanId([n; 32]),
             parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
-            facts: MemberFacts { is_reference, patient: None },
+            membership: Membership { is_reference, patient: None },
         };
         let score_by = |settings: &Scoring, members: &[ScoredMember]| {
             score_members(members, &[9], settings, &mut MadeUp).unwrap()
@@ -489,7 +489,7 @@ mod tests {
         let member = |n: u8, patient: Option<&str>| ScoredMember {
             id: ScanId([n; 32]),
             parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
-            facts: MemberFacts {
+            membership: Membership {
                 is_reference: n != 6,
                 patient: patient.and_then(Patient::of_header),
             },
@@ -520,7 +520,7 @@ mod tests {
             assert_eq!([1, 3].map(|index| scores.others(index).len()), [4, 4]);
             assert_eq!(scores.references().len(), 5);
             let strangers = all.clone().map(|mut scan| {
-                scan.facts.patient = None;
+                scan.membership.patient = None;
                 scan
             });
             assert_ne!(score(&strangers).scans[0], scores.scans[0]);

@@ -1,9 +1,9 @@
 //! What the daemon is doing now: for the status page, the service manager and the watchdog.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::{
-        Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -39,7 +39,7 @@ impl StageName {
 
 /// What a scan waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Queue {
+pub(crate) enum Queue {
     /// The encoder.
     Encode,
     /// Its first result.
@@ -164,43 +164,81 @@ impl Status {
     }
 }
 
+/// What the board shows. Guards of scans that wait hold it, too.
+#[derive(Default)]
+struct Shown {
+    status: Mutex<Status>,
+    /// Since when each scan has been on its way, seconds since 1970, in no order.
+    queues: [Mutex<Vec<u64>>; 2],
+}
+
+impl Shown {
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().expect("no holder of the lock can panic")
+    }
+
+    fn queue(&self, queue: Queue) -> MutexGuard<'_, Vec<u64>> {
+        self.queues[queue as usize].lock().expect("no holder of the lock can panic")
+    }
+
+    /// Changes a queue, and its count in the status with it.
+    fn change(&self, queue: Queue, change: impl FnOnce(&mut Vec<u64>)) {
+        let mut waiting = self.queue(queue);
+        change(&mut waiting);
+
+        let mut status = self.status();
+        match queue {
+            Queue::Encode => status.n_waiting = waiting.len(),
+            Queue::Score => status.n_unscored = waiting.len(),
+        }
+    }
+}
+
+/// A scan that waits in a queue. The board counts the scan for as long as this guard lives.
+#[must_use = "the scan leaves the queue when this is dropped"]
+pub(crate) struct Queued {
+    shown: Arc<Shown>,
+    queue: Queue,
+    since_secs: u64,
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        let is_own = |&since: &u64| since == self.since_secs;
+        self.shown.change(self.queue, |waiting| {
+            // Scans of the same second are alike: it does not matter whose entry goes.
+            let own = waiting.iter().position(is_own).expect("an entry per guard");
+            waiting.swap_remove(own);
+        });
+    }
+}
+
 /// The status, and a sign of life per stage.
 pub struct Board {
-    status: Mutex<Status>,
-    /// Since when each scan waits, seconds since 1970, in order.
-    queues: [Mutex<VecDeque<u64>>; 2],
+    shown: Arc<Shown>,
     started: Instant,
     /// Milliseconds from the start to the last sign of life.
-    beats: [AtomicU64; 3],
+    heartbeats: [AtomicU64; 3],
 }
 
 impl Board {
     /// A board on which nothing has happened.
     pub fn new() -> Self {
         let status = Status { version: env!("CARGO_PKG_VERSION").into(), ..Status::default() };
-        Self {
-            status: Mutex::new(status),
-            queues: Default::default(),
-            started: Instant::now(),
-            beats: Default::default(),
-        }
+        let shown = Shown { status: Mutex::new(status), ..Shown::default() };
+        Self { shown: Arc::new(shown), started: Instant::now(), heartbeats: Default::default() }
     }
 
-    /// A scan waits from now on, and has been on its way since then, in seconds since 1970.
-    pub fn joined(&self, queue: Queue, since_secs: u64) {
-        self.change(queue, |waiting| waiting.push_back(since_secs));
-    }
-
-    /// The scan that waited longest waits no longer.
-    pub fn left(&self, queue: Queue) {
-        self.change(queue, |waiting| {
-            waiting.pop_front();
-        });
+    /// Counts a scan in a queue until the guard is dropped. The scan has been on its way since
+    /// then, in seconds since 1970.
+    pub(crate) fn enqueue(&self, queue: Queue, since_secs: u64) -> Queued {
+        self.shown.change(queue, |waiting| waiting.push(since_secs));
+        Queued { shown: Arc::clone(&self.shown), queue, since_secs }
     }
 
     /// How many scans wait, and since when the first of them has been on its way.
-    pub fn queue(&self, queue: Queue) -> (usize, Option<u64>) {
-        let waiting = self.queues[queue as usize].lock().expect("no holder of the lock can panic");
+    pub(crate) fn queue(&self, queue: Queue) -> (usize, Option<u64>) {
+        let waiting = self.shown.queue(queue);
         (waiting.len(), waiting.iter().copied().min())
     }
 
@@ -210,20 +248,9 @@ impl Board {
         status.n_waiting > 0 || status.in_hand.is_some()
     }
 
-    fn change(&self, queue: Queue, change: impl FnOnce(&mut VecDeque<u64>)) {
-        let mut waiting =
-            self.queues[queue as usize].lock().expect("no holder of the lock can panic");
-        change(&mut waiting);
-        let mut status = self.update();
-        match queue {
-            Queue::Encode => status.n_waiting = waiting.len(),
-            Queue::Score => status.n_unscored = waiting.len(),
-        }
-    }
-
     /// The status, to be changed.
     pub fn update(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().expect("no holder of the lock can panic")
+        self.shown.status()
     }
 
     /// The status as it is now.
@@ -248,16 +275,16 @@ impl Board {
     }
 
     /// A stage did a piece of work, or looked and found none.
-    pub fn beat(&self, stage: StageName) {
+    pub fn heartbeat(&self, stage: StageName) {
         let millis = self.started.elapsed().as_millis() as u64;
-        self.beats[stage as usize].store(millis, Ordering::Relaxed);
+        self.heartbeats[stage as usize].store(millis, Ordering::Relaxed);
     }
 
     /// A stage that has shown no life within `limit`: the watchdog is fed while there is none.
     pub fn silent_stage(&self, limit: Duration) -> Option<StageName> {
         let now = self.started.elapsed().as_millis() as u64;
         let silence = |stage: StageName| {
-            now.saturating_sub(self.beats[stage as usize].load(Ordering::Relaxed))
+            now.saturating_sub(self.heartbeats[stage as usize].load(Ordering::Relaxed))
         };
         StageName::ALL.into_iter().find(|&stage| silence(stage) > limit.as_millis() as u64)
     }
@@ -286,11 +313,41 @@ mod tests {
     fn one_silent_stage_starves_the_watchdog() {
         let board = Board::new();
         std::thread::sleep(Duration::from_millis(30));
-        board.beat(StageName::Intake);
-        board.beat(StageName::Encode);
+        board.heartbeat(StageName::Intake);
+        board.heartbeat(StageName::Encode);
         assert_eq!(board.silent_stage(Duration::from_millis(20)), Some(StageName::Score));
-        board.beat(StageName::Score);
+        board.heartbeat(StageName::Score);
         assert_eq!(board.silent_stage(Duration::from_millis(20)), None);
+    }
+
+    #[test]
+    fn a_scan_is_counted_for_as_long_as_its_guard_lives() {
+        let board = Board::new();
+        let newer = board.enqueue(Queue::Score, 20);
+        let older = board.enqueue(Queue::Score, 10);
+        let twin = board.enqueue(Queue::Score, 10);
+        assert_eq!(board.queue(Queue::Score), (3, Some(10)));
+        assert_eq!((board.status().n_unscored, board.status().n_waiting), (3, 0));
+
+        drop(older);
+        assert_eq!(board.queue(Queue::Score), (2, Some(10)));
+        drop(twin);
+        assert_eq!(board.queue(Queue::Score), (1, Some(20)), "the newer one joined first");
+        drop(newer);
+        assert_eq!(board.queue(Queue::Score), (0, None));
+        assert_eq!(board.status().n_unscored, 0);
+    }
+
+    #[test]
+    fn a_scan_counts_as_being_encoded_while_it_waits_for_the_encoder() {
+        let board = Board::new();
+        let queued = board.enqueue(Queue::Encode, 10);
+        assert!(board.is_encoding());
+        board.update().in_hand = Some(InHand { scan: "ab".into(), slices_done: 0, slices_all: 0 });
+        drop(queued);
+        assert!(board.is_encoding(), "the encoder has it");
+        board.update().in_hand = None;
+        assert!(!board.is_encoding());
     }
 
     #[test]

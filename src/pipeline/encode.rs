@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use self::setback::{crashed, fail, missing_source, put_back, set_aside};
 use super::{
     ARCHIVED, FULL, IDLE, MAX_CRASHES, Shared,
-    board::{InHand, Queue, StageName},
+    board::{InHand, Queue, Queued, StageName},
     now_secs,
     timings::Timings,
 };
@@ -46,6 +46,13 @@ pub(super) struct Due {
     pub(super) id: ScanId,
     /// What intake made of it, if that is still in memory; if not, it is made again.
     pub(super) prepared: Option<Box<InMemory>>,
+    pub(super) queued: Queued,
+}
+
+/// A scan whose tokens are stored.
+pub(super) struct Encoded {
+    pub(super) id: ScanId,
+    pub(super) queued: Queued,
 }
 
 /// A scan that was read and made ready for the encoder.
@@ -65,10 +72,15 @@ struct Work<'r, M> {
 }
 
 /// A canonical volume whose first slices are cut out.
-type Cut<'r> = (Volume, StartedVolume<'r>);
+struct Cut<'r> {
+    volume: Volume,
+    started: StartedVolume<'r>,
+    /// Until the device takes the scan.
+    queued: Queued,
+}
 
 /// What the steps share.
-struct Run<'s> {
+struct EncodeContext<'s> {
     shared: &'s Shared,
     /// Threads of their own, as many as all other stages share. On a CPU the encoder keeps its
     /// threads busy for a whole batch at a time, and what the others do in parallel are thousands
@@ -98,7 +110,7 @@ impl Drop for EndsAll<'_> {
     }
 }
 
-impl<'s> Run<'s> {
+impl<'s> EncodeContext<'s> {
     fn new(shared: &'s Shared) -> Self {
         let pool = ThreadPoolBuilder::new().thread_name(|index| format!("encode-{index}")).build();
         let pool = pool.expect("threads for each core");
@@ -160,7 +172,7 @@ pub(super) struct Encode {
     shared: Arc<Shared>,
     tokeniser: Tokeniser,
     from_intake: Receiver<Due>,
-    to_score: SyncSender<ScanId>,
+    to_score: SyncSender<Encoded>,
 }
 
 impl Encode {
@@ -168,7 +180,7 @@ impl Encode {
         shared: Arc<Shared>,
         tokeniser: Tokeniser,
         from_intake: Receiver<Due>,
-        to_score: SyncSender<ScanId>,
+        to_score: SyncSender<Encoded>,
     ) -> Self {
         shared.metrics.encode_batch(tokeniser.device(), tokeniser.max_batch());
         shared.metrics.device_memory(tokeniser.device(), tokeniser.memory());
@@ -177,13 +189,13 @@ impl Encode {
 
     pub(super) fn run(self) -> Result<(), ScanError> {
         let Self { shared, tokeniser, from_intake, to_score } = self;
-        let (run, plan) = (&Run::new(&shared), &*tokeniser.plan());
+        let (context, plan) = (&EncodeContext::new(&shared), &*tokeniser.plan());
         let is_async = tokeniser.is_async();
-        let start = Start { run, plan };
-        let device = Device { run, tokeniser };
-        let finish = Finish { run, to_score };
+        let start = Start { context, plan };
+        let device = Device { context, tokeniser };
+        let finish = Finish { context, to_score };
         if is_async {
-            side_by_side(run, from_intake, start, device, finish)
+            side_by_side(context, from_intake, start, device, finish)
         } else {
             in_turn(&from_intake, start, device, finish)
         }
@@ -200,7 +212,7 @@ fn in_turn<'r>(
 }
 
 fn side_by_side<'r>(
-    run: &'r Run<'r>,
+    context: &'r EncodeContext<'r>,
     from_intake: Receiver<Due>,
     start: Start<'r>,
     mut device: Device<'r>,
@@ -209,21 +221,21 @@ fn side_by_side<'r>(
     let (to_device, started) = mpsc::sync_channel(0);
     let (to_finish, encoded) = mpsc::sync_channel(0);
     // A step that hangs up has failed, and says so.
-    let put_back = |record| put_back(run.shared, record);
+    let put_back = |record| put_back(context.shared, record);
     thread::scope(|scope| {
         // Also if there are no threads to be had.
-        let ends = run.ends_with_this();
+        let ends = context.ends_with_this();
         let starting = spawn(scope, "encode-start", move || {
             start.all(&from_intake, |work| {
                 to_device.send(work).or_else(|SendError(work)| put_back(work.record))
             })
         });
         let finishing = spawn(scope, "encode-finish", move || {
-            let _ends = run.ends_with_this();
+            let _ends = context.ends_with_this();
             encoded.iter().try_for_each(|work| finish.finish(work))
         });
         let encoding = spawn(scope, "encode-device", move || {
-            let _ends = run.ends_with_this();
+            let _ends = context.ends_with_this();
             started.iter().try_for_each(|work| {
                 let Some(work) = device.encode(work)? else { return Ok(()) };
                 to_finish.send(work).or_else(|SendError(work)| put_back(work.record))
@@ -249,7 +261,7 @@ fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 
 /// The first step.
 struct Start<'r> {
-    run: &'r Run<'r>,
+    context: &'r EncodeContext<'r>,
     plan: &'r Plan,
 }
 
@@ -260,11 +272,12 @@ impl<'r> Start<'r> {
         from_intake: &Receiver<Due>,
         mut hand_on: impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
     ) -> Result<(), ScanError> {
-        let Shared { board, metrics, .. } = self.run.shared;
-        while !self.run.is_over() {
-            // While scans are in hand only they show life: a beat here would hide that one hangs.
-            if self.run.is_empty() {
-                board.beat(StageName::Encode);
+        let Shared { board, metrics, .. } = self.context.shared;
+        while !self.context.is_over() {
+            // While scans are in hand only they show life: a heartbeat here would hide that one
+            // hangs.
+            if self.context.is_empty() {
+                board.heartbeat(StageName::Encode);
             }
             match from_intake.recv_timeout(IDLE) {
                 Ok(due) => self.start_and_hand_on(due, &mut hand_on)?,
@@ -281,24 +294,24 @@ impl<'r> Start<'r> {
 
     fn start_and_hand_on(
         &self,
-        Due { id, prepared }: Due,
+        due: Due,
         hand_on: &mut impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
     ) -> Result<(), ScanError> {
-        let record = self.run.shared.store.record(&id)?;
+        let id = due.id;
+        let record = self.context.shared.store.record(&id)?;
         let record = record.filter(|record| record.state == ScanState::Ingested);
         // What was in hand at a crash goes alone: others would be blamed for the next one, too.
         let is_suspect = record.as_ref().is_some_and(|record| record.attempts > 0);
         if is_suspect {
             self.wait_for_the_others();
         }
-        if self.run.is_over() {
+        if self.context.is_over() {
             return Ok(());
         }
-        self.run.show_preparing(id);
-        let work = record.map_or(Ok(None), |record| self.start(record, prepared))?;
+        self.context.show_preparing(id);
+        let work = record.map_or(Ok(None), |record| self.start(record, due))?;
         let Some(work) = work else {
-            self.run.shared.board.left(Queue::Encode);
-            self.run.out_of_hand(id);
+            self.context.out_of_hand(id);
             return Ok(());
         };
         hand_on(work)?;
@@ -309,7 +322,7 @@ impl<'r> Start<'r> {
     }
 
     fn wait_for_the_others(&self) {
-        while !self.run.is_empty() && !self.run.is_over() {
+        while !self.context.is_empty() && !self.context.is_over() {
             thread::sleep(FULL);
         }
     }
@@ -317,9 +330,9 @@ impl<'r> Start<'r> {
     fn start(
         &self,
         mut record: ScanRecord,
-        prepared: Option<Box<InMemory>>,
+        Due { prepared, queued, .. }: Due,
     ) -> Result<Option<Work<'r, Cut<'r>>>, ScanError> {
-        let Run { shared, .. } = self.run;
+        let EncodeContext { shared, .. } = self.context;
         if record.attempts >= MAX_CRASHES {
             let found = format!("{} crashes while this scan was encoded", record.attempts);
             let action = "see the log of those times; a driver or memory fault is the usual cause";
@@ -330,8 +343,8 @@ impl<'r> Start<'r> {
         // Journalled before the start: after a crash the count tells which scans were in hand.
         record.attempts += 1;
         shared.store.put_record(&record)?;
-        let counted = self.run.count();
-        let work = self.run.attempt(record, |record| {
+        let counted = self.context.count();
+        let work = self.context.attempt(record, |record| {
             let prepared = prepared.map_or_else(|| self.prepare(record), |made| Ok(*made))?;
             let InMemory { scan, mut timings } = prepared;
             timings.resume(Stage::Encode);
@@ -339,7 +352,7 @@ impl<'r> Start<'r> {
             let volume = scan.canonical.volume;
             let started = self.plan.start(&volume);
             timings.pause();
-            Ok(Some((facts, timings, (volume, started))))
+            Ok(Some((facts, timings, Cut { volume, started, queued })))
         })?;
         Ok(work.map(|(record, (facts, timings, made))| Work {
             record,
@@ -353,7 +366,7 @@ impl<'r> Start<'r> {
     /// Reads a scan from the archive and makes it ready: after a start, or when several came at
     /// once.
     fn prepare(&self, record: &ScanRecord) -> Result<InMemory, ScanError> {
-        let Shared { archive, metrics, method, .. } = self.run.shared;
+        let Shared { archive, metrics, method, .. } = self.context.shared;
         let mut timings = Timings::start(Stage::Decode);
         let (path, mask) = (archive.scan(record.id), archive.mask(record.id));
         let source =
@@ -367,7 +380,7 @@ impl<'r> Start<'r> {
 
 /// The second step.
 struct Device<'r> {
-    run: &'r Run<'r>,
+    context: &'r EncodeContext<'r>,
     tokeniser: Tokeniser,
 }
 
@@ -376,20 +389,21 @@ impl<'r> Device<'r> {
         &mut self,
         work: Work<'r, Cut<'r>>,
     ) -> Result<Option<Work<'r, EncodedVolume<'r>>>, ScanError> {
-        let Work { record, facts, mut timings, made: (volume, started), _counted } = work;
-        let (run, id) = (self.run, record.id);
+        let Work { record, facts, mut timings, made, _counted } = work;
+        let Cut { volume, started, queued } = made;
+        let (context, id) = (self.context, record.id);
         // In this order: a scan is always on the board.
         let hand = InHand { scan: id.short(), slices_done: 0, slices_all: 0 };
-        run.shared.board.update().in_hand = Some(hand);
-        run.shared.board.left(Queue::Encode);
-        let encoded = run.attempt(record, |_| {
+        context.shared.board.update().in_hand = Some(hand);
+        drop(queued);
+        let encoded = context.attempt(record, |_| {
             timings.resume(Stage::Encode);
             let encoded = self.slices(id, &volume, started);
             timings.pause();
             encoded
         })?;
         if encoded.is_none() {
-            run.out_of_hand(id);
+            context.out_of_hand(id);
         }
         Ok(encoded.map(|(record, made)| Work { record, facts, timings, made, _counted }))
     }
@@ -401,16 +415,16 @@ impl<'r> Device<'r> {
         volume: &Volume,
         started: StartedVolume<'r>,
     ) -> Result<Option<EncodedVolume<'r>>, ScanError> {
-        let Self { run, tokeniser } = self;
-        if run.is_over() {
+        let Self { context, tokeniser } = self;
+        if context.is_over() {
             return Ok(None);
         }
-        let shared = run.shared;
+        let shared = context.shared;
         let batch_before = tokeniser.max_batch();
         let device = tokeniser.device().to_owned();
         let encoded = tokeniser.encode(volume, started, |progress| {
             show(shared, id, &device, progress);
-            if run.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if context.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         shared.metrics.device_memory(&device, tokeniser.memory());
         if tokeniser.max_batch() < batch_before {
@@ -428,18 +442,18 @@ impl<'r> Device<'r> {
 
 /// The third step.
 struct Finish<'r> {
-    run: &'r Run<'r>,
-    to_score: SyncSender<ScanId>,
+    context: &'r EncodeContext<'r>,
+    to_score: SyncSender<Encoded>,
 }
 
 impl Finish<'_> {
     /// Makes tokens, stores them, then hands on.
     fn finish(&self, work: Work<'_, EncodedVolume<'_>>) -> Result<(), ScanError> {
         let Work { record, facts, mut timings, made, .. } = work;
-        let Run { shared, .. } = self.run;
+        let EncodeContext { shared, .. } = self.context;
         let (id, device) = (record.id, &shared.method.device);
         timings.resume(Stage::Encode);
-        let made = self.run.attempt(record, |_| {
+        let made = self.context.attempt(record, |_| {
             Ok(Some(made.into_tokens().map_err(|error| of_device(error, device))?))
         })?;
         if let Some((record, tokens)) = made {
@@ -449,7 +463,7 @@ impl Finish<'_> {
             self.store(record, &tokens, facts)?;
             self.hand_on(id);
         }
-        self.run.out_of_hand(id);
+        self.context.out_of_hand(id);
         Ok(())
     }
 
@@ -460,7 +474,7 @@ impl Finish<'_> {
         tokens: &[TokenGrid],
         facts: EncodedFacts,
     ) -> Result<(), ScanError> {
-        let shared = self.run.shared;
+        let shared = self.context.shared;
         let secs = facts.timings_secs.get(Stage::Encode.name());
         info!(scan = %record.id, tokens = facts.n_tokens, secs, "encoded");
         let (state, encoded) = (ScanState::Encoded, Some(facts));
@@ -476,14 +490,15 @@ impl Finish<'_> {
     /// Gives an id to the score stage, waiting while its queue is full. The score stage ends first
     /// only when the service goes down, and a stop may drop the id: the journal holds the scan.
     fn hand_on(&self, id: ScanId) {
-        let board = &self.run.shared.board;
-        board.joined(Queue::Score, now_secs());
-        while !self.run.is_over() {
-            board.beat(StageName::Encode);
-            match self.to_score.try_send(id) {
+        let board = &self.context.shared.board;
+        let mut encoded = Encoded { id, queued: board.enqueue(Queue::Score, now_secs()) };
+        while !self.context.is_over() {
+            board.heartbeat(StageName::Encode);
+            match self.to_score.try_send(encoded) {
                 Ok(()) | Err(TrySendError::Disconnected(_)) => return,
-                Err(TrySendError::Full(_)) => thread::sleep(FULL),
+                Err(TrySendError::Full(back)) => encoded = back,
             }
+            thread::sleep(FULL);
         }
     }
 }
@@ -497,10 +512,11 @@ fn of_device(error: TokeniseError, device: &str) -> ScanError {
     }
 }
 
-/// After each batch: progress on the status page, a beat for the watchdog, the device's counters.
+/// After each batch: progress on the status page, a heartbeat for the watchdog, and the device's
+/// counters.
 fn show(shared: &Shared, id: ScanId, device: &str, progress: Progress) {
     let Progress { done, all, batch, took } = progress;
-    shared.board.beat(StageName::Encode);
+    shared.board.heartbeat(StageName::Encode);
     shared.board.update().in_hand =
         Some(InHand { scan: id.short(), slices_done: done, slices_all: all });
     shared.metrics.slices_encoded(device, batch as u64);

@@ -99,15 +99,17 @@ impl Intake {
         pending: Vec<(ScanId, u64)>,
         stems: HashSet<String>,
     ) -> Self {
-        for &(_, first_seen_secs) in &pending {
-            shared.board.joined(Queue::Encode, first_seen_secs);
-        }
+        let due = |(id, first_seen_secs)| {
+            let queued = shared.board.enqueue(Queue::Encode, first_seen_secs);
+            Due { id, prepared: None, queued }
+        };
+        let pending = pending.into_iter().map(due).collect();
         Self {
             reader: Arc::new(Reader::new(Arc::clone(&shared))),
             shared,
             woken,
             to_encoder,
-            pending: pending.into_iter().map(|(id, _)| Due { id, prepared: None }).collect(),
+            pending,
             settling: Settling::default(),
             troubles: HashMap::new(),
             bundles: series::Bundles::default(),
@@ -136,7 +138,7 @@ impl Intake {
         let soon = (settle / 4).clamp(Duration::from_millis(50), Duration::from_secs(1));
         let soon = Instant::now() + soon;
         loop {
-            self.shared.board.beat(StageName::Intake);
+            self.shared.board.heartbeat(StageName::Intake);
             let was_full = !self.pending.is_empty();
             self.hand_on();
             let is_full = !self.pending.is_empty();
@@ -170,11 +172,11 @@ impl Intake {
     fn look(&mut self, trigger: Option<RescanTrigger>, by: SeenBy) -> Result<(), ScanError> {
         let config = self.shared.config();
         let incoming = &config.directories.incoming;
-        let beat = || self.shared.board.beat(StageName::Intake);
+        let heartbeat = || self.shared.board.heartbeat(StageName::Intake);
         let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
             .expect("the settings were checked");
         self.is_paused = self.is_disk_low() | self.is_hook_gone();
-        let listed = ingest::list(incoming, &patterns, Links::PassedOver, beat);
+        let listed = ingest::list(incoming, &patterns, Links::PassedOver, heartbeat);
         if trigger.is_some() {
             self.next_listing = Instant::now() + config.intake.rescan;
         }
@@ -236,7 +238,7 @@ impl Intake {
             if self.shared.stopping() {
                 return Ok(());
             }
-            self.shared.board.beat(StageName::Intake);
+            self.shared.board.heartbeat(StageName::Intake);
             let Some(whole) = self.consider(candidate, incoming, by)? else { continue };
             for files in batch.add(whole) {
                 self.deal_with(&files, incoming)?;
@@ -420,11 +422,11 @@ impl Intake {
         self.shared.metrics.volume_ingested(IngestResult::Accepted);
         self.shared.board.update().n_accepted += 1;
         info!(scan = %id, "accepted");
-        self.shared.board.joined(Queue::Encode, record.first_seen_secs);
+        let queued = self.shared.board.enqueue(Queue::Encode, record.first_seen_secs);
         let goes_along = self.pending.len() < n_at_once(&self.shared)
             && prepared.scan.canonical.volume.n_bytes() <= MAX_HANDED_BYTES;
         let prepared = goes_along.then(|| Box::new(prepared));
-        self.pending.push_back(Due { id, prepared });
+        self.pending.push_back(Due { id, prepared, queued });
         self.hand_on();
     }
 

@@ -8,13 +8,12 @@
 
 mod archive;
 pub mod board;
-mod compare;
 mod encode;
 mod intake;
 mod score;
 mod timings;
 
-pub(crate) use compare::{compare_grid, nearest_of_each};
+pub(crate) use score::columns::{compare_grid, nearest_of_each};
 
 use std::{
     collections::HashSet,

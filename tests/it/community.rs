@@ -10,7 +10,7 @@ use oddscan::{
         PairDistances,
         error::ScanError,
         scan::ScanId,
-        window::MemberFacts,
+        window::Membership,
         window_scores::{ScoredMember, Scoring, WindowDistances, WindowScores, score_members},
     },
     numeric::{geometry::Shape3, projection::Normal, scoring::SearchReach, token::TokenGrid},
@@ -80,7 +80,7 @@ fn scores(grids: &mut Grids, enabled: bool) -> WindowScores {
     let member = |(scan, grid): (usize, &TokenGrid)| ScoredMember {
         id: id(scan),
         parts: vec![grid.foreground().clone()],
-        facts: MemberFacts::REFERENCE,
+        membership: Membership::REFERENCE,
     };
     let members: Vec<ScoredMember> = grids.0.iter().enumerate().map(member).collect();
     score_members(&members, &[9], &settings, grids).unwrap()

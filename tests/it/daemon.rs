@@ -268,7 +268,7 @@ fn results_that_cannot_be_written_are_written_when_the_folder_is_back() {
     drop_scans(&site, [1, 2]);
     let failed = "oddscan_outputs_total{kind=\"score_map\",result=\"failed\"}";
     site.wait("failed", |site| site.metric(failed) > 0.0);
-    assert!(site.status().cohorts["t1w"].n_outdated > 0, "the debt shows");
+    assert!(site.status().cohorts["t1w"].n_outdated > 0, "the stale results show");
     site.wait("said", |site| site.get("/readyz").unwrap().contains("the results folder cannot"));
     let page = site.get("/metrics").unwrap();
     let free = |kind| format!("oddscan_filesystem_avail_bytes{{directory=\"{kind}\"}}");

@@ -16,7 +16,7 @@ use oddscan::{
         PairDistances, SliceEncoder,
         error::ScanError,
         scan::ScanId,
-        window::MemberFacts,
+        window::Membership,
         window_scores::{ScoredMember, WindowDistances, WindowScores, score_members},
     },
     numeric::{
@@ -227,7 +227,7 @@ fn scores(
     let member = |scan| {
         let part = |part| goldens.tokens(case, scan, LAYERS[0], part).foreground().clone();
         let parts = (0..case.tokens.n_parts()).map(part).collect();
-        ScoredMember { id: id(scan), parts, facts: MemberFacts::REFERENCE }
+        ScoredMember { id: id(scan), parts, membership: Membership::REFERENCE }
     };
     let members: Vec<ScoredMember> = (0..N_SCANS).map(member).collect();
     score_members(&members, &LAYERS, &settings, &mut Columns(columns)).unwrap()

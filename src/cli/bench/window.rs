@@ -14,7 +14,7 @@ use crate::{
         cohort::CohortKey,
         error::ScanError,
         scan::{ScanId, ScanRecord, ScanState},
-        window::MemberFacts,
+        window::Membership,
         window_scores::{ScoredMember, WindowDistances, parts_of, score_members},
     },
     numeric::{
@@ -133,7 +133,7 @@ fn measure(
     let parts = fill(&store, arguments, &ids)?;
     let n_tokens: Vec<usize> = parts.iter().map(|part| part.cells.len()).collect();
     let member =
-        |&id: &ScanId| ScoredMember { id, parts: parts.clone(), facts: MemberFacts::REFERENCE };
+        |&id: &ScanId| ScoredMember { id, parts: parts.clone(), membership: Membership::REFERENCE };
     let members: Vec<ScoredMember> = ids.iter().map(member).collect();
     let started = Instant::now();
     let new = ids[n_scans - 1];

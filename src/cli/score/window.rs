@@ -43,7 +43,7 @@ impl Scoring<'_> {
         let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
         let mut window = Window::new(key, capacity);
         for member in members {
-            window.admit(member.record.id, self.config.member_facts(&member.record));
+            window.admit(member.record.id, self.config.membership(&member.record));
         }
         window
     }
@@ -61,7 +61,7 @@ impl Scoring<'_> {
         let scored_member = |member: &Member| ScoredMember {
             id: member.record.id,
             parts: parts_of(&member.tokens, n_parts),
-            facts: window.facts(member.record.id).clone(),
+            membership: window.membership(member.record.id).clone(),
         };
         let scored_members: Vec<ScoredMember> = members.iter().map(scored_member).collect();
         let mut computed = Computed {

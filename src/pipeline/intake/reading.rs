@@ -157,8 +157,8 @@ impl Reader {
         (read, timings)
     }
 
-    fn beat(&self) {
-        self.shared.board.beat(StageName::Intake);
+    fn heartbeat(&self) {
+        self.shared.board.heartbeat(StageName::Intake);
     }
 
     fn read_timed(
@@ -174,7 +174,7 @@ impl Reader {
         let limits = self.shared.limits();
         let Companions { mask, json } = &whole.companions;
         let mask = mask.as_ref().map(|(path, _)| path.as_path());
-        let mut draft = archive.draft(path, mask, limits.max_file_bytes, || self.beat())?;
+        let mut draft = archive.draft(path, mask, limits.max_file_bytes, || self.heartbeat())?;
         let json = json.as_ref().map(|(json, _)| read_json(path, json));
         if ingest::look_at(path).ok() != Some(*look) || Companions::of(path) != whole.companions {
             return Ok(Taken::Later);
@@ -198,7 +198,7 @@ impl Reader {
         if look_at_t1() != t1_look {
             return Ok(Taken::Later);
         }
-        self.beat();
+        self.heartbeat();
         let id = scan.id;
         if store.record(&id)?.is_some_and(|known| !known.may_come_again()) {
             return Ok(Taken::Duplicate(id));
@@ -213,12 +213,12 @@ impl Reader {
             },
         };
         let source = find_brain(scan, handed, method)?;
-        self.beat();
+        self.heartbeat();
 
         // What cannot be encoded is refused while the file is at hand.
         let prepared = Prepared::new(id, &source, path, json, &self.shared.config(), method)?;
         timings.switch(Stage::Decode);
-        self.beat();
+        self.heartbeat();
 
         if let Some(changed) = source.changed_scan() {
             archive.replace_scan(&draft, &changed)?;
@@ -240,7 +240,7 @@ impl Reader {
         let work = hook_folder(shared);
         let _at_work = shared.board.takes_long(format!("preprocessing by {}", hook.name()));
         let handed = hook.run(file, &scan.raw, &work, &shared.limits(), || {
-            self.beat();
+            self.heartbeat();
             !shared.stopping()
         });
         let is_unstarted = matches!(handed, Err(ScanError::Internal { doing: hook::STARTING, .. }));

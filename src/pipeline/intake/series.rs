@@ -106,8 +106,9 @@ impl Intake {
             marked.insert(file.path.clone(), (file.look, is_marked));
             is_marked
         };
-        let beat = || shared.board.beat(StageName::Intake);
-        let bundles = ingest::list_bundles(incoming, patterns, has_mark, beat).unwrap_or_default();
+        let heartbeat = || shared.board.heartbeat(StageName::Intake);
+        let bundles =
+            ingest::list_bundles(incoming, patterns, has_mark, heartbeat).unwrap_or_default();
         let files = bundles.iter().flat_map(|bundle| &bundle.files);
         let there: HashSet<&Path> = files.map(|file| file.path.as_path()).collect();
         self.bundles.settling.keep_only(|path| there.contains(path));
@@ -127,7 +128,7 @@ impl Intake {
             if self.shared.stopping() {
                 break;
             }
-            self.shared.board.beat(StageName::Intake);
+            self.shared.board.heartbeat(StageName::Intake);
             let members = self.members(bundle, incoming, by)?;
             let fresh = || members.iter().filter(|member| member.standing != Standing::Known);
             let Some(age) = fresh().map(|member| member.waited).max() else { continue };
@@ -189,7 +190,7 @@ impl Intake {
             members.iter().map(|member| (member.standing, member.file.path.clone())).collect();
         let shared = &self.shared;
         let alive = || {
-            shared.board.beat(StageName::Intake);
+            shared.board.heartbeat(StageName::Intake);
             !shared.stopping()
         };
         let started = Instant::now();
@@ -239,7 +240,7 @@ impl Intake {
         let mut refused = Vec::new();
         for event in events {
             let Event::Converted { name, patient, inputs } = event else { continue };
-            self.shared.board.beat(StageName::Intake);
+            self.shared.board.heartbeat(StageName::Intake);
             if self.shared.stopping() {
                 // The next start converts them again.
                 decided.later.extend(inputs);

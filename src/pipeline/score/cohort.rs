@@ -1,0 +1,345 @@
+//! The window of one cohort with its current scores, and what is decided for it.
+//!
+//! A cohort does no I/O, and the time comes in as an argument.
+
+use std::{
+    collections::BTreeSet,
+    num::NonZeroUsize,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    config::{Config, WindowSettings},
+    domain::{
+        cohort::CohortKey,
+        refresh::{Cooldown, StaleResults, is_stale, waits_for_first},
+        scan::{ScanId, ScanRecord},
+        window::{Membership, Window, WindowIdentity},
+        window_scores::WindowScores,
+    },
+    numeric::scoring,
+    pipeline::board::{CohortStatus, Queued},
+    results::{SHIFTED, result_key},
+};
+
+pub(super) struct Cohort {
+    /// Members now.
+    pub(super) window: Window,
+    /// Members when it was last scored.
+    pub(super) identity: WindowIdentity,
+    /// The same in the order of the scores.
+    pub(super) scored: Vec<ScanId>,
+    /// Without any scan while there are too few.
+    pub(super) scores: WindowScores,
+    /// Members that have joined since then and wait for their first result.
+    pub(super) unscored: Vec<Unscored>,
+    pub(super) cooldown: Cooldown,
+    /// Members whose results are older than the window.
+    pub(super) stale: StaleResults,
+    pub(super) last_scored_secs: Option<u64>,
+}
+
+/// A member that has not been scored yet.
+pub(super) struct Unscored {
+    pub(super) id: ScanId,
+    /// What its distances to the others took.
+    pub(super) took: Duration,
+    pub(super) queued: Queued,
+}
+
+/// A member whose first result is to be written.
+pub(super) struct FirstResult {
+    pub(super) id: ScanId,
+    /// Of a member that has just joined.
+    _queued: Option<Queued>,
+}
+
+impl Cohort {
+    pub(super) fn new(key: &CohortKey, capacity: NonZeroUsize, now: Instant) -> Self {
+        let window = Window::new(key.clone(), capacity);
+        let identity = window.identity();
+        Self {
+            window,
+            identity,
+            scored: Vec::new(),
+            scores: WindowScores::default(),
+            unscored: Vec::new(),
+            cooldown: Cooldown::over(now),
+            stale: StaleResults::default(),
+            last_scored_secs: None,
+        }
+    }
+
+    /// Takes a scan in as the newest member. Returns the members that left.
+    pub(super) fn admit(&mut self, scan: ScanId, membership: Membership) -> Vec<ScanId> {
+        let gone = self.window.admit(scan, membership);
+        self.stale.remove(&gone);
+        gone
+    }
+
+    /// Changes how many scans the window can hold. Returns the members that left.
+    pub(super) fn set_capacity(&mut self, capacity: NonZeroUsize) -> Vec<ScanId> {
+        let gone = self.window.set_capacity(capacity);
+        self.stale.remove(&gone);
+        gone
+    }
+
+    pub(super) fn is_scored(&self) -> bool {
+        !self.scores.scans.is_empty()
+    }
+
+    /// Whether the window is to be scored for scans that have joined. If more scans come, it cools
+    /// down first.
+    pub(super) fn is_due(&self, now: Instant, more_come: bool) -> bool {
+        !self.unscored.is_empty() && (!more_come || self.cooldown.is_over(now))
+    }
+
+    /// How long scans that have joined wait at most, if there are any.
+    pub(super) fn due_in(&self, now: Instant) -> Option<Duration> {
+        (!self.unscored.is_empty()).then(|| self.cooldown.remaining(now))
+    }
+
+    /// Whether the window must be scored before this member leaves it, so that the member has a
+    /// result. `was_scored` says whether it ever had one.
+    pub(super) fn must_score_before(&self, leaving: ScanId, was_scored: bool) -> bool {
+        // After a start no window has been scored yet. One that was not full may be so now.
+        let has_scores = self.is_scored() && self.scored.contains(&leaving);
+        let is_unscored = self.unscored.iter().any(|unscored| unscored.id == leaving);
+        is_unscored || (!has_scores && !was_scored)
+    }
+
+    /// Takes over what the journal and the settings say of the members.
+    pub(super) fn renew_memberships(&mut self, records: &[ScanRecord], settings: &Config) {
+        for record in records {
+            self.window.set_membership(record.id, settings.membership(record));
+        }
+    }
+
+    /// Takes over what the journal says of the members, and which results are stale for that. The
+    /// old scores go. Returns whether the window can be scored now.
+    pub(super) fn prepare_scoring(&mut self, records: &[ScanRecord], settings: &Config) -> bool {
+        self.renew_memberships(records, settings);
+        let limits = &settings.window;
+        self.identity = self.window.identity_for_scoring(limits.min_scans, limits.max_scans);
+        self.scored = records.iter().map(|record| record.id).collect();
+        self.scores = WindowScores::default();
+
+        let can_be_scored = self.identity.n_patients() >= limits.min_scans;
+        let current = can_be_scored.then(|| result_key(&self.identity, settings));
+        let stale = records.iter().filter(|record| is_stale(record, current.as_deref()));
+        self.stale.update(stale.map(|record| record.id).collect());
+        can_be_scored
+    }
+
+    /// How the members stand to each other in this scoring, in the order of the scores.
+    pub(super) fn memberships(&self) -> Vec<(ScanId, Membership)> {
+        let few_patients = self.identity.few_patients;
+        let membership = |id: &ScanId| {
+            let own = self.window.membership(*id).clone();
+            (*id, if few_patients { own.of_nobody() } else { own })
+        };
+        self.scored.iter().map(membership).collect()
+    }
+
+    /// What the status page shows.
+    pub(super) fn status(&self, limits: &WindowSettings) -> CohortStatus {
+        let n_patients = self.identity.n_patients();
+        CohortStatus {
+            n_scans: self.window.members().len(),
+            min_scans: limits.min_scans,
+            max_scans: limits.max_scans.get(),
+            heterogeneity: scoring::heterogeneity(&self.scores.references()),
+            n_unlike: self.n_unlike(),
+            n_set_aside: self.identity.set_aside.len(),
+            n_same_patient: self.identity.n_references() - n_patients,
+            few_patients: self.identity.few_patients,
+            n_outdated: self.stale.len() + self.unscored.len(),
+            last_scored_secs: self.last_scored_secs,
+        }
+    }
+
+    /// How far the newest member as a whole lies from the others.
+    pub(super) fn newest_shift(&self) -> Option<f64> {
+        self.scores.shift(self.scores.scans.len().checked_sub(1)?)
+    }
+
+    /// Share of the scored members that share an anomaly with others.
+    pub(super) fn contamination(&self) -> f64 {
+        let shared = self.scores.shared.iter().flat_map(|anomaly| &anomaly.members);
+        shared.collect::<BTreeSet<_>>().len() as f64 / self.scored.len().max(1) as f64
+    }
+
+    /// Members that lie far from their window as a whole.
+    fn n_unlike(&self) -> usize {
+        let is_unlike = |&index: &usize| self.scores.shift(index).is_some_and(|s| s > SHIFTED);
+        (0..self.scores.scans.len()).filter(is_unlike).count()
+    }
+}
+
+/// The first results to be written after a scoring: those of the scans that have just joined, then
+/// those of other members that still wait for theirs.
+pub(super) fn first_results(
+    joined: Vec<Unscored>,
+    records: &[ScanRecord],
+    is_scored: bool,
+) -> Vec<FirstResult> {
+    let has_joined: BTreeSet<ScanId> = joined.iter().map(|unscored| unscored.id).collect();
+    let others = records
+        .iter()
+        .filter(|record| waits_for_first(record, is_scored) && !has_joined.contains(&record.id))
+        .map(|record| FirstResult { id: record.id, _queued: None });
+    let joined = joined.into_iter();
+    joined
+        .map(|Unscored { id, queued, .. }| FirstResult { id, _queued: Some(queued) })
+        .chain(others)
+        .collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::{
+        domain::{
+            patient::Patient,
+            scan::{Reported, ScanState},
+        },
+        numeric::{geometry::Shape3, mask::ScoreGrid, scoring::ScanScores, token::Foreground},
+        pipeline::board::{Board, Queue},
+    };
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    pub(in crate::pipeline::score) fn key() -> CohortKey {
+        CohortKey { name: "t1w".into(), method: "m".into() }
+    }
+
+    pub(in crate::pipeline::score) fn no_scores() -> ScanScores {
+        let foreground = Foreground { shape: Shape3::cube(1), cells: Vec::new() };
+        ScanScores::new(ScoreGrid { foreground, scores: Vec::new() })
+    }
+
+    fn scan(n: u8) -> ScanId {
+        ScanId([n; 32])
+    }
+
+    fn cohort(capacity: usize, now: Instant) -> Cohort {
+        Cohort::new(&key(), NonZeroUsize::new(capacity).unwrap(), now)
+    }
+
+    fn record(n: u8, result: Option<&str>) -> ScanRecord {
+        let reported = result.map(|key| Reported { revision: 1, key: key.into() });
+        ScanRecord { state: ScanState::Encoded, reported, ..ScanRecord::new(scan(n), key()) }
+    }
+
+    fn reference(patient: &str) -> Membership {
+        Membership { is_reference: true, patient: Patient::of_header(patient) }
+    }
+
+    fn unscored(board: &Board, n: u8) -> Unscored {
+        let queued = board.enqueue(Queue::Score, 0);
+        Unscored { id: scan(n), took: Duration::ZERO, queued }
+    }
+
+    fn settings(min_scans: usize, max_scans: usize) -> Config {
+        let text = format!("window.min_scans = {min_scans}\nwindow.max_scans = {max_scans}");
+        Config::parse(&text).unwrap()
+    }
+
+    #[test]
+    fn a_window_cools_down_only_while_more_scans_come() {
+        let (board, now) = (Board::new(), Instant::now());
+        let mut cohort = cohort(9, now);
+        assert!(!cohort.is_due(now, false) && cohort.due_in(now).is_none(), "nobody waits");
+
+        cohort.unscored.push(unscored(&board, 1));
+        assert!(cohort.is_due(now, true), "it was not scored yet");
+        cohort.cooldown = Cooldown::after(Duration::from_secs(5), now);
+        assert!(!cohort.is_due(now, true));
+        assert!(cohort.is_due(now, false), "no more are to come");
+        assert_eq!(cohort.due_in(now), Some(Duration::from_secs(20)));
+        assert!(cohort.is_due(now + MINUTE, true));
+        assert_eq!(cohort.due_in(now + MINUTE), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_window_is_scored_before_a_member_leaves_without_a_result() {
+        let (board, now) = (Board::new(), Instant::now());
+        let mut cohort = cohort(9, now);
+        assert!(cohort.must_score_before(scan(1), false), "after a start");
+        assert!(!cohort.must_score_before(scan(1), true));
+
+        cohort.scored = vec![scan(1)];
+        cohort.scores.scans = vec![no_scores()];
+        assert!(!cohort.must_score_before(scan(1), false), "it has scores, and no file yet");
+        assert!(cohort.must_score_before(scan(2), false), "it joined after the scoring");
+        cohort.unscored.push(unscored(&board, 1));
+        assert!(cohort.must_score_before(scan(1), true), "it waits for its turn");
+    }
+
+    #[test]
+    fn a_member_that_leaves_has_no_stale_result_any_more() {
+        let mut cohort = cohort(2, Instant::now());
+        for n in [1, 2] {
+            assert_eq!(cohort.admit(scan(n), reference("")), []);
+        }
+        cohort.stale.update(vec![scan(1), scan(2)]);
+        assert_eq!(cohort.admit(scan(3), reference("")), [scan(1)]);
+        assert_eq!(cohort.stale.len(), 1);
+        assert_eq!(cohort.set_capacity(NonZeroUsize::MIN), [scan(2)]);
+        assert!(cohort.stale.is_empty());
+    }
+
+    #[test]
+    fn a_window_with_enough_patients_is_scored_and_other_results_are_stale() {
+        let settings = settings(2, 9);
+        let mut cohort = cohort(9, Instant::now());
+        let mut records = vec![record(1, Some(Reported::WAITING))];
+        cohort.admit(scan(1), reference(""));
+        assert!(!cohort.prepare_scoring(&records, &settings), "too few");
+        assert!(cohort.stale.is_empty(), "that it waits has been said");
+
+        records.extend([record(2, None), record(3, Some("old"))]);
+        for n in [2, 3] {
+            cohort.admit(scan(n), reference(""));
+        }
+        assert!(cohort.prepare_scoring(&records, &settings));
+        assert_eq!(cohort.scored, [1, 2, 3].map(scan));
+        assert_eq!(cohort.stale.len(), 3);
+
+        let current = result_key(&cohort.identity, &settings);
+        records[2] = record(3, Some(&current));
+        assert!(cohort.prepare_scoring(&records, &settings));
+        assert_eq!(cohort.stale.len(), 2);
+    }
+
+    #[test]
+    fn scans_of_too_few_patients_are_compared_with_each_other_when_the_window_is_full() {
+        let mut cohort = cohort(3, Instant::now());
+        let of_one = |n| {
+            let mut record = record(n, None);
+            record.source_name = format!("sub-1_run-{n}_T1w.nii.gz");
+            record
+        };
+        let records = [1, 2, 3].map(of_one);
+        records.iter().for_each(|record| drop(cohort.admit(record.id, reference(""))));
+        assert!(!cohort.prepare_scoring(&records, &settings(2, 4)), "it may still get others");
+        assert!(cohort.memberships().iter().all(|(_, own)| own.patient.is_some()));
+
+        assert!(cohort.prepare_scoring(&records, &settings(2, 3)));
+        assert!(cohort.identity.few_patients);
+        assert!(cohort.memberships().iter().all(|(_, own)| own.patient.is_none()));
+    }
+
+    #[test]
+    fn scans_that_have_just_joined_get_the_first_results() {
+        let board = Board::new();
+        let records = [record(1, None), record(2, Some("old")), record(3, None)];
+        let joined = vec![unscored(&board, 3), unscored(&board, 9)];
+        let first = first_results(joined, &records, true);
+        let ids: Vec<ScanId> = first.iter().map(|first| first.id).collect();
+        assert_eq!(ids, [3, 9, 1].map(scan));
+        assert_eq!(board.queue(Queue::Score).0, 2, "they wait until these are written");
+        drop(first);
+        assert_eq!(board.queue(Queue::Score).0, 0);
+    }
+}

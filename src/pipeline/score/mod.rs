@@ -1,0 +1,500 @@
+//! The last stage: owns the windows, keeps the distances between their members, scores them, and
+//! writes the results.
+//!
+//! A new scan gets its result at once. In a flood, a large window cools down between two scorings,
+//! and the scans that come meanwhile are scored together. A result that is older than its window
+//! is stale. After a scoring that leaves no new scan waiting, the stage refreshes one stale result.
+//! While no scan is on its way it goes on refreshing. The cohorts take turns. A scan that leaves
+//! its window has had a result, unless there were never enough good scans for one. The journal
+//! knows which result belongs to which window, so that a restart goes on with the stale ones.
+//!
+//! This file has the loop. [`cohort`] and `domain/refresh.rs` decide, without I/O; [`columns`] has
+//! the distances, [`results`] the files.
+
+mod cohort;
+pub(super) mod columns;
+mod results;
+
+use std::{
+    collections::BTreeMap,
+    mem,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tracing::{info, warn};
+
+use self::{
+    cohort::{Cohort, Unscored, first_results},
+    columns::{StoredColumns, compute_missing},
+};
+use super::{
+    IDLE, Shared,
+    board::{Queue, Queued, StageName},
+    encode::Encoded,
+    now_secs,
+};
+use crate::{
+    config::Config,
+    domain::{
+        PairDistances,
+        cohort::CohortKey,
+        error::ScanError,
+        refresh::{Cooldown, ResultsFolder, Turns},
+        scan::{ScanId, ScanRecord},
+        window_scores::{ScoredMember, score_members},
+    },
+    files,
+    metrics::{EvictionReason, ScoreResult, Stage, Trigger},
+    store::StoreError,
+};
+
+pub(super) struct Score {
+    shared: Arc<Shared>,
+    distances: Box<dyn PairDistances>,
+    from_encoder: Receiver<Encoded>,
+    /// Members that an earlier run left in the journal.
+    members: Vec<ScanRecord>,
+    cohorts: BTreeMap<CohortKey, Cohort>,
+    settings: Arc<Config>,
+    turns: Turns,
+    folder: ResultsFolder,
+}
+
+/// There is no encode stage any more.
+struct Gone;
+
+impl Score {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        distances: Box<dyn PairDistances>,
+        from_encoder: Receiver<Encoded>,
+        members: Vec<ScanRecord>,
+    ) -> Self {
+        let settings = shared.config();
+        let now = Instant::now();
+        Self {
+            shared,
+            distances,
+            from_encoder,
+            members,
+            cohorts: BTreeMap::new(),
+            settings,
+            turns: Turns::new(now),
+            folder: ResultsFolder::new(now),
+        }
+    }
+
+    pub(super) fn run(mut self) -> Result<(), ScanError> {
+        self.tidy_up()?;
+        self.take_up()?;
+        // What the encoder still sends is a member in the journal: the next start takes it.
+        while !self.shared.stopping() {
+            self.shared.board.heartbeat(StageName::Score);
+            match self.next() {
+                Ok(Some(encoded)) => self.admit(encoded)?,
+                Ok(None) => {}
+                // The encode stage has failed, and says so; a stage that ended first would be taken
+                // for the cause.
+                Err(Gone) => thread::sleep(IDLE),
+            }
+            self.show_waiting();
+            let has_scored = self.score_due()?;
+            self.reload()?;
+            if self.may_refresh(has_scored) {
+                self.refresh_one()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what an earlier run left that is of no use to this one.
+    fn tidy_up(&self) -> Result<(), ScanError> {
+        let reach = format!("{:?}", self.settings.scoring.reach);
+        let alive = || self.shared.board.heartbeat(StageName::Score);
+        self.shared.store.keep_columns_made_by(&reach, alive)?;
+        if let Err(error) = files::remove_leftovers(&self.settings.directories.results) {
+            let error = error.kind();
+            warn!(%error, "half-written files of an earlier run stay in the results folder");
+        }
+        Ok(())
+    }
+
+    /// The next scan from the encoder. The stage does not wait for it while there is a stale result
+    /// to refresh and no scan on its way.
+    fn next(&self) -> Result<Option<Encoded>, Gone> {
+        let now = Instant::now();
+        let refreshes = self.next_to_refresh(now).is_some() && !self.shared.board.is_encoding();
+        let patience = if refreshes { Duration::ZERO } else { self.due_in(now).min(IDLE) };
+        match self.from_encoder.recv_timeout(patience) {
+            Ok(encoded) => Ok(Some(encoded)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(Gone),
+        }
+    }
+
+    /// How long it takes until a window may be scored for scans that have joined.
+    fn due_in(&self, now: Instant) -> Duration {
+        let due = self.cohorts.values().filter_map(|cohort| cohort.due_in(now));
+        due.min().unwrap_or(Duration::MAX)
+    }
+
+    /// Whether a stale result may be refreshed without holding up new scans.
+    fn may_refresh(&self, has_scored: bool) -> bool {
+        let board = &self.shared.board;
+        let nobody_waits = board.queue(Queue::Score).0 == 0;
+        (has_scored && nobody_waits) || !board.is_encoding()
+    }
+
+    /// Rebuilds the windows of an earlier run from the journal. Scans that it left without any
+    /// result come first.
+    fn take_up(&mut self) -> Result<(), ScanError> {
+        for record in mem::take(&mut self.members) {
+            let took = self.enter(&record)?;
+            if self.shared.stopping() {
+                return Ok(());
+            }
+            if record.reported.is_none() {
+                let queued = self.shared.board.enqueue(Queue::Score, now_secs());
+                self.add_unscored(&record, took, queued);
+            }
+        }
+        for key in self.keys() {
+            self.score(&key, Trigger::Reload)?;
+        }
+        self.show_store()
+    }
+
+    /// Admits a scan that was just encoded.
+    fn admit(&mut self, Encoded { id, queued }: Encoded) -> Result<(), ScanError> {
+        let record = self.shared.store.record(&id)?;
+        let Some(record) = record.filter(ScanRecord::is_member) else { return Ok(()) };
+        let took = self.enter(&record)?;
+        if self.shared.stopping() {
+            return Ok(());
+        }
+        self.add_unscored(&record, took, queued);
+        self.show(&record.cohort)
+    }
+
+    /// Adds a member whose first result is due at the next scoring.
+    fn add_unscored(&mut self, record: &ScanRecord, took: Duration, queued: Queued) {
+        if let Some(cohort) = self.cohorts.get_mut(&record.cohort) {
+            cohort.unscored.push(Unscored { id: record.id, took, queued });
+        }
+    }
+
+    /// Makes a scan a member and computes its distances to the others. Returns how long that took.
+    /// When the service is to stop, the next start does it.
+    fn enter(&mut self, record: &ScanRecord) -> Result<Duration, ScanError> {
+        self.write_before_it_leaves(record)?;
+        let started = Instant::now();
+        if self.shared.stopping() {
+            return Ok(Duration::ZERO);
+        }
+
+        let (id, key) = (record.id, &record.cohort);
+        let new = || Cohort::new(key, self.settings.window.max_scans, started);
+        let cohort = self.cohorts.entry(key.clone()).or_insert_with(new);
+        let gone = cohort.admit(id, self.settings.membership(record));
+        let others: Vec<ScanId> = cohort.window.others(id).collect();
+        self.evict(&gone)?;
+
+        let reach = self.settings.scoring.reach;
+        let n_pairs = compute_missing(&self.shared, self.distances.as_mut(), reach, id, &others)?;
+        self.shared.metrics.pairs_computed(key.label(), n_pairs);
+        Ok(started.elapsed())
+    }
+
+    /// Scores the windows that new scans have joined, unless they cool down. Returns whether there
+    /// were any.
+    fn score_due(&mut self) -> Result<bool, ScanError> {
+        let (now, board) = (Instant::now(), &self.shared.board);
+        let n_unscored: usize = self.cohorts.values().map(|cohort| cohort.unscored.len()).sum();
+        let more_come = board.is_encoding() || board.queue(Queue::Score).0 > n_unscored;
+        let due = self.cohorts.iter().filter(|(_, cohort)| cohort.is_due(now, more_come));
+        let due: Vec<CohortKey> = due.map(|(key, _)| key.clone()).collect();
+        due.iter().try_for_each(|key| self.score(key, Trigger::NewStudy))?;
+        Ok(!due.is_empty())
+    }
+
+    /// Scores a window anew and writes the results of those that wait for their first. The next
+    /// start takes up what a stop leaves.
+    fn score(&mut self, key: &CohortKey, trigger: Trigger) -> Result<(), ScanError> {
+        if self.shared.stopping() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        let joined = mem::take(&mut cohort.unscored);
+        let records = self.records_of(key)?;
+        let is_scored = self.rescore(key, &records, trigger)?;
+        let took = started.elapsed();
+        for Unscored { took: own, .. } in &joined {
+            let share = took / joined.len() as u32;
+            self.shared.metrics.stage_finished(Stage::Score, *own + share);
+        }
+
+        self.write_first(key, first_results(joined, &records, is_scored))?;
+        if let Some(cohort) = self.cohorts.get_mut(key) {
+            cohort.cooldown = Cooldown::after(took, Instant::now());
+        }
+        self.show(key)?;
+        self.show_waiting();
+        self.show_store()
+    }
+
+    /// Scores all members of a window anew from the stored columns, if there are enough of them.
+    /// Returns whether there are. Results of the window as it was are stale then.
+    fn rescore(
+        &mut self,
+        key: &CohortKey,
+        records: &[ScanRecord],
+        trigger: Trigger,
+    ) -> Result<bool, ScanError> {
+        let Self { shared, distances, settings, cohorts, .. } = self;
+        let Some(cohort) = cohorts.get_mut(key) else { return Ok(false) };
+        if !cohort.prepare_scoring(records, settings) {
+            shared.metrics.score_run(key.label(), ScoreResult::SkippedTooFew, trigger, now_secs());
+            return Ok(false);
+        }
+
+        let members = members_to_score(shared, cohort)?;
+        let mut stored = StoredColumns {
+            shared: shared.as_ref(),
+            distances: distances.as_mut(),
+            reach: settings.scoring.reach,
+            n_tokens: members.iter().map(n_tokens).collect(),
+        };
+        let layers = &shared.method.layers;
+        cohort.scores = score_members(&members, layers, &settings.scoring, &mut stored)?;
+        cohort.last_scored_secs = Some(now_secs());
+        shared.metrics.score_run(key.label(), ScoreResult::Ok, trigger, now_secs());
+        Ok(true)
+    }
+
+    /// What the journal says of the members of a window.
+    fn records_of(&self, key: &CohortKey) -> Result<Vec<ScanRecord>, ScanError> {
+        let mut records = Vec::new();
+        for id in self.cohorts.get(key).map_or(&[][..], |cohort| cohort.window.members()) {
+            records.extend(self.shared.store.record(id)?);
+        }
+        Ok(records)
+    }
+
+    /// Removes scans that left their window. Their results stay.
+    fn evict(&self, gone: &[ScanId]) -> Result<(), ScanError> {
+        for id in gone {
+            self.shared.board.heartbeat(StageName::Score);
+            let _changing = self.shared.archive.changing();
+            let Some(record) = self.shared.store.record(id)? else { continue };
+            self.shared.store.evict(&record)?;
+            if let Err(error) = self.shared.archive.remove(*id) {
+                // The next start removes what the journal no longer holds.
+                warn!(scan = %id, %error, "the archived source of an evicted scan stays");
+            }
+            if record.was_scored() {
+                self.shared.metrics.evicted(EvictionReason::Window);
+                info!(scan = %id, "left the window");
+            } else {
+                self.shared.metrics.evicted(EvictionReason::Unscored);
+                warn!(scan = %id, "left a full window that could not be scored: no result");
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over new settings. A smaller window lets scans go; with other thresholds results are
+    /// stale.
+    fn reload(&mut self) -> Result<(), ScanError> {
+        let settings = self.shared.config();
+        if Arc::ptr_eq(&settings, &self.settings) {
+            return Ok(());
+        }
+        self.settings = settings;
+        for key in self.keys() {
+            self.resize(&key)?;
+            if self.shared.stopping() {
+                break;
+            }
+            self.score(&key, Trigger::Reload)?;
+        }
+        Ok(())
+    }
+
+    /// Takes over how many scans a window can hold. Members that have to leave get their first
+    /// result before, scored in the window that they were in.
+    fn resize(&mut self, key: &CohortKey) -> Result<(), ScanError> {
+        let capacity = self.settings.window.max_scans;
+        let records = self.records_of(key)?;
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        cohort.renew_memberships(&records, &self.settings);
+
+        let leaving = cohort.window.leaving(capacity);
+        let waits = leaving.iter().map(|&id| self.waits_for_first(id, true));
+        if waits.collect::<Result<Vec<_>, _>>()?.contains(&true) {
+            self.score(key, Trigger::Reload)?;
+            for id in leaving {
+                self.write_if_it_waits(key, id)?;
+            }
+        }
+        if self.shared.stopping() {
+            return Ok(());
+        }
+
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        let gone = cohort.set_capacity(capacity);
+        self.evict(&gone)
+    }
+
+    fn keys(&self) -> Vec<CohortKey> {
+        self.cohorts.keys().cloned().collect()
+    }
+
+    fn show(&mut self, key: &CohortKey) -> Result<(), ScanError> {
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        cohort.stale.observe(now_secs());
+        self.show_stale();
+        let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
+        let oldest = cohort.window.members().first();
+        let oldest = oldest.map(|id| self.shared.store.record(id)).transpose()?.flatten();
+        let status = cohort.status(&self.settings.window);
+
+        let metrics = &self.shared.metrics;
+        metrics.window(
+            key.label(),
+            [cohort.identity.n_patients(), status.n_set_aside, status.n_same_patient],
+            status.min_scans,
+            status.max_scans,
+            oldest.map(|record| record.first_seen_secs),
+        );
+        metrics.window_likeness(key.label(), status.heterogeneity, cohort.newest_shift());
+        metrics.window_contamination(key.label(), cohort.contamination());
+        self.shared.board.update().cohorts.insert(key.label().to_owned(), status);
+        Ok(())
+    }
+
+    fn show_stale(&self) {
+        let stale = || self.cohorts.values().map(|cohort| &cohort.stale);
+        let n_stale = stale().map(|stale| stale.len()).sum();
+        let since = stale().filter_map(|stale| stale.since_secs()).min();
+        self.shared.metrics.queue(Stage::Write, n_stale, since);
+    }
+
+    fn show_waiting(&self) {
+        let (n_waiting, oldest) = self.shared.board.queue(Queue::Score);
+        self.shared.metrics.queue(Stage::Score, n_waiting, oldest);
+    }
+
+    fn show_store(&self) -> Result<(), ScanError> {
+        let store = &self.shared.store;
+        self.shared.metrics.store_size(store.size_on_disk()?, store.live_bytes()?);
+        Ok(())
+    }
+}
+
+/// The members of a window as the scoring sees them.
+fn members_to_score(shared: &Shared, cohort: &Cohort) -> Result<Vec<ScoredMember>, ScanError> {
+    let mut members = Vec::new();
+    for (id, membership) in cohort.memberships() {
+        let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
+        let foreground = |part| shared.store.foreground(&id, part)?.ok_or_else(lost);
+        let parts = (0..shared.method.n_parts).map(foreground).collect::<Result<_, _>>()?;
+        members.push(ScoredMember { id, parts, membership });
+    }
+    Ok(members)
+}
+
+/// Tokens of each part of a layer.
+fn n_tokens(member: &ScoredMember) -> (ScanId, Vec<usize>) {
+    (member.id, member.parts.iter().map(|part| part.cells.len()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::mpsc};
+
+    use half::f16;
+
+    use super::{cohort::tests::key, *};
+    use crate::{
+        compute::cpu::CpuDistances,
+        domain::scan::ScanState,
+        metrics::Metrics,
+        numeric::{geometry::Shape3, token::TokenGrid},
+        store::{MIN_MEMORY, Store},
+    };
+
+    /// A score stage whose windows wait for more scans: its results are notices.
+    pub(super) fn stage(folder: &Path) -> Score {
+        for name in ["results", "state"] {
+            std::fs::create_dir(folder.join(name)).unwrap();
+        }
+        let at = folder.display();
+        let config = format!(
+            "window.min_scans = 9\n\
+             directories.results = \"{at}/results\"\n\
+             directories.state = \"{at}/state\""
+        );
+        let config = Config::parse(&config).unwrap();
+        let store = Store::open(&folder.join("state/store"), MIN_MEMORY).unwrap();
+        let method = crate::engine::tests::method();
+        let shared = Shared::new(config, store, Metrics::new(), method).unwrap();
+        let (_, from_encoder) = mpsc::channel();
+        Score::new(Arc::new(shared), Box::new(CpuDistances::new()), from_encoder, Vec::new())
+    }
+
+    /// A scan arrives from the encoder.
+    pub(super) fn arrive(score: &mut Score, n: u8) {
+        let features = vec![f16::from_f32(f32::from(n)); 8];
+        let tokens = TokenGrid::new(Shape3::cube(2), 8, vec![u32::from(n)], features).unwrap();
+        let record = ScanRecord {
+            state: ScanState::Encoded,
+            output_stem: format!("scan-{n}"),
+            sequence: u64::from(n),
+            ..ScanRecord::new(ScanId([n; 32]), key())
+        };
+        score.shared.store.put_encoded(&record, &[tokens]).unwrap();
+        let queued = score.shared.board.enqueue(Queue::Score, 0);
+        score.admit(Encoded { id: record.id, queued }).unwrap();
+        score.score_due().unwrap();
+    }
+
+    /// The window of a stage cools down for longer than any test takes.
+    fn cool_down(score: &mut Score) {
+        let hour = Duration::from_secs(3600);
+        let cohort = score.cohorts.get_mut(&key()).unwrap();
+        cohort.cooldown = Cooldown::after(hour, Instant::now() + hour);
+    }
+
+    #[test]
+    fn scans_that_come_while_a_window_cools_down_get_their_results_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut score = stage(folder.path());
+        let has_result =
+            |n: u8| folder.path().join(format!("results/scan-{n}_anomaly.json")).exists();
+        let waiting = |score: &Score| {
+            let status = score.shared.board.status();
+            (status.n_unscored, status.cohorts["t1w"].n_outdated)
+        };
+        let encoding = score.shared.board.enqueue(Queue::Encode, 0);
+        arrive(&mut score, 1);
+        assert!(has_result(1), "at once: the window does not cool down");
+        cool_down(&mut score);
+        arrive(&mut score, 2);
+        arrive(&mut score, 3);
+        assert!(![2, 3].map(has_result).contains(&true));
+        assert_eq!(waiting(&score), (2, 2));
+        drop(encoding);
+        assert!(score.score_due().unwrap(), "no more are to come");
+        assert!([2, 3].iter().all(|&n| has_result(n)));
+        assert_eq!(waiting(&score), (0, 0));
+        cool_down(&mut score);
+        arrive(&mut score, 4);
+        assert!(has_result(4), "at once: none is on its way");
+    }
+}

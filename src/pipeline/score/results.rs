@@ -1,0 +1,484 @@
+//! Writes the results of members: the first ones at once, stale ones in turn.
+
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tracing::{error, info, warn};
+
+use super::{
+    Score,
+    cohort::{Cohort, FirstResult},
+};
+use crate::{
+    config::Config,
+    domain::{
+        cohort::CohortKey,
+        error::{Disposition, ScanError, panic_text},
+        refresh::{Attempt, waits_for_first},
+        scan::{Reported, ScanId, ScanRecord},
+    },
+    metrics::{OutputKind, Stage, Trigger},
+    pipeline::{ARCHIVED, FULL, Shared, board::StageName, now_secs, side_by_side},
+    prepare::read_again,
+    report,
+    results::{ResultInput, build_results, result_key, sidecar},
+};
+
+/// Results are written at once for scans of so many bytes together, as they are archived. In memory
+/// a scan and its map take ten times as much, or more where it is packed well.
+const MAX_AT_ONCE: u64 = 64 << 20;
+
+/// Whether files were written, or what panicked.
+type Written = thread::Result<Result<(), ScanError>>;
+
+impl Score {
+    /// Writes the results of scans that wait for their first. If the service is to stop or the
+    /// folder is away, their results stay stale and are the next to be refreshed. A scan leaves the
+    /// queue when its turn is over, also without a result.
+    pub(super) fn write_first(
+        &mut self,
+        key: &CohortKey,
+        mut due: Vec<FirstResult>,
+    ) -> Result<(), ScanError> {
+        let ids: Vec<ScanId> = due.iter().map(|first| first.id).collect();
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        cohort.stale.remove(&ids);
+
+        let (mut later, mut failed) = (Vec::new(), Vec::new());
+        let mut left = &ids[..];
+        while !left.is_empty() {
+            let (now, others) = left.split_at(self.n_at_once(left));
+            for (id, attempt) in self.try_first(key, now)? {
+                match attempt {
+                    Attempt::Written => {}
+                    Attempt::FolderAway => later.push(id),
+                    Attempt::Failed => failed.push(id),
+                }
+            }
+            due.drain(..now.len());
+            left = others;
+        }
+
+        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        cohort.stale.put_first(later);
+        cohort.stale.put_last(failed);
+        Ok(())
+    }
+
+    fn try_first(
+        &mut self,
+        key: &CohortKey,
+        ids: &[ScanId],
+    ) -> Result<Vec<(ScanId, Attempt)>, ScanError> {
+        self.shared.board.heartbeat(StageName::Score);
+        if self.shared.stopping() || !self.folder.may_be_tried(Instant::now()) {
+            return Ok(ids.iter().map(|&id| (id, Attempt::FolderAway)).collect());
+        }
+        self.write_side_by_side(key, ids)
+    }
+
+    /// How many of some results are written at once, counted from the first: as many as there are
+    /// cores for, and no more than fit into memory together.
+    fn n_at_once(&self, ids: &[ScanId]) -> usize {
+        let size = |id: &ScanId| fs::metadata(self.shared.archive.scan(*id)).map_or(0, |m| m.len());
+        let mut n_bytes = 0;
+        let fit = ids.iter().take(n_writers()).take_while(|id| {
+            n_bytes += size(id);
+            n_bytes <= MAX_AT_ONCE
+        });
+        fit.count().max(1)
+    }
+
+    /// In a flood of scans the first ones may leave before their turn: they get a result now. Where
+    /// the folder is away, the stream waits for it.
+    pub(super) fn write_before_it_leaves(&mut self, joins: &ScanRecord) -> Result<(), ScanError> {
+        let key = &joins.cohort;
+        let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
+        let leaving = cohort.window.next_to_leave(&self.settings.membership(joins));
+        let Some(leaving) = leaving else { return Ok(()) };
+
+        let was_scored = !self.waits_for_first(leaving, true)?;
+        if cohort.must_score_before(leaving, was_scored) {
+            self.score(key, Trigger::NewStudy)?;
+        }
+        self.write_if_it_waits(key, leaving)
+    }
+
+    /// Writes the first result of a member, whenever the folder is there.
+    pub(super) fn write_if_it_waits(
+        &mut self,
+        key: &CohortKey,
+        id: ScanId,
+    ) -> Result<(), ScanError> {
+        let is_scored = self.cohorts.get(key).is_some_and(Cohort::is_scored);
+        while self.waits_for_first(id, is_scored)? && !self.shared.stopping() {
+            self.shared.board.heartbeat(StageName::Score);
+            if !self.folder.may_be_tried(Instant::now()) {
+                thread::sleep(FULL);
+            } else if self.write(key, id)? == Attempt::Failed {
+                // Nor would it be written if it stayed.
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a member still waits for what can be said of it now.
+    pub(super) fn waits_for_first(&self, id: ScanId, is_scored: bool) -> Result<bool, ScanError> {
+        let record = self.shared.store.record(&id)?;
+        Ok(record.is_some_and(|record| waits_for_first(&record, is_scored)))
+    }
+
+    /// The cohort whose turn it is to have a stale result refreshed, if one may be.
+    pub(super) fn next_to_refresh(&self, now: Instant) -> Option<&CohortKey> {
+        let stale = self.cohorts.iter().filter(|(_, cohort)| !cohort.stale.is_empty());
+        let next = self.turns.next(stale.map(|(key, _)| key), now);
+        next.filter(|_| self.folder.may_be_tried(now))
+    }
+
+    /// Refreshes one stale result, if there is one.
+    pub(super) fn refresh_one(&mut self) -> Result<(), ScanError> {
+        if self.shared.stopping() {
+            return Ok(());
+        }
+        let Some(key) = self.next_to_refresh(Instant::now()).cloned() else { return Ok(()) };
+        self.turns.took(&key);
+        let next = self.cohorts.get_mut(&key).and_then(|cohort| cohort.stale.take_next());
+        let Some(id) = next else { return Ok(()) };
+        if self.write(&key, id)? == Attempt::Failed {
+            self.turns.back_off(Instant::now(), self.settings.intake.rescan);
+        }
+        self.show(&key)
+    }
+
+    /// Writes the result of a member, or that it waits. What cannot be written stays stale.
+    fn write(&mut self, key: &CohortKey, id: ScanId) -> Result<Attempt, ScanError> {
+        let attempts = self.write_side_by_side(key, &[id])?;
+        let Some(&(_, attempt)) = attempts.first() else { return Ok(Attempt::Failed) };
+        if attempt != Attempt::Written
+            && let Some(cohort) = self.cohorts.get_mut(key)
+        {
+            cohort.stale.put_last([id]);
+        }
+        Ok(attempt)
+    }
+
+    /// The same for some members at once; those that are gone are left out. What cannot be written
+    /// is up to the caller.
+    fn write_side_by_side(
+        &mut self,
+        key: &CohortKey,
+        ids: &[ScanId],
+    ) -> Result<Vec<(ScanId, Attempt)>, ScanError> {
+        let Some(cohort) = self.cohorts.get(key) else { return Ok(Vec::new()) };
+        let mut records = Vec::new();
+        for id in ids {
+            records.extend(self.shared.store.record(id)?);
+        }
+        let results = ResultsOf { shared: &self.shared, settings: &self.settings, cohort };
+        let attempts = write_all(&self.shared, &records, |record| results.write(record));
+
+        // All of them are noted, also beside one that ends the service.
+        let noted: Vec<Result<(ScanId, Attempt), ScanError>> = records
+            .into_iter()
+            .zip(attempts)
+            .map(|(record, (done, took))| Ok((record.id, self.note(key, record, done, took)?)))
+            .collect();
+        let noted = noted.into_iter().collect::<Result<Vec<_>, _>>()?;
+
+        let attempts: Vec<Attempt> = noted.iter().map(|&(_, attempt)| attempt).collect();
+        if self.folder.note(&attempts) {
+            info!("results are written again");
+        }
+        Ok(noted)
+    }
+
+    /// Notes what became of a result.
+    fn note(
+        &mut self,
+        key: &CohortKey,
+        record: ScanRecord,
+        done: Written,
+        took: Duration,
+    ) -> Result<Attempt, ScanError> {
+        let attempt = self.judge(record.id, done)?;
+        let Some(cohort) = self.cohorts.get(key) else { return Ok(Attempt::Failed) };
+        let is_written = attempt == Attempt::Written;
+        for kind in OutputKind::ALL {
+            if cohort.is_scored() || *kind == OutputKind::Sidecar {
+                self.shared.metrics.output_written(*kind, is_written);
+            }
+        }
+        if is_written {
+            self.note_written(cohort, record)?;
+            self.shared.metrics.stage_finished(Stage::Write, took);
+        }
+        Ok(attempt)
+    }
+
+    /// Journals which result a scan has now.
+    fn note_written(&self, cohort: &Cohort, mut record: ScanRecord) -> Result<(), ScanError> {
+        let key = if cohort.is_scored() {
+            result_key(&cohort.identity, &self.settings)
+        } else {
+            Reported::WAITING.to_owned()
+        };
+        if cohort.is_scored() && !record.was_scored() {
+            let waited = now_secs().saturating_sub(record.first_seen_secs);
+            self.shared.metrics.end_to_end(Duration::from_secs(waited));
+        }
+        let revision = record.reported.as_ref().map_or(0, |done| done.revision) + 1;
+        record.reported = Some(Reported { revision, key });
+        self.shared.store.put_record(&record)?;
+        self.shared.board.update().n_reported += 1;
+        Ok(())
+    }
+
+    /// How an attempt ended; an error only if the daemon cannot go on.
+    fn judge(&mut self, id: ScanId, done: Written) -> Result<Attempt, ScanError> {
+        match done {
+            Ok(Ok(())) => Ok(Attempt::Written),
+            Ok(Err(error)) => self.judge_error(id, error),
+            Err(panic) => {
+                self.shared.metrics.stage_panicked(Stage::Write);
+                let panic = panic_text(panic.as_ref());
+                error!(scan = %id, panic, "a crash while a result was written; please report it");
+                Ok(Attempt::Failed)
+            }
+        }
+    }
+
+    fn judge_error(&mut self, id: ScanId, error: ScanError) -> Result<Attempt, ScanError> {
+        let metrics = &self.shared.metrics;
+        metrics.stage_failed(Stage::Write, &error);
+        if error.disposition() == Disposition::Fatal {
+            return Err(error);
+        }
+        metrics.stage_retried(Stage::Write);
+        if !matches!(error, ScanError::Internal { .. }) {
+            warn!(scan = %id, %error, "no result written; trying again");
+            return Ok(Attempt::Failed);
+        }
+        // Said once, also where several fail at once.
+        if self.folder.fails(Instant::now(), self.settings.intake.rescan) {
+            warn!(scan = %id, %error, "no results can be written; trying until they can");
+        }
+        Ok(Attempt::FolderAway)
+    }
+}
+
+/// Most results that are written at once.
+fn n_writers() -> usize {
+    rayon::current_num_threads().div_ceil(4).min(4)
+}
+
+/// Writes several results in parallel. Returns for each how that ended, and the time that it took.
+fn write_all(
+    shared: &Shared,
+    records: &[ScanRecord],
+    write: impl Fn(&ScanRecord) -> Result<(), ScanError> + Sync,
+) -> Vec<(Written, Duration)> {
+    let attempt = |record: &ScanRecord| {
+        let started = Instant::now();
+        let done = catch_unwind(AssertUnwindSafe(|| write(record)));
+        shared.board.heartbeat(StageName::Score);
+        (done, started.elapsed())
+    };
+    let mut all = Vec::new();
+    side_by_side(records, attempt, |_, written| all.push(written));
+    all
+}
+
+/// What results are made from.
+struct ResultsOf<'a> {
+    shared: &'a Shared,
+    settings: &'a Config,
+    cohort: &'a Cohort,
+}
+
+impl ResultsOf<'_> {
+    /// The result of a member, or that it waits.
+    fn write(&self, record: &ScanRecord) -> Result<(), ScanError> {
+        if self.cohort.is_scored() { self.write_scored(record) } else { self.write_waiting(record) }
+    }
+
+    fn write_waiting(&self, record: &ScanRecord) -> Result<(), ScanError> {
+        let identity = &self.cohort.identity;
+        let waiting = sidecar(record, identity, &self.shared.method, self.settings);
+        let folder = &self.settings.directories.results;
+        report::write_sidecar(folder, &record.output_stem, &waiting).map_err(writing)?;
+        let (have, need) = (identity.n_patients(), self.settings.window.min_scans);
+        info!(scan = %record.id, have, need, "waits for scans of more patients");
+        Ok(())
+    }
+
+    fn write_scored(&self, record: &ScanRecord) -> Result<(), ScanError> {
+        let Self { shared, settings, cohort } = self;
+        let id = record.id;
+        let index = cohort.scored.iter().position(|&member| member == id);
+        let Some(index) = index else { return Ok(()) };
+
+        let mask = shared.archive.mask(id);
+        let scan = shared.archive.scan(id);
+        let source = read_again(record, &scan, mask.as_deref(), &ARCHIVED)?;
+        let (results, finding) = build_results(&ResultInput {
+            record,
+            source: &source,
+            scores: &cohort.scores,
+            index,
+            window: &cohort.identity,
+            method: &shared.method,
+            config: settings,
+        })?;
+        let folder = &settings.directories.results;
+        report::write_results(folder, &record.output_stem, &results).map_err(writing)?;
+
+        shared.metrics.study_percentile(record.cohort.label(), finding.percentile);
+        info!(
+            scan = %id,
+            window = cohort.identity.id,
+            scans = cohort.scores.scans.len(),
+            score = format!("{:.3}", finding.score_top1_mean),
+            percentile = format!("{:.2}", finding.percentile),
+            "result written"
+        );
+        Ok(())
+    }
+}
+
+fn writing(source: std::io::Error) -> ScanError {
+    ScanError::Internal { doing: "writing results", source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::{
+        domain::{
+            error::{DeviceError, QuarantineReason, Refusal},
+            refresh::{ResultsFolder, Turns},
+        },
+        nifti,
+        numeric::{
+            geometry::{Affine, Shape3, WorldPoint},
+            volume::RawVolume,
+        },
+        pipeline::{
+            board::Queue,
+            score::{
+                cohort::tests::{key, no_scores},
+                tests::{arrive, stage},
+            },
+        },
+    };
+
+    fn scan(n: u8) -> ScanId {
+        ScanId([n; 32])
+    }
+
+    fn refused() -> ScanError {
+        Refusal::new(QuarantineReason::NoBrain, "nothing", "a brain", "check the export").into()
+    }
+
+    /// A scan of 4 mm voxels with a box of 1118 ml in it.
+    fn box_of_brain() -> Vec<u8> {
+        let shape = Shape3([40, 42, 44]);
+        let is_inside = |at: [usize; 3]| at.iter().zip([24, 26, 28]).all(|(&i, n)| i < n);
+        let voxel = |o: usize| if is_inside(shape.voxel(o)) { 1.0 + (o % 7) as f32 } else { 0.0 };
+        let voxels = (0..shape.n_voxels()).map(voxel).collect();
+        let affine = Affine::scaling(4.0, WorldPoint([0.0; 3])).unwrap();
+        nifti::encode_volume(&RawVolume { shape, voxels, affine })
+    }
+
+    #[test]
+    fn an_attempt_is_judged_by_what_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut score = stage(folder.path());
+        let mut judge = |done: Written| score.judge(scan(1), done);
+        assert_eq!(judge(Ok(Ok(()))).unwrap(), Attempt::Written);
+        assert_eq!(judge(Ok(Err(refused()))).unwrap(), Attempt::Failed);
+        assert_eq!(judge(Err(Box::new("a bug"))).unwrap(), Attempt::Failed);
+        let broken = DeviceError::Failed { device: "gpu".into(), message: "gone".into() };
+        assert!(judge(Ok(Err(broken.into()))).is_err(), "the daemon cannot go on");
+        assert!(score.folder.may_be_tried(Instant::now()));
+
+        let away = writing(io::ErrorKind::NotFound.into());
+        assert_eq!(score.judge(scan(1), Ok(Err(away))).unwrap(), Attempt::FolderAway);
+        assert!(!score.folder.may_be_tried(Instant::now()));
+    }
+
+    #[test]
+    fn a_crash_while_one_result_is_written_leaves_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let score = stage(folder.path());
+        let records = [1, 2, 3].map(|n| ScanRecord::new(scan(n), key()));
+        let written = write_all(&score.shared, &records, |record| {
+            assert_ne!(record.id, scan(2), "a bug");
+            if record.id == scan(3) { Err(refused()) } else { Ok(()) }
+        });
+        let ends: Vec<_> =
+            written.iter().map(|(done, _)| done.as_ref().map(Result::is_ok)).collect();
+        assert!(matches!(ends[..], [Ok(true), Err(_), Ok(false)]), "{ends:?}");
+    }
+
+    #[test]
+    fn a_refresh_that_fails_or_crashes_is_tried_again_after_a_pause() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut score = stage(folder.path());
+        arrive(&mut score, 1);
+        let revision = |score: &Score| {
+            let record = score.shared.store.record(&scan(1)).unwrap().unwrap();
+            record.reported.unwrap().revision
+        };
+        assert_eq!(revision(&score), 1, "the notice that it waits");
+
+        // A window that claims to be scored, but lacks the scores of this member.
+        let cohort = score.cohorts.get_mut(&key()).unwrap();
+        cohort.scores.scans = vec![no_scores()];
+        cohort.scored = vec![scan(9), scan(1)];
+        let archived = score.shared.archive.scan(scan(1));
+        for (source, fault) in [(None, "no archived source"), (Some(box_of_brain()), "a crash")] {
+            if let Some(bytes) = source {
+                fs::write(&archived, bytes).unwrap();
+            }
+            let now = Instant::now();
+            score.turns = Turns::new(now);
+            score.cohorts.get_mut(&key()).unwrap().stale.update(vec![scan(1)]);
+            assert_eq!(score.next_to_refresh(now), Some(&key()), "{fault}");
+
+            score.refresh_one().unwrap();
+            assert_eq!(score.cohorts[&key()].stale.len(), 1, "{fault}: it stays stale");
+            assert_eq!(score.next_to_refresh(now), None, "{fault}: not at once");
+            let later = Instant::now() + score.settings.intake.rescan;
+            assert_eq!(score.next_to_refresh(later), Some(&key()), "{fault}");
+            assert_eq!(revision(&score), 1, "{fault}");
+        }
+    }
+
+    #[test]
+    fn first_results_wait_for_a_folder_that_is_away_and_are_refreshed_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut score = stage(folder.path());
+        let results = folder.path().join("results");
+        fs::remove_dir(&results).unwrap();
+        for n in [1, 2] {
+            arrive(&mut score, n);
+        }
+        assert_eq!(score.shared.board.queue(Queue::Score).0, 0, "their turn is over");
+        assert_eq!(score.cohorts[&key()].stale.len(), 2);
+        assert_eq!(score.next_to_refresh(Instant::now()), None, "the folder is away");
+
+        fs::create_dir(&results).unwrap();
+        score.folder = ResultsFolder::new(Instant::now());
+        score.refresh_one().unwrap();
+        score.refresh_one().unwrap();
+        assert!(score.cohorts[&key()].stale.is_empty());
+        assert_eq!(fs::read_dir(&results).unwrap().count(), 2);
+    }
+}
