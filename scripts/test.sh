@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up and runs every check: format, lints, tests, documents, and the types of the CUDA build.
+# Sets up and runs every check: format, lints, tests, docs, and that the CUDA build type-checks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # promtool (of prometheus) checks metrics, rules and queries. systemd-analyze (of systemd) checks units. dcm2niix
