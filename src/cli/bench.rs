@@ -122,7 +122,7 @@ struct How {
 }
 
 /// One of the words that the settings file knows.
-fn word<T: DeserializeOwned>(text: &str) -> Result<T, serde::de::value::Error> {
+pub(super) fn word<T: DeserializeOwned>(text: &str) -> Result<T, serde::de::value::Error> {
     T::deserialize(text.into_deserializer())
 }
 

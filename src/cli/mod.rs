@@ -35,6 +35,7 @@ mod score;
 mod status;
 
 use std::{
+    env,
     error::Error,
     fmt,
     io::{self, Write},
@@ -46,6 +47,7 @@ use std::{
 use clap::{Parser, Subcommand};
 
 use crate::{
+    compute::cpu::Instructions,
     engine::EngineError,
     service::{self, ServiceError},
 };
@@ -208,7 +210,21 @@ fn say(error: &dyn Error) {
     }
 }
 
+/// Limits the instructions of the CPU where the environment says so, so that results can be
+/// compared between processors to the last bit.
+fn limit_instructions() -> Result<(), Failure> {
+    const NAME: &str = "ODDSCAN_INSTRUCTIONS";
+    let Ok(text) = env::var(NAME) else { return Ok(()) };
+    let limit: Instructions = bench::word(&text).map_err(|_| {
+        let needed = "portable, avx2, avx512, avx512_bf16 or amx is needed";
+        Failure::new(USAGE, format!("{NAME} = {text:?}: {needed}"))
+    })?;
+    limit.limit();
+    Ok(())
+}
+
 fn run(command: Command) -> Result<(), Failure> {
+    limit_instructions()?;
     match command {
         Command::Run { config } => Ok(service::run(config)?),
         Command::Score(arguments) => score::run(arguments),
