@@ -441,6 +441,7 @@ mod tests {
         // A window that claims to be scored, but lacks the scores of this member.
         let cohort = score.cohorts.get_mut(&key()).unwrap();
         cohort.scores.scans = vec![no_scores()];
+        cohort.scores.are_references = vec![false];
         cohort.scored = vec![scan(9), scan(1)];
         let archived = score.shared.archive.scan(scan(1));
         for (source, fault) in [(None, "no archived source"), (Some(box_of_brain()), "a crash")] {
