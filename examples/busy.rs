@@ -1,4 +1,4 @@
-//! How busy is a device while scans wait for it? A pause plays the device, so that no GPU is needed.
+//! How busy is a device while scans wait for it? A pause plays the device: no GPU is needed.
 //! The figure shows how much of a device's time the stages around it can fill. On two cores a pause
 //! of 2 ms per slice asks as much of each core as ViT-L on an H100 asks of sixteen cores.
 //!

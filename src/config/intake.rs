@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::check::Checker;
-use crate::nifti;
+use crate::domain::scan::Limits;
 
 /// How files are taken in.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,7 +19,7 @@ pub struct Intake {
     /// File names that are scans (shell patterns).
     pub accept: Vec<String>,
     /// Largest file and grid.
-    pub limits: nifti::Limits,
+    pub limits: Limits,
     /// Files that are read at once; 0 = as many as suit the processor.
     pub read_at_once: usize,
 }
@@ -31,7 +31,7 @@ pub(super) fn read(check: &mut Checker) -> Intake {
         rescan: check.seconds("intake.rescan_secs", 0.1..=86_400.0),
         ignore: check.patterns("intake.ignore"),
         accept: check.patterns("intake.accept"),
-        limits: nifti::Limits {
+        limits: Limits {
             max_file_bytes: check.mebibytes("intake.max_file_mib", 1..=65_536),
             max_voxels: 1_000_000 * check.whole("intake.max_megavoxels", 1..=2_000) as u64,
         },

@@ -46,6 +46,7 @@ pub(super) const ROWS: &[Row] = &[
         "std::fs dicom_core dicom_dictionary_std dicom_object dicom_pixeldata serde_json zip",
     ),
     row("bids", "domain", "serde_json"),
+    row("companions", "domain", "std::fs"),
     row(
         "compute",
         "numeric domain",
@@ -90,12 +91,22 @@ pub(super) const ROWS: &[Row] = &[
         "numeric domain nifti compute model process config",
         "std::fs hex rayon serde_json sha2 thiserror tracing",
     ),
+    row("refusals", "numeric domain report", "tracing"),
+    row(
+        "prepare",
+        "numeric domain files nifti bids companions process config engine refusals",
+        "std::fs bytemuck hex sha2",
+    ),
+    row(
+        "results",
+        "numeric domain nifti companions report config engine prepare",
+        "hex rayon serde_json sha2",
+    ),
     row(
         "pipeline",
-        "numeric domain files nifti bids compute store ingest watcher quarantine report metrics \
-         process config engine",
-        "std::fs std::os std::thread std::time bytemuck hex rayon rustix serde serde_json sha2 \
-         tempfile tokio tracing",
+        "numeric domain files nifti companions compute store ingest watcher quarantine report \
+         metrics process config engine prepare results",
+        "std::fs std::os std::thread std::time rayon rustix serde tempfile tokio tracing",
     ),
     row(
         "service",
@@ -110,11 +121,12 @@ pub(super) const ROWS: &[Row] = &[
     ),
     row(
         "cli",
-        "numeric domain files nifti dicom compute store ingest quarantine report metrics model \
-         process config engine pipeline service telemetry",
-        "std::env std::fs std::io::stdin std::io::stdout std::net std::os std::process \
-         std::thread std::time clap half hex indicatif rustix serde serde_json sha2 tempfile \
-         toml ureq eprintln! print! println!",
+        "numeric domain files nifti dicom companions compute store ingest quarantine report \
+         metrics model process config engine refusals prepare results pipeline service \
+         telemetry",
+        "std::env std::fs std::io::stderr std::io::stdin std::io::stdout std::net std::os \
+         std::process std::thread std::time clap half hex indicatif rustix serde serde_json \
+         sha2 tempfile toml ureq eprintln! print! println!",
     ),
     row("main", "cli", "std::process"),
 ];
