@@ -69,7 +69,7 @@ impl Incoming {
     }
 
     /// The scan where its header puts it, with the brain that is known.
-    fn as_it_lies(self) -> Result<Source, ScanError> {
+    fn without_alignment(self) -> Result<Source, ScanError> {
         let brain = self.brain.map_err(refusals::of_preprocessing)?;
         Ok(Source::unaligned(self.raw, self.grid, brain, self.brain_from))
     }
@@ -169,7 +169,7 @@ pub fn find_brain(
         AlignmentChoice::Always => true,
     };
     let source = match method.template.as_ref().filter(|_| is_aligned) {
-        None => scan.as_it_lies()?,
+        None => scan.without_alignment()?,
         Some(template) if is_head => extracted(scan, template, method)?,
         Some(template) => aligned(scan, template)?,
     };
@@ -178,7 +178,7 @@ pub fn find_brain(
 
 /// A scan without a skull, aligned to the template.
 fn aligned(scan: Incoming, template: &Template) -> Result<Source, ScanError> {
-    let source = scan.as_it_lies()?;
+    let source = scan.without_alignment()?;
     let Source { raw, brain, .. } = &source;
     let alignment = registration::register(&raw.within(brain), template, false)
         .map_err(|error| refusals::misaligned(error, raw, Some(brain), template))?;

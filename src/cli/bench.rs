@@ -3,7 +3,7 @@
 mod pipeline;
 mod window;
 
-use std::{path::PathBuf, time::Instant};
+use std::{env, path::PathBuf, time::Instant};
 
 use half::f16;
 use serde::{
@@ -122,8 +122,21 @@ struct How {
 }
 
 /// One of the words that the settings file knows.
-pub(super) fn word<T: DeserializeOwned>(text: &str) -> Result<T, serde::de::value::Error> {
+fn word<T: DeserializeOwned>(text: &str) -> Result<T, serde::de::value::Error> {
     T::deserialize(text.into_deserializer())
+}
+
+/// Limits the instructions of the CPU where the environment says so, so that results can be
+/// compared between processors to the last bit.
+pub(super) fn limit_instructions() -> Result<(), Failure> {
+    const NAME: &str = "ODDSCAN_INSTRUCTIONS";
+    let Ok(text) = env::var(NAME) else { return Ok(()) };
+    let limit: Instructions = word(&text).map_err(|_| {
+        let needed = "portable, avx2, avx512, avx512_bf16 or amx is needed";
+        Failure::new(USAGE, format!("{NAME} = {text:?}: {needed}"))
+    })?;
+    limit.limit();
+    Ok(())
 }
 
 /// What was measured.

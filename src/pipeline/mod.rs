@@ -1,128 +1,41 @@
-//! The stages of the daemon: intake -> encode -> score, each a thread that owns its state. Intake
-//! reads several files at once, in threads, and so are the steps of encoding where there is a GPU.
+//! The stages of the daemon: intake -> encode -> score. Each is a thread that owns its state.
+//! Intake reads several files in parallel. Beside a GPU, encoding runs its steps in parallel, too.
 //!
-//! Scan ids move between stages, and with them what intake made of a scan for the encoder, through
-//! a short queue: a slow device slows reading, and the incoming folder grows visibly. What must
-//! survive stands in the journal before the id moves on, so that a kill at any line leaves a state
-//! from which the same steps give the same results.
+//! Scan ids move between stages through short queues. What intake made of a scan for the encoder
+//! goes with the id. A slow device slows reading, and the incoming folder grows visibly. What must
+//! survive is in the journal before the id moves on. After a kill at any line the same steps
+//! therefore give the same results.
 
 mod archive;
 pub mod board;
 mod encode;
 mod intake;
 mod score;
+mod shared;
+mod take_up;
 mod timings;
 
 pub(crate) use score::columns::{compare_grid, nearest_of_each};
 
 use std::{
-    collections::HashSet,
     panic::AssertUnwindSafe,
-    sync::{
-        Arc, RwLock,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
+    sync::{Arc, mpsc},
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
-    config::Config,
-    domain::{
-        error::{ScanError, panic_text},
-        scan::{ScanId, ScanRecord, ScanState},
-    },
-    engine::{Engine, Method},
-    metrics::Metrics,
-    nifti::Limits,
-    process::hook,
-    store::{Store, StoreError},
+    domain::error::{ScanError, panic_text},
+    engine::Engine,
     watcher::Change,
 };
-use archive::Archive;
-use board::{Board, StageName};
+use board::StageName;
+use shared::{ARCHIVED, FULL, IDLE, MAX_CRASHES, side_by_side};
+use take_up::{TakenUp, take_up};
+
+pub use shared::{Shared, now_secs};
 
 /// Ids of scans waiting to be scored. While a window is scored the encoder goes on.
 const TO_SCORE: usize = 64;
-
-/// A stage that waits for work looks up this often: it shows that it is alive and sees a stop.
-const IDLE: Duration = Duration::from_secs(1);
-
-/// How often the full queue of the next stage is tried.
-const FULL: Duration = Duration::from_millis(100);
-
-/// Crashes with one scan in hand after which it is held to be the cause: one more than a reboot
-/// and a power cut in one day.
-const MAX_CRASHES: u32 = 3;
-
-/// Archived sources met the limits when they came; lower ones must not lock them out.
-const ARCHIVED: Limits = Limits::NONE;
-
-/// What all stages may use at the same time.
-pub struct Shared {
-    /// Tokens, columns and the journal.
-    pub store: Store,
-    /// Prometheus.
-    pub metrics: Metrics,
-    /// What the status page shows.
-    pub board: Board,
-    /// What is computed.
-    pub method: Method,
-    archive: Archive,
-    config: RwLock<Arc<Config>>,
-    stop: AtomicBool,
-}
-
-impl Shared {
-    /// Opens the archive under the state folder.
-    pub fn new(
-        config: Config,
-        store: Store,
-        metrics: Metrics,
-        method: Method,
-    ) -> Result<Self, ScanError> {
-        let archive = Archive::open(&config.directories.state.join("sources"))?;
-        Ok(Self {
-            store,
-            metrics,
-            board: Board::new(),
-            method,
-            archive,
-            config: RwLock::new(Arc::new(config)),
-            stop: AtomicBool::new(false),
-        })
-    }
-
-    /// The settings now in force.
-    pub fn config(&self) -> Arc<Config> {
-        Arc::clone(&self.config.read().expect("no holder of the lock can panic"))
-    }
-
-    /// Puts new settings in force; stages take them over with their next piece of work.
-    pub fn set_config(&self, config: Config) {
-        *self.config.write().expect("no holder of the lock can panic") = Arc::new(config);
-    }
-
-    /// Asks all stages to end after what they have in hand.
-    pub fn request_stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-
-    fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    fn limits(&self) -> Limits {
-        self.config().intake.limits
-    }
-}
-
-impl From<StoreError> for ScanError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(Box::new(error))
-    }
-}
 
 /// How a stage ended.
 #[derive(Debug)]
@@ -195,73 +108,4 @@ fn spawn_stage(
         ended.send((name, end)).ok();
     };
     thread::Builder::new().name(name.name().to_owned()).spawn(run).expect("three threads fit")
-}
-
-/// Does something with each of some things at once, and takes what comes of it in their order. In
-/// threads: waiting for a disk is nothing for the pool that computes. `work` must not panic.
-fn side_by_side<T: Sync, R: Send>(
-    things: &[T],
-    work: impl Fn(&T) -> R + Sync,
-    mut take: impl FnMut(&T, R),
-) {
-    if let [one] = things {
-        return take(one, work(one));
-    }
-    thread::scope(|scope| {
-        let work = &work;
-        let threads: Vec<_> =
-            things.iter().map(|thing| (thing, scope.spawn(move || work(thing)))).collect();
-        for (thing, thread) in threads {
-            take(thing, thread.join().expect("it does not panic"));
-        }
-    });
-}
-
-/// What an earlier run left in the journal, in order of arrival.
-#[derive(Default)]
-struct TakenUp {
-    /// Scans that wait for the encoder, and when each was first seen.
-    pending: Vec<(ScanId, u64)>,
-    /// Members of windows.
-    members: Vec<ScanRecord>,
-    /// Output stems of all scans ever.
-    stems: HashSet<String>,
-}
-
-/// Sorts the journal into scans that wait for the encoder and members of windows. Members whose
-/// tokens were made by another method are encoded again from their archived source: tokens of two
-/// methods cannot be compared.
-fn take_up(shared: &Shared) -> Result<TakenUp, ScanError> {
-    let mut up = TakenUp::default();
-    let records = shared.store.records()?;
-    shared.archive.keep_only(|id| {
-        let holds = |r: &ScanRecord| matches!(r.state, ScanState::Ingested | ScanState::Encoded);
-        records.iter().any(|record| record.id == id && holds(record))
-    })?;
-    for mut record in records {
-        up.stems.insert(record.output_stem.clone());
-        // Its archived source is what another program, or none, made of it. It stays as it is, with
-        // its results, and is a member again when the settings are as they were.
-        if !hook::is_prepared_alike(&record, shared.method.hook.as_deref()) {
-            continue;
-        }
-        let outdated = record.cohort.method != shared.method.fingerprint;
-        match record.state {
-            ScanState::Encoded if !outdated => up.members.push(record),
-            ScanState::Encoded | ScanState::Ingested => {
-                up.pending.push((record.id, record.first_seen_secs));
-                if outdated {
-                    record.cohort.method.clone_from(&shared.method.fingerprint);
-                    shared.store.forget_tokens(&record)?;
-                }
-            }
-            ScanState::Evicted | ScanState::Quarantined { .. } => {}
-        }
-    }
-    Ok(up)
-}
-
-/// Seconds since 1970.
-pub fn now_secs() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }

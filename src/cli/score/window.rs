@@ -88,7 +88,7 @@ impl Scoring<'_> {
                 index,
                 window: &identity,
                 method: &self.engine.method,
-                config: &self.config,
+                config: self.config,
             })
             .map_err(internal)?;
             let stem = &member.record.output_stem;

@@ -1,0 +1,123 @@
+//! What all stages share: the store, the archive, the metrics, the status, the settings.
+
+use std::{
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use super::{archive::Archive, board::Board};
+use crate::{
+    config::Config,
+    domain::error::ScanError,
+    engine::Method,
+    metrics::Metrics,
+    nifti::Limits,
+    store::{Store, StoreError},
+};
+
+/// A stage that waits for work looks up this often: it shows that it is alive and sees a stop.
+pub(super) const IDLE: Duration = Duration::from_secs(1);
+
+/// How often the full queue of the next stage is tried.
+pub(super) const FULL: Duration = Duration::from_millis(100);
+
+/// Crashes with one scan in hand after which it is held to be the cause: one more than a reboot
+/// and a power cut in one day.
+pub(super) const MAX_CRASHES: u32 = 3;
+
+/// Archived sources met the limits when they came; lower ones must not lock them out.
+pub(super) const ARCHIVED: Limits = Limits::NONE;
+
+/// What all stages may use at the same time.
+pub struct Shared {
+    /// Tokens, columns and the journal.
+    pub store: Store,
+    /// Prometheus.
+    pub metrics: Metrics,
+    /// What the status page shows.
+    pub board: Board,
+    /// What is computed.
+    pub method: Method,
+    pub(super) archive: Archive,
+    config: RwLock<Arc<Config>>,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    /// Opens the archive under the state folder.
+    pub fn new(
+        config: Config,
+        store: Store,
+        metrics: Metrics,
+        method: Method,
+    ) -> Result<Self, ScanError> {
+        let archive = Archive::open(&config.directories.state.join("sources"))?;
+        Ok(Self {
+            store,
+            metrics,
+            board: Board::new(),
+            method,
+            archive,
+            config: RwLock::new(Arc::new(config)),
+            stop: AtomicBool::new(false),
+        })
+    }
+
+    /// The settings now in force.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.read().expect("no holder of the lock can panic"))
+    }
+
+    /// Puts new settings in force; stages take them over with their next piece of work.
+    pub fn set_config(&self, config: Config) {
+        *self.config.write().expect("no holder of the lock can panic") = Arc::new(config);
+    }
+
+    /// Asks all stages to end after what they have in hand.
+    pub fn request_stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.config().intake.limits
+    }
+}
+
+impl From<StoreError> for ScanError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
+}
+
+/// Maps the things in parallel and takes the results in their order. It uses threads of its own,
+/// because work that waits for a disk would block the pool that computes. `work` must not panic.
+pub(super) fn side_by_side<T: Sync, R: Send>(
+    things: &[T],
+    work: impl Fn(&T) -> R + Sync,
+    mut take: impl FnMut(&T, R),
+) {
+    if let [one] = things {
+        return take(one, work(one));
+    }
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> =
+            things.iter().map(|thing| (thing, scope.spawn(move || work(thing)))).collect();
+        for (thing, thread) in threads {
+            take(thing, thread.join().expect("it does not panic"));
+        }
+    });
+}
+
+/// Seconds since 1970.
+pub fn now_secs() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
