@@ -152,8 +152,3 @@ pub(super) const HOMES: &[(&str, &[&str])] = &[
     ("tracing_journald", &["telemetry"]),
     ("ureq", &["cli/status", "model"]),
 ];
-
-/// Parts of `src` in which files use one another, though none should. In each, the file at the top
-/// both calls the others and holds what they share: the error of a command in `cli/mod.rs`, the
-/// collector of faults in `config.rs`, `Shared` in `pipeline/mod.rs`.
-pub(super) const KNOWN_CYCLES: &[&str] = &[];
