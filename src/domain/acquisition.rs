@@ -1,7 +1,7 @@
-//! How a scan was acquired: what decides with which others it may be compared.
+//! How a scan was acquired. This decides which scans it may be compared with.
 //!
-//! Only what describes scanner and sequence. Nothing about the patient, the site's people or the
-//! single device: a fact stands in the results, where more people read than at the scanner.
+//! The facts describe scanner model and sequence. They say nothing about the patient, the staff or
+//! the individual device, because results have more readers than the scanner.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ pub const SUFFIXES: [&str; 12] = [
     "T1ce",
 ];
 
-/// The suffix as BIDS spells it, whatever the case.
+/// The suffix as BIDS spells it; the case of `word` does not matter.
 pub fn known_suffix(word: &str) -> Option<&'static str> {
     SUFFIXES.into_iter().find(|suffix| suffix.eq_ignore_ascii_case(word))
 }
@@ -32,8 +32,8 @@ pub fn suffix_of(stem: &str) -> Option<&'static str> {
 }
 
 /// What is known of the acquisition: from the file name, the grid, and the JSON that dcm2niix or a
-/// BIDS data set puts beside the scan. Absent is what nobody has said; numbers are finite and above
-/// 0.
+/// BIDS data set puts beside the scan. A fact that no source states is absent. Numbers are finite
+/// and above 0.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AcquisitionFacts {
@@ -78,14 +78,14 @@ pub struct AcquisitionFacts {
 }
 
 impl AcquisitionFacts {
-    /// Whether an edge of the voxels is known to be longer, mm; 0 asks for nothing. With a little
-    /// room: headers hold spacings in f32.
+    /// Whether a voxel edge is known to be longer than `most_mm`; never if that is 0. The tolerance
+    /// covers headers that hold spacings in f32.
     pub fn has_voxels_above(&self, most_mm: f64) -> bool {
         let is_above = |edges: [f64; 3]| edges.iter().any(|edge| *edge > most_mm + 1e-4);
         most_mm > 0.0 && self.spacing_mm.is_some_and(is_above)
     }
 
-    /// What name and grid say.
+    /// The facts that name and grid give.
     pub fn of(stem: &str, spacing_mm: [f64; 3]) -> Self {
         Self {
             suffix: suffix_of(stem).map(str::to_owned),

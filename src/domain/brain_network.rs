@@ -1,9 +1,9 @@
-//! Which voxels of a head are brain, by two networks: one finds the brain, one outlines it.
+//! Which voxels of a head are brain. One network finds the brain, the other one outlines it.
 //!
-//! The steps are those of deepbet 1.0.2 (Fisch et al. 2024, doi
-//! 10.1016/j.compbiomed.2024.108845), which was trained on T1-weighted heads of healthy adults.
-//! Ours differ in this: the probability comes back to the scan's grid by trilinear interpolation
-//! rather than by the nearest voxel, and a box is at least one voxel thick.
+//! The steps are those of deepbet 1.0.2 (Fisch et al. 2024, doi 10.1016/j.compbiomed.2024.108845),
+//! which was trained on T1-weighted heads of healthy adults. There are two differences. The
+//! probability is brought back to the scan's grid by trilinear interpolation, not by the nearest
+//! voxel. A box is at least one voxel thick.
 
 use std::ops::Range;
 
@@ -24,9 +24,9 @@ const LOCATE_SIDE: usize = 128;
 const OUTLINE_SIDE: usize = 256;
 /// How the scan's voxels become those of the networks.
 const IN: Between = Between::Nearest;
-/// How probabilities come back to the scan's voxels.
+/// How probabilities are brought back to the scan's voxels.
 const BACK: Between = Between::Linear;
-/// Shares of the voxels that are clipped at the dark and the bright end.
+/// Intensities are clipped at these quantiles, at the dark and the bright end.
 const CLIPPED: [f64; 2] = [0.005, 0.995];
 /// Mean and standard deviation of what the networks were trained on.
 const TRAINED: [f64; 2] = [0.449, 0.226];
@@ -53,11 +53,13 @@ pub fn brain_probability(
     scan: &RawVolume,
 ) -> Result<Option<BrainProbability>, DeviceError> {
     let head = Head::of(scan);
+
     let mut image = head.cube(&head.whole(), LOCATE_SIDE);
     let Some(greys) = Greys::of(&image) else { return Ok(None) };
     greys.normalise(&mut image);
     let found = network.forward(BrainPart::Locate, &image, LOCATE_SIDE)?;
     let Some(located) = locate(&found, head.extents()) else { return Ok(None) };
+
     let mut image = head.cube(&located, OUTLINE_SIDE);
     greys.normalise(&mut image);
     let brain = network.forward(BrainPart::Outline, &image, OUTLINE_SIDE)?;
@@ -67,7 +69,7 @@ pub fn brain_probability(
 /// A scan with RAS+ axes, without a copy of its voxels.
 struct Head<'a> {
     scan: &'a RawVolume,
-    /// For each axis of the head that of the scan.
+    /// For each axis of the head, the axis of the scan.
     axes: [VoxelAxis; 3],
 }
 
@@ -87,7 +89,7 @@ impl<'a> Head<'a> {
         self.extents().map(|n| 0..n)
     }
 
-    /// The index along the scan's axis for one along an axis of the head, and the other way round.
+    /// Converts an index along an axis of the head to one along the scan's axis, or back.
     fn mirrored(&self, axis: usize, index: usize) -> usize {
         if self.axes[axis].is_reversed { self.extents()[axis] - 1 - index } else { index }
     }
@@ -104,7 +106,7 @@ impl<'a> Head<'a> {
         resample(&self.scan.voxels, &axes)
     }
 
-    /// Probabilities in a cube, back in the box of the head that it shows.
+    /// Brings the probabilities of a cube back to the box of the head that it shows.
     fn on_scan(&self, cube: &[f32], part: &Box3) -> BrainProbability {
         let shape = Shape3::cube(OUTLINE_SIDE);
         let mut searched = [0..0, 0..0, 0..0];
@@ -149,7 +151,7 @@ struct Greys {
 }
 
 impl Greys {
-    /// `None` if nothing stands out.
+    /// `None` if the image has no contrast.
     fn of(image: &[f32]) -> Option<Self> {
         let mut sorted = image.to_vec();
         let [low, high] = CLIPPED.map(|share| quantile(&mut sorted, share) as f32);
@@ -176,7 +178,7 @@ impl Greys {
         let n = image.len() as f64;
         let [sum, squares] = [0, 1].map(|moment| sums.iter().map(|sums| sums[moment]).sum::<f64>());
         let mean = sum / n;
-        // Unbiased, as torch.std. A box without contrast becomes the mean all over.
+        // Unbiased, as torch.std. In a box without contrast every voxel becomes the mean.
         let variance = ((squares - mean * sum) / (n - 1.0)).max(0.0);
         let scale = if variance > 0.0 { TRAINED[1] / variance.sqrt() } else { 0.0 };
         let shift = TRAINED[0] - scale * mean;
@@ -185,7 +187,7 @@ impl Greys {
     }
 }
 
-/// The box, with a margin, around the largest connected part that is more likely brain than not, in
+/// The box, with a margin, around the largest connected part with a probability above 0.5. It is in
 /// voxels of a head of these extents.
 fn locate(probability: &[f32], extents: [usize; 3]) -> Option<Box3> {
     let shape = Shape3::cube(LOCATE_SIDE);
@@ -205,14 +207,14 @@ fn locate(probability: &[f32], extents: [usize; 3]) -> Option<Box3> {
     Some(located)
 }
 
-/// Planes of the cube as voxels of an axis with `n`, with the margin.
+/// Converts planes of the cube to voxels of an axis with `n` voxels, and adds the margin.
 ///
 /// In f32 and with ties to even, as PyTorch computes them.
 fn widened(planes: Range<usize>, n: usize) -> Range<usize> {
     let scale = n as f32 / LOCATE_SIDE as f32;
     let centre = (scale * ((planes.start + planes.end) as f32 / 2.0)).round_ties_even();
     let size = ((1.0 + 2.0 * MARGIN) * (scale * planes.len() as f32)).round_ties_even();
-    // Casts clip what lies below 0.
+    // The casts turn negative values into 0.
     let start = ((centre - size / 2.0) as usize).min(n - 1);
     start..((centre + size / 2.0) as usize).clamp(start + 1, n)
 }

@@ -1,9 +1,9 @@
-//! Weights of the brain extraction networks, strictly: every tensor used, none missing, shapes
-//! equal.
+//! Loads the weights of the brain extraction networks. Every tensor must be used, none may be
+//! missing, and all shapes must match.
 //!
 //! deepbet 1.0.2 (Fisch et al. 2024, doi 10.1016/j.compbiomed.2024.108845, MIT licence) has two
-//! networks of one architecture, a LinkNet (Chaurasia and Culurciello 2017) over volumes. Both
-//! stand in one safetensors file, under `locate.` and `outline.` and the original's names.
+//! networks of one architecture, a LinkNet (Chaurasia and Culurciello 2017) over volumes. Both are
+//! in one safetensors file. A tensor is called `locate.` or `outline.` and its original name.
 
 use std::collections::BTreeSet;
 
@@ -39,11 +39,11 @@ pub struct DownWeights {
 /// One stage of the decoder.
 #[derive(Debug, Clone)]
 pub struct UpWeights {
-    /// To a quarter of the channels.
+    /// Reduces the channels to a quarter.
     pub narrow: Kernel,
     /// Transposed; doubles the side in all stages but the last.
     pub enlarge: Kernel,
-    /// To the channels of the encoder's stage that is added.
+    /// Changes to the channels of the encoder stage whose output is added.
     pub widen: Kernel,
 }
 
@@ -75,7 +75,7 @@ pub struct BrainWeights {
     pub fingerprint: String,
 }
 
-/// What the networks' instance norms add to a variance: torch.nn.InstanceNorm3d's epsilon.
+/// The instance norms add this to a variance: epsilon of torch.nn.InstanceNorm3d.
 pub(crate) const NORM_EPSILON: f64 = 1e-5;
 
 /// Why a file of brain extraction weights cannot be used.
@@ -112,8 +112,8 @@ impl BrainWeights {
         }
     }
 
-    /// Networks of the same shapes with random weights, for trials of a device. Of an image of
-    /// noise they make probabilities all over [0, 1].
+    /// Networks of the same shapes with random weights, for trials of a device. For an image of
+    /// noise their probabilities cover [0, 1].
     pub fn random_alike(&self, seed: u64) -> Self {
         let mut made_up = self.clone();
         let mut normal = Normal::new(seed);
@@ -171,8 +171,8 @@ impl Tensors<'_> {
         Kernel { bias, ..self.kernel(name, shape, side) }
     }
 
-    /// Channels of the encoder's stages, as the file's shapes tell them; those of deepbet are 16,
-    /// 32, 64 and 128.
+    /// Channels of the encoder's stages, derived from the shapes in the file. deepbet has 16, 32,
+    /// 64 and 128.
     fn widths(&mut self, network: &str) -> [usize; 4] {
         [0, 1, 2, 3].map(|stage| {
             let name = format!("{network}.down{stage}.block2.double_conv.0.weight");
@@ -182,7 +182,7 @@ impl Tensors<'_> {
             if let (Some(found), None) = (found, width) {
                 self.faults.push(format!("{name} has {found} outputs, a multiple of 4 is needed"));
             }
-            // A tensor that is missing is a fault of its own.
+            // [`Self::take`] reports a missing tensor.
             width.unwrap_or(16 << stage)
         })
     }
@@ -229,7 +229,7 @@ impl Tensors<'_> {
         }
     }
 
-    /// Every tensor must have been used.
+    /// Fails unless every tensor was used.
     fn finish(mut self) -> Result<(), BrainWeightsError> {
         for name in self.file.names() {
             if !self.used.contains(name) {

@@ -1,8 +1,7 @@
 //! Which scans may be compared with which.
 //!
-//! Without rules the BIDS suffix of the file name decides. Rules of the settings come first, in
-//! their order; a scan that none takes stays with those of its suffix, apart from every named
-//! cohort.
+//! The rules of the settings decide first, in their order. A scan that no rule takes belongs to the
+//! cohort of the BIDS suffix in its file name. That cohort is separate from every named one.
 
 use std::{fmt, ops::RangeInclusive};
 
@@ -14,15 +13,15 @@ use super::acquisition::{AcquisitionFacts, suffix_of};
 /// Name of the cohort of scans that no rule takes and whose suffix is not known.
 pub const UNKNOWN: &str = "unknown";
 
-/// What the names of cohorts of thick slices end with.
+/// Ending of the names of cohorts with thick slices.
 pub const THICK: &str = "-thick";
 
 /// Scans are compared only within a cohort: one kind of image, processed in one way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CohortKey {
     /// Name of the rule that took the scan, or the lower-case BIDS suffix of the file name
-    /// (`flair`, `t1w`), with [`THICK`] for thick slices, or [`UNKNOWN`]. The journal has it under
-    /// the name of the time before there were rules.
+    /// (`flair`, `t1w`), with [`THICK`] for thick slices, or [`UNKNOWN`]. The journal calls it
+    /// `modality`, from the time before there were rules.
     #[serde(rename = "modality")]
     pub name: String,
     /// First 16 hex digits of the hash over everything that shapes the tokens: weights, layers,
@@ -31,11 +30,12 @@ pub struct CohortKey {
 }
 
 impl CohortKey {
-    /// The cohort of a scan by the first rule that takes it, else by its suffix; and why an earlier
-    /// rule could not be decided. What is no known suffix is a cohort of its own.
+    /// The cohort of a scan: that of the first rule that takes it, else that of its suffix. Also
+    /// returns the first earlier rule that could not be decided. Scans without a known suffix are a
+    /// cohort of their own.
     ///
-    /// Without a rule, scans whose voxels are longer than `thick_mm` in a direction are kept apart
-    /// from others of their suffix; 0 keeps none apart.
+    /// Without a rule, scans with a voxel edge above `thick_mm` are a separate cohort of their
+    /// suffix; 0 separates none.
     pub fn choose(
         rules: &[CohortRule],
         facts: &AcquisitionFacts,
@@ -65,13 +65,13 @@ impl CohortKey {
         Self { name: name.to_owned(), method: method.to_owned() }
     }
 
-    /// Metric label: the name, one of a dozen suffixes or of the rules of the settings.
+    /// Metric label: one of a dozen suffixes, or the name of a rule of the settings.
     pub fn label(&self) -> &str {
         &self.name
     }
 }
 
-/// What a file of this stem is taken for without rules: its suffix in lower case, or [`UNKNOWN`].
+/// The cohort of a file with this stem without rules: its suffix in lower case, or [`UNKNOWN`].
 pub fn modality_of(stem: &str) -> String {
     suffix_of(stem).map_or(UNKNOWN.to_owned(), str::to_lowercase)
 }
@@ -82,16 +82,16 @@ impl fmt::Display for CohortKey {
     }
 }
 
-/// A rule that might have taken a scan if more were known of it.
+/// A rule that could not be decided for a scan, because facts are missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Undecided {
-    /// Name of the rule.
+    /// Name of the rule, which is also that of its cohort.
     pub rule: String,
-    /// Keys of the facts that it asks for.
+    /// Keys of the missing facts.
     pub missing: Vec<&'static str>,
 }
 
-/// A shell pattern, whatever the case.
+/// A shell pattern that ignores case.
 #[derive(Debug, Clone)]
 pub struct Pattern(GlobMatcher);
 
@@ -99,7 +99,7 @@ impl Pattern {
     /// Compiles a pattern.
     ///
     /// # Errors
-    /// If it is none: the reason in words.
+    /// The reason in words, if the text is no valid pattern.
     pub fn new(text: &str) -> Result<Self, String> {
         let glob = GlobBuilder::new(text).case_insensitive(true).build();
         glob.map(|glob| Self(glob.compile_matcher())).map_err(|error| error.kind().to_string())
@@ -112,14 +112,14 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// One of the facts that are texts.
+/// A fact about a scan that is a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextFact {
     /// Name of the file, with its ending.
     File,
     /// Who built the scanner.
     Manufacturer,
-    /// Its model.
+    /// Model of the scanner.
     Model,
     /// Description of the series, or name of the protocol: sites write into either.
     Series,
@@ -128,7 +128,7 @@ pub enum TextFact {
 }
 
 impl TextFact {
-    /// All of them.
+    /// Every text fact, for lookups by key.
     pub const ALL: [Self; 5] =
         [Self::File, Self::Manufacturer, Self::Model, Self::Series, Self::Dimensions];
 
@@ -143,7 +143,7 @@ impl TextFact {
         }
     }
 
-    /// What is known; any of the texts may match.
+    /// The known texts; one match is enough.
     fn texts<'a>(self, facts: &'a AcquisitionFacts, file_name: &'a str) -> [Option<&'a str>; 2] {
         match self {
             Self::File => [Some(file_name), None],
@@ -155,7 +155,7 @@ impl TextFact {
     }
 }
 
-/// One of the facts that are numbers.
+/// A fact about a scan that is a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NumberFact {
     /// Field strength, tesla.
@@ -171,7 +171,7 @@ pub enum NumberFact {
 }
 
 impl NumberFact {
-    /// All of them.
+    /// Every number fact, for lookups by key.
     pub const ALL: [Self; 5] = [
         Self::FieldStrength,
         Self::EchoTime,
@@ -205,16 +205,16 @@ impl NumberFact {
 /// Key of the condition on the largest voxel edge.
 pub const MAX_SPACING: &str = "max_spacing_mm";
 
-/// What a rule asks of a scan.
+/// One requirement of a rule.
 #[derive(Debug, Clone)]
 pub enum Condition {
     /// The file name has this suffix, as BIDS spells it.
     Suffix(&'static str),
-    /// A text is like this.
+    /// A text matches this pattern.
     Like(TextFact, Pattern),
-    /// A number lies in this range, its ends included.
+    /// A number is in this range, ends included.
     Within(NumberFact, RangeInclusive<f64>),
-    /// No edge of a voxel is longer, mm.
+    /// No voxel edge is longer than this, mm.
     MaxSpacing(f64),
 }
 
@@ -229,16 +229,16 @@ impl Condition {
         }
     }
 
-    /// Whether it says what kind of image a scan is, which scanner and field strength do not.
+    /// Whether it describes the kind of image. Scanner and field strength do not.
     pub fn tells_images_apart(&self) -> bool {
         use TextFact::{File, Series};
         matches!(self, Self::Suffix(_) | Self::Like(File | Series, _))
     }
 
-    /// Whether it holds; `None` if what it asks for is not known.
+    /// Whether it holds; `None` if the fact is not known.
     fn holds(&self, facts: &AcquisitionFacts, file_name: &str) -> Option<bool> {
         match self {
-            // A name without a known suffix has none: that is known.
+            // A name without a known suffix is a known fact, too: it has none.
             Self::Suffix(wanted) => Some(facts.suffix.as_deref() == Some(*wanted)),
             Self::Like(fact, pattern) => {
                 let texts = fact.texts(facts, file_name).into_iter().flatten();
@@ -265,27 +265,27 @@ impl fmt::Display for Condition {
     }
 }
 
-/// Takes the scans for which all its conditions hold into a cohort of its name.
+/// Puts the scans for which all its conditions hold into a cohort of its name.
 #[derive(Debug, Clone)]
 pub struct CohortRule {
-    /// Name of the cohort.
+    /// Name of the rule and of its cohort.
     pub name: String,
     /// At least one.
     pub conditions: Vec<Condition>,
 }
 
-/// What a rule says of a scan.
+/// The decision of a rule about a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
     Takes,
     Refuses,
-    /// All that is known fits, and these facts are not known.
+    /// All known facts fit, but these are missing.
     Lacks(Vec<&'static str>),
 }
 
 impl CohortRule {
-    /// A scan that lacks a fact that the rule asks for is not taken: to compare it with scans that
-    /// may be of another kind is worse than to let it wait.
+    /// A rule does not take a scan that lacks a fact it needs. To compare the scan with another
+    /// kind of image is worse than to let it wait.
     fn verdict(&self, facts: &AcquisitionFacts, file_name: &str) -> Verdict {
         let mut missing = Vec::new();
         for condition in &self.conditions {

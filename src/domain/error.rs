@@ -25,13 +25,13 @@ pub enum QuarantineReason {
     NonFinite,
     /// No brain can be found: constant, empty, or hardly any foreground.
     NoBrain,
-    /// It cannot be aligned to the template: no brain, or one that lies unlike any.
+    /// It cannot be aligned to the template: it shows no brain, or one in an unusual pose.
     RegistrationFailed,
-    /// The site's own preprocessing failed with it, or gave something that does not fit.
+    /// The site's own preprocessing failed, or its output does not fit the scan.
     PreprocessFailed,
-    /// The daemon crashed again and again while it held the scan.
+    /// The daemon crashed repeatedly while it processed the scan.
     Poison,
-    /// The file exists and cannot be read.
+    /// The file exists but cannot be read.
     Io,
 }
 
@@ -92,8 +92,8 @@ pub struct Refusal {
     pub needed: String,
     /// What the person can do.
     pub action: String,
-    /// What the person can look at. A file of its own beside `reason.json`: neither that nor the
-    /// journal holds it.
+    /// A picture for the person. It is a file beside `reason.json`; neither that file nor the
+    /// journal contains it.
     #[serde(skip)]
     pub picture: Option<RefusalPicture>,
 }
@@ -126,7 +126,7 @@ impl fmt::Display for Refusal {
 
 impl Error for Refusal {}
 
-/// What the encoder or the distances can fail with.
+/// How the encoder or the distances can fail.
 #[derive(Debug, Error)]
 pub enum DeviceError {
     /// The device has too little memory for the batch.
@@ -135,7 +135,7 @@ pub enum DeviceError {
         /// Images in the batch.
         batch: usize,
     },
-    /// Anything else; the device is not to be trusted afterwards.
+    /// Anything else; the device cannot be trusted afterwards.
     #[error("the device {device} failed: {message}")]
     Failed {
         /// Device in words.
@@ -170,7 +170,7 @@ pub enum ScanError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The store failed; going on could lose or double a scan.
+    /// The store failed; to continue could lose or duplicate a scan.
     #[error("the store failed")]
     Store(#[source] Box<dyn Error + Send + Sync>),
 }

@@ -1,4 +1,4 @@
-//! What is said about one scan.
+//! The finding of one scan: its scores, map and mask.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,9 +19,9 @@ pub struct Cluster {
     pub volume_mm3: f64,
     /// Highest map value inside.
     pub peak_score: f32,
-    /// Where that value lies: voxel index on the scan's own grid.
+    /// Voxel index of that value on the scan's own grid.
     pub peak_voxel: [usize; 3],
-    /// Where that value lies, mm, RAS+.
+    /// World position of that value, mm, RAS+.
     pub peak_world_mm: [f64; 3],
 }
 
@@ -36,7 +36,7 @@ pub struct Finding {
     /// in [0, 1].
     pub percentile: f64,
     /// How far the scan as a whole lies from the others, compared with how far they lie from each
-    /// other; 1 is like them.
+    /// other. 1 is typical; `None` without others.
     pub shift: Option<f64>,
     /// Map value above which a voxel belongs to the mask.
     pub threshold: f32,
@@ -61,11 +61,11 @@ impl Finding {
 
 /// Volume of all regions of a mask, ml.
 pub fn mask_ml(clusters: &[Cluster]) -> f64 {
-    // Not `sum`: that of nothing is -0, which shows.
+    // Not `sum`: without clusters it gives -0, and results would show the sign.
     clusters.iter().fold(0.0, |sum, cluster| sum + cluster.volume_mm3 / 1000.0)
 }
 
-/// What is said about member `index` of a scored window, on the grid of its scan.
+/// The finding of member `index` of a scored window, on the grid of its scan.
 pub fn finding(
     scan: &RawVolume,
     brain: &RawMask,

@@ -1,11 +1,11 @@
-//! How the brain of a whole head is found, whatever its sequence.
+//! Finds the brain of a whole head, for any sequence.
 //!
-//! Two ways: by the aligned template and the scan's intensities ([`brain`]), and by the networks of
-//! [`super::brain_network`], where their weights are there. The networks know T1; another contrast
-//! is brought to that of the template first ([`crate::numeric::contrast`]). A head that cannot be
-//! aligned as a whole gets a second chance: what the networks take for its brain is aligned alone.
-//! The brain of the networks is taken, and how well both ways agree is kept as a figure of
-//! confidence.
+//! There are two ways. One uses the aligned template and the scan's intensities ([`brain`]). The
+//! other uses the networks of [`super::brain_network`], if their weights are installed. The
+//! networks know T1 images, so that another contrast is first mapped to that of the template
+//! ([`crate::numeric::contrast`]). If a head cannot be aligned as a whole, the networks find a
+//! brain first, and that brain is aligned alone. The brain of the networks is preferred. The
+//! agreement of both ways is kept as a measure of confidence.
 
 use super::{
     BrainNetwork, brain_network::brain_probability, error::DeviceError, scan::BrainSource,
@@ -28,8 +28,8 @@ pub struct HeadBrain {
     pub alignment: Alignment,
     /// What found it: template, networks, or one of these in a T1 of the session.
     pub from: BrainSource,
-    /// Dice of this brain and that of another way, in [0, 1], where another way was tried, too; 0
-    /// if it found none.
+    /// Dice of this brain and that of another way, in [0, 1]; 0 if the other way found none. `None`
+    /// if no other way was tried.
     pub agreement: Option<f64>,
 }
 
@@ -53,7 +53,7 @@ pub enum HeadError {
 /// Finds the brain of a head.
 ///
 /// # Errors
-/// If no way finds a brain; then the reason why the head as a whole was not aligned.
+/// If no way finds a brain. For a head that cannot be aligned, the error gives the reason.
 pub fn brain_of_head(
     scan: &RawVolume,
     template: &Template,
@@ -83,12 +83,12 @@ pub fn brain_of_head(
     }
 }
 
-/// Below this Dice the networks have outlined something else than the brain that the template lies
-/// on. Measured 0.92 to 0.98 on heads that are aligned as a whole.
+/// Below this Dice the networks have outlined something other than the brain under the template.
+/// Measured 0.92 to 0.98 on heads that are aligned as a whole.
 const MIN_DICE_OF_NETWORK: f64 = 0.7;
 
-/// The brain of the networks where it is one, else that of the template. Where one way finds
-/// nothing they do not agree at all.
+/// The brain of the networks if it agrees with the template's, else that of the template. If one
+/// way finds nothing, the other is used and the agreement is 0.
 fn chosen(
     by_network: Option<RawMask>,
     by_template: Option<RawMask>,
@@ -115,10 +115,10 @@ fn no_brain(alignment: Alignment) -> HeadError {
 }
 
 /// Carries the brain of a T1 over to another scan of the same session: through the headers, refined
-/// by a rigid alignment. `None` if the T1 has no brain that can be found, or does not lie on the
+/// by a rigid alignment. `None` if no brain is found in the T1, or if it cannot be aligned to the
 /// scan.
 ///
-/// `own` is what was found in the scan itself, if anything.
+/// `own` is the brain found in the scan itself, if any.
 ///
 /// # Errors
 /// If the device of the networks fails.
@@ -139,7 +139,7 @@ pub fn brain_of_session(
 
     let inside = brain::carried(&found.brain, &moved.to_scan, scan.shape, &scan.affine);
     let brain = RawMask { shape: scan.shape, inside, affine: scan.affine };
-    // No better than the worse of both steps.
+    // The figures are those of the worse of the two steps.
     let alignment = Alignment {
         to_scan: moved.to_scan.after(&found.alignment.to_scan),
         distinctness: moved.distinctness.min(found.alignment.distinctness),
@@ -168,7 +168,7 @@ fn found_by_network_alone(
     Ok(align(&second).map(|alignment| (second, alignment)))
 }
 
-/// A scan of another contrast than the networks know, as a T1; `None` if it looks like one to them.
+/// The scan with the contrast of a T1; `None` if it already looks like one.
 fn foreign_like_t1(
     scan: &RawVolume,
     template: &Template,
@@ -178,7 +178,7 @@ fn foreign_like_t1(
     contrast.is_foreign().then(|| contrast.applied(scan))
 }
 
-/// The largest connected part that is more likely brain than not, with what it encloses.
+/// The largest connected part with a probability above 0.5, its holes filled.
 fn outlined(network: &dyn BrainNetwork, image: &RawVolume) -> Result<Option<RawMask>, DeviceError> {
     let Some(found) = brain_probability(network, image)? else { return Ok(None) };
     let grid = Grid { shape: image.shape, spacing: image.affine.spacing_mm() };

@@ -1,4 +1,5 @@
-//! The landmarks of several cohorts as one file: learnt once, frozen, and part of the method.
+//! One file with the landmarks of several cohorts. They are learnt once, do not change afterwards,
+//! and are part of the method.
 //!
 //! A file that was changed after it was written is refused: tokens made with other landmarks cannot
 //! be compared, and results name the landmarks by their digest.
@@ -20,9 +21,9 @@ pub const SCHEMA: &str = "oddscan/landmarks/1";
 pub struct Learnt {
     /// Values of the percentiles as shares of the white level: the mean over the scans.
     pub values: Vec<f64>,
-    /// Scans that they were learnt from.
+    /// Number of scans that they were learnt from.
     pub n_scans: usize,
-    /// Their ids.
+    /// Ids of these scans.
     pub scans: Vec<ScanId>,
 }
 
@@ -44,7 +45,7 @@ pub struct LandmarkSet {
 }
 
 impl LandmarkSet {
-    /// Puts together what was learnt; the reason in words if that are no landmarks.
+    /// Checks and joins what was learnt. The error gives the reason in words.
     pub fn new(percentiles: Vec<f64>, cohorts: BTreeMap<String, Learnt>) -> Result<Self, String> {
         let digest = digest(&percentiles, &cohorts);
         let mut checked = BTreeMap::new();
@@ -59,7 +60,7 @@ impl LandmarkSet {
         Ok(Self { percentiles, cohorts: checked, digest })
     }
 
-    /// Reads a file; the reason in words if it is none, or was changed.
+    /// Reads a file. The error says in words why it is invalid, or that it was changed.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let File { schema, percentiles, cohorts, sha256 } =
             serde_json::from_slice(text).map_err(|error| error.to_string())?;
@@ -69,7 +70,7 @@ impl LandmarkSet {
         let set = Self::new(percentiles, cohorts)?;
         if set.digest != sha256 {
             return Err(format!(
-                "its content has the digest {}, it states {sha256}: it was changed; learn it again",
+                "the content has the digest {}, but the file states {sha256}: it was changed; learn it again",
                 set.digest
             ));
         }
@@ -105,7 +106,7 @@ impl LandmarkSet {
     }
 }
 
-/// Over the JSON without spaces, whose maps are sorted and whose numbers read back as they were.
+/// The hash of the JSON without spaces. Its maps are sorted, and its numbers read back exactly.
 fn digest(percentiles: &[f64], cohorts: &BTreeMap<String, Learnt>) -> String {
     let content = serde_json::to_string(&(SCHEMA, percentiles, cohorts));
     hex::encode(Sha256::digest(content.expect("our own types become JSON")))

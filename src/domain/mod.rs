@@ -1,4 +1,4 @@
-//! What things are and may become: scans, cohorts, windows, findings, errors. No I/O.
+//! The objects of the method and their rules: scans, cohorts, windows, findings, errors. No I/O.
 //!
 //! The traits here are the only seams between the method and a device. The encoder and the
 //! distances have three real implementations: the native CPU engine, CUDA, and burn. The brain
@@ -43,10 +43,10 @@ pub trait SliceEncoder: Send {
     /// Features per patch.
     fn channels(&self) -> usize;
 
-    /// The device in words, as it stands in logs and metric labels: `cpu`, `cuda:0`.
+    /// Name of the device in logs and metric labels: `cpu`, `cuda:0`.
     fn device(&self) -> &str;
 
-    /// What memory of its own the device has, if it says so.
+    /// The device's own memory; `None` if it has none or does not report it.
     fn memory(&self) -> Option<DeviceMemory> {
         None
     }
@@ -57,12 +57,12 @@ pub trait SliceEncoder: Send {
     }
 }
 
-/// Memory of a device, bytes, whoever uses it.
+/// Memory of a device, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
-    /// Now in use.
+    /// In use now, by any process.
     pub used: u64,
-    /// In all.
+    /// Size of the memory.
     pub total: u64,
 }
 
@@ -77,7 +77,8 @@ pub enum BrainPart {
 
 /// Two frozen convolutional networks that find the brain in a head.
 pub trait BrainNetwork: Send + Sync {
-    /// The probability of brain in each voxel of an image `[side, side, side]`, both x fastest.
+    /// The probability of brain in each voxel of an image. Both are `[side, side, side]`, x
+    /// fastest.
     ///
     /// The side is a multiple of 32. The axes are RAS+, and intensities are normalised as in
     /// [`brain_network`].
@@ -88,14 +89,14 @@ pub trait BrainNetwork: Send + Sync {
 /// Names one grid of tokens of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GridName {
-    /// Whose tokens.
+    /// The scan that the tokens describe.
     pub scan: ScanId,
-    /// Which of its grids.
+    /// Position among the grids of the scan.
     pub grid: usize,
 }
 
-/// Distances from each token of one scan to its nearest token of another. Mirrored pairs give
-/// mirrored columns, to the last bit.
+/// Distances from each token of one scan to its nearest token in another. If the two scans are
+/// swapped, the columns are swapped, too, and equal to the last bit.
 pub trait PairDistances: Send {
     /// Both directions of one pair of grids, which have the same shape and channels.
     fn nearest(
@@ -105,14 +106,14 @@ pub trait PairDistances: Send {
         reach: SearchReach,
     ) -> Result<PairColumns, DeviceError>;
 
-    /// Gives the device tokens to keep under a name, instead of those that had it. It keeps them if
-    /// it has memory of its own, and for as long as there is room.
+    /// Gives the device tokens to keep under a name, in place of earlier tokens of that name. It
+    /// keeps them if it has memory of its own, and only while they fit.
     fn keep(&mut self, _name: GridName, _tokens: &TokenGrid) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    /// As [`PairDistances::nearest`], of one grid with each of others of its shape and channels;
-    /// `None` where the device does not have both.
+    /// Like [`PairDistances::nearest`], for one grid and each of several others of the same shape
+    /// and channels. `None` where the device does not hold both grids.
     fn nearest_of_kept(
         &mut self,
         _name: GridName,

@@ -1,16 +1,15 @@
-//! Whose scan it is: scans of one patient hide from each other what both show.
+//! Which patient a scan belongs to. Scans of one patient would hide from each other what both show.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// A patient, told from others. It holds no name or number; from a hash of one, somebody who tries
-/// all numbers of a hospital finds it, so that it stays in the journal, which is patient data
-/// anyway.
+/// Identifies a patient by a hash of name or number. Somebody who tries all numbers of a hospital
+/// can find the number again. So the hash stays in the journal, which is patient data anyway.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Patient(String);
 
-/// What software that takes names out of DICOM headers writes in place of every patient's number.
+/// Values that anonymising software writes into DICOM headers instead of the patient's number.
 const PLACEHOLDERS: [&str; 11] = [
     "anon",
     "anonym",
@@ -26,17 +25,16 @@ const PLACEHOLDERS: [&str; 11] = [
 ];
 
 impl Patient {
-    /// By the label that BIDS names begin with: `sub-01` of `sub-01_ses-2_T1w.nii.gz`.
+    /// By the label that a BIDS name begins with: `sub-01` of `sub-01_ses-2_T1w.nii.gz`.
     pub fn of_name(file_name: &str) -> Option<Self> {
         let label = file_name.strip_prefix("sub-")?;
         let label = label.split(['_', '.']).next()?;
-        // Names of another encoding have lost the letters that tell them apart.
+        // Names in another encoding have lost the letters that distinguish them.
         let is_told = !label.is_empty() && !label.contains(char::REPLACEMENT_CHARACTER);
         is_told.then(|| Self::hash("sub-", label))
     }
 
-    /// By the PatientID of a DICOM header; nothing where it says nothing, or what it would say of
-    /// everybody.
+    /// By the PatientID of a DICOM header; `None` if it is empty or a placeholder.
     pub fn of_header(patient_id: &str) -> Option<Self> {
         let id = patient_id.trim();
         let told: String = id.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect();

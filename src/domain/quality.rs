@@ -1,7 +1,7 @@
 //! Which scans are good enough to be compared with.
 //!
-//! A bad scan is scored and reported like any other, with a warning. Others' scores do not use it:
-//! its tokens tell of noise, or of other places than those that they are compared at.
+//! A bad scan is scored and reported like any other, with a warning. Other scans are not compared
+//! with it: its tokens describe noise, or another place than they seem to.
 
 use super::scan::ScanRecord;
 
@@ -22,9 +22,8 @@ pub struct QualityLimits {
 }
 
 impl QualityLimits {
-    /// What is wrong with a scan, in words with value, limit and key; nothing if others may be
-    /// compared with it. What was not measured, as in scans from before there were limits, is not
-    /// wrong.
+    /// The limits that a scan misses, in words with value, limit and key. Empty if others may be
+    /// compared with it. A value that was not measured, as in old scans, misses no limit.
     pub fn faults(&self, record: &ScanRecord) -> Vec<String> {
         let encoded = record.encoded.as_ref();
         let noise = encoded.and_then(|found| found.noise).filter(|&noise| noise > self.max_noise);

@@ -28,7 +28,7 @@ pub enum Attempt {
     Written,
     /// The results folder is full or away.
     FolderAway,
-    /// Something is wrong with this scan, or with us.
+    /// Something is wrong with this scan, or with oddscan.
     Failed,
 }
 
@@ -57,15 +57,15 @@ pub struct StaleResults {
 }
 
 impl StaleResults {
-    /// Takes over which results are stale now. Those that were stale before keep their places: in a
-    /// stream of scans, each gets its turn.
+    /// Updates which results are stale. Those that were stale before keep their places, so that
+    /// each is refreshed even while scans keep arriving.
     pub fn update(&mut self, mut stale: Vec<ScanId>) {
         self.queue.retain(|id| stale.contains(id));
         stale.retain(|id| !self.queue.contains(id));
         self.queue.extend(stale);
     }
 
-    /// Takes out the one whose turn it is.
+    /// Removes and returns the next one.
     pub fn take_next(&mut self) -> Option<ScanId> {
         self.queue.pop_front()
     }
@@ -80,34 +80,34 @@ impl StaleResults {
         self.queue.extend(ids);
     }
 
-    /// Takes out some, wherever they stand.
+    /// Removes some, at any position.
     pub fn remove(&mut self, ids: &[ScanId]) {
         self.queue.retain(|id| !ids.contains(id));
     }
 
-    /// How many there are.
+    /// Number of stale results.
     pub fn len(&self) -> usize {
         self.queue.len()
     }
 
-    /// Whether all results are those of the window as it is.
+    /// Whether no result is stale.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// Remembers since when there have been any, in seconds since 1970.
+    /// Notes since when there are any, in seconds since 1970. Call it after each change.
     pub fn observe(&mut self, now_secs: u64) {
         let since = self.since_secs.unwrap_or(now_secs);
         self.since_secs = (!self.is_empty()).then_some(since);
     }
 
-    /// Since when there have been any, as far as it was observed.
+    /// Since when there are any, as [`StaleResults::observe`] noted it, in seconds since 1970.
     pub fn since_secs(&self) -> Option<u64> {
         self.since_secs
     }
 }
 
-/// Until when a window is not scored again, if more scans are to come.
+/// The time until which a window is not scored again while more scans are on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cooldown {
     until: Instant,
@@ -129,7 +129,7 @@ impl Cooldown {
         now >= self.until
     }
 
-    /// How long that still takes.
+    /// For how long the window still cools down.
     pub fn remaining(&self, now: Instant) -> Duration {
         self.until.saturating_duration_since(now)
     }
@@ -166,7 +166,7 @@ impl Turns {
         self.last = Some(key.clone());
     }
 
-    /// A refresh has failed. Nobody is in a hurry to try the next one.
+    /// After a failed refresh all cohorts wait. Refreshing is not urgent.
     pub fn back_off(&mut self, now: Instant, pause: Duration) {
         self.not_before = now + pause;
     }
@@ -185,18 +185,18 @@ impl ResultsFolder {
         Self { is_away: false, not_before: now }
     }
 
-    /// Whether it is worth a try.
+    /// Whether to try again now.
     pub fn may_be_tried(&self, now: Instant) -> bool {
         now >= self.not_before
     }
 
-    /// A file could not be written. Returns whether that is news.
+    /// A file could not be written. Returns whether this is the first failure since it last worked.
     pub fn fails(&mut self, now: Instant, pause: Duration) -> bool {
         self.not_before = now + pause;
         !mem::replace(&mut self.is_away, true)
     }
 
-    /// Takes over how attempts made at the same time ended. Returns whether the folder is back.
+    /// Notes how attempts made at the same time ended. Returns whether the folder is back.
     pub fn note(&mut self, attempts: &[Attempt]) -> bool {
         let was_away = self.is_away;
         self.is_away &= attempts.is_empty() || attempts.contains(&Attempt::FolderAway);

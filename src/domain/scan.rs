@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::{acquisition::AcquisitionFacts, cohort::CohortKey, error::Refusal, patient::Patient};
 use crate::numeric::volume::RawVolume;
 
-/// What is read at most.
+/// Limits on the files that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Largest file, bytes.
@@ -18,14 +18,14 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// For files that are trusted.
+    /// No limits, for trusted files.
     pub const NONE: Self = Self { max_file_bytes: u64::MAX, max_voxels: u64::MAX };
 }
 
 /// Identity of a scan: SHA-256 of its decoded voxels and affine.
 ///
 /// A copy that was renamed or compressed again has the same id. That matters: a copy in the window
-/// would lie at distance 0 and hide every lesion.
+/// would be at distance 0 and hide every lesion.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ScanId(pub [u8; 32]);
 
@@ -46,7 +46,7 @@ impl ScanId {
         Self(hash.finalize().into())
     }
 
-    /// The first 12 hex digits: what logs and file names carry.
+    /// The first 12 hex digits, for logs and file names.
     pub fn short(&self) -> String {
         hex::encode(&self.0[..6])
     }
@@ -88,7 +88,7 @@ impl<'de> Deserialize<'de> for ScanId {
     }
 }
 
-/// Where a scan stands. Every transition is written to the journal before its effect is used.
+/// The state of a scan. Every transition is written to the journal before its effect is used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum ScanState {
@@ -98,14 +98,14 @@ pub enum ScanState {
     Encoded,
     /// It left the window; tokens, columns and archived source are gone, results stay.
     Evicted,
-    /// It can never work.
+    /// It was refused and can never work.
     Quarantined {
-        /// Why.
+        /// What was found, what was needed, and what a person can do.
         refusal: Refusal,
     },
 }
 
-/// The result files that now lie in the results folder.
+/// The result files that are in the results folder now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reported {
     /// Grows by one each time the results are replaced.
@@ -115,53 +115,53 @@ pub struct Reported {
 }
 
 impl Reported {
-    /// Key of a result that only says that its window is not full enough. Never equal to the key
-    /// of a scored one: the first scoring makes it outdated.
+    /// Key of a notice that the scan waits for more patients in its window. No scored result has
+    /// this key, so that the first scoring makes the notice stale.
     pub const WAITING: &str = "waiting";
 }
 
-/// How a scan was aligned to the template, found once when it was taken in.
+/// How a scan was aligned to the template. Found once, at intake.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AlignmentFacts {
     /// Template world -> scan world, mm: the upper three rows of the matrix.
     pub template_to_scan: [[f64; 4]; 3],
     /// Share of the scan's contrast that the template explains, in [0, 1].
     pub explained: f64,
-    /// How much less the template shares with the scan when it is turned the wrong way, at most 1;
-    /// nothing of scans from before it was measured.
+    /// How much less the template shares with the scan in the best wrong pose, at most 1. `None`
+    /// for scans from before this was measured.
     #[serde(default)]
     pub distinctness: Option<f64>,
     /// Share of the template's brain within the scan, in [0, 1].
     pub coverage: f64,
-    /// Whether the brain was extracted here.
+    /// Whether oddscan extracted the brain.
     pub brain_extracted: bool,
 }
 
-/// Where the brain of a scan is known from.
+/// How the brain of a scan was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BrainSource {
-    /// All voxels above 0: the scan was stripped before.
+    /// All voxels above 0: the scan was skull-stripped before it arrived.
     AboveZero,
-    /// A mask that lay beside the scan.
+    /// A mask file beside the scan.
     MaskFile,
     /// The site's own preprocessing.
     Program,
-    /// Extracted here, by the template.
+    /// Extracted by oddscan with the template.
     Template,
-    /// Extracted here, by the networks for brain extraction.
+    /// Extracted by oddscan with the brain extraction networks.
     Network,
-    /// Extracted here from a T1 of the same session, and carried over.
+    /// Extracted by oddscan from a T1 of the same session, and carried over.
     SessionT1,
 }
 
 impl BrainSource {
-    /// Whether it was extracted from a head here.
+    /// Whether oddscan extracted it from a head.
     pub fn is_extracted(self) -> bool {
         matches!(self, Self::Template | Self::Network | Self::SessionT1)
     }
 
-    /// Whether it was found on the way, so that the archive has to keep it.
+    /// Whether it was made during intake, so that the archive must keep it.
     pub fn is_found(self) -> bool {
         matches!(self, Self::Program) || self.is_extracted()
     }
@@ -170,11 +170,11 @@ impl BrainSource {
 /// The brain that a scan was encoded with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BrainFacts {
-    /// Where it is known from.
+    /// How it was found.
     pub from: BrainSource,
-    /// Dice of this brain and one that was found another way, in [0, 1], where there was one: by
-    /// the template beside one by the networks, in the scan itself beside one of a T1 of its
-    /// session.
+    /// Dice of this brain and one that was found in another way, in [0, 1]. The other way is the
+    /// template beside the networks, or the scan itself beside a T1 of its session. `None` without
+    /// another way.
     #[serde(default)]
     pub agreement: Option<f64>,
     /// The T1 of the session that it was carried over from.
@@ -184,34 +184,35 @@ pub struct BrainFacts {
     pub sha256: String,
 }
 
-/// How a program of the site prepared a scan, once, when it was taken in.
+/// How a program of the site prepared a scan. It runs once, at intake.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PreprocessFacts {
     /// Name of the program.
     pub name: String,
-    /// Its version as it says, or the hash of its file.
+    /// The version that it reports, or the hash of its file.
     pub version: String,
-    /// Hash over the command and the version: scans of two of them are not compared.
+    /// Hash over the command and the version. Scans with different hashes are not compared.
     pub identity: String,
-    /// Whether it gave the intensities that the scan is compared by.
+    /// Whether it replaced the intensities of the scan.
     pub scan_replaced: bool,
-    /// Whether it gave the brain mask.
+    /// Whether it made the brain mask.
     pub mask_made: bool,
-    /// Wall time.
+    /// Wall time, seconds.
     pub secs: f64,
 }
 
-/// What was learnt while a scan was encoded: kept, because results are written again and again.
+/// Facts found while a scan was encoded. They are kept because its results are written many times.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EncodedFacts {
     /// Volume of the brain mask, ml.
     pub brain_ml: f64,
     /// Share of the brain outside the field of view, in [0, 1].
     pub cut_fraction: f64,
-    /// Noise in the brain as a share of its contrast; nothing of scans from before it was measured.
+    /// Noise in the brain as a share of its contrast. `None` for scans from before this was
+    /// measured.
     #[serde(default)]
     pub noise: Option<f64>,
-    /// Whether its intensities were brought to the landmarks of its cohort.
+    /// Whether its intensities were mapped to the landmarks of its cohort.
     #[serde(default)]
     pub is_standardised: bool,
     /// Tokens per layer, of all views.
@@ -220,53 +221,52 @@ pub struct EncodedFacts {
     pub timings_secs: BTreeMap<String, f64>,
 }
 
-/// What a file looks like from outside; when it changes, the file has changed.
+/// Size and times of a file. When they change, the file has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileLook {
-    /// Bytes.
+    /// Size, bytes.
     pub size: u64,
     /// Time of the last change of the content, ns since 1970.
     pub modified_ns: i64,
-    /// Time of the last change of the inode, ns since 1970: also moves when the time of the
-    /// content is set back, as copies with preserved times do.
+    /// Time of the last change of the inode, ns since 1970. It also changes when a copy restores
+    /// the old time of the content.
     pub changed_ns: i64,
 }
 
-/// What the journal keeps of a scan.
+/// The journal's entry for a scan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScanRecord {
-    /// Identity.
+    /// SHA-256 of its voxels and affine.
     pub id: ScanId,
-    /// Where it stands.
+    /// Whether it waits, is a member, has left, or was refused.
     #[serde(flatten)]
     pub state: ScanState,
     /// File name as exported, without folder. May name a patient: never logged above `debug`.
     pub source_name: String,
-    /// Where the file lay below the incoming folder; of a volume made of DICOM files, their folder
-    /// or zip. May name a patient, too. Empty for scans from before this was kept, and without a
-    /// daemon.
+    /// Path of the file below the incoming folder, or of the folder or zip of its DICOM files. May
+    /// name a patient, too. Empty for scans from before this was kept, and without a daemon.
     #[serde(default)]
     pub came_from: String,
-    /// Whose scan it is by the DICOM header that it came with. Never in the results.
+    /// The patient by the DICOM header of the scan. Never in the results.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub header_patient: Option<Patient>,
     /// Stem of the result files, unique among all scans.
     pub output_stem: String,
-    /// Window that it belongs to. Decided once, when the scan was taken in.
+    /// Cohort that it belongs to. Decided once, at intake.
     pub cohort: CohortKey,
-    /// How it was acquired, as far as known; nothing of scans from before that was asked.
+    /// How it was acquired, as far as known. Empty for scans from before this was kept.
     #[serde(default)]
     pub acquisition: AcquisitionFacts,
-    /// What was noticed when it was taken in and a reader of its results should know.
+    /// Remarks from intake that a reader of its results should know.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// Order of arrival; eviction takes the lowest.
+    /// Order of arrival: the oldest scan has the lowest number.
     pub sequence: u64,
     /// When its file was first seen, seconds since 1970.
     pub first_seen_secs: u64,
-    /// Times that the encoder was started on it without an end.
+    /// How often encoding began and did not end.
     pub attempts: u32,
-    /// The brain that was found when it was taken in; nothing of scans from before that was kept.
+    /// The brain found at intake. `None` for scans from before this was kept.
     #[serde(default)]
     pub brain: Option<BrainFacts>,
     /// How it was aligned to the template, if it was.
@@ -282,7 +282,7 @@ pub struct ScanRecord {
 }
 
 impl ScanRecord {
-    /// A scan that was just taken in: nothing else is known of it yet.
+    /// The entry of a scan that has just arrived: nothing else is known yet.
     pub fn new(id: ScanId, cohort: CohortKey) -> Self {
         Self {
             id,
@@ -305,19 +305,18 @@ impl ScanRecord {
         }
     }
 
-    /// Whose scan it is, as far as its DICOM header or its name tell.
+    /// The patient by the DICOM header, else by the file name; `None` if neither names one.
     pub fn patient(&self) -> Option<Patient> {
         self.header_patient.clone().or_else(|| Patient::of_name(&self.source_name))
     }
 
-    /// Whether the scan has ever had more than the notice that it waits.
+    /// Whether the scan has ever had a scored result, not only the notice that it waits.
     pub fn was_scored(&self) -> bool {
         self.reported.as_ref().is_some_and(|done| done.key != Reported::WAITING)
     }
 
-    /// Whether the scan is taken in once more where it comes again. One that was refused has been
-    /// put back by a person: what was wrong may be mended. One that left without a result gets
-    /// another turn.
+    /// Whether the scan is accepted when it arrives again. A person put a refused scan back, and
+    /// the fault may be gone. A scan that left without a result gets another chance.
     pub fn may_come_again(&self) -> bool {
         match self.state {
             ScanState::Quarantined { .. } => true,

@@ -1,9 +1,9 @@
-//! Which BIDS suffix a series deserves, by what its header says of the sequence.
+//! Which BIDS suffix a series gets. Its header's description of the sequence decides.
 //!
-//! Cautious on purpose: a scan in the wrong cohort meets scans that it cannot be compared with and
-//! spoils their scores, while one called `unknown` waits in a cohort of its own. So the timing of
-//! the sequence and the words of its name must agree; where they do not, the suffix is `unknown`.
-//! Limits in ms are those of textbooks with room for 1.5 and 3 T; docs/preprocessing.md lists them.
+//! The rules are cautious on purpose. A scan in the wrong cohort is compared with the wrong kind of
+//! image and spoils the scores there. A scan called `unknown` only waits in a cohort of its own. So
+//! the timing of the sequence and the words of its name must agree, else the suffix is `unknown`.
+//! Limits in ms are those of textbooks, widened for 1.5 and 3 T; docs/preprocessing.md lists them.
 
 use super::cohort::UNKNOWN;
 
@@ -32,7 +32,7 @@ pub struct Acquisition {
     pub has_agent: bool,
 }
 
-/// Words of series that are no structural image, or one of a kind that no rule knows.
+/// Words of series that are no structural image, or of a kind without a rule.
 const OTHER: [&str; 27] = [
     "dwi",
     "dti",
@@ -75,17 +75,17 @@ const PROTON: [&str; 3] = ["pd", "pdw", "proton"];
 const AFTER_CONTRAST: [&str; 10] =
     ["gd", "gad", "gado", "post", "contrast", "ce", "km", "postgd", "cont", "enhanced"];
 
-/// Words that turn the former round: "T1 without contrast", "pre gd".
+/// Words that reverse the ones above: "T1 without contrast", "pre gd".
 const BEFORE_CONTRAST: [&str; 5] = ["without", "wo", "pre", "non", "native"];
 
-/// What a name or a timing points to.
+/// What a name or a timing suggests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hint {
     /// One kind.
     Kind(&'static str),
-    /// None of those with a rule.
+    /// A kind without a rule.
     Other,
-    /// It leaves the question open.
+    /// It does not decide.
     Open,
 }
 
@@ -107,14 +107,14 @@ pub fn bids_suffix(acquisition: &Acquisition) -> &'static str {
     }
 }
 
-/// Lower-case words of the names; `+c`, `w/o` and `t2*` are the only ones with signs that mean
-/// something.
+/// Lower-case words of the names. Signs separate words, except in `+c`, `w/o` and `t2*`, where they
+/// have a meaning.
 fn words(acquisition: &Acquisition) -> Vec<String> {
     let names = [&acquisition.description, &acquisition.protocol, &acquisition.sequence_name];
     let text: Vec<String> = names.into_iter().flatten().map(|name| name.to_lowercase()).collect();
     let text = text.join(" ").replace("t2*", "t2star").replace("w/o", " without ");
     let pieces = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '+');
-    // Not "sag+cor".
+    // "+c" means contrast, but "sag+cor" does not.
     let of_sum = |(index, part)| if index > 0 && part == "c" { "contrast" } else { part };
     let parts = pieces.flat_map(|piece| piece.split('+').enumerate().map(of_sum));
     parts.filter(|word| !word.is_empty()).map(str::to_owned).collect()
@@ -144,8 +144,8 @@ fn by_name(words: &[String]) -> Hint {
     kinds.into_iter().find(|(is_so, _)| *is_so).map_or(Hint::Open, |(_, kind)| Hint::Kind(kind))
 }
 
-/// What the timing allows. Gradient echoes without preparation look alike in T1 images,
-/// angiographies and susceptibility images; there the name decides.
+/// What the timing suggests. Gradient echoes without preparation have the same timing in T1 images,
+/// angiographies and susceptibility images, so that the name decides.
 fn by_timing(acquisition: &Acquisition) -> Hint {
     let is = |code: &str| acquisition.scanning_sequence.iter().any(|have| have == code);
     let is_variant = |code: &str| acquisition.sequence_variant.iter().any(|have| have == code);
@@ -177,7 +177,7 @@ fn by_timing(acquisition: &Acquisition) -> Hint {
         // The inversion time is missing: the name must say whether it is a FLAIR.
         (None, ..) if is("IR") => Hint::Open,
         (None, ..=40.0, ..=1200.0) => Hint::Kind("T1w"),
-        // A FLAIR whose header hides the inversion looks the same, and its name tells.
+        // A FLAIR whose header omits the inversion looks the same; its name decides.
         (None, 60.0.., 2000.0..) => Hint::Kind("T2w"),
         (None, ..=40.0, 1800.0..) => Hint::Kind("PDw"),
         _ => Hint::Other,

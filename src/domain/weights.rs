@@ -1,4 +1,5 @@
-//! DINOv2 weights from a safetensors file, strictly: every tensor used, none missing, shapes equal.
+//! Loads DINOv2 weights from a safetensors file. Every tensor must be used, none may be missing,
+//! and all shapes must match.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,8 +50,8 @@ impl Architecture {
         [of(384, 12), of(768, 12), of(1024, 24)].into_iter().find(|a| a.to_string() == name)
     }
 
-    /// Additions and multiplications that an image with `n_patches` patches needs up to block
-    /// `depth`: those of the matrix products.
+    /// Additions and multiplications in the matrix products, for an image with `n_patches` patches
+    /// and up to block `depth`.
     pub fn operations(&self, n_patches: usize, depth: usize) -> f64 {
         let Self { channels, hidden, patch, registers, .. } = *self;
         let n_tokens = (1 + registers + n_patches) as f64;
@@ -203,9 +204,9 @@ impl VitWeights {
         self.patch_embedding.weight.len() / (channels * patch * patch)
     }
 
-    /// The same network for grey images in [0, 1], of which the original wants three copies, each
-    /// normalised in its own way: that is linear, and becomes part of the patch embedding. A third
-    /// of the pixels then travels to the device.
+    /// The same network for grey images in [0, 1]. The original needs three copies of an image,
+    /// each normalised in its own way. This step is linear and becomes part of the patch embedding.
+    /// Only a third of the pixels is then sent to the device.
     pub fn into_grey(mut self) -> Self {
         if self.colours() == 1 {
             return self;
@@ -338,7 +339,8 @@ impl<'a> Tensors<'a> {
         self.file.tensor(name).ok().map(|tensor| tensor.shape().to_vec())
     }
 
-    /// A tensor of exactly this shape, or nothing and a fault, upon which [`Self::finish`] refuses.
+    /// A tensor of exactly this shape. Otherwise it is empty and a fault is noted, so that
+    /// [`Self::finish`] fails.
     fn take(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
         self.used.insert(name.to_owned());
         values_of(self.file, name, shape).unwrap_or_else(|fault| {
@@ -361,7 +363,7 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// Shape of the network as the file's shapes tell it.
+    /// Shape of the network, derived from the shapes in the file.
     fn architecture(&mut self) -> Option<Architecture> {
         let patch_name =
             self.pick("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight");
@@ -441,10 +443,11 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// Query, key and value: joined in the original, apart at Hugging Face.
+    /// Query, key and value: joined in the original, separate at Hugging Face.
     fn qkv(&mut self, prefix: &str, channels: usize) -> LinearWeights {
         if self.names == Names::Original {
-            // The extent is the file's word; no tensor is as large as where this ends.
+            // The file states the extent, which may be absurd. No tensor is as large as the
+            // saturated product.
             let joined = channels.saturating_mul(3);
             return self.linear(&format!("{prefix}.attn.qkv"), joined, channels);
         }
@@ -458,7 +461,7 @@ impl<'a> Tensors<'a> {
         joined
     }
 
-    /// Every tensor must have been used; the mask token serves training only.
+    /// Fails unless every tensor was used. The mask token serves training only.
     fn finish(mut self) -> Result<(), WeightsError> {
         for name in self.file.names() {
             if !self.used.contains(name) && !name.ends_with("mask_token") {
@@ -470,8 +473,8 @@ impl<'a> Tensors<'a> {
     }
 }
 
-/// The values of a tensor of exactly this shape, or what is wrong with it. Memory is taken only for
-/// values that the file holds, whatever shape it states.
+/// The values of a tensor of exactly this shape, or what is wrong with it. Memory is allocated only
+/// for values that the file holds, whatever shape it states.
 pub(super) fn values_of(
     file: &SafeTensors<'_>,
     name: &str,

@@ -1,5 +1,5 @@
-//! The rolling batch of one cohort: who is a member and how, who leaves, and what a result was
-//! scored against.
+//! The window of one cohort: which scans are members and how, which one leaves, and what a result
+//! was scored against.
 
 use std::{collections::BTreeMap, num::NonZeroUsize};
 
@@ -21,13 +21,12 @@ pub struct Window {
     memberships: BTreeMap<ScanId, Membership>,
 }
 
-/// How a member stands to the others of its window: whether it is a reference or a guest, and whose
-/// scan it is.
+/// The role of a member in its window: whether it is a reference or a guest, and whose scan it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
     /// Whether it is good enough for others to be compared with it. If not, it is a guest.
     pub is_reference: bool,
-    /// Whose scan it is, where that is known and matters.
+    /// The patient, if known and if patients matter.
     pub patient: Option<Patient>,
 }
 
@@ -35,7 +34,7 @@ impl Membership {
     /// A reference of an unknown patient.
     pub const REFERENCE: Self = Self { is_reference: true, patient: None };
 
-    /// The same where patients do not matter.
+    /// The same without the patient, for where patients do not matter.
     pub fn of_nobody(self) -> Self {
         Self { patient: None, ..self }
     }
@@ -50,7 +49,7 @@ impl Membership {
         other.is_reference && !self.is_of_same_patient(other)
     }
 
-    /// Whether this scan, which is older, can leave because there is this newer one.
+    /// Whether this older scan can leave because of a newer one.
     fn can_leave_for(&self, newer: &Self) -> bool {
         self.is_of_same_patient(newer) && (newer.is_reference || !self.is_reference)
     }
@@ -62,29 +61,23 @@ impl Window {
         Self { cohort, capacity, members: Vec::new(), memberships: BTreeMap::new() }
     }
 
-    /// The cohort.
-    pub fn cohort(&self) -> &CohortKey {
-        &self.cohort
-    }
-
     /// Members in order of arrival.
     pub fn members(&self) -> &[ScanId] {
         &self.members
     }
 
-    /// How a member stands to the others.
-    pub fn membership(&self, member: ScanId) -> &Membership {
+    pub(crate) fn membership(&self, member: ScanId) -> &Membership {
         &self.memberships[&member]
     }
 
-    /// All members but `scan`. The scan itself is left out of its own scores: its own tokens lie
-    /// at distance 0 and would make every lesion look common.
+    /// All members but `scan`. The scan itself is left out of its own scores: its own tokens are at
+    /// distance 0 and would make every lesion look common.
     pub fn others(&self, scan: ScanId) -> impl Iterator<Item = ScanId> {
         self.members.iter().copied().filter(move |&member| member != scan)
     }
 
-    /// Takes a scan in as the newest member. Returns the members that left.
-    /// A scan that is already a member changes nothing: it would be its own perfect match.
+    /// Adds a scan as the newest member. Returns the members that left. A scan that is already a
+    /// member changes nothing: it would be its own perfect match.
     pub fn admit(&mut self, scan: ScanId, membership: Membership) -> Vec<ScanId> {
         if self.members.contains(&scan) {
             return Vec::new();
@@ -101,7 +94,7 @@ impl Window {
         self.leaving_for(Some(joining), self.capacity).first().copied()
     }
 
-    /// The members that would have to leave for there to be no more than `capacity`.
+    /// The members that must leave so that at most `capacity` remain.
     pub fn leaving(&self, capacity: NonZeroUsize) -> Vec<ScanId> {
         self.leaving_for(None, capacity)
     }
@@ -114,7 +107,7 @@ impl Window {
         gone
     }
 
-    /// Changes how a member stands to the others (a reload).
+    /// Changes the role of a member (a reload).
     pub fn set_membership(&mut self, member: ScanId, membership: Membership) {
         self.memberships.insert(member, membership);
     }
@@ -124,7 +117,7 @@ impl Window {
         self.memberships.retain(|member, _| !gone.contains(member));
     }
 
-    /// The members that leave so that there are no more than `capacity`, with one that joins.
+    /// The members that leave so that at most `capacity` remain, including one that joins.
     fn leaving_for(&self, joining: Option<&Membership>, capacity: NonZeroUsize) -> Vec<ScanId> {
         let mut stay = self.members.clone();
         let mut gone = Vec::new();
@@ -162,18 +155,21 @@ impl Window {
         WindowIdentity { same_patient, few_patients, ..identity }
     }
 
-    /// What a result of this window carries, so that it can be told from those of other windows.
-    /// The order of arrival makes no difference.
+    /// What a result states about its window. It distinguishes the window from others and does not
+    /// depend on the order of arrival.
     pub fn identity(&self) -> WindowIdentity {
         let mut members = self.members.clone();
         members.sort();
+
         let mut hash = Sha256::new();
         for member in &members {
             hash.update(member.0);
         }
         let id = hex::encode(&hash.finalize()[..8]);
+
         let is_guest = |member: &ScanId| !self.membership(*member).is_reference;
         let set_aside = members.iter().copied().filter(is_guest).collect();
+
         let mut by_patient: BTreeMap<&Patient, Vec<ScanId>> = BTreeMap::new();
         for &member in &members {
             if let Some(patient) = &self.membership(member).patient {
@@ -183,6 +179,7 @@ impl Window {
         let mut same_patient: Vec<Vec<ScanId>> =
             by_patient.into_values().filter(|scans| scans.len() > 1).collect();
         same_patient.sort();
+
         let cohort = self.cohort.clone();
         WindowIdentity { id, cohort, members, set_aside, same_patient, few_patients: false }
     }
@@ -197,14 +194,14 @@ pub struct WindowIdentity {
     pub cohort: CohortKey,
     /// Members, sorted; the scan itself is one of them.
     pub members: Vec<ScanId>,
-    /// Those that the others are not compared with, sorted: not good enough.
+    /// Guests, sorted. They are not good enough for others to be compared with them.
     #[serde(default)]
     pub set_aside: Vec<ScanId>,
-    /// Those of patients who have several, sorted: they are not compared with each other.
+    /// Groups of scans of one patient, sorted. Scans of a group are not compared with each other.
     #[serde(default)]
     pub same_patient: Vec<Vec<ScanId>>,
-    /// Whether they are compared all the same, because the window is full and they are of too few
-    /// patients: to wait longer would let scans go without a result.
+    /// Whether they are compared nevertheless, because the window is full and has too few patients.
+    /// If it waited longer, scans would leave without a result.
     #[serde(default)]
     pub few_patients: bool,
 }
@@ -215,7 +212,7 @@ impl WindowIdentity {
         self.members.len() - self.set_aside.len()
     }
 
-    /// Patients that others can be compared with: what a window needs enough of.
+    /// Number of patients that others can be compared with. A window needs enough of them.
     pub fn n_patients(&self) -> usize {
         let is_reference = |scan: &&ScanId| !self.set_aside.contains(scan);
         let further = |scans: &Vec<ScanId>| scans.iter().filter(is_reference).count().max(1) - 1;

@@ -1,8 +1,8 @@
-//! The scores of all members of a window: the heart of the method.
+//! The scores of all members of a window: the core of the method.
 //!
 //! Each token is compared with the tokens near its place in the other members (Le-Gia and Ahn 2026,
-//! § 3). The distances come from outside ([`WindowDistances`]), so that the same code scores a
-//! window in memory and one whose distances lie in a store.
+//! § 3). The caller provides the distances ([`WindowDistances`]), so that the same code scores a
+//! window in memory and one whose distances are in the store.
 
 use std::collections::BTreeMap;
 
@@ -20,21 +20,22 @@ use crate::numeric::{
 /// How a window is scored.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scoring {
-    /// Where a token looks for matches.
+    /// How far from its own cell a token looks for matches.
     pub reach: SearchReach,
-    /// Share of the other scans averaged over.
+    /// Share of the other scans that a token's score averages over: the nearest ones.
     pub keep: Fraction,
-    /// Share of what its place scores in the other scans that is taken from a score, in [0, 1].
+    /// Share of the other scans' score at the same place that is subtracted from a score, in [0,
+    /// 1].
     pub positional_correction: f64,
     /// Share of healthy voxels above the threshold, at most a quarter.
     pub false_positives: Fraction,
-    /// Share of the scans whose lesions are taken to be smaller than that.
+    /// Share of the scans whose lesions are assumed to be smaller than `false_positives`.
     pub clean_scans: Fraction,
     /// Smallest region of the mask, mm^3.
     pub min_cluster_mm3: f64,
-    /// Whether anomalies that several scans share are looked for.
+    /// Whether to look for anomalies that several scans share.
     pub filter_shared: bool,
-    /// How they are looked for.
+    /// How to look for them.
     pub community: CommunitySettings,
 }
 
@@ -53,7 +54,7 @@ pub trait WindowDistances {
         others.iter().map(|&other| self.column(of, other, grid)).collect()
     }
 
-    /// As [`WindowDistances::column`], as if the other scan did not have the tokens `excluded`.
+    /// Like [`WindowDistances::column`], as if the other scan did not have the tokens `excluded`.
     fn column_without(
         &mut self,
         of: ScanId,
@@ -68,9 +69,9 @@ pub trait WindowDistances {
 pub struct ScoredMember {
     /// The scan.
     pub id: ScanId,
-    /// The cells of its tokens, for each part of a layer: view by view, or of all views joined.
+    /// The cells of its tokens for each part: one part per view, or one for all views joined.
     pub parts: Vec<Foreground>,
-    /// How it stands to the others.
+    /// Whether it is a reference or a guest, and its patient.
     pub membership: Membership,
 }
 
@@ -84,15 +85,15 @@ impl ScoredMember {
     }
 }
 
-/// An anomaly that several scans of a window share: they are each other's closest matches there,
-/// and would hide it from the score.
+/// An anomaly that several scans of a window share. There they are each other's closest matches,
+/// which would hide it from the score.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedAnomaly {
     /// Encoder block at which it was found, counted from 1.
     pub layer: usize,
     /// The scans, in the order of the window.
     pub members: Vec<ScanId>,
-    /// Tokens of theirs that no longer count as matches; 0 if they differ as whole scans.
+    /// Number of their tokens that no longer count as matches; 0 if they differ as whole scans.
     pub n_excluded: usize,
 }
 
@@ -106,7 +107,7 @@ pub fn parts_of(grids: &[TokenGrid], n_parts: usize) -> Vec<Foreground> {
 pub struct WindowScores {
     /// In the order of the members; empty before the window was scored.
     pub scans: Vec<ScanScores>,
-    /// What their maps hold, in the same order.
+    /// How the values of their maps are distributed, in the same order.
     pub profiles: Vec<MapProfile>,
     /// Whether others were compared with them, in the same order.
     pub are_references: Vec<bool>,
@@ -150,8 +151,8 @@ impl WindowScores {
 /// The scores of every member of a window, in the order of `members`.
 ///
 /// Each member is compared with the references of other patients. A guest (a member that is no
-/// reference) changes nothing for the others: what references score, how their scores are corrected
-/// by place, and what they share is the same without it.
+/// reference) changes nothing for the others. Without it the references have the same scores,
+/// corrections by place and shared anomalies.
 pub fn score_members(
     members: &[ScoredMember],
     layers: &[usize],
@@ -183,7 +184,7 @@ pub fn score_members(
     })
 }
 
-/// The members of a window by what they are to each other.
+/// The members of a window, split into references and guests.
 struct Groups<'a> {
     all: &'a [ScoredMember],
     references: Vec<&'a ScoredMember>,
@@ -196,7 +197,7 @@ impl<'a> Groups<'a> {
         Self { all, references, guests }
     }
 
-    /// Number of a member's patient: the position of the first scan of theirs.
+    /// Number of a member's patient: the position of the patient's first scan.
     fn patient(&self, member: &ScoredMember) -> usize {
         let is_theirs =
             |other: &ScoredMember| other.id == member.id || other.is_of_same_patient(member);
@@ -215,7 +216,7 @@ struct TokenSet {
     layer: usize,
 }
 
-/// All token sets, part by part, in each layer by layer.
+/// All token sets, part by part and layer by layer within a part.
 fn token_sets(layers: &[usize], n_parts: usize) -> Vec<TokenSet> {
     let mut sets = Vec::new();
     for part in 0..n_parts {
@@ -226,12 +227,12 @@ fn token_sets(layers: &[usize], n_parts: usize) -> Vec<TokenSet> {
     sets
 }
 
-/// The scores of each member's tokens, part by part, in each layer by layer.
+/// The scores of each member's tokens, part by part and layer by layer within a part.
 #[derive(Default)]
 struct TokenScores(BTreeMap<(ScanId, usize), Vec<Vec<Option<f32>>>>);
 
 impl TokenScores {
-    /// Scores one grid of tokens of a member; the layers of a part must come in order.
+    /// Scores one grid of tokens of a member; the layers of a part must be added in order.
     fn add(
         &mut self,
         of: &ScoredMember,
@@ -248,7 +249,8 @@ impl TokenScores {
     }
 }
 
-/// Scores all tokens, scan by scan: the columns of a large window need not be in memory together.
+/// Scores all tokens, scan by scan, so that the columns of a large window need not be in memory
+/// together.
 fn score_tokens(
     members: &[ScoredMember],
     groups: &Groups<'_>,
@@ -260,8 +262,8 @@ fn score_tokens(
     let mut scores = TokenScores::default();
     let none = vec![Vec::new(); groups.references.len()];
 
-    // In the order of their ids, in which columns towards one scan lie in the store: what is read
-    // with one of them is still there for the next.
+    // In the order of their ids, because the store holds the columns to one scan in this order.
+    // Data read for one column is then still cached for the next.
     let mut members: Vec<&ScoredMember> = members.iter().collect();
     members.sort_by_key(|member| member.id);
 
@@ -274,7 +276,7 @@ fn score_tokens(
     Ok(scores)
 }
 
-/// Scores all tokens; what references share is left out of the candidates.
+/// Scores all tokens. Tokens that references share do not count as candidates.
 fn score_tokens_filtered(
     groups: &Groups<'_>,
     layers: &[usize],
@@ -306,8 +308,8 @@ fn score_tokens_filtered(
     Ok((scores, shared))
 }
 
-/// Distances of a member to all references but itself, as if these had no `excluded` tokens;
-/// infinite to scans of the same patient.
+/// Distances of a member to all references but itself, as if these had no `excluded` tokens.
+/// Distances to scans of the same patient are infinite.
 fn nearest(
     member: &ScoredMember,
     references: &[&ScoredMember],
@@ -340,7 +342,7 @@ struct SharedTokens {
     excluded: Vec<Vec<usize>>,
 }
 
-/// Looks for anomalies that several members share, and takes their tokens out of the candidates.
+/// Finds anomalies that several members share, and removes their tokens from the candidates.
 fn leave_out_shared(
     window: &mut [NearestDistances],
     members: &[&ScoredMember],
@@ -406,7 +408,7 @@ fn views(
     views
 }
 
-/// Corrects the scores of a guest by what the references score at the same places.
+/// Corrects the scores of a guest by the references' scores at the same places.
 fn correct_guest(
     guest: &mut ScoreGrid,
     patient: usize,

@@ -1,4 +1,4 @@
-//! From token scores to a map on the scan's own grid, and from the map to a mask of clusters.
+//! Turns token scores into a map on the scan's own grid, and the map into a mask of clusters.
 
 use rayon::prelude::*;
 
@@ -8,7 +8,7 @@ use super::{
     volume::{RawMask, interpolate},
 };
 
-/// Where a grid of cells lies in the world.
+/// The position of a grid of cells in the world.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GridPlacement {
     /// Voxels along each edge of the canonical cube that the grid divides.
@@ -20,23 +20,25 @@ pub struct GridPlacement {
 /// The scores of a scan: one for each foreground cell of a grid.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoreGrid {
-    /// The cells.
+    /// The cells that have a token, and the grid they belong to.
     pub foreground: Foreground,
-    /// A score for each; `None` where nothing was there to compare with.
+    /// A score for each cell; `None` where there was nothing to compare with.
     pub scores: Vec<Option<f32>>,
 }
 
-/// Puts the scores of several views on one grid: their mean at the centres of the cells that lie in
-/// the foreground of all of them (ours; the paper joins the views' features instead).
+/// Joins the scores of several views on one grid (ours; the paper joins the views' features
+/// instead). It takes their mean at the centres of the cells that are in the foreground of all
+/// views.
 ///
-/// The grid is as fine as the finest along each axis, with two to four cells per patch: scores are
-/// interpolated between cell centres as in the map, so that the grid holds what the map will hold.
-/// Views without a score at a cell do not count there; cells without any score have none.
+/// The grid is as fine as the finest view along each axis, with two to four cells per patch. Scores
+/// are interpolated between cell centres as in the map, so that the grid holds the same values as
+/// the map. Views without a score at a cell do not count there. A cell without any score gets none.
 pub fn joined_scores(views: &[ScoreGrid]) -> ScoreGrid {
     let finest = |axis: usize| views.iter().map(|view| view.foreground.shape.0[axis]).max();
     let patches = views.iter().flat_map(|view| view.foreground.shape.0).min().unwrap_or(0);
     let edge = |axis| finest(axis).unwrap_or(0).clamp(2 * patches, MOST_PER_PATCH * patches);
     let shape = Shape3([edge(0), edge(1), edge(2)]);
+
     let views: Vec<View<'_>> = views.iter().map(View::new).collect();
     let mut joined =
         ScoreGrid { foreground: Foreground { shape, cells: Vec::new() }, scores: Vec::new() };
@@ -46,6 +48,7 @@ pub fn joined_scores(views: &[ScoreGrid]) -> ScoreGrid {
         if views.iter().any(|view| view.token(centre).is_none()) {
             continue;
         }
+
         let scored = views.iter().filter(|view| view.is_matched(centre));
         let (sum, n) = scored.fold((0.0, 0), |(sum, n), v| (sum + f64::from(v.at(centre)), n + 1));
         joined.foreground.cells.push(offset as u32);
@@ -54,10 +57,10 @@ pub fn joined_scores(views: &[ScoreGrid]) -> ScoreGrid {
     joined
 }
 
-/// More would show nothing that the patches hold, and grow with the third power.
+/// More cells would show no more detail than the patches have, and cost grows with the third power.
 const MOST_PER_PATCH: usize = 4;
 
-/// One view's scores, to be looked up by place in the cube, from 0 to 1 along each axis.
+/// One view's scores, found by place in the cube, from 0 to 1 along each axis.
 struct View<'a> {
     of: &'a ScoreGrid,
     grid: Vec<f32>,
@@ -88,10 +91,10 @@ impl<'a> View<'a> {
 
 /// Spreads token scores over the scan's own voxels: `[nx, ny, nz]`, x fastest.
 ///
-/// Trilinear between cell centres, held constant beyond the outermost centres; absent cells count
-/// as 0, and so does everything outside the brain (Le-Gia and Ahn 2026, section 3). The grid is
-/// evaluated at the native voxel centres directly; going through the cube, as the paper does, adds
-/// a second interpolation and nothing else.
+/// Trilinear between cell centres, constant beyond the outermost centres. Absent cells and all
+/// voxels outside the brain count as 0 (Le-Gia and Ahn 2026, section 3). The grid is evaluated
+/// directly at the native voxel centres. The paper goes through the cube, which only adds a second
+/// interpolation.
 pub fn score_map(
     foreground: &Foreground,
     scores: &[f32],
@@ -116,8 +119,8 @@ pub fn score_map(
     map
 }
 
-/// To 14 significant bits, 6e-5 of the value at most: what lies below says nothing, and takes a
-/// third of the room in a file.
+/// Rounds to 14 significant bits, 6e-5 of the value at most. The lower bits mean nothing and take a
+/// third of the space in a file.
 fn rounded(value: f32) -> f32 {
     const DROPPED: u32 = 10;
     f32::from_bits((value.to_bits() + (1 << (DROPPED - 1))) >> DROPPED << DROPPED)
@@ -147,8 +150,8 @@ fn dense(foreground: &Foreground, scores: &[f32]) -> Vec<f32> {
 /// Voxels of one connected region, as positions in memory, ascending.
 pub type Region = Vec<usize>;
 
-/// Connected regions (26 neighbours) of the voxels above `threshold` that hold at least
-/// `min_voxels`, largest first; regions of equal size in the order of their first voxel.
+/// Connected regions (26 neighbours) of the voxels above `threshold` with at least `min_voxels`,
+/// largest first. Regions of equal size are in the order of their first voxel.
 pub fn regions_above(map: &[f32], shape: Shape3, threshold: f32, min_voxels: usize) -> Vec<Region> {
     regions(map.iter().map(|&value| value > threshold).collect(), shape, min_voxels)
 }

@@ -1,8 +1,9 @@
-//! From a scan as scanned to the canonical cube that the encoder slices (method, section 1).
+//! Turns a scan on its own grid into the canonical cube that the encoder slices (method, section
+//! 1).
 //!
-//! Ours where the paper is silent: the cube is centred on the box around the brain, of the scan's
-//! or, where that was aligned, of the template's; intensities are divided by a high percentile
-//! inside the brain, or brought to landmarks ([`intensity`]).
+//! Ours where the paper does not say: the cube is centred on the box around the brain, or around
+//! the template's brain if the scan was aligned. Intensities are divided by a high percentile
+//! inside the brain, or mapped to landmarks ([`intensity`]).
 
 use std::ops::Range;
 
@@ -20,30 +21,30 @@ use super::{
 pub struct CubeSettings {
     /// Voxels along each edge.
     pub side: usize,
-    /// Length of each edge, mm. 176 keeps 99.9 % of an MNI-sized brain, the paper's 156 cuts 2.7 %.
+    /// Length of each edge, mm. 176 keeps 99.9 % of an MNI-sized brain; the paper's 156 cuts 2.7 %.
     pub field_of_view_mm: f64,
-    /// Smallest brain that is taken for one, ml.
+    /// Smallest mask that counts as a brain, ml.
     pub min_brain_ml: f64,
 }
 
-/// A canonical volume and what was noticed on the way.
+/// A canonical volume and facts about it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Canonical {
     /// The cube.
     pub volume: Volume,
     /// Volume of the brain mask, ml.
     pub brain_ml: f64,
-    /// Share of the brain that lies outside the cube, in [0, 1].
+    /// Share of the brain outside the cube, in [0, 1].
     pub cut_fraction: f64,
-    /// Whether its intensities were brought to landmarks; not if there were none for it, or if it
-    /// has too few distinct values.
+    /// Whether its intensities were mapped to landmarks. Not if there are none for it, or if it has
+    /// too few distinct values.
     pub is_standardised: bool,
 }
 
 /// Why a scan has no canonical volume.
 #[derive(Debug, Error, PartialEq)]
 pub enum PreprocessError {
-    /// Nearly every voxel is above zero: nothing was stripped.
+    /// Nearly every voxel is above zero: the skull was not stripped.
     #[error("{:.0} % of the voxels lie above zero", 100.0 * .nonzero)]
     NoBackground {
         /// Share of voxels above zero.
@@ -63,7 +64,7 @@ pub enum PreprocessError {
         /// Volume of the mask, ml.
         found_ml: f64,
     },
-    /// What the mask holds is scattered wider than a brain.
+    /// The mask is scattered wider than a brain.
     #[error(
         "{:.0} % of the brain mask lies within {field_of_view_mm} mm around its middle",
         100.0 * .inside
@@ -82,28 +83,29 @@ pub enum PreprocessError {
         /// Highest intensity.
         high: f32,
     },
-    /// The brain lies where no cube can be built around it.
+    /// No cube can be built around the brain.
     #[error(transparent)]
     Geometry(#[from] AffineError),
 }
 
-/// Above this share of voxels above zero a scan is taken to have its skull and background still.
+/// With a larger share of voxels above zero, a scan is assumed to still have its skull and
+/// background.
 const MAX_NONZERO_SHARE: f64 = 0.9;
 
-/// Largest brain, ml. Adults have 900 to 1900, and the heaviest brains that were ever described
-/// stay below 3 kg. What is above is a head with its skull, or a wrong unit of length.
+/// Largest brain, ml. Adults have 900 to 1900, and the heaviest brains ever described are below 3
+/// kg. A larger mask is a head with its skull, or has a wrong unit of length.
 pub const MAX_BRAIN_ML: f64 = 3000.0;
 
-/// Share of the brain that must lie within the cube. The smallest sensible field of view cuts a few
-/// percent of a brain; two bottles at the ends of the coil lie outside as a whole.
+/// Share of the brain that must be within the cube. The smallest sensible field of view cuts a few
+/// percent of a brain; two bottles at the ends of the coil are completely outside.
 pub const MIN_SHARE_IN_CUBE: f64 = 0.5;
 
 /// Percentile of the brain's intensities that becomes 1. Not the maximum: a single bright vessel
 /// would darken the whole brain.
 pub const WHITE_PERCENTILE: f64 = 99.8;
 
-/// The brain on the scan's own grid: `mask` brought onto that grid if there is one, else all
-/// voxels above zero, which on a stripped scan is the brain.
+/// The brain on the scan's own grid: `mask` resampled to that grid if there is one, else all voxels
+/// above zero. On a skull-stripped scan these are the brain.
 pub fn brain_mask(raw: &RawVolume, mask: Option<&RawMask>) -> Result<RawMask, PreprocessError> {
     if let Some(mask) = mask {
         return Ok(onto_grid_of(raw, mask));
@@ -128,11 +130,11 @@ fn onto_grid_of(raw: &RawVolume, mask: &RawMask) -> RawMask {
 
 /// Resamples scan and brain to the cube and scales the intensities to [0, 1].
 ///
-/// `brain` lies on the scan's grid; `aligned` is the cube of an aligned scan
-/// ([`aligned_cube_affine`]), without it the cube lies around the brain ([`cube_affine`]).
-/// Intensities: trilinear, 0 beyond the grid; brain: nearest. Zero stays zero, the 99.8th
-/// percentile of the brain becomes 1, what lies above is clipped; with `landmarks` those of the
-/// brain are brought to theirs instead, and what then lies above 1 is clipped.
+/// `brain` is on the scan's grid. `aligned` is the cube of an aligned scan
+/// ([`aligned_cube_affine`]); without it the cube is centred on the brain ([`cube_affine`]).
+/// Intensities are trilinear and 0 beyond the grid; the brain is nearest neighbour. Zero stays
+/// zero. The 99.8th percentile of the brain becomes 1; with `landmarks`, the brain's percentiles
+/// are mapped to these instead. Values above 1 are clipped.
 pub fn canonicalise(
     raw: &RawVolume,
     brain: &RawMask,
@@ -149,6 +151,7 @@ pub fn canonicalise(
     if brain_ml > MAX_BRAIN_ML {
         return Err(PreprocessError::TooLarge { found_ml: brain_ml });
     }
+
     let white = white_level(raw, brain)?;
     let cube = aligned.map_or_else(|| cube_affine(brain, settings), |cube| Ok(*cube))?;
     let cut_fraction = cut_fraction(brain, &cube, settings.side);
@@ -156,12 +159,14 @@ pub fn canonicalise(
         let field_of_view_mm = settings.field_of_view_mm;
         return Err(PreprocessError::Scattered { inside: 1.0 - cut_fraction, field_of_view_mm });
     }
+
     let standard = landmarks.and_then(|landmarks| {
         let own = intensity::of_scan(raw, brain, landmarks.percentiles());
         Scale::standard(&own, landmarks)
     });
     let is_standardised = standard.is_some();
     let scale = standard.unwrap_or(Scale::Plain { white });
+
     let (voxels, inside) = resample(raw, brain, &cube, settings.side, &scale);
     let volume = Volume { side: settings.side, voxels, brain: inside, affine: cube };
     Ok(Canonical { volume, brain_ml, cut_fraction, is_standardised })
@@ -189,8 +194,8 @@ pub fn white_level(raw: &RawVolume, brain: &RawMask) -> Result<f64, PreprocessEr
     Ok(white)
 }
 
-/// Cube voxel -> world mm for the cube around this brain: axes along the world's, centred on the
-/// middle of the box around the brain's voxel centres.
+/// Cube voxel -> world mm for the cube around this brain. Its axes are the world's; its centre is
+/// that of the box around the brain's voxel centres.
 pub fn cube_affine(brain: &RawMask, settings: &CubeSettings) -> Result<Affine, AffineError> {
     let [low, high] = brain.world_box();
     let spacing = settings.field_of_view_mm / settings.side as f64;
@@ -198,8 +203,8 @@ pub fn cube_affine(brain: &RawMask, settings: &CubeSettings) -> Result<Affine, A
     Affine::scaling(spacing, WorldPoint([0, 1, 2].map(|a| 0.5 * (low[a] + high[a]) - half)))
 }
 
-/// Cube voxel -> world mm of an aligned scan: the cube around the template's brain, `to_scan` the
-/// template's world in the scan's.
+/// Cube voxel -> world mm of an aligned scan: the cube around the template's brain. `to_scan` maps
+/// the template's world to the scan's.
 pub fn aligned_cube_affine(
     template: &RawMask,
     to_scan: &Affine,
@@ -218,7 +223,7 @@ fn cut_fraction(brain: &RawMask, cube: &Affine, side: usize) -> f64 {
     let (mut all, mut cut) = (0, 0);
     for span in brain.spans() {
         all += n_inside(span.clone());
-        // What lies between two places within the cube lies within it.
+        // The places between two places within the cube are within it, too.
         if is_cut(span.start) || is_cut(span.end - 1) {
             cut += span.filter(|&offset| brain.inside[offset] && is_cut(offset)).count();
         }
@@ -252,7 +257,7 @@ fn resample(
     (voxels, inside)
 }
 
-/// The intensity between voxel centres; what lies beyond the grid counts as 0.
+/// The intensity between voxel centres; places beyond the grid count as 0.
 #[inline(always)]
 pub(super) fn trilinear(raw: &RawVolume, place: [f64; 3]) -> f64 {
     let is_within =
@@ -264,7 +269,7 @@ pub(super) fn trilinear(raw: &RawVolume, place: [f64; 3]) -> f64 {
     }
 }
 
-/// The same where not all eight voxels around the place need be there.
+/// The same where some of the eight voxels around the place may be missing.
 #[cold]
 fn trilinear_at_rim(raw: &RawVolume, place: [f64; 3]) -> f64 {
     let floor = place.map(f64::floor);

@@ -1,4 +1,4 @@
-//! From nearest distances to scores: how rare is a token among the other scans of the window?
+//! Turns nearest distances into scores: how rare is a token among the other scans of the window?
 //! (Le-Gia and Ahn 2026, section 3; MuSc's mutual scoring, Li et al. 2024.)
 
 use std::{collections::BTreeMap, num::NonZeroUsize};
@@ -28,7 +28,7 @@ pub struct PairColumns {
 }
 
 impl PairColumns {
-    /// Of scans of which one has no token: nothing is near.
+    /// The columns if one of the scans has no token: all distances are infinite.
     pub fn unmatched(n_first: usize, n_second: usize) -> Self {
         let [first_to_second, second_to_first] =
             [n_first, n_second].map(|n| vec![f32::INFINITY; n]);
@@ -47,7 +47,7 @@ impl PairColumns {
 pub struct Fraction(f64);
 
 impl Fraction {
-    /// `None` unless `share` lies in (0, 1].
+    /// `None` unless `share` is in (0, 1].
     pub fn new(share: f64) -> Option<Self> {
         (share > 0.0 && share <= 1.0).then_some(Self(share))
     }
@@ -65,9 +65,9 @@ impl Fraction {
     }
 }
 
-/// For each token of one scan, its distance to the nearest token of each other scan:
-/// `[n_tokens, n_others]`, Euclidean, unitless, own scan absent. Infinite where the other scan had
-/// no candidate in reach.
+/// For each token of one scan, its distance to the nearest token of each other scan: `[n_tokens,
+/// n_others]`, Euclidean, unitless. The scan itself has no column. Infinite where the other scan
+/// has no candidate in reach.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NearestDistances {
     n_tokens: usize,
@@ -84,7 +84,7 @@ impl NearestDistances {
         Self { n_tokens, columns }
     }
 
-    /// Tokens of the scan.
+    /// Number of tokens of the scan.
     pub fn n_tokens(&self) -> usize {
         self.n_tokens
     }
@@ -94,15 +94,16 @@ impl NearestDistances {
         &self.columns
     }
 
-    /// For each column whether any token has a match: scans that are not to be compared have none.
+    /// For each column, whether any token has a match. Columns to scans that are not compared have
+    /// none.
     pub fn have_matches(&self) -> Vec<bool> {
         self.columns.iter().map(|column| column.iter().any(|d| d.is_finite())).collect()
     }
 
-    /// Puts another column in the place of one.
+    /// Replaces one column.
     ///
     /// # Panics
-    /// If it has another length.
+    /// If the column has another length.
     pub fn replace(&mut self, index: usize, column: Vec<f32>) {
         assert_eq!(column.len(), self.n_tokens, "a distance per token");
         self.columns[index] = column;
@@ -112,11 +113,11 @@ impl NearestDistances {
 /// Scores every token by how far away its closest matches are: `[n_tokens]`, larger = rarer.
 ///
 /// The score is the mean of the `keep` smallest distances of the token's row. A minimum would call
-/// a lesion seen twice common; a mean over all lets one odd scan spoil the row. Infinite distances
-/// are no matches and are left out; a token without any finite one has no evidence for or against
-/// it and gets `None`. A scan with no match at all, as one that is not to be compared, is not one
-/// of those that `keep` is a share of. The order of the columns does not change the result, to the
-/// last bit.
+/// a lesion seen twice common. With a mean over all, one odd scan would spoil the row. Infinite
+/// distances are no matches and are left out. A token without any finite distance has no evidence
+/// for or against it and gets `None`. `keep` is a share of the scans with a match; a scan that is
+/// not compared has none and does not count. The order of the columns does not change the result,
+/// to the last bit.
 pub fn mutual_scores(nearest: &NearestDistances, keep: Fraction) -> Vec<Option<f32>> {
     let n_compared = nearest.have_matches().into_iter().filter(|has_match| *has_match).count();
     means_of_smallest(&nearest.columns, nearest.n_tokens, keep.of(n_compared))
@@ -131,15 +132,16 @@ pub fn mean_over_layers(layers: &[Vec<Option<f32>>]) -> Vec<Option<f32>> {
     (0..layers.first().map_or(0, Vec::len)).map(mean).collect()
 }
 
-/// Takes from each score of a window a `share` of what its cell scores in other patients' scans, as
-/// far as that exceeds the average cell. Ventricles, folds and the rim differ between healthy
-/// people and score high in all scans (ours).
+/// Corrects the scores of a window by place (ours). It compares the mean score of a cell in other
+/// patients' scans with that of the average cell, and subtracts a `share` of the difference.
+/// Ventricles, folds and the rim differ between healthy people and score high in all scans.
 ///
-/// `grids[i]` are the scores of scan `i`, of the patient numbered `patients[i]`, on cells of one
-/// grid. Scores stay at or above 0; cells that no other patient has are left as they are.
+/// `grids[i]` are the scores of scan `i`, whose patient has the number `patients[i]`; all are on
+/// one grid of cells. Scores stay at or above 0. Cells that no other patient has do not change.
 pub fn correct_positions(grids: &mut [ScoreGrid], patients: &[usize], share: f64) {
     let all = Places::of(grids.iter());
     let average = all.average();
+
     let mut several: BTreeMap<usize, Vec<&ScoreGrid>> = BTreeMap::new();
     for (grid, &patient) in grids.iter().zip(patients) {
         several.entry(patient).or_default().push(grid);
@@ -149,6 +151,7 @@ pub fn correct_positions(grids: &mut [ScoreGrid], patients: &[usize], share: f64
         .into_iter()
         .map(|(patient, of_patient)| (patient, Places::of(of_patient)))
         .collect();
+
     for (ScoreGrid { foreground, scores }, patient) in grids.iter_mut().zip(patients) {
         for (score, &cell) in scores.iter_mut().zip(&foreground.cells) {
             let Some(value) = score.map(f64::from) else { continue };
@@ -162,8 +165,8 @@ pub fn correct_positions(grids: &mut [ScoreGrid], patients: &[usize], share: f64
     }
 }
 
-/// Of each cell the sum of its scores, and how many there are. The sums are exact, so that the
-/// order of the scans changes no bit.
+/// For each cell, the sum of its scores and their number. The sums are exact, so that the order of
+/// the scans changes no bit.
 struct Places(Vec<(f64, f64)>);
 
 impl Places {
@@ -193,17 +196,17 @@ impl Places {
 /// The scores of one scan: per cell, and for the scan as a whole.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScanScores {
-    /// The cells.
+    /// The scored cells and the grid they belong to.
     pub foreground: Foreground,
-    /// Score per cell; 0 for unmatched ones.
+    /// Score per cell; 0 for cells without a match.
     pub cells: Vec<f32>,
-    /// Cells without a match.
+    /// Number of cells without a match.
     pub n_unmatched: usize,
     /// Highest score (the paper).
     pub max: f32,
     /// Mean of the highest 1 % of the scores, rounded up: steadier than the maximum.
     pub top1_mean: f32,
-    /// Median of the matched cells' scores: how far the scan as a whole lies from the others. 0
+    /// Median of the matched cells' scores: how far the scan as a whole is from the others. 0
     /// without any matched cell.
     pub median: f32,
 }
@@ -215,11 +218,13 @@ impl ScanScores {
         let mut matched: Vec<f32> = scores.iter().flatten().copied().collect();
         let n_unmatched = scores.len() - matched.len();
         let median = if matched.is_empty() { 0.0 } else { quantile(&mut matched, 0.5) as f32 };
+
         let cells: Vec<f32> = scores.into_iter().map(|score| score.unwrap_or(0.0)).collect();
         let mut sorted = cells.clone();
         sorted.sort_unstable_by(|a, b| b.total_cmp(a));
         let n_top = TOP_SHARE.of(cells.len()).min(cells.len());
         let top: f64 = sorted[..n_top].iter().copied().map(f64::from).sum();
+
         Self {
             foreground,
             cells,
@@ -231,10 +236,10 @@ impl ScanScores {
     }
 }
 
-/// How far a scan as a whole lies from the others of its window, compared with how far they lie:
-/// its median score over the median of theirs. 1 is like them; `None` without others.
+/// How far a scan as a whole is from the others of its window, compared with the others: its median
+/// score over the median of theirs. 1 is typical; `None` without others.
 ///
-/// Lesions hardly move it, another scanner or protocol does (ours).
+/// Lesions hardly change it; another scanner or protocol does (ours).
 pub fn shift(own: &ScanScores, others: &[&ScanScores]) -> Option<f64> {
     let mut medians: Vec<f32> = others.iter().map(|other| other.median).collect();
     let typical = if medians.is_empty() { 0.0 } else { quantile(&mut medians, 0.5) };
@@ -264,20 +269,20 @@ pub fn percentile(own: f32, others: &[f32]) -> f64 {
     halves as f64 / (2 * others.len()) as f64
 }
 
-/// How the values of a map are distributed: what a threshold without labels needs of it.
+/// How the values of a map are distributed, as needed for a threshold without labels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MapProfile {
     /// Median.
     pub median: f64,
     /// Distance between the quartiles.
     pub spread: f64,
-    /// How many spreads above the median the stated share of the values begins.
+    /// Where the stated highest share of the values begins, in spreads above the median.
     pub tail: f64,
 }
 
 impl MapProfile {
-    /// The profile of the values of which the highest share `top` is the tail. Without values, and
-    /// where they do not vary, the tail is out of reach.
+    /// The profile of the values; their highest share `top` is the tail. Without values, or if they
+    /// do not vary, the tail is infinitely far.
     pub fn new(mut values: Vec<f32>, top: Fraction) -> Self {
         if values.is_empty() {
             return Self { median: 0.0, spread: 0.0, tail: f64::INFINITY };
@@ -290,14 +295,14 @@ impl MapProfile {
 }
 
 /// A map threshold that needs no labels (ours; the paper picks its threshold on the labels): about
-/// the stated share of the healthy voxels lies above it.
+/// the stated share of the healthy voxels is above it.
 ///
-/// Level and spread are the scan's own, since scans of other scanners may lie higher as a whole;
-/// half of the brain would have to be ill to move them much. How far the tail of healthy tissue
-/// reaches is taken from the other scans: from that tail which a share `clean` of them stays below,
-/// so that no more than that share need be free of lesions larger than the stated share of a brain.
-/// Measured in docs/quality.md. Without other scans the own tail counts. `profiles` are those of a
-/// window, `own` is the position of the scan among them.
+/// Median and spread are the scan's own, because scans of another scanner may score higher as a
+/// whole. Half of the brain would have to be ill to change them much. The tail of healthy tissue
+/// comes from the other scans: a share `clean` of them has a shorter tail. So only this share must
+/// be free of lesions larger than the stated share of a brain. Measured in docs/quality.md. Without
+/// other scans the scan's own tail is used. `profiles` are those of a window, `own` is the position
+/// of the scan among them.
 pub fn label_free_threshold(profiles: &[MapProfile], own: usize, clean: Fraction) -> f32 {
     let others = profiles.iter().enumerate().filter(|(index, _)| *index != own);
     let mut tails: Vec<f32> = others.map(|(_, other)| other.tail as f32).collect();
@@ -311,7 +316,7 @@ pub fn quantile(values: &mut [f32], share: f64) -> f64 {
     let position = (values.len() - 1) as f64 * share;
     let (_, at, above) = values.select_nth_unstable_by(position.floor() as usize, f32::total_cmp);
     let next = above.iter().copied().min_by(f32::total_cmp).unwrap_or(*at);
-    // Weighed like this, two infinite values are no NaN.
+    // A weight of 0 is skipped, so that two infinite values do not give NaN.
     let [here, next] = [*at, next].map(f64::from);
     let weigh = |value: f64, weight: f64| if weight > 0.0 { weight * value } else { 0.0 };
     weigh(here, 1.0 - position.fract()) + weigh(next, position.fract())
@@ -423,7 +428,7 @@ mod tests {
     fn a_scan_without_any_match_is_none_that_a_share_is_kept_of() {
         let far = f32::INFINITY;
         let columns = vec![vec![4.0, 1.0], vec![far, far], vec![2.0, 3.0], vec![far, far]];
-        // The half of two, not of four.
+        // Half of two, not of four.
         let scores = mutual_scores(&NearestDistances::new(2, columns), fraction(0.5));
         assert_eq!(scores, [Some(2.0), Some(1.0)]);
     }
@@ -465,7 +470,7 @@ mod tests {
         for odd in [flat, empty] {
             let threshold = label_free_threshold(&[odd, normal, normal], 0, fraction(0.25));
             assert_eq!(threshold, f32::INFINITY);
-            // Nor is anything where all others are like that; never a NaN.
+            // Nothing is marked either if all others are like that, and the threshold is never NaN.
             let threshold = label_free_threshold(&[normal, odd, odd, odd], 0, fraction(0.25));
             assert_eq!(threshold, f32::INFINITY);
         }

@@ -1,5 +1,5 @@
-//! From slice features to localised 3D tokens: depth pooling, l2 norm, projection, joining of views
-//! (Le-Gia and Ahn 2026, section 3; `eq. 1` to `eq. 3`).
+//! Turns slice features into localised 3D tokens: depth pooling, l2 norm, projection, joining of
+//! views (Le-Gia and Ahn 2026, section 3; `eq. 1` to `eq. 3`).
 
 use std::sync::Arc;
 
@@ -13,17 +13,17 @@ use super::{
     volume::Volume,
 };
 
-/// The cells of a grid over the canonical cube that lie in the brain, ascending.
+/// The cells in the brain, of a grid over the canonical cube.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Foreground {
     /// Cells along each axis.
     pub shape: Shape3,
-    /// Positions of the foreground cells: `x + nx * (y + ny * z)`.
+    /// Positions of the foreground cells, ascending: `x + nx * (y + ny * z)`.
     pub cells: Vec<u32>,
 }
 
 impl Foreground {
-    /// For every cell of the grid the position of its token, or `None` in the background.
+    /// For every cell of the grid, the position of its token, or `None` in the background.
     pub fn token_of_cell(&self) -> Vec<Option<u32>> {
         let mut tokens = vec![None; self.shape.n_voxels()];
         for (token, &cell) in self.cells.iter().enumerate() {
@@ -46,7 +46,7 @@ pub struct TokenGrid {
     features: Arc<Vec<f16>>,
 }
 
-/// What makes the parts of a [`TokenGrid`] contradict each other.
+/// The parts of a [`TokenGrid`] contradict each other.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "token grid of {n_cells} cells with {channels} channels in {shape:?} has {n_features} features, or cells out of order or range"
@@ -69,8 +69,7 @@ impl TokenGrid {
     ) -> Result<Self, TokenGridError> {
         let ascending = cells.windows(2).all(|pair| pair[0] < pair[1]);
         let in_range = cells.last().is_none_or(|&last| (last as usize) < shape.n_voxels());
-        // Without a way out of the loop, so that it is vectorised: this is done for each scan that
-        // is read.
+        // The loop has no early exit, so that it is vectorised. It runs for each scan that is read.
         let exponent = f16::INFINITY.to_bits();
         let finite =
             !features.iter().fold(false, |bad, f| bad | (f.to_bits() & exponent == exponent));
@@ -101,7 +100,7 @@ impl TokenGrid {
         self.channels
     }
 
-    /// Number of foreground cells.
+    /// Number of foreground cells, each with one token.
     pub fn n_tokens(&self) -> usize {
         self.foreground.cells.len()
     }
@@ -116,7 +115,7 @@ impl TokenGrid {
         &self.features
     }
 
-    /// The same, as it is held: grids that hold the same are copies of one another.
+    /// The same behind its pointer. Grids that share a pointer are copies of one another.
     pub fn shared_features(&self) -> &Arc<Vec<f16>> {
         &self.features
     }
@@ -149,11 +148,11 @@ pub struct TokenSettings {
     pub slices_per_token: usize,
     /// Every how many-th slice of a depth group is encoded; 1 = all (the paper).
     pub slice_stride: usize,
-    /// Whether the network is spared the patches of a slice group that hold no brain (ours; the
-    /// paper encodes whole slices).
+    /// Whether the network skips the patches of a slice group without brain (ours; the paper
+    /// encodes whole slices).
     pub skip_background: bool,
-    /// Share of a cell's voxels that must lie in the brain. At 0 a single voxel is enough, and the
-    /// rim of the brain, where masks differ, turns noisy.
+    /// Share of a cell's voxels that must be in the brain. At 0 a single voxel is enough. The rim
+    /// of the brain is then noisy, because masks differ there.
     pub min_brain_fraction: f64,
     /// Standard deviation of the Gaussian by which tokens are averaged with their neighbours, in
     /// patches; 0 leaves them as they are (the paper).
@@ -188,8 +187,8 @@ impl TokenSettings {
     }
 }
 
-/// Collects the slice features of one scan into its tokens, a slice group at a time, so that
-/// memory does not grow with the number of slices.
+/// Collects the slice features of one scan into its tokens. It adds one slice group at a time, so
+/// that memory does not grow with the number of slices.
 pub struct TokenBuilder<'a> {
     settings: &'a TokenSettings,
     projection: Option<&'a Projection>,
@@ -236,8 +235,8 @@ impl<'a> TokenBuilder<'a> {
     /// `channels` features per patch, at `n_layers` layers.
     ///
     /// # Panics
-    /// If the side of the volume is no multiple of the patch, or the patch none of the slices per
-    /// token (the settings check that).
+    /// If the side of the volume is no multiple of the patch, or the patch is no multiple of the
+    /// slices per token (the settings check that).
     pub fn new(
         volume: &Volume,
         patch: usize,
@@ -269,13 +268,13 @@ impl<'a> TokenBuilder<'a> {
         Self { settings, projection, side: volume.side() / patch, depth, width, parts }
     }
 
-    /// Where a view's features go: its part, and the first channel there.
+    /// The part that a view's features belong to, and their first channel there.
     fn place(&self, view: usize) -> (usize, usize) {
         if self.settings.join_views { (0, view * self.width) } else { (view, 0) }
     }
 
-    /// The slice groups that must be encoded. Groups without a foreground cell are left out: their
-    /// features would be dropped.
+    /// The slice groups that must be encoded. Groups without a foreground cell are left out,
+    /// because their features would be dropped.
     pub fn due_groups(&self) -> Vec<SliceGroup> {
         let mut due = Vec::new();
         for (view, &axis) in self.settings.views.iter().enumerate() {
@@ -306,8 +305,8 @@ impl<'a> TokenBuilder<'a> {
         all.filter(|patch| !self.settings.skip_background || holds_brain(patch)).collect()
     }
 
-    /// Takes in the features of these patches of a group at one layer, which are the mean over its
-    /// slices (`[patches.len(), channels]`): l2 norm (eq. 1), projection (eq. 2), and the place of
+    /// Adds the features of these patches of a group at one layer: the mean over its slices,
+    /// `[patches.len(), channels]`. Steps: l2 norm (eq. 1), projection (eq. 2), and the place of
     /// this view in the joined token (eq. 3).
     pub fn add(&mut self, group: SliceGroup, layer: usize, patches: &[u32], features: &[f32]) {
         let channels = self.projection.map_or(self.width, Projection::n_inputs);
@@ -347,7 +346,7 @@ impl<'a> TokenBuilder<'a> {
     }
 }
 
-/// Rounded to half precision, on all cores.
+/// Rounds to half precision, on all cores.
 fn halves(rows: &[f32]) -> Vec<f16> {
     const CHUNK: usize = 1 << 14;
     let mut halves = vec![f16::ZERO; rows.len()];
@@ -366,22 +365,24 @@ fn cell_of(group: SliceGroup, patch_index: usize, side: usize, shape: Shape3) ->
     shape.offset(cell)
 }
 
-/// How many cells of a grid that is finer along some axes lie along one coarse cell, for each axis.
+/// For each axis, how many cells of a grid fit along one coarse cell. The grid may be finer along
+/// some axes.
 pub fn cells_per_patch(shape: Shape3) -> [usize; 3] {
     let coarse = shape.0.into_iter().min().unwrap_or(1).max(1);
     shape.0.map(|n| n / coarse)
 }
 
-/// Averages the tokens of neighbouring cells: `rows` is `[n_cells, channels]`, row-major, and so is
-/// the result. Weights are Gaussian with a standard deviation of `sigma` patches, up to three of
-/// them away along each axis, and sum to 1 over the foreground cells in reach, so that the rim is
-/// not darkened (ours).
+/// Averages the tokens of neighbouring cells (ours). `rows` and the result are `[n_cells,
+/// channels]`, row-major. Weights are Gaussian with a standard deviation of `sigma` patches, up to
+/// three standard deviations along each axis. They sum to 1 over the foreground cells in reach, so
+/// that the rim is not darkened.
 ///
-/// Noise of single cells goes down; what fills several cells stays.
+/// Noise of single cells decreases; a change that fills several cells remains.
 pub fn smooth(foreground: &Foreground, rows: &[f32], sigma: f64) -> Vec<f32> {
     let sigmas = cells_per_patch(foreground.shape).map(|n| n as f64 * sigma);
-    // A Gaussian is the product of one along each axis: a tenth of the work. In between, all cells
-    // are needed that the next axis looks at.
+
+    // A Gaussian is the product of one along each axis, which takes a tenth of the work. Between
+    // two axes, all cells are needed that the next axis reads.
     let [x, y, z] = sigmas.map(gaussian);
     let second = widened(foreground, 2, &z);
     let first = widened(&second, 1, &y);
@@ -390,21 +391,23 @@ pub fn smooth(foreground: &Foreground, rows: &[f32], sigma: f64) -> Vec<f32> {
         let rows = weighted_along(1, &y, &first, &rows, &second);
         weighted_along(2, &z, &second, &rows, foreground)
     };
+
     let n_cells = foreground.cells.len();
     let totals = weighted(&vec![1.0; n_cells]);
     let mut smoothed = weighted(rows);
+
     let tokens = smoothed.par_chunks_mut((rows.len() / n_cells.max(1)).max(1));
     tokens.zip(totals).for_each(|(token, total)| token.iter_mut().for_each(|sum| *sum /= total));
     smoothed
 }
 
-/// The weight of a cell by its distance in cells.
+/// Weights by the distance in cells.
 fn gaussian(sigma: f64) -> Vec<f32> {
     let reach = (3.0 * sigma).ceil() as usize;
     (0..=reach).map(|apart| (-0.5 * (apart as f64 / sigma).powi(2)).exp() as f32).collect()
 }
 
-/// All cells at most as far along an axis from one of these as there are weights for.
+/// All cells along an axis that are as near to one of `cells` as the weights reach.
 fn widened(cells: &Foreground, axis: usize, weights: &[f32]) -> Foreground {
     let Foreground { shape, cells } = cells;
     let mut is_near = vec![false; shape.n_voxels()];
@@ -417,7 +420,8 @@ fn widened(cells: &Foreground, axis: usize, weights: &[f32]) -> Foreground {
     Foreground { shape: *shape, cells: near.map(|cell| cell as u32).collect() }
 }
 
-/// For each cell of `to` the weighted sum of the rows of those of `from` on a line along an axis.
+/// For each cell of `to`, the weighted sum of the rows of the cells of `from` on a line along an
+/// axis.
 fn weighted_along(
     axis: usize,
     weights: &[f32],
@@ -449,7 +453,7 @@ fn reach_along(axis: usize, weights: &[f32]) -> [usize; 3] {
     reach
 }
 
-/// Cells of `cell` voxels, of which at least `min_fraction` (and at least one) lie in the brain.
+/// Cells of `cell` voxels. At least `min_fraction` of these, and at least one, is in the brain.
 ///
 /// # Panics
 /// If the side of the volume is no multiple of each edge of a cell.
@@ -478,7 +482,7 @@ pub fn brain_per_cell(volume: &Volume, shape: Shape3) -> Vec<usize> {
     let mut counts = vec![0; shape.n_voxels()];
     let layers = volume.brain().par_chunks((side * side * edges[2]).max(1));
     counts.par_chunks_mut((nx * ny).max(1)).zip(layers).for_each(|(counts, layer)| {
-        // Rows of voxels are added up first: that is vectorised.
+        // Rows of voxels are added up first, because that is vectorised.
         let mut columns = vec![0_u16; side];
         for slice in layer.chunks_exact(side * side) {
             let rows = slice.chunks_exact(side * edges[1]);
@@ -496,7 +500,7 @@ pub fn brain_per_cell(volume: &Volume, shape: Shape3) -> Vec<usize> {
     counts
 }
 
-/// Shorter features than this are not stretched to unit length.
+/// Features shorter than this are not scaled to unit length.
 const MIN_NORM: f64 = 1e-6;
 
 fn of_unit_length(feature: &[f32]) -> Vec<f32> {
