@@ -1,36 +1,40 @@
-//! The JSON that dcm2niix or a BIDS data set puts beside a scan: how it was acquired.
+//! The JSON that dcm2niix or a BIDS data set puts beside a scan. It says how the scan was acquired.
 //!
-//! Only the keys named here are looked at; patient, operator, station and dates are never read.
-//! What senders write is not trusted: texts are shortened and lose control characters, numbers must
-//! be finite and above 0, and what does not fit is named and left out.
+//! Only the keys named here are read; patient, operator, station and dates are never read. Values
+//! are not trusted: texts are shortened and lose control characters, and numbers must be finite and
+//! above 0. A value that does not fit is left out, and its key is reported.
 
 use serde_json::{Map, Value};
 
 use crate::domain::acquisition::AcquisitionFacts;
 
-/// Largest JSON that is read, bytes. dcm2niix writes 2 to 50 KB.
+/// Size of the largest JSON that is read, bytes. dcm2niix writes 2 to 50 KB.
 pub const MAX_BYTES: u64 = 1 << 20;
 
-/// Longest text that is kept, characters: a DICOM long string.
+/// Length of the longest text that is kept, characters: that of a DICOM long string.
 const MAX_CHARS: usize = 64;
 
-/// Adds what a JSON says to the facts. Returns the keys whose values are of no use.
+/// Adds the values of a JSON to the facts. Returns the keys whose values cannot be used.
 ///
 /// # Errors
-/// If it is no JSON object: why, without quoting it. The facts are as they were then.
+/// If it is no JSON object. The text gives the cause without quoting the JSON. The facts are
+/// unchanged then.
 pub fn read_facts(bytes: &[u8], facts: &mut AcquisitionFacts) -> Result<Vec<&'static str>, String> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("it is larger than {MAX_BYTES} bytes"));
     }
-    // dcm2niix copies texts of DICOM headers as they are, whatever their encoding.
+
+    // dcm2niix copies texts of DICOM headers unchanged, whatever their encoding.
     let text = String::from_utf8_lossy(bytes);
     let text = text.trim_start_matches('\u{feff}');
     let value: Value = serde_json::from_str(text).map_err(|error| {
         format!("it is no valid JSON (line {}, column {})", error.line(), error.column())
     })?;
+
     let Value::Object(entries) = value else { return Err("it is no JSON object".to_owned()) };
     let mut fields = Fields { entries, unusable: Vec::new() };
     const MS_PER_SECOND: f64 = 1000.0;
+
     *facts = AcquisitionFacts {
         has_json: true,
         field_strength_t: fields.number("MagneticFieldStrength", 1.0),
@@ -48,7 +52,7 @@ pub fn read_facts(bytes: &[u8], facts: &mut AcquisitionFacts) -> Result<Vec<&'st
     Ok(fields.unusable)
 }
 
-/// The entries of a JSON, and which of those asked for were of no use.
+/// The entries of a JSON, and the keys that were asked for but have values that cannot be used.
 struct Fields {
     entries: Map<String, Value>,
     unusable: Vec<&'static str>,
@@ -58,7 +62,7 @@ impl Fields {
     fn number(&mut self, key: &'static str, factor: f64) -> Option<f64> {
         self.read(key, |value| {
             let number = value.as_f64()?;
-            // Rounded to a nanosecond: 0.00298 s times 1000 is 2.9800000000000004.
+            // Rounded to a nanosecond, because 0.00298 s times 1000 gives 2.9800000000000004.
             let scaled = (number * factor * 1e6).round() / 1e6;
             (scaled.is_finite() && scaled > 0.0).then_some(scaled)
         })
@@ -74,7 +78,7 @@ impl Fields {
     }
 
     fn read<T>(&mut self, key: &'static str, usable: impl Fn(&Value) -> Option<T>) -> Option<T> {
-        // Empty texts and nulls say nothing, and nothing wrong.
+        // Empty texts and nulls carry no value, and are no fault.
         let says = |value: &&Value| !value.is_null() && value.as_str() != Some("");
         let value = self.entries.get(key).filter(says)?;
         let found = usable(value);

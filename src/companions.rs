@@ -1,4 +1,4 @@
-//! The files that lie beside a scan and belong to it, and the names that follow from its own.
+//! The files beside a scan that belong to it, and the names that follow from the scan's name.
 
 use std::{
     ffi::OsStr,
@@ -8,21 +8,22 @@ use std::{
 
 use crate::domain::scan::ScanId;
 
-/// The brain mask beside a scan, if there is one.
+/// The brain mask beside a scan: `<stem>_brain` or `<subject>_brain`; see [`companion`].
 pub fn companion_mask(scan: &Path) -> Option<PathBuf> {
     companion(scan, "brain")
 }
 
-/// The T1 of the same session beside a scan that is none itself, `<subject>_T1w.nii.gz`.
+/// The T1 of the same session beside a scan, `<subject>_T1w.nii.gz`, unless the scan is that file.
 pub fn session_t1(scan: &Path) -> Option<PathBuf> {
     companion(scan, "T1w").filter(|t1| t1 != scan)
 }
 
-/// A file that belongs to a scan and lies beside it: `<stem>_<what>` or, for
-/// `<subject>_<modality>`, `<subject>_<what>`, with `.nii.gz` or `.nii`. Names need not be UTF-8.
+/// A file beside a scan that belongs to it: `<stem>_<what>` or, for `<subject>_<modality>`,
+/// `<subject>_<what>`, with `.nii.gz` or `.nii`. Names need not be UTF-8.
 ///
-/// A link is none: in the incoming folder it may lead to anything. Beside a scan that is a link
-/// itself, which only a person can have named, links are followed: whole data sets consist of them.
+/// Links do not count: in the incoming folder a link may lead to anything. Beside a scan that is a
+/// link itself, links are followed. Only a person can have named such a scan, and some data sets
+/// consist of links.
 pub fn companion(scan: &Path, what: &str) -> Option<PathBuf> {
     let stem = stem_bytes(scan)?;
     let subject = stem.iter().rposition(|&byte| byte == b'_').map(|end| &stem[..end]);
@@ -30,6 +31,7 @@ pub fn companion(scan: &Path, what: &str) -> Option<PathBuf> {
         let name = [name, b"_", what.as_bytes(), ending.as_bytes()].concat();
         scan.with_file_name(OsStr::from_bytes(&name))
     };
+
     [Some(stem), subject]
         .into_iter()
         .flatten()
@@ -37,8 +39,8 @@ pub fn companion(scan: &Path, what: &str) -> Option<PathBuf> {
         .find(|path| lies_beside(scan, path))
 }
 
-/// The JSON beside a scan that says how it was acquired: `<stem>.json`, by the same rule about
-/// links. What this program writes beside maps is none.
+/// The JSON beside a scan that says how it was acquired: `<stem>.json`. The same rule about links
+/// holds. The sidecars that oddscan writes beside maps do not count.
 pub fn companion_json(scan: &Path) -> Option<PathBuf> {
     let name = [stem_bytes(scan)?, b".json"].concat();
     let path = scan.with_file_name(OsStr::from_bytes(&name));
@@ -56,15 +58,15 @@ fn stem_bytes(scan: &Path) -> Option<&[u8]> {
     Some(stem.strip_suffix(b".nii").unwrap_or(stem))
 }
 
-/// File name without folder and without `.nii` or `.nii.gz`.
+/// The file name without its folder and without `.nii` or `.nii.gz`.
 pub fn stem_of(path: &Path) -> String {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let stem = name.strip_suffix(".gz").unwrap_or(&name);
     stem.strip_suffix(".nii").unwrap_or(stem).to_owned()
 }
 
-/// A stem for result files: letters, digits, `.`, `-` and `_` stay, everything else becomes `_`,
-/// so that no file name can lead out of the results folder or break a shell line.
+/// A stem for result files. Letters, digits, `.`, `-` and `_` stay, and everything else becomes
+/// `_`. So no file name can lead out of the results folder or break a shell line.
 pub fn output_stem(stem: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '_' };
     let stem: String = stem.chars().take(120).map(safe).collect();
@@ -72,8 +74,8 @@ pub fn output_stem(stem: &str) -> String {
     if stem.is_empty() { "scan".to_owned() } else { stem.to_owned() }
 }
 
-/// The stem of a scan's results: that of its file, and with its id where another scan has that
-/// already, which keeps its results.
+/// The stem of a scan's results. It is the stem of the scan's file. If another scan uses that
+/// already, the short id is added, so that the other scan keeps its results.
 pub fn output_stem_among(scan: &Path, id: ScanId, is_taken: impl Fn(&str) -> bool) -> String {
     let stem = output_stem(&stem_of(scan));
     if is_taken(&stem) { format!("{stem}-{}", id.short()) } else { stem }
@@ -120,7 +122,7 @@ mod tests {
         symlink(at("elsewhere"), at("sub-1_FLAIR.nii")).unwrap();
         assert_eq!(companion_mask(&at("sub-1_FLAIR.nii")), Some(at("sub-1_brain.nii")));
         assert_eq!(companion_mask(&at("sub-1_T1w.nii")), None);
-        // A file is a mask whatever the scan is.
+        // A mask that is no link counts for every scan.
         std::fs::write(at("sub-1_FLAIR_brain.nii"), "").unwrap();
         assert_eq!(companion_mask(&at("sub-1_FLAIR.nii")), Some(at("sub-1_FLAIR_brain.nii")));
     }

@@ -1,7 +1,7 @@
-//! Files opened, copied, written, moved and removed with care, for all who do so.
+//! Opens, copies, writes, moves and removes files with care, for all modules that need it.
 //!
-//! What is read may be exchanged by others at any time. What is written appears whole or not at
-//! all.
+//! Others may exchange a file that is read at any time. A file that is written appears whole or not
+//! at all.
 
 use std::{
     fs::{self, File},
@@ -13,12 +13,12 @@ use std::{
 use rustix::fs::OFlags;
 use tempfile::NamedTempFile;
 
-/// Which side of a copy failed: somebody else's file, or our own folder.
+/// Which side of a copy failed: the sender's file, or oddscan's own folder.
 #[derive(Debug)]
 pub enum CopyError {
-    /// Reading.
+    /// The source cannot be read.
     Source(io::Error),
-    /// Writing.
+    /// The target cannot be written.
     Target(io::Error),
 }
 
@@ -30,28 +30,28 @@ impl From<CopyError> for io::Error {
     }
 }
 
-/// Opens a file that others may exchange at any time: a link put in its place would lead the
-/// service to a file that only the service may read, and a pipe would block it for ever.
+/// Opens a file that others may exchange at any time. A link in its place would lead the service to
+/// a file that only the service may read. A pipe would block the service for ever.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {
-        let message = "no regular file; export files, not folders, pipes or devices";
+        let message = "this is no regular file; export files, not folders, pipes or devices";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     Ok(file)
 }
 
-/// The content of a small file, at most one byte more than `max_bytes`, so that the reader sees
-/// that there is too much.
+/// The content of a small file: at most one byte more than `max_bytes`, so that the caller notices
+/// a larger file.
 pub fn read_small(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_regular(path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Copies a file to `target` and makes the copy durable, at most `max_bytes` of it. `alive` is
-/// called after every MiB.
+/// Copies at most `max_bytes` of a file to `target`, makes the copy durable and returns its size.
+/// `alive` is called after every MiB.
 pub fn copy_durably(
     source: &Path,
     target: &Path,
@@ -60,6 +60,7 @@ pub fn copy_durably(
 ) -> Result<u64, CopyError> {
     let mut from = open_regular(source).map_err(CopyError::Source)?.take(max_bytes);
     let mut to = File::create(target).map_err(CopyError::Target)?;
+
     let mut buffer = vec![0; 1 << 20];
     let mut n_copied = 0;
     loop {
@@ -73,22 +74,25 @@ pub fn copy_durably(
         n_copied += n_read as u64;
         alive();
     }
+
     to.sync_all().map_err(CopyError::Target)?;
     Ok(n_copied)
 }
 
-/// Begins the names of files that are not whole yet.
+/// The names of files that are not whole yet begin with this.
 const MARK: &str = ".oddscan-tmp-";
 
-/// Writes `bytes` to `path`: a temporary file in the same folder, made durable, renamed over
-/// `path`, the folder made durable. After an error the old file stands as it was.
+/// Writes `bytes` to `path` by way of a temporary file in the same folder. The file is made
+/// durable, renamed to `path`, and the folder is made durable. After an error the old file is
+/// unchanged.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut draft = tempfile::Builder::new()
         .prefix(MARK)
-        // The umask of the service decides who may read results, as for any other file.
+        // As for any other file, the umask of the service decides who may read results.
         .permissions(PermissionsExt::from_mode(0o666))
         .tempfile_in(folder)?;
+
     draft.write_all(bytes)?;
     draft.as_file().sync_all()?;
     draft.persist(path).map_err(|error| error.error)?;
@@ -106,26 +110,27 @@ pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes what was created, renamed or removed in a folder durable.
+/// Makes all files that were created, renamed or removed in a folder durable.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Writes a file whole or not at all, by way of `partial` on the same file system. The folder is
-/// not made durable.
+/// Writes a file whole or not at all, by way of `partial` on the same file system. It does not make
+/// the folder durable.
 pub(crate) fn write_by_way_of(partial: &Path, target: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::write(partial, bytes)?;
     File::open(partial)?.sync_all()?;
     fs::rename(partial, target)
 }
 
-/// A file beside `target` that becomes it with [`NamedTempFile::persist`].
+/// A temporary file beside `target`. [`NamedTempFile::persist`] renames it to `target`.
 pub(crate) fn partial_beside(target: &Path) -> io::Result<NamedTempFile> {
     let folder = target.parent().unwrap_or(Path::new("."));
     tempfile::Builder::new().prefix(".").suffix(".partial").tempfile_in(folder)
 }
 
-/// Writes a file whole or not at all, readable for everybody: a service of another user reads it.
+/// Writes a file whole or not at all. Everybody may read it, because the service runs as another
+/// user.
 pub(crate) fn write_for_everybody(target: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut partial = partial_beside(target)?;
     partial.write_all(bytes)?;
@@ -135,12 +140,11 @@ pub(crate) fn write_for_everybody(target: &Path, bytes: &[u8]) -> io::Result<()>
     Ok(())
 }
 
-/// Renames, or copies and removes where source and target lie on different file systems. A folder
-/// holds files only.
+/// Renames a file or a folder of files. Between file systems it copies and then removes the source.
 pub(crate) fn move_file(source: &Path, target: &Path) -> io::Result<()> {
     match fs::rename(source, target) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices && source.is_dir() => {
-            // It may be there, half full, from a try that failed.
+            // A try that failed may have left the folder half full.
             fs::create_dir_all(target)?;
             for entry in fs::read_dir(source)? {
                 let entry = entry?;
@@ -156,12 +160,12 @@ pub(crate) fn move_file(source: &Path, target: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a file, if it is there.
+/// Removes a file; a missing file is no error.
 pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     unless_absent(fs::remove_file(path))
 }
 
-/// Makes an empty folder that nobody else may read.
+/// Makes an empty folder that no other user may read; an older one is removed with its content.
 pub(crate) fn fresh_folder(folder: &Path) -> io::Result<()> {
     unless_absent(fs::remove_dir_all(folder))?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)

@@ -1,6 +1,6 @@
-//! The incoming folder: which files are scans, when is one whole, and where it goes from there.
+//! The incoming folder: which files are scans, and when a file is whole.
 //!
-//! Nothing is deleted: accepted files stay where they are, refused ones move to quarantine.
+//! Nothing is deleted. Accepted files stay where they are; refused files move to quarantine.
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use crate::{domain::scan::FileLook, files::open_regular};
 
-/// Which file names are scans.
+/// The patterns by which a file's name makes it a scan.
 #[derive(Debug, Clone)]
 pub struct Patterns {
     accept: GlobSet,
@@ -23,18 +23,18 @@ pub struct Patterns {
 }
 
 impl Patterns {
-    /// Compiles shell patterns; the settings were checked before.
+    /// Compiles shell patterns. The configuration has checked them before.
     pub fn new(accept: &[String], ignore: &[String]) -> Result<Self, globset::Error> {
         Ok(Self { accept: glob_set(accept)?, ignore: glob_set(ignore)? })
     }
 
-    /// Whether a file of this name is taken for a scan.
+    /// Whether a file with this name is a scan.
     pub fn is_scan(&self, path: &Path) -> bool {
         let Some(name) = path.file_name() else { return false };
         self.accept.is_match(name) && !self.ignore.is_match(name)
     }
 
-    /// Whether a file of this name is left for other readers than that of scans.
+    /// Whether a file with this name is neither a scan nor ignored: it may be DICOM or a zip.
     fn is_open(&self, path: &Path) -> bool {
         let Some(name) = path.file_name() else { return false };
         !self.accept.is_match(name) && !self.ignore.is_match(name)
@@ -49,12 +49,14 @@ fn glob_set(patterns: &[String]) -> Result<GlobSet, globset::Error> {
     set.build()
 }
 
-/// Looks at a file without following a link.
+/// Size and times of a file. Links are not followed.
 pub fn look_at(path: &Path) -> io::Result<FileLook> {
     let meta = fs::symlink_metadata(path)?;
-    // Times are only compared with each other, so that those after the year 2262, which a sender
-    // may set, can wrap around.
+
+    // Times after the year 2262, which a sender may set, wrap around. That does no harm, because
+    // times are only compared for equality.
     let nanoseconds = |secs: i64, more: i64| secs.wrapping_mul(1_000_000_000).wrapping_add(more);
+
     Ok(FileLook {
         size: meta.len(),
         modified_ns: nanoseconds(meta.mtime(), meta.mtime_nsec()),
@@ -62,40 +64,39 @@ pub fn look_at(path: &Path) -> io::Result<FileLook> {
     })
 }
 
-/// A file, or a folder with the name of a file, that is taken for a scan.
+/// A file, or a folder with the name of a file, that counts as a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// Full path.
     pub path: PathBuf,
-    /// Now.
+    /// Its present size and times.
     pub look: FileLook,
 }
 
-/// What is done with a link in a folder. Links to folders are never followed.
+/// How a listing treats links to files. Links to folders are never followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Links {
-    /// It is passed over: in an incoming folder it may lead to anything.
+    /// They are passed over: in an incoming folder, a link may lead to anything.
     PassedOver,
-    /// It is a scan by its own name: a person has named the folder, and all files of a DataLad data
-    /// set are links.
+    /// A link with the name of a scan is a scan. This is for folders that a person has named: in a
+    /// DataLad data set, all files are links.
     ToFiles,
 }
 
-/// Folders are searched this deep.
+/// Levels of subfolders that are searched.
 const MAX_DEPTH: usize = 8;
 
 /// What a folder holds.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// In the order of their paths.
+    /// Scans, sorted by path.
     pub scans: Vec<Candidate>,
-    /// Links, where those are passed over, pipes and devices, of any name that is not to be
-    /// ignored.
+    /// Pipes, devices, and the links that are passed over, unless their name is ignored.
     pub passed_over: Vec<PathBuf>,
 }
 
-/// All scans below `folder`. `alive` is called for every entry: a large folder on a slow share
-/// takes minutes.
+/// All scans below `folder`. `alive` is called for every entry, because a large folder on a slow
+/// share takes minutes.
 pub fn list(
     folder: &Path,
     patterns: &Patterns,
@@ -122,16 +123,18 @@ fn collect(
         let (path, kind) = (entry.path(), entry.file_type()?);
         let scan = patterns.is_scan(&path);
         if kind.is_dir() && !scan {
-            // A folder that cannot be read must not hide its siblings; it is looked at next time.
+            // A folder that cannot be read must not hide its siblings. The next listing tries it
+            // again.
             if depth > 0 && !hidden(&path) {
                 collect(&path, patterns, links, depth - 1, found, alive).ok();
             }
             continue;
         }
-        // One that leads nowhere is said to when it is read.
+
+        // A link without a target counts, too: reading it gives the error.
         let is_link = kind.is_symlink() && links == Links::ToFiles && !path.is_dir();
         if scan && (kind.is_file() || kind.is_dir() || is_link) {
-            // It may be gone again by now.
+            // The file may already be gone.
             if let Ok(look) = look_at(&path) {
                 found.scans.push(Candidate { path, look });
             }
@@ -142,19 +145,19 @@ fn collect(
     Ok(())
 }
 
-/// Files that are converted together: the DICOM files directly in one folder, or one zip.
+/// Files that are converted together: the DICOM files directly in one folder, or one zip file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bundle {
-    /// The folder or the zip.
+    /// Path of the folder or of the zip file.
     pub path: PathBuf,
-    /// Whether it is a zip; then it is its own only file.
+    /// Whether it is a zip file. Then `files` holds only the zip file itself.
     pub is_zip: bool,
-    /// Files, in the order of their names.
+    /// Files, sorted by path.
     pub files: Vec<Candidate>,
 }
 
-/// All DICOM files and zips below `folder`, by folder. Files whose name leaves it open are DICOM if
-/// `has_mark` says so; see [`has_dicom_mark`].
+/// All DICOM files and zip files below `folder`, by folder. Where the name does not tell,
+/// `has_mark` decides whether a file is DICOM; see [`has_dicom_mark`].
 pub fn list_bundles(
     folder: &Path,
     patterns: &Patterns,
@@ -186,9 +189,11 @@ fn collect_bundles(
             }
             continue;
         }
+
         if !kind.is_file() || !patterns.is_open(&path) {
             continue;
         }
+
         let Ok(look) = look_at(&path) else { continue };
         let candidate = Candidate { path, look };
         if has_ending(&candidate.path, &["zip"]) {
@@ -198,6 +203,7 @@ fn collect_bundles(
             files.push(candidate);
         }
     }
+
     if !files.is_empty() {
         files.sort_by(|a, b| a.path.cmp(&b.path));
         found.push(Bundle { path: folder.to_owned(), is_zip: false, files });
@@ -205,13 +211,13 @@ fn collect_bundles(
     Ok(())
 }
 
-/// Whether a file's name has one of these endings, in capitals or not.
+/// Whether a file's name has one of these endings. Upper and lower case count as equal.
 pub fn has_ending(path: &Path, endings: &[&str]) -> bool {
     let ending = path.extension().unwrap_or_default();
     endings.iter().any(|wanted| ending.eq_ignore_ascii_case(wanted))
 }
 
-/// Whether a file has the mark of DICOM (PS3.10, 7.1): many scanners give their files no ending.
+/// Whether a file has the mark of DICOM (PS3.10, 7.1). Many scanners write files without an ending.
 pub fn has_dicom_mark(path: &Path) -> bool {
     let mut start = [0; 132];
     let read = open_regular(path).and_then(|mut file| file.read_exact(&mut start));
@@ -222,12 +228,12 @@ fn hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
-/// How a scan looks, and what lies beside it and is read with it: its brain mask and its JSON.
+/// Size and times of the files that are read with a scan: its brain mask and its JSON.
 pub type Beside = [Option<FileLook>; 2];
 
 type Looks = (FileLook, Beside);
 
-/// A file that is watched until it has been still for long enough.
+/// A file that intake watches until it has not changed for long enough.
 #[derive(Debug, Clone, Copy)]
 struct Watched {
     looks: Looks,
@@ -236,24 +242,25 @@ struct Watched {
     is_whole: bool,
 }
 
-/// Remembers files from look to look until they are whole.
+/// Remembers size and times of files from one listing to the next, until the files are whole.
 #[derive(Debug, Default)]
 pub struct Settling {
     watched: HashMap<PathBuf, Watched>,
 }
 
-/// What [`Settling::look`] says of a file.
+/// The result of [`Settling::look`] for one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
-    /// Not still for long enough.
+    /// The file has changed too recently.
     Waiting,
-    /// Whole; it took so long since it was first seen.
+    /// The file is whole. The time counts from when it was first seen.
     Whole(Duration),
 }
 
 impl Settling {
-    /// Looks at a file, and at what lies beside it. It is whole when none of that has come, gone or
-    /// changed for `settle`, and at least on two looks unless `settle` is zero.
+    /// Compares a file and the files beside it with the listing before. The scan is whole when none
+    /// of them has appeared, gone or changed for `settle`. Unless `settle` is zero, this needs at
+    /// least two listings.
     pub fn look(
         &mut self,
         candidate: &Candidate,
@@ -271,6 +278,7 @@ impl Settling {
         if watched.looks != looks {
             *watched = Watched { looks, still_since: now, ..*watched };
         }
+
         watched.is_whole = now.duration_since(watched.still_since) >= settle;
         if watched.is_whole {
             Settled::Whole(now.duration_since(watched.first_seen))
@@ -279,30 +287,30 @@ impl Settling {
         }
     }
 
-    /// Whether a file was looked at before.
+    /// Whether a file was in an earlier listing and still waits.
     pub fn knows(&self, path: &Path) -> bool {
         self.watched.contains_key(path)
     }
 
-    /// How many files are whole and wait to be read, or are not whole yet, and for how long the
-    /// oldest of them has been known.
+    /// How many files wait, and for how long the oldest of them has been known. With `are_whole`,
+    /// whole files that wait to be read count; without it, files that are not whole yet.
     pub fn waiting(&self, are_whole: bool, now: Instant) -> (usize, Option<Duration>) {
         let watched = self.watched.values().filter(|watched| watched.is_whole == are_whole);
         let ages = watched.map(|watched| now.duration_since(watched.first_seen));
         (ages.clone().count(), ages.max())
     }
 
-    /// Forgets a file that was dealt with.
+    /// Forgets a file that intake has finished with.
     pub fn forget(&mut self, path: &Path) {
         self.watched.remove(path);
     }
 
-    /// Forgets files that are no longer there.
+    /// Forgets the files for which `is_there` does not hold.
     pub fn keep_only(&mut self, is_there: impl Fn(&Path) -> bool) {
         self.watched.retain(|path, _| is_there(path));
     }
 
-    /// Files that wait, whole or not.
+    /// Number of files that wait, whole or not.
     pub fn n_waiting(&self) -> usize {
         self.watched.len()
     }

@@ -1,10 +1,11 @@
-//! Every Prometheus metric, and one function per event: what the daemon says about itself.
+//! Every Prometheus metric, with one function per event.
 //!
-//! The names stand in `families.rs`, the values of their labels in `label.rs`.
-//! Invariants: no label can name a study, patient, file or user; every label has a closed set of
-//! values or, as `cohort`, a cap; a counter whose labels are known exists at 0 from the start, as
-//! `increase()` does not see the first step of a series that appears with it. Times come in as
-//! arguments. `docs/operations.md` carries the table of what stands here, and a test compares them.
+//! The names are in `families.rs`, the values of their labels in `label.rs`. `docs/operations.md`
+//! has a table of both, and a test compares it with them.
+//!
+//! Invariants: no label can name a scan, patient, file or user. Every label has a fixed set of
+//! values or, like `cohort`, a cap. A counter whose labels are known starts at 0, because
+//! `increase()` does not see the first step of a series that appears with it. Times are arguments.
 
 mod families;
 mod label;
@@ -29,10 +30,10 @@ use crate::domain::{
 /// Content type of [`Metrics::render`], for the HTTP answer.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// Cohorts that get labels of their own unless [`Metrics::with_max_cohorts`] says otherwise.
+/// Number of cohorts that get their own label, unless [`Metrics::with_max_cohorts`] sets another.
 pub const MAX_COHORTS: usize = 32;
 
-/// All metrics of one daemon. A clone is another handle on the same numbers.
+/// All metrics of one daemon. Clones share the same numbers.
 #[derive(Clone)]
 pub struct Metrics(Arc<Families>);
 
@@ -43,13 +44,13 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All metrics at their start, with a registry of their own and [`MAX_COHORTS`].
+    /// Registers all metrics in a new registry, with [`MAX_COHORTS`].
     pub fn new() -> Self {
         Self::with_max_cohorts(MAX_COHORTS)
     }
 
-    /// As [`Metrics::new`]; from the cohort after `max_cohorts` on, cohorts share the label
-    /// `other`.
+    /// As [`Metrics::new`], but only the first `max_cohorts` cohorts get their own label. All later
+    /// ones share the label `other`.
     pub fn with_max_cohorts(max_cohorts: usize) -> Self {
         let families = Families::register(max_cohorts);
         families.start_at_zero();
@@ -64,34 +65,34 @@ impl Metrics {
     }
 }
 
-/// The daemon itself.
+/// The daemon as a whole.
 impl Metrics {
-    /// What is running; once, at start. `revision` is the commit, `backend` what it was built
-    /// for, `store_format` the format number that it writes.
+    /// Reports the running build, once at the start. `revision` is the commit, `backend` the device
+    /// it was built for, `store_format` the number of the format that it writes.
     pub fn build_info(&self, version: &str, revision: &str, backend: &str, store_format: &str) {
         set_info(&self.0.build_info, &[version, revision, backend, store_format]);
     }
 
-    /// The model in use, by the first hex digits of the hashes of its weights and of the
-    /// configuration; replaces what was said before.
+    /// Reports the model in use, with the first hex digits of the hashes of its weights and of the
+    /// configuration. It replaces an earlier report.
     pub fn model_info(&self, model: &str, weights_sha256_prefix: &str, config_sha256_prefix: &str) {
         set_info(&self.0.model_info, &[model, weights_sha256_prefix, config_sha256_prefix]);
     }
 
-    /// The daemon does or does not accept and process studies: the truth of `/readyz`.
+    /// Whether the daemon accepts and processes scans, as `/readyz` answers.
     pub fn ready(&self, is_ready: bool) {
         self.0.ready.set(is_ready.into());
     }
 
-    /// The daemon stopped taking work for this reason, or goes on.
+    /// Whether the daemon takes no work for this reason.
     pub fn paused(&self, reason: PauseReason, is_paused: bool) {
         self.0.paused.with_label_values(&[reason.name()]).set(is_paused.into());
     }
 
     /// A configuration was applied at `now_secs` (seconds since 1970), or refused.
     ///
-    /// Also called at start. Until then it counts as applied: without a valid configuration there
-    /// is no daemon.
+    /// Also called at the start. Until then the configuration counts as applied, because no daemon
+    /// starts without a valid one.
     pub fn reload(&self, is_applied: bool, now_secs: u64) {
         self.0.reload_successful.set(is_applied.into());
         if is_applied {
@@ -99,7 +100,7 @@ impl Metrics {
         }
     }
 
-    /// The service manager was told that work goes on.
+    /// The daemon told the service manager that it still works.
     pub fn watchdog_notified(&self) {
         self.0.watchdog_notifications.inc();
     }
@@ -122,17 +123,17 @@ impl Metrics {
         self.0.ingest_bytes.inc_by(n_bytes);
     }
 
-    /// A file is complete, so long after it was first seen.
+    /// A file is complete. `waited` is the time since it was first seen.
     pub fn settled(&self, waited: Duration) {
         self.0.settle_duration.observe(waited.as_secs_f64());
     }
 
-    /// The incoming folder was listed to its end at `now_secs` (seconds since 1970).
+    /// A listing of the incoming folder ended at `now_secs` (seconds since 1970).
     pub fn listed(&self, now_secs: u64) {
         self.0.last_scan_time.set(now_secs as f64);
     }
 
-    /// A listing was started by this, and not by a file event or a file that settles.
+    /// This started a listing. Listings after a file event or for a file that settles do not count.
     pub fn rescan(&self, trigger: RescanTrigger) {
         self.0.rescans.with_label_values(&[trigger.name()]).inc();
     }
@@ -142,7 +143,7 @@ impl Metrics {
         self.0.quarantined.with_label_values(&[reason.name()]).inc();
     }
 
-    /// So many files now lie in quarantine.
+    /// Number of files now in quarantine.
     pub fn quarantine_files(&self, n_files: usize) {
         self.0.quarantine_files.set(n_files as f64);
     }
@@ -150,25 +151,25 @@ impl Metrics {
 
 /// Stages and queues.
 impl Metrics {
-    /// So many studies wait in or are held by a stage; the oldest arrived at `oldest_secs`
-    /// (seconds since 1970), if there is one.
+    /// Number of scans that wait in a stage or are processed by it. The oldest arrived at
+    /// `oldest_secs` (seconds since 1970); `None` if the stage is empty.
     pub fn queue(&self, stage: Stage, n_studies: usize, oldest_secs: Option<u64>) {
         let stage = [stage.name()];
         self.0.queue_studies.with_label_values(&stage).set(n_studies as f64);
         self.0.queue_oldest_time.with_label_values(&stage).set(oldest_secs.unwrap_or(0) as f64);
     }
 
-    /// A study passed a stage.
+    /// A scan passed a stage in this time.
     pub fn stage_finished(&self, stage: Stage, took: Duration) {
         self.0.stage_duration.with_label_values(&[stage.name()]).observe(took.as_secs_f64());
     }
 
-    /// An attempt at a study failed in a stage.
+    /// An attempt to process a scan failed in a stage.
     pub fn stage_failed(&self, stage: Stage, error: &ScanError) {
         self.0.stage_errors.with_label_values(&[stage.name(), error.class()]).inc();
     }
 
-    /// A stage panicked; counted with class `internal`.
+    /// A stage panicked. This counts as class `internal`.
     pub fn stage_panicked(&self, stage: Stage) {
         self.0.stage_errors.with_label_values(&[stage.name(), INTERNAL]).inc();
     }
@@ -178,7 +179,7 @@ impl Metrics {
         self.0.stage_retries.with_label_values(&[stage.name()]).inc();
     }
 
-    /// A study's results are written, so long after its file was first seen.
+    /// A scan's results are written. `took` is the time since its file was first seen.
     pub fn end_to_end(&self, took: Duration) {
         self.0.end_to_end.observe(took.as_secs_f64());
     }
@@ -186,25 +187,25 @@ impl Metrics {
 
 /// The encoder's device.
 impl Metrics {
-    /// Slices per forward pass from now on. Called first at start: the counters of the device
-    /// then exist at 0.
+    /// Number of slices per forward pass from now on. The first call, at the start, also sets the
+    /// counters of the device to 0.
     pub fn encode_batch(&self, device: &str, n_slices: usize) {
         self.0.batch_slices.with_label_values(&[device]).set(n_slices as f64);
         self.0.slices.with_label_values(&[device]);
         self.0.device_busy.with_label_values(&[device]);
     }
 
-    /// Slices went through the encoder.
+    /// This number of slices went through the encoder.
     pub fn slices_encoded(&self, device: &str, n_slices: u64) {
         self.0.slices.with_label_values(&[device]).inc_by(n_slices);
     }
 
-    /// The device worked, or was waited for.
+    /// The device worked for this time, or the daemon waited for it.
     pub fn device_busy(&self, device: &str, busy: Duration) {
         self.0.device_busy.with_label_values(&[device]).inc_by(busy.as_secs_f64());
     }
 
-    /// Memory of a device that has its own.
+    /// Memory of a device. It is `None` for a device without its own memory.
     pub fn device_memory(&self, device: &str, memory: Option<DeviceMemory>) {
         let Some(DeviceMemory { used, total }) = memory else { return };
         for (state, bytes) in [(MemoryState::Used, used), (MemoryState::Total, total)] {
@@ -212,18 +213,19 @@ impl Metrics {
         }
     }
 
-    /// The encoder went on with less after a failure.
+    /// The encoder continued with a smaller batch or on the CPU after a failure.
     pub fn encode_fallback(&self, to: Fallback) {
         self.0.fallbacks.with_label_values(&[to.name()]).inc();
     }
 }
 
-/// Cohorts. Beyond the cap counters add up under `other`; gauges are not set, as those of several
-/// cohorts have no common value.
+/// Cohorts. Beyond the cap, counters add up under `other`. Gauges are not set there, because gauges
+/// of several cohorts have no common value.
 impl Metrics {
-    /// State of a cohort's window: members that others are compared with, one per patient; those
-    /// that they are not; further ones of the same patients. Members needed, members it can hold,
-    /// and when the oldest arrived (seconds since 1970; `None` when empty).
+    /// State of a cohort's window. The three counts are reference scans (one per patient), guests,
+    /// and further reference scans of the same patients. `n_min` is the number of patients that
+    /// scoring needs, `capacity` the number of members that the window can hold. The oldest member
+    /// arrived at `oldest_secs` (seconds since 1970; `None` when the window is empty).
     pub fn window(
         &self,
         cohort: &str,
@@ -233,19 +235,21 @@ impl Metrics {
         oldest_secs: Option<u64>,
     ) {
         let Some(cohort) = self.0.own_label(cohort) else { return };
+
         for (state, n) in
             [("active", n_active), ("set_aside", n_set_aside), ("same_patient", n_same_patient)]
         {
             self.0.window_studies.with_label_values(&[cohort, state]).set(n as f64);
         }
+
         self.0.window_min.with_label_values(&[cohort]).set(n_min as f64);
         self.0.window_capacity.with_label_values(&[cohort]).set(capacity as f64);
         let oldest = oldest_secs.unwrap_or(0) as f64;
         self.0.window_oldest_time.with_label_values(&[cohort]).set(oldest);
     }
 
-    /// How much the members of a window differ as a whole, and how far the newest lies from the
-    /// others; nothing is shown before the window is scored.
+    /// How much the members of a window differ as a whole, and how far the newest is from the
+    /// others. Both are `None` before the window is scored; then nothing changes.
     pub fn window_likeness(&self, cohort: &str, heterogeneity: Option<f64>, drift: Option<f64>) {
         let Some(cohort) = self.0.own_label(cohort) else { return };
         let set = |family: &GaugeVec, ratio: Option<f64>| {
@@ -257,7 +261,7 @@ impl Metrics {
         set(&self.0.window_drift, drift);
     }
 
-    /// Share of the members of a window that share an anomaly with others.
+    /// Share of a window's members that have an anomaly in common with others, in [0, 1].
     pub fn window_contamination(&self, cohort: &str, share: f64) {
         let Some(cohort) = self.0.own_label(cohort) else { return };
         self.0.window_contamination.with_label_values(&[cohort]).set(share);
@@ -273,45 +277,45 @@ impl Metrics {
         }
     }
 
-    /// Distances of so many pairs of volumes were computed; pairs that were kept do not count.
+    /// The distances of this number of pairs of scans were computed. Stored pairs do not count.
     pub fn pairs_computed(&self, cohort: &str, n_pairs: u64) {
         let label = self.0.own_label(cohort).unwrap_or(OTHER_COHORTS);
         self.0.score_pairs.with_label_values(&[label]).inc_by(n_pairs);
     }
 
-    /// Rank of a study within its window, in [0, 1].
+    /// Rank of a scan within its window, in [0, 1].
     pub fn study_percentile(&self, cohort: &str, percentile: f64) {
         let label = self.0.own_label(cohort).unwrap_or(OTHER_COHORTS);
         self.0.percentile.with_label_values(&[label]).observe(percentile);
     }
 }
 
-/// Results and space.
+/// Results and disk space.
 impl Metrics {
-    /// A result file was written, or could not be.
+    /// A result file was written, or writing it failed.
     pub fn output_written(&self, kind: OutputKind, is_ok: bool) {
         let result = if is_ok { "ok" } else { "failed" };
         self.0.outputs.with_label_values(&[kind.name(), result]).inc();
     }
 
-    /// Size of the token store: bytes on disk, and bytes of studies that are in a window.
+    /// Size of the token store: bytes on disk, and bytes of scans that are in a window.
     pub fn store_size(&self, on_disk_bytes: u64, live_bytes: u64) {
         self.0.store_size.set(on_disk_bytes as f64);
         self.0.store_live.set(live_bytes as f64);
     }
 
-    /// The tokens of one study were removed.
+    /// The tokens of one scan were removed.
     pub fn evicted(&self, reason: EvictionReason) {
         self.0.evictions.with_label_values(&[reason.name()]).inc();
     }
 
-    /// Bytes free to the daemon where this folder lies. There is no series where that is not known:
-    /// 0 would say that the disk is full, and the last figure that all is well.
+    /// Bytes that the daemon may still write on the folder's file system. While the figure is
+    /// unknown, the series is absent: 0 would mean a full disk, and the last figure might hide one.
     pub fn filesystem_avail(&self, directory: DirectoryKind, n_bytes: Option<u64>) {
         let (family, label) = (&self.0.filesystem_avail, [directory.name()]);
         match n_bytes {
             Some(n_bytes) => family.with_label_values(&label).set(n_bytes as f64),
-            // There may have been none.
+            // An error only means that the series did not exist.
             None => drop(family.remove_label_values(&label)),
         }
     }

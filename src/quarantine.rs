@@ -1,6 +1,6 @@
-//! The quarantine: where refused files lie, each with its reason, until a person takes them out.
+//! The quarantine: it holds refused files, each with its reason, until a person takes them out.
 //!
-//! Nothing here is ever deleted but by [`drop_entry`].
+//! Only [`drop_entry`] deletes anything here.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -23,18 +23,18 @@ const PICTURE: &str = "registration.png";
 /// The content of `reason.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReasonFile {
-    /// Layout of this file.
+    /// Name and version of this layout.
     pub schema: String,
-    /// Why, what was found, what was needed, what to do.
+    /// The reason, what was found, what was needed, and what to do.
     #[serde(flatten)]
     pub refusal: Refusal,
-    /// Path within the incoming folder that the file came from.
+    /// The file's path within the incoming folder before it was moved.
     pub came_from: String,
-    /// When, seconds since 1970.
+    /// Time of the refusal, seconds since 1970.
     pub quarantined_at_secs: u64,
     /// Version of oddscan that refused it.
     pub oddscan_version: String,
-    /// False when the file could not be moved and still lies in the incoming folder.
+    /// False if the file could not be moved and is still in the incoming folder.
     pub moved: bool,
 }
 
@@ -52,9 +52,9 @@ impl ReasonFile {
 }
 
 /// Moves a refused file to `<quarantine>/<reason>/<name>/<name>` with a `reason.json` beside it,
-/// and a `registration.png` where the refusal has a picture; the name is that of `came_from`.
+/// and a `registration.png` if the refusal has a picture. The name is that of `came_from`.
 ///
-/// The reason is written first, so that no file lies there unexplained. A file that cannot be
+/// The reason is written first, so that every file there has an explanation. A file that cannot be
 /// moved (read-only share) stays, and the reason says so. Returns the folder.
 pub fn quarantine(
     quarantine: &Path,
@@ -64,19 +64,21 @@ pub fn quarantine(
     now_secs: u64,
 ) -> io::Result<PathBuf> {
     let (folder, name, mut reason) = new_entry(quarantine, came_from, refusal, now_secs)?;
+
     if move_file(file, &folder.join(name)).is_err() {
         reason.moved = false;
         write_reason(&folder, &reason)?;
     }
+
     sync_folder(&folder)?;
     Ok(folder)
 }
 
 /// Moves the files of a refused series to `<quarantine>/<reason>/<name>/<name>/`, with one
-/// `reason.json` beside that folder; the name is that of `came_from`, which need not exist.
+/// `reason.json` beside that folder. The name is that of `came_from`, which need not exist.
 ///
-/// Without files only the reason is kept. Files that cannot be moved stay where they are, and the
-/// reason says so.
+/// Without files, only the reason is written. Files that cannot be moved stay where they are, and
+/// the reason says so.
 pub fn quarantine_series(
     quarantine: &Path,
     files: &[PathBuf],
@@ -87,24 +89,28 @@ pub fn quarantine_series(
     let (folder, name, mut reason) = new_entry(quarantine, came_from, refusal, now_secs)?;
     let target = folder.join(name);
     fs::create_dir(&target)?;
+
     let has_moved = |file: &PathBuf| match file.file_name() {
         Some(name) => move_file(file, &target.join(name)).is_ok(),
         None => false,
     };
     let n_moved = files.iter().filter(|file| has_moved(file)).count();
+
     if n_moved < files.len() || files.is_empty() {
         reason.moved = false;
         write_reason(&folder, &reason)?;
     }
     if n_moved == 0 {
-        // Else there would seem to be something to put back.
+        // An empty folder would look like something that can be put back.
         fs::remove_dir(&target)?;
     }
+
     sync_folder(&folder)?;
     Ok(folder)
 }
 
-/// A folder with the reason and its picture, which must be there before what they explain.
+/// Makes a folder with the reason and its picture. Both must exist before the files that they
+/// explain.
 fn new_entry<'n>(
     quarantine: &Path,
     came_from: &'n Path,
@@ -115,13 +121,14 @@ fn new_entry<'n>(
     let folder = free_folder(&quarantine.join(refusal.reason.name()), name)?;
     let reason = ReasonFile::new(refusal, came_from, now_secs);
     write_reason(&folder, &reason)?;
+
     if name != PICTURE {
         add_picture(&folder, refusal);
     }
     Ok((folder, name, reason))
 }
 
-/// The picture of a refusal. The refusal stands without it, where the disk is full.
+/// Writes the picture of a refusal. If the disk is full, the refusal is kept without it.
 fn add_picture(folder: &Path, refusal: &Refusal) {
     let Some(picture) = &refusal.picture else { return };
     if let Err(error) = write_whole(folder, PICTURE, &picture.0) {
@@ -130,7 +137,7 @@ fn add_picture(folder: &Path, refusal: &Refusal) {
     }
 }
 
-/// Makes `<parent>/<name>`, or `<name>.2`, `.3`, ... where that is taken.
+/// Makes `<parent>/<name>`, or `<name>.2`, `.3`, ... if that exists already.
 fn free_folder(parent: &Path, name: &OsStr) -> io::Result<PathBuf> {
     fs::create_dir_all(parent)?;
     for count in 1_u32.. {
@@ -160,7 +167,7 @@ fn partial(name: &str) -> String {
     format!(".{name}.tmp")
 }
 
-/// Files in quarantine, without their reasons.
+/// Number of refused files in quarantine; their reasons do not count.
 pub fn count_quarantined(quarantine: &Path) -> usize {
     let children = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten();
     children(quarantine.to_owned()).map(|reason| children(reason.path()).count()).sum()
@@ -169,7 +176,7 @@ pub fn count_quarantined(quarantine: &Path) -> usize {
 /// A refused file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
-    /// `<reason>/<name>`: what it is called here.
+    /// Name of the entry in quarantine: `<reason>/<name>`.
     pub name: PathBuf,
     /// Why it was refused; `None` if the reason cannot be read.
     #[serde(flatten)]
@@ -179,7 +186,7 @@ pub struct Entry {
     pub picture: Option<PathBuf>,
 }
 
-/// Everything in quarantine, by reason and name.
+/// All entries of the quarantine, sorted by reason and name.
 ///
 /// # Errors
 /// If the quarantine cannot be read.
@@ -190,6 +197,7 @@ pub fn entries(quarantine: &Path) -> io::Result<Vec<Entry>> {
         if !reason.file_type()?.is_dir() {
             continue;
         }
+
         for entry in fs::read_dir(reason.path())? {
             let entry = entry?;
             let name = Path::new(&reason.file_name()).join(entry.file_name());
@@ -200,6 +208,7 @@ pub fn entries(quarantine: &Path) -> io::Result<Vec<Entry>> {
             found.push(Entry { name, reason, picture });
         }
     }
+
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
 }
@@ -208,7 +217,7 @@ fn read_reason(folder: &Path) -> Option<ReasonFile> {
     serde_json::from_str(&fs::read_to_string(folder.join(REASON)).ok()?).ok()
 }
 
-/// Folder of an entry by its name, which must be `<reason>/<name>` and nothing else.
+/// The folder of an entry. Its name must be `<reason>/<name>` and nothing else.
 fn folder_of(quarantine: &Path, name: &Path) -> io::Result<PathBuf> {
     let parts: Vec<Component<'_>> = name.components().collect();
     let is_plain = matches!(parts[..], [Component::Normal(_), Component::Normal(_)]);
@@ -223,34 +232,39 @@ fn folder_of(quarantine: &Path, name: &Path) -> io::Result<PathBuf> {
     ))
 }
 
-/// Puts a refused file back where it came from, to be read again, and forgets the reason. Gives its
-/// path.
+/// Puts a refused file back where it came from, so that it is read again, and removes the reason.
+/// Returns the file's path.
 ///
 /// # Errors
-/// If there is no such entry, its file was never moved, something else lies beside it, or another
-/// file has taken its place; then nothing has changed. Nothing is lost by any other error: the next
-/// try goes on.
+/// If there is no such entry, its file was never moved, another file is beside it, or another file
+/// has taken its place. Then nothing has changed. No other error loses anything: the next try
+/// continues.
 pub fn requeue(quarantine: &Path, name: &Path, incoming: &Path) -> io::Result<PathBuf> {
     let folder = folder_of(quarantine, name)?;
     let file = refused_file(&folder)?;
     let parent = read_reason(&folder).map(|reason| PathBuf::from(reason.came_from));
     let parent = parent.and_then(|path| Some(path.parent()?.to_owned())).unwrap_or_default();
-    // Written by us, but it may have been edited.
+
+    // oddscan wrote the path, but somebody may have edited it.
     let is_within = parent.components().all(|part| matches!(part, Component::Normal(_)));
     let target = incoming.join(if is_within { parent } else { PathBuf::new() });
     fs::create_dir_all(&target)?;
+
     let place = target.join(&file);
     if place.symlink_metadata().is_ok() {
-        let text = format!("{} is there already; move it away first", place.display());
+        let text = format!("{} exists already; move it away first", place.display());
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
     }
-    // Hidden names are not read, so that a copy across file systems is seen only when it is whole.
+
+    // Intake ignores hidden names. So it sees a copy across file systems only when the copy is
+    // whole.
     let mut hidden = OsString::from(".");
     hidden.push(&file);
     hidden.push(".partial");
     let hidden = target.join(hidden);
     move_file(&folder.join(&file), &hidden)?;
     fs::rename(hidden, &place)?;
+
     for name in OWN_FILES.into_iter().flat_map(|name| [name.to_owned(), partial(name)]) {
         remove_if_there(&folder.join(name))?;
     }
@@ -258,31 +272,32 @@ pub fn requeue(quarantine: &Path, name: &Path, incoming: &Path) -> io::Result<Pa
     Ok(place)
 }
 
-/// What lies beside a refused file, whole or half written.
+/// The files that oddscan itself writes beside a refused file.
 const OWN_FILES: [&str; 2] = [REASON, PICTURE];
 
-/// Whether a file of an entry was written here. A DICOM file may have any name, also one of ours.
+/// Whether oddscan wrote this file of an entry. A DICOM file may have any name, even one of these.
 fn is_own(name: &OsStr, reason: Option<&ReasonFile>) -> bool {
     let is_refused = reason.is_some_and(|reason| Path::new(&reason.came_from).ends_with(name));
     !is_refused && OWN_FILES.iter().any(|own| name == *own || name == partial(own).as_str())
 }
 
-/// The one file, or the folder of a series, beside the reason.
+/// Name of the one file, or of the folder of a series, beside the reason.
 fn refused_file(folder: &Path) -> io::Result<OsString> {
     let names: io::Result<Vec<OsString>> =
         fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect();
     let mut names = names?;
     let reason = read_reason(folder);
     names.retain(|name| !is_own(name, reason.as_ref()));
+
     let text = match &names[..] {
         [file] => return Ok(file.clone()),
         [] => {
-            "its file could not be moved here and still lies in the incoming folder: change or replace it \
-             there and it is read again"
+            "its file could not be moved here and is still in the incoming folder; change or replace it \
+             there, and it is read again"
                 .to_owned()
         }
         more => format!(
-            "{} files lie there, and one is the scan: move the others out of {}",
+            "there are {} files, and only one is the scan; move the others out of {}",
             more.len(),
             folder.display()
         ),
@@ -460,6 +475,6 @@ mod tests {
         let q = refused(folder.path(), "a.nii");
         fs::remove_file(q.join("truncated/a.nii/a.nii")).unwrap();
         let error = requeue(&q, Path::new("truncated/a.nii"), folder.path()).unwrap_err();
-        assert!(error.to_string().contains("still lies in the incoming folder"), "{error}");
+        assert!(error.to_string().contains("is still in the incoming folder"), "{error}");
     }
 }

@@ -1,13 +1,13 @@
-//! Tells that the incoming folder may have changed; never what changed.
+//! Reports that the incoming folder may have changed, but never what changed.
 //!
-//! The folder itself is the queue: an event only means "look again". Events get lost (inotify
-//! overflow) and are never sent on NFS and SMB, so whoever listens also looks on an interval.
+//! The folder itself is the queue: an event only means "look again". Events can get lost (inotify
+//! overflow), and NFS and SMB never send any. So the listener also looks at an interval.
 
 use std::path::Path;
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
-/// Why to look again.
+/// Why the folder must be listed again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     /// Something happened in the folder.
@@ -18,22 +18,22 @@ pub enum Change {
     Reload,
 }
 
-/// Watches as long as it lives.
+/// Watches a folder until it is dropped.
 pub struct Watcher {
     _inner: RecommendedWatcher,
 }
 
-/// Calls `on_change` from a thread of its own whenever something may have changed below `folder`.
+/// Calls `on_change` from a separate thread whenever something may have changed below `folder`.
 ///
 /// # Errors
-/// When the system cannot watch (no inotify instance left, folder gone). Listing on an interval
-/// still works then.
+/// If the system cannot watch (no inotify instance left, folder gone). Listing at an interval still
+/// works then.
 pub fn watch(
     folder: &Path,
     on_change: impl Fn(Change) + Send + 'static,
 ) -> Result<Watcher, Box<dyn std::error::Error + Send + Sync>> {
     let mut inner = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
-        // Reading makes access events on some systems; looking again for them would never end.
+        // On some systems, reading causes access events. To look again for those would never end.
         Ok(event) if matches!(event.kind, EventKind::Access(_)) && !event.need_rescan() => {}
         Ok(event) if event.need_rescan() => on_change(Change::Overflow),
         Ok(_) => on_change(Change::Event),

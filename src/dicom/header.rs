@@ -1,6 +1,7 @@
-//! One file's header: where its frames lie, how they are to be scaled, and what the sequence was.
+//! The header of one file: where its frames are, how they are scaled, and what the sequence was.
 //!
-//! Read up to the pixels only: a flat dump has thousands of files, and most are never converted.
+//! Reading stops before the pixels, because a flat dump has thousands of files, and most of them
+//! are never converted.
 
 use std::io::{self, Read};
 
@@ -26,11 +27,11 @@ pub(super) const EXPORT_AGAIN: &str = "export or copy the series again";
 /// One frame of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Frame {
-    /// Where it lies.
+    /// Place of the frame in the patient.
     pub plane: Plane,
-    /// Echo time, ms.
+    /// Echo time, ms, if the header states it.
     pub echo_time_ms: Option<f64>,
-    /// `M`, `P`, `R`, `I` or another part of the complex signal.
+    /// Part of the complex signal.
     pub component: Component,
     /// Stored value -> intensity: slope and intercept.
     pub rescale: [f64; 2],
@@ -39,55 +40,56 @@ pub struct Frame {
 /// Part of the complex signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Component {
-    /// Magnitude, also where nothing is said.
+    /// Magnitude, or not stated.
     Magnitude,
     /// Phase, real or imaginary part.
     Other,
 }
 
-/// What one file holds.
+/// The content of one file's header.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
-    /// Series that it belongs to.
+    /// SeriesInstanceUID: the series that the file belongs to.
     pub series_uid: String,
-    /// Its own identity.
+    /// SOPInstanceUID: the identity of the file's image.
     pub instance_uid: String,
-    /// Number of the series within the study.
+    /// Number of the series within the examination, if stated.
     pub series_number: Option<i64>,
-    /// Why it is nothing for oddscan, although nothing is wrong with it.
+    /// Why oddscan does not use the file, although the file is sound.
     pub unwanted: Option<&'static str>,
-    /// Why no volume can be made of it, nor of its series without it.
+    /// Why the file makes no volume. Its series makes none without it, either.
     pub fault: Option<Refusal>,
     /// Columns and rows.
     pub extents: [usize; 2],
-    /// Whose image it is.
+    /// The patient, by a hash, if the header names one.
     pub patient: Option<Patient>,
-    /// Its frames; one in most files.
+    /// Frames of the file. Most files have one.
     pub frames: Vec<Frame>,
-    /// The sequence.
+    /// The sequence, as far as the header states it.
     pub acquisition: Acquisition,
-    /// What goes into the JSON file beside the volume, by the names that dcm2niix and BIDS use.
+    /// Content of the JSON file beside the volume, by the names that dcm2niix and BIDS use.
     pub facts: Map<String, Value>,
 }
 
-/// Frames that one file may hold.
+/// Limit on the frames of one file.
 const MAX_FRAMES: usize = 20_000;
 
 /// Reads the header of a file.
 ///
 /// # Errors
-/// If it is no DICOM file, or does not say to which series it belongs. Other faults are noted in
-/// the head.
+/// If it is no DICOM file, or does not name its series. [`Head::fault`] holds other faults.
 pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
     let options = OpenFileOptions::new().read_preamble(ReadPreamble::Always);
     let file = options.read_until(tags::PIXEL_DATA).from_reader(reader).map_err(unreadable)?;
     let image = Dataset(&file);
+
     let is_directory = file.meta().media_storage_sop_class_uid().trim_end_matches('\0')
         == uids::MEDIA_STORAGE_DIRECTORY_STORAGE;
     let series_uid = image.text(tags::SERIES_INSTANCE_UID);
     let Some(series_uid) = series_uid.or_else(|| is_directory.then(String::new)) else {
-        return refuse("no SeriesInstanceUID", "one", EXPORT_AGAIN);
+        return refuse("no SeriesInstanceUID", "a SeriesInstanceUID", EXPORT_AGAIN);
     };
+
     let image_type = image.texts(tags::IMAGE_TYPE);
     let mut head = Head {
         series_uid,
@@ -101,6 +103,7 @@ pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
         acquisition: image.acquisition(),
         facts: image.facts(&image_type),
     };
+
     if head.unwanted_by(&image, &image_type) {
         return Ok(head);
     }
@@ -119,17 +122,17 @@ pub(super) fn unreadable(error: impl std::error::Error) -> Refusal {
         text = format!("{text}: {error}");
         reason = match error.downcast_ref::<io::Error>().map(io::Error::kind) {
             Some(io::ErrorKind::UnexpectedEof) => Truncated,
-            // What codecs and parsers say of the content.
+            // Codecs and parsers report faults of the content with these kinds.
             None
             | Some(
                 io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::Other,
             ) => reason,
-            // The share is at fault.
+            // The file system is at fault.
             Some(_) => Io,
         };
         cause = error.source();
     }
-    // The text may quote the file.
+    // The text may quote the file, so it is shortened and loses control characters.
     let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
     let found = format!("a file that cannot be read as DICOM ({text})");
     Refusal::new(reason, found, "a DICOM file (PS3.10) with its preamble", EXPORT_AGAIN)
@@ -144,7 +147,7 @@ fn refuse<T>(
 }
 
 impl Head {
-    /// Notes why a file is nothing for oddscan.
+    /// Notes why oddscan does not use a file, and returns whether there is such a cause.
     fn unwanted_by(&mut self, image: &Dataset<'_>, image_type: &[String]) -> bool {
         let is = |word: &str| image_type.iter().any(|have| have == word);
         let name = self.acquisition.description.as_deref().unwrap_or_default().to_lowercase();
@@ -155,6 +158,7 @@ impl Head {
         let is_captured = class.starts_with("1.2.840.10008.5.1.4.1.1.7");
         let is_derived = image_type.first().is_some_and(|word| word == "DERIVED")
             && (is("SECONDARY") || DERIVED.iter().any(|word| is(word)));
+
         self.unwanted = if image.text(tags::MODALITY).as_deref() != Some("MR") {
             Some("not of the modality MR")
         } else if self.extents.contains(&0) {
@@ -176,8 +180,8 @@ impl Head {
     }
 }
 
-/// Third and later values of the image type of what was computed from a series that is there as
-/// well.
+/// Third and later values of the image type of images that were computed from another series. That
+/// series is usually sent, too.
 const DERIVED: [&str; 10] = [
     "MPR",
     "MIP",
@@ -191,10 +195,10 @@ const DERIVED: [&str; 10] = [
     "SUBTRACTION",
 ];
 
-/// A data set and the questions to it. What is missing, empty or of another type is `None`.
+/// A data set, read by tag. A value that is missing, empty or of another type is `None`.
 struct Dataset<'a>(&'a InMemDicomObject);
 
-/// Longer texts are no names.
+/// Longer texts are cut, characters.
 const MAX_TEXT: usize = 256;
 
 impl<'a> Dataset<'a> {
@@ -237,6 +241,7 @@ impl<'a> Dataset<'a> {
             self.number(tag).or_else(|| group(sequence, within)).or_else(|| loose(tag))
         };
         let (echo, inversion) = (tags::MR_ECHO_SEQUENCE, tags::MR_MODIFIER_SEQUENCE);
+
         Acquisition {
             scanning_sequence: self.scanning_sequence(),
             sequence_variant: self.words(tags::SEQUENCE_VARIANT),
@@ -254,7 +259,7 @@ impl<'a> Dataset<'a> {
         }
     }
 
-    /// What a converter to enhanced images found no place for.
+    /// Values for which a converter to enhanced images found no other place.
     fn loose(&self) -> Option<Dataset<'a>> {
         let groups = Dataset(self.items(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE).first()?);
         groups.items(tags::UNASSIGNED_SHARED_CONVERTED_ATTRIBUTES_SEQUENCE).first().map(Dataset)
@@ -266,12 +271,14 @@ impl<'a> Dataset<'a> {
         if words.is_empty() { loose().unwrap_or_default() } else { words }
     }
 
-    /// In the words of single-frame images; enhanced ones have others (PS3.3, C.8.13.4).
+    /// The scanning sequence in the words of single-frame images. Enhanced images use other words
+    /// (PS3.3, C.8.13.4).
     fn scanning_sequence(&self) -> Vec<String> {
         let words = self.words(tags::SCANNING_SEQUENCE);
         if !words.is_empty() {
             return words;
         }
+
         let is = |tag: Tag, word: &str| self.text(tag).is_some_and(|text| text == word);
         let echo = self.text(tags::ECHO_PULSE_SEQUENCE).unwrap_or_default();
         let mut words = Vec::new();
@@ -286,7 +293,7 @@ impl<'a> Dataset<'a> {
         words
     }
 
-    /// Nothing here names a patient: no name, number, date, institution or device number.
+    /// Facts that do not identify a patient: no name, number, date, institution or device number.
     fn facts(&self, image_type: &[String]) -> Map<String, Value> {
         let mut facts = Map::new();
         let mut put = |key: &str, value: Option<Value>| {
@@ -296,8 +303,9 @@ impl<'a> Dataset<'a> {
         let list = |words: Vec<String>| (!words.is_empty()).then(|| json!(words.join("\\")));
         let text = |tag| self.text(tag).map(Value::from);
         let number = |tag| self.number(tag).map(Value::from);
-        // BIDS has seconds.
+        // BIDS uses seconds.
         let seconds = |ms: Option<f64>| ms.map(|ms| json!(ms / 1000.0));
+
         put("Modality", text(tags::MODALITY));
         put("MagneticFieldStrength", number(tags::MAGNETIC_FIELD_STRENGTH));
         put("ImagingFrequency", number(tags::IMAGING_FREQUENCY));
@@ -327,19 +335,21 @@ impl<'a> Dataset<'a> {
         facts
     }
 
-    /// What cannot be decoded is refused before anything is allocated.
+    /// Refuses pixels that cannot be decoded, before anything is allocated.
     fn check_pixels(&self, [columns, rows]: [usize; 2]) -> Result<(), Refusal> {
         let bits = self.whole(tags::BITS_ALLOCATED).unwrap_or(0);
         if !matches!(bits, 8 | 16 | 32) {
             let found = format!("{bits} bits per pixel");
             return refuse(found, "8, 16 or 32", EXPORT_AGAIN);
         }
+
         let photometric = self.text(tags::PHOTOMETRIC_INTERPRETATION).unwrap_or_default();
         if photometric != "MONOCHROME2" {
             let found = format!("the photometric interpretation {photometric:?}");
-            let action = "export the image as the scanner made it";
+            let action = "export the image without changes";
             return Err(Refusal::new(Unsupported, found, "MONOCHROME2", action));
         }
+
         if columns > 4096 || rows > 4096 {
             let found = format!("{columns} x {rows} pixels");
             return Err(Refusal::new(TooLarge, found, "at most 4096 x 4096", EXPORT_AGAIN));
@@ -354,6 +364,7 @@ impl<'a> Dataset<'a> {
             let found = "a mosaic: many slices side by side in one image";
             return Err(Refusal::new(Unsupported, found, "one slice per frame", action));
         }
+
         let shared = self.items(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE).first();
         let each = self.items(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE);
         let n_frames = self.whole(tags::NUMBER_OF_FRAMES).unwrap_or(1).max(1);
@@ -362,16 +373,18 @@ impl<'a> Dataset<'a> {
             let needed = format!("at most {MAX_FRAMES}");
             return Err(Refusal::new(TooLarge, found, needed, EXPORT_AGAIN));
         }
+
         if each.is_empty() && n_frames == 1 {
             return Ok(vec![self.frame(&[self.0], image_type)?]);
         }
         if each.len() != n_frames {
             return refuse(
-                format!("{n_frames} frames and the places of {}", each.len()),
+                format!("{n_frames} frames, but the places of {}", each.len()),
                 "a place for every frame (per-frame functional groups)",
-                "export single slices or the enhanced image as the scanner made it",
+                "export single slices, or the enhanced image without changes",
             );
         }
+
         let frame = |own| {
             let groups: Vec<&InMemDicomObject> =
                 [Some(own), shared].into_iter().flatten().collect();
@@ -380,14 +393,15 @@ impl<'a> Dataset<'a> {
         each.iter().map(frame).collect()
     }
 
-    /// One frame: of a simple image, where everything stands in the data set itself, or of an
-    /// enhanced one, where it stands in the frame's own functional groups or in the shared ones.
+    /// One frame. A simple image has the values in the data set itself. An enhanced image has them
+    /// in the frame's own functional groups or in the shared ones.
     fn frame(&self, groups: &[&InMemDicomObject], image_type: &[String]) -> Result<Frame, Refusal> {
         let Some(origin) =
             numbers(groups, tags::PLANE_POSITION_SEQUENCE, tags::IMAGE_POSITION_PATIENT)
         else {
-            return refuse("no ImagePositionPatient", "the place of every slice", EXPORT_AGAIN);
+            return refuse("no ImagePositionPatient", "the position of every slice", EXPORT_AGAIN);
         };
+
         let directions: Option<[f64; 6]> =
             numbers(groups, tags::PLANE_ORIENTATION_SEQUENCE, tags::IMAGE_ORIENTATION_PATIENT);
         let Some([a, b, c, d, e, f]) = directions else {
@@ -397,11 +411,13 @@ impl<'a> Dataset<'a> {
                 EXPORT_AGAIN,
             );
         };
+
         let spacing: Option<[f64; 2]> =
             numbers(groups, tags::PIXEL_MEASURES_SEQUENCE, tags::PIXEL_SPACING);
         let Some([between_rows, between_columns]) = spacing else {
             return refuse("no PixelSpacing", "the size of a pixel", EXPORT_AGAIN);
         };
+
         let transform = tags::PIXEL_VALUE_TRANSFORMATION_SEQUENCE;
         let rescale = [(tags::RESCALE_SLOPE, 1.0), (tags::RESCALE_INTERCEPT, 0.0)]
             .map(|(tag, none)| numbers(groups, transform, tag).map_or(none, |[number]| number));
@@ -410,9 +426,11 @@ impl<'a> Dataset<'a> {
                 format!("a rescale slope of {} and intercept of {}", rescale[0], rescale[1]);
             return refuse(found, "finite numbers, the slope not 0", EXPORT_AGAIN);
         }
+
         let echo: Option<[f64; 1]> =
             numbers(groups, tags::MR_ECHO_SEQUENCE, tags::EFFECTIVE_ECHO_TIME);
         let echo_time_ms = echo.map(|[time]| time).or_else(|| self.number(tags::ECHO_TIME));
+
         let component = component(groups, image_type);
         let plane = Plane {
             origin,
@@ -451,7 +469,7 @@ fn component(groups: &[&InMemDicomObject], image_type: &[String]) -> Component {
     if is_other { Component::Other } else { Component::Magnitude }
 }
 
-/// Some sites write that there was none.
+/// Whether the text names a contrast agent. Some sites write that there was none.
 fn is_agent(name: &str) -> bool {
     !["no", "none", "n/a", "na", "0", "-"].contains(&name.to_lowercase().as_str())
 }

@@ -1,9 +1,11 @@
-//! DICOM series to [`RawVolume`]: the only place that knows dicom-rs.
+//! Converts DICOM series to volumes. Only this module knows dicom-rs.
 //!
-//! Files come in any order and under any name: what belongs together stands in their headers. A
-//! series may hold several images (echoes, magnitude and phase, directions); each is a [`Stack`] of
-//! its own. Nothing here is safe from a file that makes a codec panic or ask for all memory: the
-//! daemon calls it in a process of its own (`cli::dicom`, `pipeline::convert`).
+//! Files arrive in any order and under any name; their headers say which belong together. A series
+//! may hold several images (echoes, magnitude and phase, directions). Each of them is a separate
+//! [`Stack`].
+//!
+//! A hostile file can make a codec panic or ask for all memory. So the daemon calls this module in
+//! a separate process (`cli::dicom`, `process::convert`).
 
 mod header;
 mod pixels;
@@ -33,29 +35,29 @@ use crate::{
 pub use header::{Component, Frame, Head, read_head};
 pub use pixels::Pixels;
 
-/// Frames that lie parallel and belong to one image.
+/// Parallel frames that belong to one image.
 #[derive(Debug)]
 pub struct Stack<'a> {
-    /// Of the first file: what all files of the stack have in common.
+    /// Header of the first file. It holds what all files of the stack have in common.
     pub head: &'a Head,
-    /// Input and frame, each once.
+    /// Input, index of the frame in its file, and the frame; each frame once.
     frames: Vec<(usize, usize, &'a Frame)>,
-    /// Whether its series has slices of another direction, too.
+    /// Whether its series also has slices in another direction.
     is_one_of_several: bool,
-    /// All inputs that it was made of, copies among them.
+    /// All inputs of the stack, including copies.
     pub inputs: BTreeSet<usize>,
 }
 
-/// What became of a stack, if it did not become a volume.
+/// Why a stack makes no volume.
 #[derive(Debug, Clone, PartialEq)]
 pub enum NoVolume {
-    /// Nothing is wrong with it; it is just nothing for oddscan.
+    /// The stack is sound, but oddscan does not use such images. The text names the cause.
     Unwanted(String),
-    /// It is broken.
+    /// The stack has a fault.
     Refused {
-        /// Why.
+        /// The fault, and what to do.
         refusal: Refusal,
-        /// Whether slices that are still to come could mend it.
+        /// Whether slices that may still arrive could remove the fault.
         may_grow: bool,
     },
 }
@@ -66,24 +68,25 @@ impl From<Refusal> for NoVolume {
     }
 }
 
-/// A stack as a volume, with what its header says of it.
+/// The volume of a stack, with the facts of its header.
 #[derive(Debug)]
 pub struct Converted {
     /// Voxels and affine.
     pub volume: RawVolume,
-    /// The JSON file beside it, by the names that dcm2niix and BIDS use.
+    /// Content of the JSON file beside the volume, by the names that dcm2niix and BIDS use.
     pub facts: Map<String, Value>,
 }
 
-/// Splits the files of one series into stacks: by echo, by part of the complex signal, by the
-/// number of pixels, by direction.
+/// Splits the files of one series into stacks by echo, part of the complex signal, number of
+/// pixels, and direction.
 ///
-/// A copy of a file that is there already (the same SOPInstanceUID) adds nothing.
+/// A second copy of a file (the same SOPInstanceUID) adds no frame.
 pub fn stacks<'a>(series: &[(usize, &'a Head)]) -> Vec<Stack<'a>> {
     type Key = (i64, Component, [usize; 2]);
     let mut found: BTreeMap<Key, Vec<Stack<'a>>> = BTreeMap::new();
     let mut instances: BTreeMap<&str, usize> = BTreeMap::new();
     let mut copies = Vec::new();
+
     for &(input, head) in series {
         if let Some(&first) = instances.get(head.instance_uid.as_str()) {
             copies.push((input, first));
@@ -111,9 +114,11 @@ pub fn stacks<'a>(series: &[(usize, &'a Head)]) -> Vec<Stack<'a>> {
             }
         }
     }
+
     for alike in found.values_mut().filter(|alike| alike.len() > 1) {
         alike.iter_mut().for_each(|stack| stack.is_one_of_several = true);
     }
+
     let mut found: Vec<Stack<'a>> = found.into_values().flatten().collect();
     for (copy, first) in copies {
         for stack in found.iter_mut().filter(|stack| stack.inputs.contains(&first)) {
@@ -137,12 +142,12 @@ impl Head {
 }
 
 impl Stack<'_> {
-    /// The name of its head, with the BIDS suffix.
+    /// The name of the stack's volume: [`Head::name`] with the BIDS suffix.
     pub fn name(&self) -> String {
         self.head.name(self.suffix())
     }
 
-    /// The BIDS suffix by this stack's own echo time.
+    /// The BIDS suffix, by this stack's own echo time.
     fn suffix(&self) -> &'static str {
         let mut acquisition = self.head.acquisition.clone();
         acquisition.echo_time_ms = self.frames[0].2.echo_time_ms.or(acquisition.echo_time_ms);
@@ -152,7 +157,7 @@ impl Stack<'_> {
     /// Reads, decodes and orders all frames. `open` opens an input.
     ///
     /// # Errors
-    /// If they make no volume.
+    /// If the frames make no volume.
     pub fn convert<R: Read>(
         &self,
         max_voxels: u64,
@@ -164,6 +169,7 @@ impl Stack<'_> {
         if self.is_one_of_several {
             return Err(NoVolume::Unwanted("slices in several directions: a localiser".to_owned()));
         }
+
         let [n_columns, n_rows] = self.head.extents;
         let planes: Vec<Plane> = self.frames.iter().map(|(_, _, frame)| frame.plane).collect();
         let placed = stack(&planes, n_rows).map_err(|error| no_volume(error, planes.len()))?;
@@ -171,14 +177,16 @@ impl Stack<'_> {
         if shape.n_voxels() as u64 > max_voxels {
             let found = format!("{} voxels ({:?})", shape.n_voxels(), shape.0);
             let needed = format!("at most {max_voxels} (intake.max_megavoxels)");
-            let action = "raise intake.max_megavoxels if such scans are meant";
+            let action = "raise intake.max_megavoxels if you expect scans of this size";
             return Err(Refusal::new(TooLarge, found, needed, action).into());
         }
+
         let mut slice_of = vec![0; planes.len()];
         for (slice, &position) in placed.order.iter().enumerate() {
             slice_of[position] = slice;
         }
         let mut voxels = vec![0.0; shape.n_voxels()];
+
         let mut by_input: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
         for (position, &(input, index, _)) in self.frames.iter().enumerate() {
             by_input.entry(input).or_default().push((position, index));
@@ -189,7 +197,7 @@ impl Stack<'_> {
                 Refusal::new(
                     Io,
                     format!("a file that cannot be opened ({error})"),
-                    "one that can",
+                    "a file that can be opened",
                     action,
                 )
             })?;
@@ -200,13 +208,14 @@ impl Stack<'_> {
                 .collect();
             pixels.frames(&frames, |position, values| {
                 let slice = slice_of[wanted[position].0];
-                // Rows are counted from the bottom in the volume.
+                // The volume counts rows from the bottom.
                 for (row, values) in values.chunks_exact(n_columns).enumerate() {
                     let start = shape.offset([0, n_rows - 1 - row, slice]);
                     voxels[start..start + n_columns].copy_from_slice(values);
                 }
             })?;
         }
+
         let facts = self.facts(&placed.affine.spacing_mm());
         Ok(Converted { volume: RawVolume { shape, voxels, affine: placed.affine }, facts })
     }
@@ -234,10 +243,10 @@ fn no_volume(error: StackError, n_slices: usize) -> NoVolume {
     };
     match error {
         StackError::TooFew { .. } => {
-            NoVolume::Unwanted(format!("{error}: a localiser, or hardly begun"))
+            NoVolume::Unwanted(format!("{error}: a localiser, or a series that has hardly begun"))
         }
         StackError::Repeated { .. } => {
-            NoVolume::Unwanted(format!("{error}: a time series or diffusion"))
+            NoVolume::Unwanted(format!("{error}: a time series or a diffusion series"))
         }
         StackError::Doubled { .. } => refused(
             BadHeader,

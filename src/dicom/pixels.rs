@@ -1,4 +1,4 @@
-//! The pixels of one file, decoded and scaled, one frame after the other.
+//! Decodes and scales the pixels of one file, frame by frame.
 
 use std::{borrow::Cow, io::Read};
 
@@ -13,7 +13,7 @@ use crate::domain::error::{
     Refusal,
 };
 
-/// A file with its pixels.
+/// A file with its pixels, not yet decoded.
 pub struct Pixels {
     file: DefaultDicomObject,
     /// Columns and rows.
@@ -21,7 +21,7 @@ pub struct Pixels {
     layout: Layout,
 }
 
-/// How a number lies in its bytes (PS3.5, 8.1.1).
+/// The layout of a number in its bytes (PS3.5, 8.1.1).
 #[derive(Debug, Clone, Copy)]
 struct Layout {
     n_bytes: usize,
@@ -30,11 +30,11 @@ struct Layout {
     is_signed: bool,
 }
 
-/// How pixels may be compressed.
+/// The transfer syntaxes that can be read.
 const READABLE: [&str; 10] = [
     uids::IMPLICIT_VR_LITTLE_ENDIAN,
     uids::EXPLICIT_VR_LITTLE_ENDIAN,
-    // Explicit VR Big Endian: retired, and old archives are full of it.
+    // Explicit VR Big Endian. It is retired, but old archives have many such files.
     "1.2.840.10008.1.2.2",
     uids::JPEG_BASELINE8_BIT,
     uids::JPEG_EXTENDED12_BIT,
@@ -46,14 +46,15 @@ const READABLE: [&str; 10] = [
 ];
 
 impl Pixels {
-    /// Reads a file to its end.
+    /// Reads a file up to the end of its pixels.
     ///
     /// # Errors
-    /// If it cannot be parsed, or its pixels are stored in a way that is not supported.
+    /// If the file cannot be parsed, or the layout or compression of its pixels is not supported.
     pub fn read(reader: impl Read) -> Result<Self, Refusal> {
         let options = OpenFileOptions::new().read_preamble(ReadPreamble::Always);
-        // What stands behind the pixels, like signatures, is of no use.
+        // Data after the pixels, such as signatures, is not needed.
         let file = options.read_to(tags::PIXEL_DATA).from_reader(reader).map_err(unreadable)?;
+
         let whole = |tag| file.get(tag).and_then(|element| element.to_int::<u32>().ok());
         let [columns, rows, allocated] =
             [tags::COLUMNS, tags::ROWS, tags::BITS_ALLOCATED].map(|tag| whole(tag).unwrap_or(0));
@@ -64,14 +65,15 @@ impl Pixels {
             let found = format!("{bits_stored} bits up to bit {high_bit} of {allocated}");
             return Err(Refusal::new(Corrupt, found, "bits that fit into a pixel", EXPORT_AGAIN));
         }
+
         let syntax = file.meta().transfer_syntax().trim_end_matches('\0').to_owned();
         if !READABLE.contains(&syntax.as_str()) {
             let needed = "no compression, JPEG, JPEG lossless, JPEG 2000 or RLE";
-            let action =
-                "have the archive send it uncompressed, or decompress it (dcmdjpls, dcmdjpeg)";
+            let action = "let the archive send the series uncompressed, or decompress it (dcmdjpls, dcmdjpeg)";
             let found = format!("pixels in the transfer syntax {syntax}");
             return Err(Refusal::new(Unsupported, found, needed, action));
         }
+
         let layout = Layout {
             n_bytes: allocated as usize / 8,
             bits_stored,
@@ -81,8 +83,8 @@ impl Pixels {
         Ok(Self { extents: [columns as usize, rows as usize], layout, file })
     }
 
-    /// The intensities of some frames, each scaled by its own slope and intercept, row by row from
-    /// the top. `take` gets the position in `frames` and the frame.
+    /// Decodes some frames and scales each by its own slope and intercept. `take` gets the position
+    /// in `frames` and the intensities, row by row from the top.
     ///
     /// # Errors
     /// If a frame cannot be decoded, is not as large as the header says, or is not finite.
@@ -101,17 +103,18 @@ impl Pixels {
             if bytes.len() < n_pixels * self.layout.n_bytes {
                 return Err(too_short(bytes.len(), n_pixels * self.layout.n_bytes));
             }
+
             let values = self.layout.values(&bytes, n_pixels, rescale);
             if values.iter().any(|value| !value.is_finite()) {
                 let action = "check the rescale slope and intercept";
-                return Err(Refusal::new(NonFinite, "infinite pixels", "finite ones", action));
+                return Err(Refusal::new(NonFinite, "infinite pixels", "finite pixels", action));
             }
             take(position, values);
         }
         Ok(())
     }
 
-    /// All bytes of all frames, where they are not compressed.
+    /// The bytes of all frames; `None` if they are compressed.
     fn plain(&self) -> Result<Option<Cow<'_, [u8]>>, Refusal> {
         let Some(element) = self.file.get(tags::PIXEL_DATA) else {
             return Err(Refusal::new(Truncated, "no pixels", "pixel data", EXPORT_AGAIN));
@@ -126,7 +129,7 @@ impl Pixels {
         let decoded = self.file.decode_pixel_data_frame(frame as u32).map_err(|error| {
             let text = unreadable(error).found;
             let found = format!("pixels that cannot be decompressed: {text}");
-            Refusal::new(Corrupt, found, "a compressed image as its header says", EXPORT_AGAIN)
+            Refusal::new(Corrupt, found, "a compressed image that matches its header", EXPORT_AGAIN)
         })?;
         Ok(decoded.into_data())
     }
@@ -147,13 +150,13 @@ impl Layout {
     fn values(self, bytes: &[u8], n_pixels: usize, [slope, intercept]: [f64; 2]) -> Vec<f32> {
         let pixels = bytes.chunks_exact(self.n_bytes).take(n_pixels);
         let stored = pixels.map(|pixel| {
-            // The codecs and the parser give little-endian numbers whatever the file has.
+            // The codecs and the parser return little-endian numbers for every file.
             pixel.iter().rev().fold(0_u32, |number, &byte| number << 8 | u32::from(byte))
         });
         stored.map(|stored| (self.value(stored) * slope + intercept) as f32).collect()
     }
 
-    /// What the bits above and below the stored ones hold is no part of the number: old files keep
+    /// The number in the stored bits. The bits above and below are ignored, because old files keep
     /// overlays there.
     fn value(self, stored: u32) -> f64 {
         let shifted = stored << (31 - self.high_bit);

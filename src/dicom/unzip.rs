@@ -1,4 +1,5 @@
-//! The DICOM files of a zip, laid into a folder under numbers: the names within are never used.
+//! Unpacks the DICOM files of a zip into a folder. They get numbers as names; the names in the zip
+//! are never used.
 
 use std::{
     fs::File,
@@ -13,26 +14,27 @@ use crate::domain::error::{
     Refusal,
 };
 
-/// What is unpacked at most.
+/// Limits on the content of a zip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ZipLimits {
-    /// Files.
+    /// Number of files.
     pub max_members: usize,
     /// Bytes of one file.
     pub max_member_bytes: u64,
-    /// Bytes in all.
+    /// Bytes of all files together.
     pub max_bytes: u64,
 }
 
-/// Content may be so many times larger than the zip, beyond [`FREE_BYTES`]: scans compress by 2 to
-/// 10, a zip bomb by a thousand.
+/// The content may be this many times larger than the zip, plus [`FREE_BYTES`]. Scans compress by a
+/// factor of 2 to 10, a zip bomb by a thousand.
 const MAX_RATIO: u64 = 100;
 const FREE_BYTES: u64 = 64 << 20;
 
-/// Unpacks every file that has the mark of a DICOM file into `folder`; there may be none.
+/// Unpacks every file with the mark of a DICOM file into `folder` and returns their paths. A zip
+/// without such files is no error.
 ///
 /// # Errors
-/// [`io::Error`] when the folder fails; a [`Refusal`] for every other fault.
+/// [`io::Error`] if the folder fails, a [`Refusal`] for every other fault.
 pub fn unzip(
     zip: impl Read + Seek,
     zip_bytes: u64,
@@ -46,8 +48,9 @@ pub fn unzip(
     if archive.len() > limits.max_members {
         let found = format!("{} files in a zip", archive.len());
         let needed = format!("at most {}", limits.max_members);
-        return Ok(Err(Refusal::new(TooLarge, found, needed, "export one study per zip")));
+        return Ok(Err(Refusal::new(TooLarge, found, needed, "export one examination per zip")));
     }
+
     let by_ratio = zip_bytes.saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES);
     let mut n_all = 0;
     let mut files = Vec::new();
@@ -59,6 +62,7 @@ pub fn unzip(
         if !member.is_file() {
             continue;
         }
+
         let mut start = [0; 132];
         match member.read_exact(&mut start) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
@@ -66,9 +70,11 @@ pub fn unzip(
             Ok(()) if &start[128..] != b"DICM" => continue,
             Ok(()) => {}
         }
+
         let path = folder.join(format!("{index:06}.dcm"));
         let mut file = File::create(&path)?;
         file.write_all(&start)?;
+
         let mut buffer = vec![0; 1 << 16];
         let mut n_bytes = start.len() as u64;
         loop {
@@ -87,6 +93,7 @@ pub fn unzip(
             }
             file.write_all(&buffer[..n_read])?;
         }
+
         n_all += n_bytes;
         files.push(path);
     }
@@ -106,7 +113,7 @@ fn damaged(error: impl Into<ZipError>) -> Refusal {
 fn too_much(reason: QuarantineReason, most: u64) -> Refusal {
     let found = format!("files in a zip that unpack to more than {most} bytes");
     let needed = format!("at most {MAX_RATIO} times the size of the zip, and intake.max_file_mib");
-    Refusal::new(reason, found, needed, "pack the files as the scanner made them")
+    Refusal::new(reason, found, needed, "pack the files without changes")
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ const STAGE_BUCKETS: &[f64] = &[0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60., 120.
 const END_TO_END_BUCKETS: &[f64] = &[10., 30., 60., 120., 300., 600., 1800., 3600., 7200., 21600.];
 const PERCENTILE_BUCKETS: &[f64] = &[0.5, 0.75, 0.9, 0.95, 0.99, 0.999];
 
-/// The families of one daemon, registered.
+/// All metric families of one daemon, registered with Prometheus.
 pub(super) struct Families {
     pub(super) registry: Registry,
     max_cohorts: usize,
@@ -95,7 +95,7 @@ impl Families {
                 "Frozen encoder in use; value is always 1.",
                 &["model", "weights_sha256_prefix", "config_sha256_prefix"],
             ),
-            ready: r.gauge("ready", "Whether the daemon accepts and processes studies."),
+            ready: r.gauge("ready", "Whether the daemon accepts and processes scans (1 = yes)."),
             paused: r.gauges(
                 "paused",
                 "Whether a stage has stopped taking work, by reason (1 = paused).",
@@ -114,50 +114,49 @@ impl Families {
 
             files_seen: r.counters(
                 "ingest_files_seen_total",
-                "Files first noticed in the incoming directory, by how they were noticed.",
+                "Files first seen in the incoming folder, by how they were noticed.",
                 &["source"],
             ),
             ingest_bytes: r.counter("ingest_bytes_total", "Bytes of accepted input."),
             volumes: r.counters(
                 "ingest_volumes_total",
-                "Input volumes by final ingest outcome.",
+                "Files that intake has decided on, by outcome.",
                 &["result"],
             ),
             settle_duration: r.histogram(
                 "ingest_settle_duration_seconds",
-                "Time from first sight of a file until it was considered complete.",
+                "Time from the first sight of a file until it counted as complete.",
                 SETTLE_BUCKETS,
             ),
             rescans: r.counters(
                 "watch_rescans_total",
-                "Full directory scans, by what started them.",
+                "Listings of the whole incoming folder, by what started them.",
                 &["trigger"],
             ),
             last_scan_time: r.gauge(
                 "watch_last_scan_timestamp_seconds",
-                "Unix time of the last completed full scan of the incoming directory.",
+                "Unix time of the last complete listing of the incoming folder.",
             ),
             quarantined: r.counters(
                 "quarantined_total",
-                "Inputs moved to quarantine, by reason.",
+                "Files moved to quarantine, by reason.",
                 &["reason"],
             ),
             quarantine_files: r.gauge("quarantine_files", "Files now in quarantine."),
 
             queue_studies: r.gauges(
                 "queue_studies",
-                "Studies waiting in or held by a stage.",
+                "Scans that wait in a stage or are processed by it.",
                 &["stage"],
             ),
             queue_oldest_time: r.gauges(
                 "queue_oldest_study_timestamp_seconds",
-                "Unix time at which the oldest study now waiting in a stage arrived; 0 when the \
-                 stage is empty.",
+                "Unix time at which the oldest scan in a stage arrived; 0 when the stage is empty.",
                 &["stage"],
             ),
             stage_duration: r.histograms(
                 "stage_duration_seconds",
-                "Wall time of one study in one stage.",
+                "Wall time of one scan in one stage.",
                 &["stage"],
                 STAGE_BUCKETS,
             ),
@@ -174,63 +173,63 @@ impl Families {
 
             slices: r.counters(
                 "encode_slices_total",
-                "Two-dimensional slices passed through the encoder.",
+                "Slices that went through the encoder.",
                 &["device"],
             ),
             batch_slices: r.gauges(
                 "encode_batch_slices",
-                "Slices per forward pass now in use (lowered after an out-of-memory error).",
+                "Slices per forward pass at present; lower after an out-of-memory error.",
                 &["device"],
             ),
             fallbacks: r.counters(
                 "encode_fallbacks_total",
-                "Times the encoder went to a smaller batch or another device.",
+                "Times that the encoder changed to a smaller batch or to the CPU after a failure.",
                 &["to"],
             ),
             device_busy: r.seconds(
                 "device_busy_seconds_total",
-                "Time the device thread spent inside kernels or waiting for them.",
+                "Time that the device thread spent in kernels or waited for them.",
                 &["device"],
             ),
             device_memory: r.gauges(
                 "device_memory_bytes",
-                "Memory of a device that has its own, used and total, as the driver reports it, whoever uses it.",
+                "Used and total memory of a device that has its own, as the driver reports it; other programs' use counts, too.",
                 &["device", "state"],
             ),
 
             window_studies: r.gauges(
                 "window_studies",
-                "Studies in a cohort's rolling window, by state: active, of which there is one per patient; same_patient, further ones of the same patients; or set_aside as not good enough to be compared with.",
+                "Scans in a cohort's window, by state: active (reference scans, one per patient), same_patient (further reference scans of the same patients), set_aside (guests, which miss a limit of [quality]).",
                 &["cohort", "state"],
             ),
             window_min: r.gauges(
                 "window_min_studies",
-                "Studies a cohort needs before it is scored.",
+                "Patients that a cohort needs before it is scored (window.min_scans).",
                 &["cohort"],
             ),
             window_capacity: r.gauges(
                 "window_capacity_studies",
-                "Studies a cohort's window can hold.",
+                "Scans that a cohort's window can hold.",
                 &["cohort"],
             ),
             window_oldest_time: r.gauges(
                 "window_oldest_study_timestamp_seconds",
-                "Unix time of the oldest study in a cohort's window; 0 when the window is empty.",
+                "Unix time of the oldest scan in a cohort's window; 0 when the window is empty.",
                 &["cohort"],
             ),
             window_heterogeneity: r.gauges(
                 "window_heterogeneity_ratio",
-                "How much the studies of a window differ as a whole; near 1 for one scanner.",
+                "How much the scans of a window differ as a whole; near 1 for one scanner.",
                 &["cohort"],
             ),
             window_drift: r.gauges(
                 "window_drift_ratio",
-                "How far the newest study as a whole lies from its window; 1 is like the others.",
+                "How far the newest scan as a whole is from its window; 1 means like the others.",
                 &["cohort"],
             ),
             window_contamination: r.gauges(
                 "window_contamination_ratio",
-                "Share of a window's studies that share an anomaly with others.",
+                "Share of a window's scans that share an anomaly with others.",
                 &["cohort"],
             ),
             score_runs: r.counters(
@@ -245,19 +244,19 @@ impl Families {
             ),
             score_pairs: r.counters(
                 "score_pairs_total",
-                "Volume pairs whose token distances were computed (cached pairs are not counted).",
+                "Pairs of scans whose token distances were computed; stored distances do not count.",
                 &["cohort"],
             ),
             percentile: r.histograms(
                 "study_percentile_ratio",
-                "Rank of a study's anomaly score within its window, 0 to 1.",
+                "Rank of a scan's anomaly score within its window, from 0 to 1.",
                 &["cohort"],
                 PERCENTILE_BUCKETS,
             ),
 
             end_to_end: r.histogram(
                 "end_to_end_duration_seconds",
-                "Time from first sight of a study's first file until its result was written.",
+                "Time from the first sight of a scan's file until its result was written.",
                 END_TO_END_BUCKETS,
             ),
             outputs: r.counters(
@@ -268,16 +267,16 @@ impl Families {
             store_size: r.gauge("store_size_bytes", "Bytes on disk used by the token store."),
             store_live: r.gauge(
                 "store_live_bytes",
-                "Bytes of tokens and distances that belong to studies still in a window.",
+                "Bytes of the tokens and distances of scans that are in a window.",
             ),
             evictions: r.counters(
                 "store_evictions_total",
-                "Studies whose tokens were removed, by reason.",
+                "Scans whose tokens were removed, by reason.",
                 &["reason"],
             ),
             filesystem_avail: r.gauges(
                 "filesystem_avail_bytes",
-                "Bytes free to the daemon on the file system of each directory it uses.",
+                "Bytes that the daemon may still write on the file system of each folder that it uses.",
                 &["directory"],
             ),
 
@@ -339,9 +338,9 @@ impl Families {
         self.percentile.with_label_values(&[cohort]);
     }
 
-    /// The cohort's own label, created at 0 when it is met first; `None` beyond the cap.
+    /// The cohort's own label, or `None` beyond the cap. A new cohort's counters start at 0.
     pub(super) fn own_label<'a>(&self, cohort: &'a str) -> Option<&'a str> {
-        // A set of words is whole after any panic, so poisoning says nothing here.
+        // A panic cannot leave a set of words half changed, so a poisoned lock does no harm.
         let mut cohorts = self.cohorts.lock().unwrap_or_else(PoisonError::into_inner);
         if cohorts.contains(cohort) {
             return Some(cohort);
@@ -356,7 +355,7 @@ impl Families {
     }
 }
 
-/// Makes the one series of an `_info` family; an older one with other labels goes.
+/// Makes the one series of an `_info` family, and removes an older one with other labels.
 pub(super) fn set_info(family: &GaugeVec, labels: &[&str]) {
     family.reset();
     family.with_label_values(labels).set(1.0);
@@ -374,7 +373,7 @@ impl Registrar {
         Self(registry)
     }
 
-    /// Fails only on a malformed or doubled name, which every test that makes metrics would show.
+    /// Panics only on a malformed or repeated name. Every test that makes metrics would show that.
     fn add<C: Collector + Clone + 'static>(&self, family: prometheus::Result<C>) -> C {
         let family = family.expect("names, labels and buckets are constants and valid");
         self.0.register(Box::new(family.clone())).expect("each name is registered once");

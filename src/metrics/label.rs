@@ -1,4 +1,4 @@
-//! The values of every label: what may stand between the braces of a series.
+//! The values of every label.
 
 /// An enum whose values are the values of one label.
 macro_rules! label {
@@ -11,7 +11,7 @@ macro_rules! label {
             /// Every value.
             pub const ALL: &[Self] = &[$(Self::$value,)+];
 
-            /// The value as it stands in the label.
+            /// The text of the value in the label.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$value => $text,)+ }
             }
@@ -22,7 +22,7 @@ macro_rules! label {
 label! {
     /// How a file was first noticed.
     SeenBy {
-        /// The file system told.
+        /// The file system sent an event.
         Event = "event",
         /// A listing of the folder found it.
         Scan = "scan",
@@ -30,15 +30,15 @@ label! {
 }
 
 label! {
-    /// What became of a file at intake.
+    /// What intake decided about a file.
     IngestResult {
-        /// It waits for the encoder.
+        /// Accepted: it waits for the encoder.
         Accepted = "accepted",
-        /// Its voxels and affine are known.
+        /// A scan with the same voxels and affine is already known.
         Duplicate = "duplicate",
-        /// A series that is no structural MR image; it was left alone.
+        /// A DICOM series that is no structural MR image. It stays where it is.
         Ignored = "ignored",
-        /// It lies in quarantine.
+        /// Refused and moved to quarantine.
         Quarantined = "quarantined",
     }
 }
@@ -48,7 +48,7 @@ label! {
     RescanTrigger {
         /// The start of the daemon.
         Start = "start",
-        /// The interval of the configuration.
+        /// The interval `intake.rescan_secs`.
         Interval = "interval",
         /// The kernel lost events.
         Overflow = "overflow",
@@ -58,13 +58,13 @@ label! {
 }
 
 label! {
-    /// Where a study is on its way from file to result.
+    /// The steps of a scan from file to result.
     Stage {
         /// The file may still grow.
         Settle = "settle",
         /// Read, checked, decoded.
         Decode = "decode",
-        /// Made into the canonical volume.
+        /// It becomes a canonical volume.
         Preprocess = "preprocess",
         /// Slices go through the encoder.
         Encode = "encode",
@@ -76,11 +76,11 @@ label! {
 }
 
 label! {
-    /// Of a device's memory.
+    /// Which part of a device's memory.
     MemoryState {
-        /// In use.
+        /// In use by any program.
         Used = "used",
-        /// In all.
+        /// Used and free together.
         Total = "total",
     }
 }
@@ -100,7 +100,7 @@ label! {
     ScoreResult {
         /// Every member has its scores.
         Ok = "ok",
-        /// The window holds too few studies.
+        /// The window holds scans of too few patients.
         SkippedTooFew = "skipped_too_few",
     }
 }
@@ -108,7 +108,7 @@ label! {
 label! {
     /// What started a scoring run.
     Trigger {
-        /// A study joined the window.
+        /// A scan joined the window.
         NewStudy = "new_study",
         /// A start or a changed configuration.
         Reload = "reload",
@@ -122,19 +122,19 @@ label! {
         ScoreMap = "score_map",
         /// Voxels above the threshold.
         Mask = "mask",
-        /// The JSON record.
+        /// The JSON with scores and facts.
         Sidecar = "sidecar",
-        /// The picture for people.
+        /// The PNG picture.
         Picture = "png",
     }
 }
 
 label! {
-    /// Why a study's tokens were removed.
+    /// Why a scan's tokens were removed.
     EvictionReason {
-        /// The window was full.
+        /// The window was full, and the scan had a result.
         Window = "window",
-        /// The same, and there had never been enough for a result.
+        /// The window was full, and it never held enough patients to score the scan.
         Unscored = "unscored",
     }
 }
@@ -156,9 +156,9 @@ label! {
 label! {
     /// Why the daemon takes no work.
     PauseReason {
-        /// Too little space is left.
+        /// Too little disk space is left.
         DiskLow = "disk_low",
-        /// The site's own preprocessing is not there.
+        /// The site's own preprocessing program is missing.
         PreprocessGone = "preprocess_gone",
     }
 }

@@ -1,4 +1,4 @@
-//! What a file holds, unpacked: every byte of it, or an error.
+//! The unpacked content of a file: every byte of it, or an error.
 
 use std::{
     fs::{File, OpenOptions},
@@ -22,12 +22,12 @@ use crate::domain::{
     scan::Limits,
 };
 
-/// What the file holds, unpacked.
+/// Opens a file and unpacks it while it is read.
 pub(super) fn content(path: &Path, limits: &Limits) -> Result<Box<dyn Read>, ScanError> {
     let file = open(path).map_err(io_error)?;
     let meta = file.metadata().map_err(io_error)?;
     if !meta.is_file() {
-        let action = "export files; folders, pipes and devices are not read";
+        let action = "export a file; folders, pipes and devices are not read";
         return refuse(Unsupported, "no regular file", "a NIfTI file", action);
     }
     if meta.len() > limits.max_file_bytes {
@@ -35,9 +35,10 @@ pub(super) fn content(path: &Path, limits: &Limits) -> Result<Box<dyn Read>, Sca
             TooLarge,
             format!("{} bytes", meta.len()),
             format!("at most {} (intake.max_file_mib)", limits.max_file_bytes),
-            "raise intake.max_file_mib if such files are meant",
+            "raise intake.max_file_mib if you expect files of this size",
         );
     }
+
     let mut start = [0; 2];
     let mut file = BufReader::with_capacity(1 << 18, file);
     let n_start = read_up_to(&mut file, &mut start).map_err(io_error)?;
@@ -49,7 +50,7 @@ pub(super) fn content(path: &Path, limits: &Limits) -> Result<Box<dyn Read>, Sca
     })
 }
 
-/// The header and the extension flag, as far as they are there.
+/// The header and the extension flag, or less if the file is shorter.
 pub(super) fn read_start(reader: &mut impl Read) -> Result<Vec<u8>, ScanError> {
     let mut start = vec![0; FIRST_OFFSET];
     let n_start = read_up_to(reader, &mut start).map_err(stream_error)?;
@@ -57,8 +58,8 @@ pub(super) fn read_start(reader: &mut impl Read) -> Result<Vec<u8>, ScanError> {
     Ok(start)
 }
 
-/// Opens a file, through links too: a person may name a link to a scan. Does not wait for a writer
-/// where the file is a pipe.
+/// Opens a file. It follows links, because a person may name a link to a scan. If the file is a
+/// pipe, it does not wait for a writer.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     OpenOptions::new().read(true).custom_flags(flags).open(path)
@@ -75,15 +76,15 @@ pub(super) fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> io::Resul
     Ok(n_read)
 }
 
-/// The content of a gzip file: of one member after the other. Zeros after a member are skipped, as
-/// gzip and Python do: tapes and some archives pad files to whole blocks. flate2's own
-/// `MultiGzDecoder` takes them for a member that was cut off.
+/// The content of a gzip file, member by member. Zeros after a member are skipped, as in gzip and
+/// Python, because tapes and some archives pad files to whole blocks. flate2's own `MultiGzDecoder`
+/// treats such zeros as a member that was cut off.
 pub(super) struct GzipMembers<R> {
     /// `None` at the end of the file.
     member: Option<GzDecoder<R>>,
 }
 
-/// What lies after a member is neither another one nor zeros.
+/// The data after a member is neither another member nor zeros.
 #[derive(Debug, thiserror::Error)]
 #[error("other data after the end of the compressed stream")]
 pub(super) struct TrailingData;
@@ -101,9 +102,10 @@ impl<R: BufRead> GzipMembers<R> {
                 return Ok(None);
             }
             let n_zeros = buffer.iter().take_while(|&&byte| byte == 0).count();
+
             match buffer.get(n_zeros) {
                 None => file.consume(n_zeros),
-                // The first byte of gzip's magic; the rest is the decoder's to judge.
+                // The first byte of gzip's magic. The decoder checks the rest.
                 Some(0x1f) => {
                     file.consume(n_zeros);
                     return Ok(Some(GzDecoder::new(file)));
@@ -130,14 +132,15 @@ impl<R: BufRead> Read for GzipMembers<R> {
     }
 }
 
-/// A failed read of the content: the compressed stream is at fault, or the disk.
+/// The error for a failed read of the content. Either the compressed stream or the disk is at
+/// fault.
 pub(super) fn stream_error(error: io::Error) -> ScanError {
     let refusal = match error.kind() {
         _ if error.get_ref().is_some_and(|cause| cause.is::<TrailingData>()) => Refusal::new(
             Corrupt,
             error.to_string(),
-            "nothing there, zeros, or another gzip stream",
-            "the file was joined with another or not copied as it is; copy it again",
+            "no data, zeros, or another gzip stream after it",
+            "something was added to the file, or a copy changed it; copy it again",
         ),
         io::ErrorKind::UnexpectedEof => {
             Refusal::new(Truncated, "a compressed stream that ends early", "its end", EXPORT_AGAIN)

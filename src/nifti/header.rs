@@ -1,4 +1,4 @@
-//! The header: size, kind of voxels, scaling, and where the voxels lie.
+//! The header: size, kind of voxels, scaling, and the place of the voxels in the world.
 
 use nifti::{NiftiHeader, NiftiType};
 
@@ -15,14 +15,14 @@ use crate::{
 };
 
 pub(super) const HEADER_BYTES: usize = 348;
-/// Header and extension flag; the voxels start here or later.
+/// Bytes of header and extension flag. The voxels start here or later.
 pub(super) const FIRST_OFFSET: usize = 352;
-/// Larger header extensions are no extensions.
+/// Limit on the header extensions. A larger offset of the voxels is an error in the header.
 pub(super) const MAX_EXTENSION_BYTES: usize = 16 << 20;
-/// What oddscan writes into the header's description, and refuses to read again.
+/// oddscan writes this into the header's description, and refuses to read such a file as a scan.
 pub(super) const OWN_MARK: &str = "oddscan";
 
-/// The header of a scan: everything that a result on the same grid must copy.
+/// The header of a scan. A result on the same grid must copy it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grid {
     pub(super) header: NiftiHeader,
@@ -37,6 +37,7 @@ pub(super) fn parse_header(start: &[u8]) -> Result<NiftiHeader, ScanError> {
         let action = "convert it, for instance with dcm2niix";
         return refuse(Unsupported, "a DICOM file", "a NIfTI-1 file", action);
     }
+
     let first: [u8; 4] = start.get(..4).map_or([0; 4], |b| [b[0], b[1], b[2], b[3]]);
     match (i32::from_le_bytes(first), i32::from_be_bytes(first)) {
         (348, _) | (_, 348) => {}
@@ -53,15 +54,17 @@ pub(super) fn parse_header(start: &[u8]) -> Result<NiftiHeader, ScanError> {
             );
         }
     }
+
     if start.len() < FIRST_OFFSET {
         let found = format!("{} bytes in all", start.len());
         return refuse(Truncated, found, "a header of 352 bytes", EXPORT_AGAIN);
     }
+
     match &start[344..348] {
         b"n+1\0" => {}
         b"ni1\0" => {
             let action = "join header and image into one .nii file";
-            return refuse(Unsupported, "half of an .hdr/.img pair", "a single file", action);
+            return refuse(Unsupported, "one half of an .hdr/.img pair", "a single file", action);
         }
         magic => {
             return refuse(
@@ -72,6 +75,7 @@ pub(super) fn parse_header(start: &[u8]) -> Result<NiftiHeader, ScanError> {
             );
         }
     }
+
     let header = NiftiHeader::from_reader(&start[..HEADER_BYTES]);
     let header = header.map_err(|error| {
         Refusal::new(BadHeader, format!("an unreadable header ({error})"), "NIfTI-1", EXPORT_AGAIN)
@@ -79,7 +83,7 @@ pub(super) fn parse_header(start: &[u8]) -> Result<NiftiHeader, ScanError> {
     Ok(header)
 }
 
-/// Extents of the three axes, checked before anything is allocated.
+/// Extents of the three axes. They are checked before anything is allocated.
 pub(super) fn shape_of(header: &NiftiHeader, limits: &Limits) -> Result<Shape3, ScanError> {
     let rank = usize::from(header.dim[0]);
     let extents = &header.dim[1..];
@@ -87,7 +91,7 @@ pub(super) fn shape_of(header: &NiftiHeader, limits: &Limits) -> Result<Shape3, 
         return refuse(
             if rank > 7 { BadHeader } else { Unsupported },
             format!("{rank} axes"),
-            "3 axes (or more, all further ones of extent 1)",
+            "3 axes; all further ones must have extent 1",
             "export one 3D volume per file",
         );
     }
@@ -99,8 +103,9 @@ pub(super) fn shape_of(header: &NiftiHeader, limits: &Limits) -> Result<Shape3, 
             "export one volume of the series",
         );
     }
+
     let shape = [0, 1, 2].map(|axis| usize::from(extents[axis]));
-    // The format's extents are signed; negative ones arrive here as large numbers.
+    // The format's extents are signed. Negative ones appear here as large numbers.
     if shape.iter().any(|&extent| !(2..=32_767).contains(&extent)) {
         return refuse(
             BadHeader,
@@ -109,13 +114,14 @@ pub(super) fn shape_of(header: &NiftiHeader, limits: &Limits) -> Result<Shape3, 
             EXPORT_AGAIN,
         );
     }
+
     let n_voxels: u64 = shape.iter().map(|&extent| extent as u64).product();
     if n_voxels > limits.max_voxels {
         return refuse(
             TooLarge,
             format!("{n_voxels} voxels ({shape:?})"),
             format!("at most {} (intake.max_megavoxels)", limits.max_voxels),
-            "raise intake.max_megavoxels if such scans are meant",
+            "raise intake.max_megavoxels if you expect scans of this size",
         );
     }
     Ok(Shape3(shape))
@@ -160,8 +166,8 @@ pub(super) fn scaling(header: &NiftiHeader) -> Result<(f64, f64), ScanError> {
     Ok((slope, inter))
 }
 
-/// Voxel -> world mm: sform, else qform, else the pixel sizes around the middle with x pointing
-/// left, as nibabel does.
+/// Voxel -> world mm: sform, else qform. Without both, the pixel sizes count, with the origin in
+/// the middle and x pointing left, as in nibabel.
 pub(super) fn affine_of(header: &NiftiHeader, shape: Shape3) -> Result<Affine, ScanError> {
     let rows = if header.sform_code > 0 {
         [header.srow_x, header.srow_y, header.srow_z].map(|row| row.map(f64::from))
@@ -177,6 +183,7 @@ pub(super) fn affine_of(header: &NiftiHeader, shape: Shape3) -> Result<Affine, S
             row
         })
     };
+
     let to_mm = match header.xyzt_units & 7 {
         1 => 1000.0,
         3 => 0.001,
@@ -189,9 +196,9 @@ pub(super) fn affine_of(header: &NiftiHeader, shape: Shape3) -> Result<Affine, S
     })
 }
 
-/// Voxel edge lengths. The format has them positive; some converters put an axis' direction into
-/// their sign, where no reader looks for it: nibabel takes the absolute values, and so do we. Taken
-/// as a direction, the sign would swap left and right.
+/// Edge lengths of a voxel. The format requires positive lengths, but some converters put an axis'
+/// direction into the sign. No reader expects it there: nibabel and oddscan take the absolute
+/// values. Used as a direction, the sign would swap left and right.
 pub(super) fn voxel_size(header: &NiftiHeader) -> [f64; 3] {
     [1, 2, 3].map(|axis| f64::from(header.pixdim[axis]).abs())
 }
@@ -202,6 +209,7 @@ pub(super) fn qform(header: &NiftiHeader) -> Result<[[f64; 4]; 3], ScanError> {
     let flip = if header.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
     let size = voxel_size(header);
     let size = [size[0], size[1], size[2] * flip];
+
     let rotation = [
         [a * a + b * b - c * c - d * d, 2.0 * (b * c - a * d), 2.0 * (b * d + a * c)],
         [2.0 * (b * c + a * d), a * a + c * c - b * b - d * d, 2.0 * (c * d - a * b)],
@@ -214,9 +222,9 @@ pub(super) fn qform(header: &NiftiHeader) -> Result<[[f64; 4]; 3], ScanError> {
     }))
 }
 
-/// The header holds three parts of a unit quaternion; the fourth, `a`, is what is missing to
-/// length 1. A squared length that differs from 1 by less than rounding in 24 bits makes means a
-/// turn by 180 degrees, where `a` is 0. The limit is nibabel's (`nifti1.quaternion_threshold`).
+/// The header holds three parts of a unit quaternion. The fourth, `a`, follows from the length 1.
+/// If the squared length of the three differs from 1 by less than rounding in 24 bits, `a` is 0: a
+/// turn by 180 degrees. The limit is nibabel's (`nifti1.quaternion_threshold`).
 pub(super) fn unit_quaternion(header: &NiftiHeader) -> Result<[f64; 4], ScanError> {
     const ROUNDING: f64 = 3.0 * f32::EPSILON as f64;
     let [b, c, d] = [header.quatern_b, header.quatern_c, header.quatern_d].map(f64::from);
@@ -230,6 +238,7 @@ pub(super) fn unit_quaternion(header: &NiftiHeader) -> Result<[f64; 4], ScanErro
             "check the header's qform, then export again",
         );
     }
+
     if missing.abs() < ROUNDING {
         let length = length2.sqrt();
         return Ok([0.0, b / length, c / length, d / length]);

@@ -1,9 +1,9 @@
-//! NIfTI-1 files to [`RawVolume`] and [`RawMask`], and maps and masks back onto the same grid.
+//! Reads NIfTI-1 files as volumes and masks, and writes maps and masks onto the same grid.
 //!
-//! The crate `nifti` parses the header and names the data types. The body is read here, because
-//! the crate never checks the gzip checksum, panics on complex and RGB voxels, and allocates what
-//! a hostile header asks for (see its issues); memory here is bounded by [`Limits`] and by what
-//! the file really holds. What is refused says what was found, what was needed and what to do.
+//! The crate `nifti` parses the header and names the data types. The body is read here, because the
+//! crate never checks the gzip checksum, panics on complex and RGB voxels, and allocates whatever a
+//! hostile header asks for (see its issues). Here, [`Limits`] and the real size of the file limit
+//! the memory. Each refusal says what was found, what was needed and what to do.
 
 mod content;
 mod header;

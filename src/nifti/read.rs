@@ -1,4 +1,4 @@
-//! Scans, maps and masks, read within limits.
+//! Reads scans, maps and masks within limits.
 
 use std::{
     io::{self, Read},
@@ -26,25 +26,25 @@ use crate::{
     numeric::volume::{RawMask, RawVolume},
 };
 
-/// A scan with the header that its results copy.
+/// A scan with the header that its results must copy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scan {
     /// Voxels and affine.
     pub volume: RawVolume,
-    /// Header geometry.
+    /// The header, for [`encode_map`](super::encode_map) and [`encode_mask`](super::encode_mask).
     pub grid: Grid,
 }
 
 /// Reads a scan.
 ///
 /// # Errors
-/// [`ScanError::Refused`] for every content that is no supported scan, [`ScanError::Io`] when the
-/// file cannot be read.
+/// [`ScanError::Refused`] if the content is no supported scan, [`ScanError::Io`] if the file cannot
+/// be read.
 pub fn read_scan(path: &Path, limits: &Limits) -> Result<Scan, ScanError> {
     let scan = read_volume(path, limits)?;
     if scan.grid.header.descrip.starts_with(OWN_MARK.as_bytes()) {
         let action = "keep results out of the incoming folder";
-        return refuse(Unsupported, "a result of oddscan", "a scan", action);
+        return refuse(Unsupported, "a result that oddscan wrote", "a scan", action);
     }
     Ok(scan)
 }
@@ -58,13 +58,13 @@ fn read_volume(path: &Path, limits: &Limits) -> Result<Scan, ScanError> {
             NonFinite,
             format!("{n_bad} of {} voxels NaN or infinite", voxels.len()),
             "finite voxels",
-            "set them to 0 where they mean background, then export again",
+            "set them to 0 if they mean background, then export again",
         );
     }
     Ok(scan)
 }
 
-/// Reads a volume of any origin, our own maps too.
+/// Reads a volume of any origin; oddscan's own maps are allowed.
 ///
 /// # Errors
 /// As [`read_scan`].
@@ -72,7 +72,7 @@ pub fn read_map(path: &Path, limits: &Limits) -> Result<RawVolume, ScanError> {
     Ok(read_volume(path, limits)?.volume)
 }
 
-/// Reads a mask, our own too: everything that is not 0 is inside.
+/// Reads a mask of any origin; oddscan's own are allowed. Every value other than 0 is inside.
 ///
 /// # Errors
 /// As [`read_scan`].
@@ -82,7 +82,7 @@ pub fn read_mask(path: &Path, limits: &Limits) -> Result<RawMask, ScanError> {
     Ok(RawMask { shape: volume.shape, inside, affine: volume.affine })
 }
 
-/// The size of a volume by its header, voxels.
+/// The number of voxels that a file's header announces.
 ///
 /// # Errors
 /// As [`read_scan`].
@@ -102,9 +102,10 @@ fn read_stream(mut reader: impl Read, limits: &Limits) -> Result<Scan, ScanError
     let kind = voxel_type(&header)?;
     let affine = affine_of(&header, shape)?;
     skip_extensions(&mut reader, &header, &start[HEADER_BYTES..])?;
+
     let n_bytes = shape.n_voxels() * kind.size_of();
     let mut body = Vec::new();
-    // Grows with what the file really holds, whatever the header announces.
+    // The buffer grows with the real content of the file, whatever the header announces.
     reader.by_ref().take(n_bytes as u64).read_to_end(&mut body).map_err(stream_error)?;
     if body.len() < n_bytes {
         return refuse(
@@ -114,18 +115,20 @@ fn read_stream(mut reader: impl Read, limits: &Limits) -> Result<Scan, ScanError
             EXPORT_AGAIN,
         );
     }
+
     check_end(&mut reader, n_bytes)?;
     let voxels = decode(&body, kind, header.endianness, scaling(&header)?);
     Ok(Scan { volume: RawVolume { shape, voxels, affine }, grid: Grid { header, shape } })
 }
 
-/// Reads on to the end of the stream, where gzip keeps its checksum.
+/// Reads to the end of the stream, where gzip keeps its checksum.
 fn check_end(reader: &mut impl Read, n_bytes: usize) -> Result<(), ScanError> {
     const ENOUGH: u64 = 1 << 20;
     let surplus = io::copy(&mut reader.take(ENOUGH), &mut io::sink()).map_err(stream_error)?;
     if surplus == 0 {
         return Ok(());
     }
+
     let reason = if surplus >= ENOUGH { Bomb } else { Corrupt };
     let amount = if surplus >= ENOUGH { "over " } else { "" };
     refuse(
@@ -151,12 +154,14 @@ fn skip_extensions(
             EXPORT_AGAIN,
         );
     }
+
     let mut extensions = Vec::new();
     let n_bytes = offset as usize - FIRST_OFFSET;
     reader.take(n_bytes as u64).read_to_end(&mut extensions).map_err(stream_error)?;
     if extensions.len() < n_bytes {
         return refuse(Truncated, "an end within the header extensions", "voxels", EXPORT_AGAIN);
     }
+
     let size: Option<[u8; 4]> = extensions.get(..4).and_then(|bytes| bytes.try_into().ok());
     if let (true, Some(size)) = (flag[0] != 0, size) {
         let size = match header.endianness {

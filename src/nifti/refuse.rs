@@ -1,4 +1,4 @@
-//! What is said of a file that cannot be read.
+//! The errors for a file that cannot be read.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! Maps, masks and scans as NIfTI files on the grid of a scan.
+//! Writes maps, masks and scans as NIfTI files on the grid of a scan.
 
 use std::io::Write;
 
@@ -19,7 +19,7 @@ pub fn encode_map(grid: &Grid, values: &[f32]) -> Vec<u8> {
     write(&header, grid.shape, values.iter().map(|v| v.to_le_bytes()))
 }
 
-/// The bytes of a `.nii.gz` with f32 voxels on the scan's grid, to be read as that scan again.
+/// The bytes of a `.nii.gz` with f32 voxels on the scan's grid. It can be read as a scan.
 ///
 /// # Panics
 /// If there is not one value per voxel.
@@ -30,8 +30,8 @@ pub fn encode_scan(grid: &Grid, voxels: &[f32]) -> Vec<u8> {
     write(&header, grid.shape, voxels.iter().map(|v| v.to_le_bytes()))
 }
 
-/// The bytes of a `.nii.gz` with u8 voxels, 0 or 1, on the scan's grid; `what` says in the header
-/// what they are: "anomaly mask", "brain mask".
+/// The bytes of a `.nii.gz` with u8 voxels, 0 or 1, on the scan's grid. `what` goes into the
+/// header's description: "anomaly mask" or "brain mask".
 ///
 /// # Panics
 /// If there is not one value per voxel.
@@ -41,12 +41,13 @@ pub fn encode_mask(grid: &Grid, inside: &[bool], what: &str) -> Vec<u8> {
     write(&header, grid.shape, inside.iter().map(|&i| [u8::from(i)]))
 }
 
-/// The bytes of a plain `.nii.gz` with f32 voxels, geometry in the sform: for the demo and tests.
+/// The bytes of a plain `.nii.gz` with f32 voxels and the geometry in the sform, for the demo and
+/// tests.
 pub fn encode_volume(volume: &RawVolume) -> Vec<u8> {
     let rows = volume.affine.rows().map(|row| row.map(|entry| entry as f32));
     let spacing = volume.affine.spacing_mm();
     let mut header = NiftiHeader {
-        // The crate's default is 1, with no rotation: ITK would take that for the geometry.
+        // The crate's default is 1, without a rotation. ITK would use that as the geometry.
         qform_code: 0,
         sform_code: 2,
         srow_x: rows[0],
@@ -62,7 +63,7 @@ pub fn encode_volume(volume: &RawVolume) -> Vec<u8> {
     write(&header, volume.shape, volume.voxels.iter().map(|v| v.to_le_bytes()))
 }
 
-/// The scan's header with everything that could name a patient cleared.
+/// The scan's header without any text that could name a patient.
 pub(super) fn result_header(grid: &Grid, kind: NiftiType, what: &str) -> NiftiHeader {
     let mut header = grid.header.clone();
     let mut description = format!("{OWN_MARK} {what}; research use only").into_bytes();
@@ -99,7 +100,7 @@ pub(super) fn write<const N: usize>(
     let mut bytes = header_bytes(header);
     bytes.extend([0; FIRST_OFFSET - HEADER_BYTES]);
     bytes.extend(voxels.flatten());
-    // No time stamp and no name: the same result has the same bytes.
+    // Without time stamp and name, the same result has the same bytes.
     let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::new(1));
     gzip.write_all(&bytes).and_then(|()| gzip.finish()).expect("a Vec takes all bytes")
 }

@@ -1,7 +1,7 @@
-//! Where the template lies in a scan: a picture for people, and the transform for other programs.
+//! The template's place in a scan: a picture for people, and a transform for other programs.
 //!
 //! The picture has a row for each plane, with three slices through the brain. Everything is sampled
-//! in world space at one scale, so that a slice of 8 mm is as thick as it is in the patient.
+//! in world space at one scale. So a slice of 8 mm looks as thick as it is in the patient.
 
 use embedded_graphics::{
     mono_font::ascii::{FONT_6X13, FONT_9X15, FONT_10X20},
@@ -19,14 +19,14 @@ use crate::numeric::{
     volume::{RawVolume, interpolate},
 };
 
-/// What the picture shows.
+/// The input of [`alignment_picture`].
 pub struct AlignmentPicture<'a> {
-    /// The scan on its own grid. Unlike a picture of results, this one shows what is around the
-    /// brain as well: a wrong alignment is seen by that.
+    /// The scan on its own grid. Unlike a picture of results, this one also shows the tissue around
+    /// the brain, because it reveals a wrong alignment.
     pub scan: &'a RawVolume,
     /// The brain that was found, on the scan's grid.
     pub brain: Option<&'a [bool]>,
-    /// The template's brain where it fits best, on the scan's grid.
+    /// The template's brain at its best fit, on the scan's grid.
     pub template: Option<&'a [bool]>,
     /// First line: which scan.
     pub title: &'a str,
@@ -35,13 +35,13 @@ pub struct AlignmentPicture<'a> {
 }
 
 const HEIGHT: usize = TOP + 3 * PANE + 2 * STEP + 56;
-/// Between rows.
+/// Gap between rows, pixels.
 const STEP: usize = GAP / 2;
-/// So much is shown around the brains, mm. Around a scan without any brain nothing is.
+/// Margin around the brains, mm. A scan without any brain gets no margin.
 const MARGIN_MM: f64 = 20.0;
-/// Where the slices lie, as shares of the brain's extent.
+/// Places of the slices, as shares of the brain's extent.
 const SHARES: [f64; 3] = [0.25, 0.5, 0.75];
-/// Of the template's outline: dashes let the other outline show where both meet.
+/// Line of the template's outline. Its dashes leave the other outline visible where both meet.
 const TEMPLATE: Stroke = Stroke { colour: Rgb888::new(255, 165, 50), is_dashed: true };
 
 /// The bytes of a PNG, 1200 x 1280; the same input gives the same bytes.
@@ -66,7 +66,7 @@ pub fn alignment_picture(input: &AlignmentPicture<'_>) -> Vec<u8> {
 struct Pane {
     plane: &'static Plane,
     focus: [f64; 3],
-    /// Intensities; nothing beyond the scan's grid.
+    /// Intensities; `None` outside the scan's grid.
     voxels: Vec<Option<f32>>,
     brain: Vec<bool>,
     template: Vec<bool>,
@@ -96,7 +96,7 @@ fn panes(input: &AlignmentPicture<'_>) -> Vec<Pane> {
     places.into_par_iter().map(pane).collect()
 }
 
-/// A field that shows all of a box.
+/// A field that shows the whole box.
 fn field([low, high]: [[f64; 3]; 2]) -> Field {
     let extent = (0..3).map(|axis| high[axis] - low[axis]).fold(1.0, f64::max);
     Field { centre: [0, 1, 2].map(|axis| 0.5 * (low[axis] + high[axis])), reach: 0.5 * extent }
@@ -109,11 +109,11 @@ fn around_both([low, high]: [[f64; 3]; 2], other: [[f64; 3]; 2]) -> [[f64; 3]; 2
     ]
 }
 
-/// The box around the voxels for which `is_inside` holds by offset, world mm.
+/// The box around the voxels whose offset satisfies `is_inside`, world mm.
 fn world_box(scan: &RawVolume, is_inside: impl Fn(usize) -> bool) -> Option<[[f64; 3]; 2]> {
     let width = scan.shape.0[0];
     let rows = (0..scan.shape.n_voxels()).step_by(width.max(1));
-    // Coordinates grow or fall all along a row: its ends are enough.
+    // Along a row, each coordinate only grows or only falls. So the two ends are enough.
     let ends = rows.filter_map(|first| {
         let mut row = (first..first + width).filter(|&offset| is_inside(offset));
         let start = row.next()?;
@@ -135,6 +135,7 @@ fn sampled(
     let to_voxel = affine.inverse();
     let mut pane =
         Pane { plane, focus, voxels: Vec::new(), brain: Vec::new(), template: Vec::new() };
+
     for (row, column) in (0..PANE * PANE).map(|pixel| (pixel / PANE, pixel % PANE)) {
         let voxel = to_voxel.apply(field.place(plane, focus, column, row));
         let nearest = shape.nearest(voxel);
@@ -148,8 +149,8 @@ fn sampled(
     pane
 }
 
-/// The intensities that are drawn black and white, of what is shown: one bright vessel or the noise
-/// of the air does not decide.
+/// The intensities that are drawn black and white. They are percentiles of the visible voxels, so
+/// that neither a bright vessel nor noise in air decides.
 struct Shades {
     black: f32,
     white: f32,
@@ -181,12 +182,13 @@ fn draw_pane(canvas: &mut Canvas, pane: &Pane, scale: &Shades, (left, top): (usi
     canvas.text(&pane.plane.caption(pane.focus), left + 8, top + 6, &FONT_6X13, FAINT);
 }
 
-/// What the outlines mean, and the notice.
+/// Draws the meaning of the outlines, and the notice.
 fn draw_legend(canvas: &mut Canvas, input: &AlignmentPicture<'_>) {
     let middle = TOP + 3 * PANE + 2 * STEP + 28;
     let mut left = GAP;
     let brain = input.brain.map(|_| (Stroke::FOUND, "brain of the scan"));
     let template = input.template.map(|_| (TEMPLATE, "template's brain where it fits best"));
+
     for (stroke, text) in brain.into_iter().chain(template) {
         for x in (0..30).filter(|&x| stroke.shows(x, 0)) {
             canvas.set(left + x, middle - 1, stroke.colour);
@@ -195,17 +197,19 @@ fn draw_legend(canvas: &mut Canvas, input: &AlignmentPicture<'_>) {
         canvas.text(text, left + 40, middle - 6, &FONT_6X13, FAINT);
         left += 40 + 6 * text.len() + 30;
     }
+
     canvas.text("radiological convention", left, middle - 6, &FONT_6X13, FAINT);
     let notice = RESEARCH_USE_ONLY;
     canvas.text(notice, WIDTH - GAP - 9 * notice.len(), middle - 7, &FONT_9X15, INK);
 }
 
-/// The text of an ITK transform file (`.tfm`), with which ITK, SimpleITK, ANTs and Slicer resample
+/// The text of an ITK transform file (`.tfm`). With it, ITK, SimpleITK, ANTs and Slicer resample
 /// the scan onto the template's grid.
 ///
-/// ITK counts to the left and to the back (LPS), here it is right and front (RAS): both first axes
-/// change their sign on either side of the matrix. ITK's transforms map places of the fixed image
-/// to the moving one, as `template_to_scan` does where the template is fixed.
+/// ITK's first two axes point left and back (LPS), those of oddscan right and front (RAS). So these
+/// axes change their sign on either side of the matrix. ITK's transforms map places of the fixed
+/// image to the moving image. `template_to_scan` does so, too, with the template as the fixed
+/// image.
 pub fn itk_transform(template_to_scan: &Affine) -> String {
     const TO_LPS: [f64; 3] = [-1.0, -1.0, 1.0];
     let rows = template_to_scan.rows();

@@ -1,4 +1,5 @@
-//! What the pictures share: a canvas for pixels and text, the three planes, and their panes.
+//! The parts that all pictures share: a canvas for pixels and text, the three planes, and their
+//! panes.
 //!
 //! Radiological convention: the patient's right is on the left.
 
@@ -10,20 +11,20 @@ use embedded_graphics::{
 };
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 
-/// Width of a picture: three panes and the gaps around them.
+/// Width of a picture, pixels: three panes and the gaps around them.
 pub(super) const WIDTH: usize = 1200;
-/// Edge of a pane.
+/// Edge of a pane, pixels.
 pub(super) const PANE: usize = 372;
-/// Between panes, and at the margins.
+/// Gap between panes and at the margins, pixels.
 pub(super) const GAP: usize = 21;
-/// Upper edge of the first row of panes; the texts stand above it.
+/// Upper edge of the first row of panes, pixels. The texts are above it.
 pub(super) const TOP: usize = 88;
 
-/// Of main texts.
+/// Colour of main texts.
 pub(super) const INK: Rgb888 = Rgb888::new(228, 230, 235);
-/// Of side texts.
+/// Colour of side texts.
 pub(super) const FAINT: Rgb888 = Rgb888::new(140, 146, 158);
-/// Of the outline of what was found.
+/// Colour of the outline of a finding.
 pub(super) const OUTLINE: Rgb888 = Rgb888::new(60, 220, 235);
 const BACKGROUND: Rgb888 = Rgb888::new(13, 14, 18);
 
@@ -36,7 +37,7 @@ pub(super) struct Stroke {
 
 impl Stroke {
     pub(super) const FOUND: Self = Self { colour: OUTLINE, is_dashed: false };
-    /// Length of a dash and of the space between two, pixels.
+    /// Length of a dash, and of the gap between two dashes, pixels.
     const DASH: usize = 6;
 
     /// Whether a pixel of the outline is drawn.
@@ -81,23 +82,23 @@ pub(super) const PLANES: [Plane; 3] = [
 ];
 
 impl Plane {
-    /// What a pane of this plane is called.
+    /// Caption of a pane: the plane's name and its place in mm.
     pub(super) fn caption(&self, focus: [f64; 3]) -> String {
         let place = focus[self.through];
         format!("{}  {} = {place:.0} mm", self.name, ["x", "y", "z"][self.through])
     }
 }
 
-/// The part of the world that panes show: all of them at one scale.
+/// The part of the world that the panes show. All panes have one scale.
 pub(super) struct Field {
-    /// World place in the middle of a pane.
+    /// World place at the centre of a pane, mm.
     pub(super) centre: [f64; 3],
     /// Half the edge of a pane, mm.
     pub(super) reach: f64,
 }
 
 impl Field {
-    /// World place of a pixel of a pane that lies in `plane` through `focus`.
+    /// World place of a pixel of a pane. The pane shows the plane through `focus`.
     pub(super) fn place(
         &self,
         plane: &Plane,
@@ -138,7 +139,7 @@ impl Canvas {
         }
     }
 
-    /// Text from its upper left corner, cut at the right margin.
+    /// Draws text from its upper left corner and cuts it at the right margin.
     pub(super) fn text(
         &mut self,
         text: &str,
@@ -168,7 +169,8 @@ impl Canvas {
         drawn(Text::with_text_style(text, Point::new(x as i32, y as i32), style, middle), self);
     }
 
-    /// A line of two pixels along the inner edge of what is `marked` in a pane, `[PANE, PANE]`.
+    /// Draws a line of two pixels along the inner edge of the `marked` pixels of a pane, `[PANE,
+    /// PANE]`.
     pub(super) fn outline(&mut self, marked: &[bool], (left, top): (usize, usize), stroke: Stroke) {
         let outside = |row: isize, column: isize| {
             let range = 0..PANE as isize;
@@ -176,6 +178,7 @@ impl Canvas {
                 || !range.contains(&column)
                 || !marked[row as usize * PANE + column as usize]
         };
+
         for row in 0..PANE as isize {
             for column in 0..PANE as isize {
                 let near = [(-1, 0), (1, 0), (0, -1), (0, 1), (-2, 0), (2, 0), (0, -2), (0, 2)];
@@ -188,7 +191,7 @@ impl Canvas {
         }
     }
 
-    /// The letters of the patient's directions at the edges of a pane.
+    /// Draws the letters of the patient's directions at the edges of a pane.
     pub(super) fn letters(&mut self, plane: &Plane, (left, top): (usize, usize)) {
         let middle = PANE / 2;
         let places = [(14, middle), (PANE - 14, middle), (middle, 24), (middle, PANE - 14)];

@@ -1,8 +1,8 @@
-//! What the daemon has found, as files: map, mask, picture and sidecar of one scan, and the files
-//! of `[results]` where a site asks for them.
+//! The result files of one scan: map, mask, picture, sidecar, and the optional files of
+//! `[results]`.
 //!
-//! Files appear whole or not at all. The sidecar is written last and names the hashes of the
-//! others: it is the mark that the set is complete, and tells which map belongs to it.
+//! Files appear whole or not at all. The sidecar is written last and holds the hashes of the
+//! others. So it shows that the set is complete, and which map belongs to it.
 
 mod alignment;
 mod canvas;
@@ -30,27 +30,27 @@ pub struct ResultSet {
     pub mask_nii_gz: Vec<u8>,
     /// Picture, PNG.
     pub picture_png: Vec<u8>,
-    /// The brain on the scan's grid, `.nii.gz`, if it is asked for.
+    /// The brain on the scan's grid, `.nii.gz`, if the settings ask for it.
     pub brain_nii_gz: Option<Vec<u8>>,
-    /// Where the template lies, if that is asked for and the scan was aligned.
+    /// The template's place, if the settings ask for it and the scan was aligned.
     pub alignment: Option<AlignmentFiles>,
-    /// Everything else; its `files` are filled in here.
+    /// The sidecar. [`write_results`] fills in its `files`.
     pub sidecar: Sidecar,
 }
 
-/// Where the template lies in a scan.
+/// The template's place in a scan, as files.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AlignmentFiles {
-    /// [`alignment_picture`].
+    /// Output of [`alignment_picture`].
     pub picture_png: Vec<u8>,
-    /// [`itk_transform`].
+    /// Output of [`itk_transform`].
     pub transform_tfm: Vec<u8>,
 }
 
-/// Writes a result under `<folder>/<stem>_anomaly...`, over an older one.
+/// Writes a result as `<folder>/<stem>_anomaly...` and replaces an older one.
 ///
-/// Files of an older result that this one does not have are removed after the sidecar that no
-/// longer names them is there.
+/// An older result may have files that this one lacks. They are removed after the new sidecar,
+/// which no longer names them, is written.
 pub fn write_results(folder: &Path, stem: &str, results: &ResultSet) -> io::Result<()> {
     let facts = |suffix: &str, bytes: &[u8]| -> io::Result<FileFacts> {
         let name = format!("{stem}_anomaly{suffix}");
@@ -61,6 +61,7 @@ pub fn write_results(folder: &Path, stem: &str, results: &ResultSet) -> io::Resu
             sha256: hex::encode(Sha256::digest(bytes)),
         })
     };
+
     let mut absent = Vec::new();
     let mut optional = |suffix, bytes: Option<&Vec<u8>>| match bytes {
         Some(bytes) => facts(suffix, bytes).map(Some),
@@ -69,6 +70,7 @@ pub fn write_results(folder: &Path, stem: &str, results: &ResultSet) -> io::Resu
             Ok(None)
         }
     };
+
     let alignment = results.alignment.as_ref();
     let (picture, transform) =
         alignment.map(|files| (&files.picture_png, &files.transform_tfm)).unzip();
@@ -85,13 +87,13 @@ pub fn write_results(folder: &Path, stem: &str, results: &ResultSet) -> io::Resu
     absent.iter().try_for_each(|name| remove_if_there(&folder.join(name)))
 }
 
-/// Writes a sidecar alone: for a scan that waits for its window to fill.
+/// Writes only a sidecar, for a scan whose window holds too few patients.
 pub fn write_sidecar(folder: &Path, stem: &str, sidecar: &Sidecar) -> io::Result<()> {
     let text = serde_json::to_string_pretty(sidecar).map_err(io::Error::other)? + "\n";
     write_atomic(&folder.join(format!("{stem}_anomaly.json")), text.as_bytes())
 }
 
-/// Reads a sidecar.
+/// Reads a sidecar, also one of an older version.
 pub fn read_sidecar(path: &Path) -> io::Result<Sidecar> {
     serde_json::from_str(&std::fs::read_to_string(path)?).map_err(io::Error::other)
 }

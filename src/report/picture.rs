@@ -1,7 +1,8 @@
-//! The picture of a result: three planes of the scan, and the same planes with map and mask.
+//! The picture of a result: three planes of the scan, and below them the same planes with map and
+//! mask.
 //!
-//! Everything is sampled in world space, so that oblique, left-handed and anisotropic grids look
-//! right without special cases.
+//! Everything is sampled in world space. So oblique, left-handed and anisotropic grids look right
+//! without special cases.
 
 use embedded_graphics::mono_font::ascii::{FONT_6X13, FONT_9X15, FONT_10X20};
 
@@ -16,22 +17,23 @@ use crate::numeric::{
     volume::{RawMask, RawVolume, interpolate},
 };
 
-/// What the picture shows.
+/// The input of [`render`].
 pub struct PictureInput<'a> {
     /// The scan on its own grid.
     pub scan: &'a RawVolume,
-    /// The brain on the same grid; everything else stays black, the face above all.
+    /// The brain on the same grid. Everything outside it stays black, above all the face.
     pub brain: &'a RawMask,
     /// Anomaly map on the same grid.
     pub map: &'a [f32],
     /// Anomaly mask on the same grid.
     pub mask: &'a [bool],
-    /// Where the mask begins.
+    /// Map value at which the mask begins.
     pub threshold: f32,
-    /// World place, mm, that all planes go through: of the largest region rather than of the
-    /// highest value, which is often a speck on the rim. Without one the highest value.
+    /// World place that all planes go through, mm. It is in the largest region, because the highest
+    /// value is often a speck at the rim. `None` means the highest value.
     pub focus: Option<[f64; 3]>,
-    /// Map value at the upper end of the colours: common to a window, so that pictures compare.
+    /// Map value at the upper end of the colours. It is the same for a whole window, so that
+    /// pictures can be compared.
     pub top: f32,
     /// First line: which scan.
     pub title: &'a str,
@@ -50,11 +52,13 @@ pub fn render(input: &PictureInput<'_>) -> Vec<u8> {
     canvas.text(input.title, GAP, 18, &FONT_10X20, INK);
     canvas.text(input.summary, GAP, 44, &FONT_9X15, FAINT);
     canvas.text(input.quality, GAP, 66, &FONT_6X13, FAINT);
+
     for (column, plane) in PLANES.iter().enumerate() {
         let left = GAP + column * (PANE + GAP);
         draw_panes(&mut canvas, &scene, plane, left);
         canvas.text(&plane.caption(scene.focus), left + 8, TOP + 6, &FONT_6X13, FAINT);
     }
+
     draw_scale(&mut canvas, &scene, input);
     canvas.png()
 }
@@ -82,8 +86,10 @@ impl<'a> Scene<'a> {
             let peak = peak.filter(|&offset| input.map[offset] > 0.0)?;
             Some(affine.to_world(VoxelPoint(shape.voxel(peak).map(|v| v as f64))).0)
         };
+
         let grey = quantile(input.brain, &input.scan.voxels, 0.995);
         let median = quantile(input.brain, input.map, 0.5);
+
         Self {
             input,
             to_voxel: affine.inverse(),
@@ -95,13 +101,13 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// Share of the way from the scale's lower to its upper end.
+    /// Position of a score between the lower (0) and the upper end (1) of the scale.
     fn share(&self, score: f32) -> f32 {
         ((score - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
     }
 }
 
-/// Of every eighth row of the brain: for the scale of colours that is enough.
+/// A quantile over every eighth row of the brain, which is enough for the colour scale.
 fn quantile(brain: &RawMask, all: &[f32], share: f64) -> f32 {
     let rows = brain.spans().step_by(8).flatten();
     let mut values: Vec<f32> =
@@ -116,11 +122,12 @@ fn quantile(brain: &RawMask, all: &[f32], share: f64) -> f32 {
 /// Upper edges of the two panes of a plane.
 const TOPS: [usize; 2] = [TOP, TOP + PANE + GAP / 2];
 
-/// A plane of the scan, and below it the same plane with map and mask.
+/// Draws a plane of the scan, and below it the same plane with map and mask.
 fn draw_panes(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, left: usize) {
     let input = scene.input;
     let shape = input.scan.shape;
     let mut marked = vec![false; PANE * PANE];
+
     for row in 0..PANE {
         for column in 0..PANE {
             let voxel = scene.to_voxel.apply(scene.field.place(plane, scene.focus, column, row));
@@ -140,12 +147,13 @@ fn draw_panes(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, left: usize
             }
         }
     }
+
     canvas.outline(&marked, (left, TOPS[1]), Stroke::FOUND);
     cross(canvas, scene, plane, (left, TOPS[1]));
     TOPS.into_iter().for_each(|top| canvas.letters(plane, (left, top)));
 }
 
-/// Short ticks at the pane's edges where the other two planes cut it.
+/// Draws short ticks at the pane's edges where the other two planes cut it.
 fn cross(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, (left, top): (usize, usize)) {
     let field = &scene.field;
     let pixel = |axis: usize, direction: f64| {
@@ -154,6 +162,7 @@ fn cross(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, (left, top): (us
     };
     let column = pixel(plane.across.0, plane.across.1);
     let row = PANE - 1 - pixel(plane.up.0, plane.up.1);
+
     for length in 0..12 {
         for (x, y) in
             [(column, length), (column, PANE - 1 - length), (length, row), (PANE - 1 - length, row)]
@@ -163,7 +172,7 @@ fn cross(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, (left, top): (us
     }
 }
 
-/// The colour bar with its numbers, the legend, and the notice.
+/// Draws the colour bar with its numbers, the legend and the notice.
 fn draw_scale(canvas: &mut Canvas, scene: &Scene<'_>, input: &PictureInput<'_>) {
     let (left, top, width, height) = (GAP, TOP + 2 * PANE + GAP / 2 + 22, 460, 16);
     for x in 0..width {
@@ -172,10 +181,12 @@ fn draw_scale(canvas: &mut Canvas, scene: &Scene<'_>, input: &PictureInput<'_>) 
             canvas.set(left + x, top + y, colour);
         }
     }
+
     let label = |value: f32| format!("{value:.2}");
     canvas.text(&label(scene.low), left, top + height + 5, &FONT_6X13, FAINT);
     let end = label(scene.high);
     canvas.text(&end, left + width - 6 * end.len(), top + height + 5, &FONT_6X13, FAINT);
+
     if input.threshold.is_finite() {
         let x = left + (scene.share(input.threshold) * (width - 1) as f32) as usize;
         for y in 0..height + 6 {
@@ -191,6 +202,7 @@ fn draw_scale(canvas: &mut Canvas, scene: &Scene<'_>, input: &PictureInput<'_>) 
             OUTLINE,
         );
     }
+
     let text = "anomaly score (distance to the closest matches)";
     canvas.text(text, left + width + 24, top + 1, &FONT_6X13, FAINT);
     canvas.text("radiological convention", left + width + 24, top + 19, &FONT_6X13, FAINT);
@@ -198,8 +210,9 @@ fn draw_scale(canvas: &mut Canvas, scene: &Scene<'_>, input: &PictureInput<'_>) 
     canvas.text(notice, WIDTH - GAP - 9 * notice.len(), top + 8, &FONT_9X15, INK);
 }
 
-/// Dark violet over red and orange to pale yellow: even steps in lightness, readable without
-/// colour vision (control points of matplotlib's "inferno").
+/// Colours from dark violet over red and orange to pale yellow. Their lightness grows in even
+/// steps, so that people without colour vision can read them (control points of matplotlib's
+/// "inferno").
 fn heat(share: f32) -> [f32; 3] {
     const STOPS: [[f32; 3]; 6] = [
         [0.087, 0.045, 0.225],
@@ -209,6 +222,7 @@ fn heat(share: f32) -> [f32; 3] {
         [0.978, 0.558, 0.035],
         [0.988, 0.998, 0.645],
     ];
+
     let place = share.clamp(0.0, 1.0) * (STOPS.len() - 1) as f32;
     let index = (place as usize).min(STOPS.len() - 2);
     let fraction = place - index as f32;

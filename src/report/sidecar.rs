@@ -1,4 +1,4 @@
-//! The JSON beside each map: what was found, against what, by which method.
+//! The JSON beside each map: the finding, the scans it was compared with, and the method.
 
 use std::collections::BTreeMap;
 
@@ -11,28 +11,28 @@ use crate::domain::{
     window_scores::SharedAnomaly,
 };
 
-/// Layout of the sidecar.
+/// Name and version of the sidecar's layout.
 pub const SCHEMA: &str = "oddscan/sidecar/2";
 
-/// Stands in every sidecar and on every picture.
+/// This notice is in every sidecar and on every picture.
 pub const RESEARCH_USE_ONLY: &str = "Research use only. Not a diagnosis.";
 
 /// Whether there is a result yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum Standing {
-    /// Scores, map, mask and picture are there.
+    /// Scores, map, mask and picture exist.
     Scored,
     /// The window holds too few scans to score anything.
     WaitingForScans {
-        /// Scans in the window.
+        /// Patients in the window whose scans count.
         have: usize,
-        /// Scans needed.
+        /// Patients needed (`window.min_scans`).
         need: usize,
     },
 }
 
-/// The scores of the scan.
+/// The scan's scores, compared with its window.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     /// Highest score of a cell.
@@ -41,53 +41,53 @@ pub struct Scores {
     pub top1_mean: f32,
     /// Share of the window's other scans with a lower `top1_mean`, in [0, 1].
     pub percentile: f64,
-    /// How far the scan as a whole lies from the others, compared with how far they lie from each
-    /// other; 1 is like them.
+    /// How far the scan as a whole is from the others, relative to how far they are from each
+    /// other. 1 means that it is like them.
     pub shift: Option<f64>,
-    /// Scored cells.
+    /// Number of scored cells.
     pub n_cells: usize,
-    /// Cells whose tokens have no candidate in reach in any other scan.
+    /// Number of cells whose tokens have no candidate within reach in any other scan.
     pub n_unmatched_cells: usize,
 }
 
-/// Where the mask begins, and why there.
+/// The threshold of the mask, and how it was chosen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ThresholdFacts {
-    /// Map value above which a voxel belongs to the mask; null where the map is flat, which marks
-    /// nothing.
+    /// Map value above which a voxel belongs to the mask. Null if the map is flat; then the mask is
+    /// empty.
     pub value: Option<f32>,
-    /// Stated share of healthy voxels above it.
+    /// Share of healthy voxels above the threshold, as the settings state it.
     pub false_positive_fraction: f64,
-    /// Smallest region kept, mm^3.
+    /// Volume of the smallest region in the mask, mm^3.
     pub min_cluster_mm3: f64,
     /// How it was chosen, in words.
     pub chosen_by: String,
 }
 
-/// How good the scan is.
+/// The quality of the scan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct QualityFacts {
-    /// Noise in the brain as a share of its contrast; null if it could not be measured.
+    /// Noise in the brain as a share of the brain's contrast; null if it could not be measured.
     pub noise: Option<f64>,
     /// Share of the brain outside the field of view, in [0, 1].
     pub cut_fraction: f64,
-    /// Whether other scans are compared with this one.
+    /// Whether other scans are compared with this one (reference scan), or not (guest).
     pub is_reference: bool,
 }
 
-/// How intensities were brought to one scale.
+/// How the intensities were scaled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "scaling", rename_all = "snake_case")]
 pub enum IntensityFacts {
-    /// Divided by a high percentile of the brain's.
+    /// Divided by a high percentile of the brain's intensities.
     Plain,
-    /// By the landmarks of the cohort.
+    /// Mapped by the landmarks of the cohort (Nyul).
     Nyul {
-        /// SHA-256 of the set of landmarks, as its file states it.
+        /// SHA-256 of the set of landmarks, as the set's file states it.
         landmarks_sha256: String,
-        /// Scans of the cohort that they were learnt from.
+        /// Number of scans of the cohort from which the landmarks were learnt.
         n_scans: usize,
-        /// Whether the scan was one of them.
+        /// Whether this scan was one of those.
         learnt_from_this_scan: bool,
     },
 }
@@ -97,54 +97,58 @@ pub enum IntensityFacts {
 pub struct WindowFacts {
     /// First 16 hex digits of the SHA-256 over the sorted member ids.
     pub id: String,
-    /// Members, the scan itself included.
+    /// Number of members, including the scan itself.
     pub size: usize,
-    /// How much the scans differ as a whole: the 90th over the 10th percentile of their median
-    /// scores, once scored.
+    /// How much the scans differ as a whole: the 90th percentile of their median scores divided by
+    /// the 10th. Null before the scan is scored.
     pub heterogeneity: Option<f64>,
-    /// Members that the others were not compared with, because they are not good enough.
+    /// Guests: members that the others were not compared with, because they miss a limit of
+    /// `[quality]`.
     #[serde(default)]
     pub set_aside: Vec<ScanId>,
-    /// Members of patients who have several: they were not compared with each other.
+    /// Groups of members that belong to one patient. Members of a group were not compared with each
+    /// other.
     #[serde(default)]
     pub same_patient: Vec<Vec<ScanId>>,
-    /// Whether they were compared all the same, because a full window had too few patients.
+    /// Whether scans of one patient were compared after all, because a full window had too few
+    /// patients.
     #[serde(default)]
     pub few_patients: bool,
-    /// Anomalies that several members share; looked for with `community.enabled`.
+    /// Anomalies that several members share; always empty without `community.enabled`.
     pub shared_anomalies: Vec<SharedAnomaly>,
     /// Ids of the members, sorted.
     pub members: Vec<ScanId>,
 }
 
-/// The method.
+/// The settings and weights that shaped tokens and scores.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MethodFacts {
-    /// Hash over what shapes the tokens, but for the number format of the products, which moves
-    /// them less than scans differ ([`EncoderFacts::precision`]), and the brain masks of the scans.
+    /// Hash over all that shapes the tokens, except the scans' brain masks and the number format of
+    /// the products ([`EncoderFacts::precision`]). The number format changes tokens less than scans
+    /// differ.
     pub fingerprint: String,
-    /// SHA-256 of the voxels and affine of the template, where there is one.
+    /// SHA-256 of the template's voxels and affine, if there is a template.
     #[serde(default)]
     pub template_sha256: Option<String>,
-    /// SHA-256 of the weights of the networks that found the brain, where they did.
+    /// SHA-256 of the weights of the networks that found the brain, if networks found it.
     #[serde(default)]
     pub brain_network_sha256: Option<String>,
     /// All settings that shape tokens and scores, as in the configuration.
     pub settings: serde_json::Value,
 }
 
-/// The encoder.
+/// The encoder and the device that it ran on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncoderFacts {
-    /// Network.
+    /// Name of the network.
     pub model: String,
     /// SHA-256 of the weights file.
     pub weights_sha256: String,
-    /// Blocks that were scored, counted from 1.
+    /// Encoder blocks whose features were scored, counted from 1.
     pub layers: Vec<usize>,
-    /// Device.
+    /// The device in words.
     pub device: String,
-    /// Number format of its products: `f32`, `f16` or `bf16`.
+    /// Number format of the matrix products: `f32`, `f16` or `bf16`. Empty in older sidecars.
     #[serde(default)]
     pub precision: String,
 }
@@ -152,57 +156,57 @@ pub struct EncoderFacts {
 /// One result file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileFacts {
-    /// Name in the folder of the sidecar.
+    /// Name of the file, in the same folder as the sidecar.
     pub name: String,
-    /// Bytes.
+    /// Size, bytes.
     pub n_bytes: u64,
-    /// Hash of the content, hex.
+    /// SHA-256 of the content, hex.
     pub sha256: String,
 }
 
 /// The files that belong to the sidecar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Files {
-    /// Anomaly map.
+    /// Anomaly map, `.nii.gz`.
     pub map: FileFacts,
-    /// Anomaly mask.
+    /// Anomaly mask, `.nii.gz`.
     pub mask: FileFacts,
-    /// Picture.
+    /// Picture of the result, PNG.
     pub picture: FileFacts,
-    /// The brain that the scan was scored within (`results.brain_mask`).
+    /// The brain in which the scan was scored (`results.brain_mask`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub brain: Option<FileFacts>,
-    /// Where the template lies in the scan (`results.alignment`).
+    /// Picture of the template's place in the scan (`results.alignment`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alignment_picture: Option<FileFacts>,
-    /// The same as an ITK transform.
+    /// The template's place in the scan as an ITK transform (`results.alignment`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alignment_transform: Option<FileFacts>,
 }
 
-/// Everything that is said about one scan.
+/// Everything that oddscan reports about one scan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sidecar {
     /// [`SCHEMA`].
     pub schema: String,
     /// [`RESEARCH_USE_ONLY`].
     pub notice: String,
-    /// Version that wrote it.
+    /// Version of oddscan that wrote the sidecar.
     pub oddscan_version: String,
     /// Whether there is a result yet.
     #[serde(flatten)]
     pub standing: Standing,
-    /// File name as exported.
+    /// File name as the sender wrote it.
     pub source_name: String,
-    /// Where it lay below the incoming folder; of a volume made of DICOM files, their folder or
-    /// zip.
+    /// Path of the file below the incoming folder. For a volume made of DICOM files, it is their
+    /// folder or zip file.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub came_from: String,
-    /// SHA-256 of decoded voxels and affine.
+    /// SHA-256 of the decoded voxels and the affine.
     pub scan_id: ScanId,
-    /// Modality that the scan was taken for, by its file name.
+    /// Modality of the scan, by its file name.
     pub modality: String,
-    /// Cohort that the scan is compared within: a rule of the settings, else the modality.
+    /// Cohort of the scan, by a rule of the settings or, without one, by the modality.
     #[serde(default)]
     pub cohort: String,
     /// How it was acquired, as far as known.
@@ -210,21 +214,21 @@ pub struct Sidecar {
     pub acquisition: AcquisitionFacts,
     /// Grows each time the result is replaced.
     pub revision: u64,
-    /// Scores, once scored.
+    /// Scores; null before the scan is scored.
     pub scores: Option<Scores>,
-    /// Threshold of the mask, once scored.
+    /// Threshold of the mask; null before the scan is scored.
     pub threshold: Option<ThresholdFacts>,
     /// Regions of the mask, largest first.
     pub clusters: Vec<Cluster>,
     /// Volume of the brain mask, ml.
     pub brain_ml: f64,
-    /// The brain mask; nothing of scans from before it was kept.
+    /// The brain mask; null for scans from versions that did not store it.
     #[serde(default)]
     pub brain_mask: Option<BrainFacts>,
-    /// How good the scan is; nothing in sidecars from before that was asked.
+    /// The quality of the scan; null in sidecars from versions that did not measure it.
     #[serde(default)]
     pub quality: Option<QualityFacts>,
-    /// How its intensities were scaled; nothing in sidecars from before there was a choice.
+    /// How its intensities were scaled; null in sidecars from versions with only one way.
     #[serde(default)]
     pub intensity: Option<IntensityFacts>,
     /// How the scan was aligned to the template, if it was.
@@ -232,17 +236,17 @@ pub struct Sidecar {
     /// How a program of the site prepared the scan, if one did.
     #[serde(default)]
     pub preprocess: Option<PreprocessFacts>,
-    /// The window.
+    /// The window that the scan was scored against.
     pub window: WindowFacts,
-    /// The method.
+    /// The method that scored the scan.
     pub method: MethodFacts,
-    /// The encoder.
+    /// The encoder of the scan.
     pub encoder: EncoderFacts,
     /// What a reader should know before trusting the result.
     pub warnings: Vec<String>,
     /// Wall time of each step, seconds.
     pub timings_secs: BTreeMap<String, f64>,
-    /// The other files, once scored.
+    /// The other files; null before the scan is scored.
     pub files: Option<Files>,
 }
 

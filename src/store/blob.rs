@@ -1,16 +1,16 @@
-//! Long values in chunks, and the search by prefix that goes with them.
+//! Long values, stored in chunks, and the search by key prefix that they need.
 
 use sled::{IVec, Tree};
 
 use super::{error::StoreError, record};
 
-/// Largest value, bytes. A page of sled has up to 17, and one of 128 KiB or more goes to a file of
-/// its own that counts as a few bytes in the cache: with larger values the cache has no bound
-/// (measured: 1.9 to 4.4 GB for 1.7 GB of data, with a capacity of 1 GiB).
+/// Largest value, bytes. A page of sled holds up to 17 values. A page of 128 KiB or more goes to a
+/// separate file, which the cache counts as a few bytes. So with larger values the cache has no
+/// limit (measured: 1.9 to 4.4 GB for 1.7 GB of data, with a capacity of 1 GiB).
 pub(super) const CHUNK: usize = 7424;
 
-/// Writes `prefix | chunk` keys, the chunks of about one size. Each value carries the length of the
-/// whole, so that a missing chunk shows.
+/// Writes the bytes under the keys `prefix | chunk`, in chunks of nearly equal size. Each chunk
+/// also holds the length of the whole, so that a missing chunk is noticed.
 pub(super) fn put_blob(tree: &Tree, prefix: &[u8], bytes: &[u8]) -> Result<(), StoreError> {
     let n_chunks = bytes.len().div_ceil(CHUNK).max(1);
     let size = bytes.len().div_ceil(n_chunks).max(1);
@@ -22,18 +22,18 @@ pub(super) fn put_blob(tree: &Tree, prefix: &[u8], bytes: &[u8]) -> Result<(), S
     Ok(())
 }
 
-/// A long value that is read from its start.
+/// A long value, read chunk by chunk from its start.
 ///
-/// Looked up chunk by chunk: a range of keys would make sled copy each page's list of keys, and
-/// tell its cache but once of sixteen values.
+/// Each chunk is looked up by its key. For a range of keys, sled would copy each page's list of
+/// keys, and would report only one of sixteen values to its cache.
 pub(super) struct Blob<'a> {
     tree: &'a Tree,
     prefix: Vec<u8>,
     what: &'static str,
-    /// Bytes in all.
+    /// Length of the whole value, bytes.
     pub(super) length: u64,
     next: usize,
-    /// What is left of the chunk at hand.
+    /// The unread part of the current chunk.
     chunk: IVec,
 }
 
@@ -48,7 +48,7 @@ impl<'a> Blob<'a> {
         Ok(Some(Self { tree, prefix, what, length, next: 1, chunk }))
     }
 
-    /// Reads on until `room` is full.
+    /// Fills `room` with the next bytes of the value.
     pub(super) fn fill(&mut self, mut room: &mut [u8]) -> Result<(), StoreError> {
         loop {
             let n_bytes = room.len().min(self.chunk.len());
@@ -58,6 +58,7 @@ impl<'a> Blob<'a> {
             if later.is_empty() {
                 return Ok(());
             }
+
             room = later;
             let value = self.tree.get(chunk_key(&self.prefix, self.next))?;
             let value = value.ok_or_else(|| record::damaged(self.what, &self.prefix))?;
@@ -71,7 +72,7 @@ pub(super) fn chunk_key(prefix: &[u8], index: usize) -> Vec<u8> {
     [prefix, &(index as u32).to_be_bytes()].concat()
 }
 
-/// The length of the whole and one chunk of it.
+/// Splits a stored chunk into the length of the whole value and the chunk's own bytes.
 pub(super) fn open_chunk(
     value: &IVec,
     what: &'static str,
@@ -84,14 +85,16 @@ pub(super) fn open_chunk(
     Ok((u64::from_be_bytes(*length), chunk))
 }
 
-/// The ids that the keys of a tree begin with. By leaps from one to the next: a walk over all keys
-/// would read everything there is.
+/// The ids that the keys of a tree begin with. It jumps from one id to the next, because a walk
+/// over all keys would read all data.
 pub(super) fn first_ids(tree: &Tree) -> Result<Vec<IVec>, StoreError> {
     let mut ids: Vec<IVec> = Vec::new();
     let mut next = tree.first()?;
+
     while let Some((key, _)) = next {
         let id = key.subslice(0, 32);
-        // No key goes on with more than a direction, an id, a grid and a chunk.
+        // After its id, a key has at most a direction, an id, a grid and a chunk: fewer than 48
+        // bytes.
         next = tree.get_gt([&id[..], &[0xff; 48]].concat())?;
         ids.push(id);
     }

@@ -1,4 +1,4 @@
-//! The distances between the tokens of two scans, kept under the scan that came later.
+//! The distances between the tokens of two scans, stored under the scan that arrived later.
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
@@ -11,13 +11,13 @@ use super::{
 };
 use crate::{domain::scan::ScanId, numeric::scoring::PairColumns};
 
-/// How columns are kept. They can be computed again, so that a change of this drops them and
-/// nothing else.
+/// How columns are stored. A change of this text drops all columns and nothing else, because they
+/// can be computed again.
 const COLUMNS: &str = "each pair under the scan that came later";
 
 impl Store {
-    /// Keeps both columns of a pair for one grid of tokens. Not flushed: columns can be computed
-    /// again.
+    /// Stores both columns of a pair for one grid of tokens. It does not flush, because columns can
+    /// be computed again.
     pub fn put_columns(
         &self,
         first: ScanId,
@@ -32,8 +32,8 @@ impl Store {
         Ok(())
     }
 
-    /// The distances from the `n_tokens` tokens of one scan to another scan, if they were kept. A
-    /// damaged column counts as not kept: it can be computed again.
+    /// The distances from the `n_tokens` tokens of one scan to another scan, if they are stored. A
+    /// damaged column counts as missing, because it can be computed again.
     pub fn column(
         &self,
         of: ScanId,
@@ -41,7 +41,7 @@ impl Store {
         grid: usize,
         n_tokens: usize,
     ) -> Result<Option<Vec<f32>>, StoreError> {
-        // Under either of the two, as a rule the one that came later.
+        // A pair is usually stored under the scan that arrived later, but may be under either.
         let under_of = column_key(of, Way::There, other, grid);
         let under_other = column_key(other, Way::Back, of, grid);
         for key in [under_of, under_other] {
@@ -58,12 +58,13 @@ impl Store {
         let Some(mut blob) = blob.filter(|blob| blob.length == 4 * n_tokens as u64) else {
             return Ok(None);
         };
+
         let mut column = vec![0.0; n_tokens];
         blob.fill(cast_slice_mut(&mut column))?;
         Ok(Some(column))
     }
 
-    /// As [`Store::column`], to several other scans at once, on all cores.
+    /// As [`Store::column`] for several other scans, in parallel on all cores.
     pub fn columns(
         &self,
         of: ScanId,
@@ -74,8 +75,7 @@ impl Store {
         others.par_iter().map(|&other| self.column(of, other, grid, n_tokens)).collect()
     }
 
-    /// Whether both columns of a pair are kept under the scan that joined; nothing of the other one
-    /// is read.
+    /// Whether both columns of a pair are stored under `joined`. It does not search under `other`.
     pub fn has_columns(
         &self,
         joined: ScanId,
@@ -87,8 +87,8 @@ impl Store {
         Ok(is_kept(Way::There)? && is_kept(Way::Back)?)
     }
 
-    /// Drops all columns if they were computed in another way than `how`, or kept in another order.
-    /// `alive` is called while it goes on.
+    /// Drops all columns if they were computed in another way than `how`, or stored in another
+    /// order. `alive` is called for every column.
     pub fn keep_columns_made_by(&self, how: &str, alive: impl Fn()) -> Result<(), StoreError> {
         let how = format!("{how}, {COLUMNS}");
         if self.db.get("columns")?.is_none_or(|stored| stored != how.as_bytes()) {

@@ -1,4 +1,4 @@
-//! The database itself: opening it, and clearing away what a kill left half-written.
+//! The database itself: opens it, and removes what a kill left half-written.
 
 use std::{fs, os::unix::fs::DirBuilderExt, path::Path, thread, time::Duration};
 
@@ -10,18 +10,19 @@ use super::{
     key::{Way, pair_key},
 };
 
-/// What sled may hold beyond the capacity of its cache, bytes. Each of its 256 shards looks at what
-/// was used only after 64 uses, and each use may have brought a value into memory.
+/// Memory that sled may use beyond the capacity of its cache, bytes. Each of its 256 shards checks
+/// its use only after 64 accesses, and each access may have loaded a value.
 const BEYOND_CACHE: u64 = 256 * 64 * CHUNK as u64;
 
-/// Least memory of a store, bytes.
+/// The least memory that a store needs, bytes.
 pub const MIN_MEMORY: u64 = BEYOND_CACHE + (12 << 20);
 
-/// Tries and pause for the lock that a killed process may still hold for a moment.
+/// Number of tries to get the lock, and the pause between them. A killed process may hold the lock
+/// a moment longer.
 const LOCK_TRIES: u32 = 30;
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
 
-/// The token store and journal. Clones are handles on the same store.
+/// The token store and journal. Clones share the same store.
 #[derive(Clone)]
 pub struct Store {
     pub(super) db: sled::Db,
@@ -33,15 +34,16 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in `folder`, made with mode 0700 if need be, and clears away what a kill
-    /// left half-written.
+    /// Opens the store in `folder` and removes what a kill left half-written. A missing folder is
+    /// made with mode 0700.
     ///
-    /// `memory_bytes` is about what it may hold in memory, whatever it holds on disk: at least
-    /// [`MIN_MEMORY`], or that counts. What was put by versions before chunks were small is held
-    /// beyond it.
+    /// `memory_bytes` is about the memory that the store may use, whatever its size on disk. A
+    /// value below [`MIN_MEMORY`] counts as [`MIN_MEMORY`]. The larger chunks of older versions
+    /// take memory beyond it.
     pub fn open(folder: &Path, memory_bytes: u64) -> Result<Self, StoreError> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
+
         let db = open_db(folder, memory_bytes)?;
         check_format(&db)?;
         let store = Self {
@@ -52,12 +54,13 @@ impl Store {
             seen: db.open_tree("seen")?,
             db,
         };
+
         store.sweep()?;
         Ok(store)
     }
 
-    /// Removes tokens and columns of scans without a manifest: they were being written or evicted
-    /// when the process was killed.
+    /// Removes tokens and columns of scans without a manifest. The process was killed while it
+    /// wrote or evicted them.
     fn sweep(&self) -> Result<(), StoreError> {
         for tree in [&self.chunks, &self.columns] {
             for id in first_ids(tree)? {
@@ -69,8 +72,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes columns and tokens of a scan. Its tokens go last: by them `sweep` finds a scan whose
-    /// removal was cut off.
+    /// Removes columns and tokens of a scan. Tokens are removed last, because `sweep` needs them to
+    /// find a scan whose removal was interrupted.
     pub(super) fn remove_all_of(&self, id: &[u8]) -> Result<(), StoreError> {
         for other in self.manifests.iter().keys() {
             let other = other?;
@@ -82,13 +85,13 @@ impl Store {
         remove_prefix(&self.chunks, id)
     }
 
-    /// Makes everything durable that was written so far.
+    /// Makes everything durable that was written before.
     pub fn flush(&self) -> Result<(), StoreError> {
         self.db.flush()?;
         Ok(())
     }
 
-    /// Bytes that the store takes on disk.
+    /// Size of the store on disk, bytes.
     pub fn size_on_disk(&self) -> Result<u64, StoreError> {
         Ok(self.db.size_on_disk()?)
     }
@@ -105,7 +108,7 @@ fn open_db(folder: &Path, memory_bytes: u64) -> Result<sled::Db, StoreError> {
                 if n_tries == LOCK_TRIES {
                     return Err(StoreError::InUse { folder: folder.to_owned(), source });
                 }
-                // A process that was just killed may not have let go of the lock yet.
+                // A process that was just killed may not have released the lock yet.
                 thread::sleep(LOCK_PAUSE);
             }
             other => return Ok(other?),

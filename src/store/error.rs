@@ -1,14 +1,15 @@
-//! What the store can fail with, and the layout that it reads.
+//! The errors of the store, and the format that it reads.
 
 use std::path::PathBuf;
 
-/// Layout of the store; grows with every change that an older version would misread.
+/// Number of the store's format. It grows with every change that an older version would misread.
 pub const FORMAT: u32 = 2;
 
-/// What the store can fail with. All of it is fatal: going on could lose or double a scan.
+/// An error of the store. All are fatal, because a daemon that continued could lose a scan or store
+/// it twice.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The folder cannot be made.
+    /// The store's folder cannot be made.
     #[error("cannot make the store folder {}", path.display())]
     Folder {
         /// Folder.
@@ -16,7 +17,7 @@ pub enum StoreError {
         /// Cause.
         source: std::io::Error,
     },
-    /// Another process has it open.
+    /// Another process has the store open.
     #[error("the store in {} is in use: does another oddscan work with this state folder?", folder.display())]
     InUse {
         /// Folder.
@@ -27,7 +28,7 @@ pub enum StoreError {
     /// sled failed.
     #[error("the store failed; check the disk and the permissions of the state folder")]
     Sled(#[from] sled::Error),
-    /// Written by another version.
+    /// A version with another format wrote the store.
     #[error(
         "the store has format {found}, this version reads {FORMAT}; install the version that wrote it, or give another directories.state and let the scans be encoded again"
     )]
@@ -35,14 +36,14 @@ pub enum StoreError {
         /// Format found.
         found: u32,
     },
-    /// A value is damaged.
+    /// A value is missing, or its checksum is wrong.
     #[error(
         "the store is damaged: {what} of scan {scan}; restore the state folder, or remove it and let the scans be encoded again"
     )]
     Damaged {
-        /// Kind of value.
+        /// Kind of value: "tokens", "journal" and so on.
         what: &'static str,
-        /// Short id, or the key in hex.
+        /// Short id of the scan, or the start of the key in hex.
         scan: String,
     },
 }

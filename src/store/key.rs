@@ -2,12 +2,12 @@
 
 use crate::domain::scan::ScanId;
 
-/// `id | grid`, big-endian, so that everything of a scan is a prefix, and of a grid.
+/// `id | grid`, big-endian. So all values of a scan share a prefix, and so do all values of a grid.
 pub(super) fn grid_key(id: ScanId, grid: usize) -> Vec<u8> {
     [&id.0[..], &(grid as u16).to_be_bytes()].concat()
 }
 
-/// The direction of a column, seen from the pair under which it is kept.
+/// The direction of a column, as seen from the scan under which the pair is stored.
 #[derive(Clone, Copy)]
 pub(super) enum Way {
     There,
@@ -16,8 +16,9 @@ pub(super) enum Way {
 
 /// `first | way | second`.
 ///
-/// All columns of a scan that joins lie together, since sled writes a page anew for each value that
-/// is put into it later; and so do those of one direction, since it reads a page for each value.
+/// All columns of a new scan are stored together, because sled rewrites a page for each value that
+/// is added to it later. Columns of one direction are together, too, because sled reads a page for
+/// each value.
 pub(super) fn pair_key(first: &[u8], way: Way, second: &[u8]) -> Vec<u8> {
     [first, &[way as u8], second].concat()
 }

@@ -1,4 +1,4 @@
-//! The envelope around every value: a version byte, a checksum, the payload.
+//! The envelope of every value: a version byte, a checksum and the payload.
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -7,7 +7,7 @@ use super::error::StoreError;
 const VERSION: u8 = 1;
 const HEADER: usize = 5;
 
-/// Puts a payload into its envelope.
+/// The payload in its envelope.
 pub(super) fn seal(payload: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(HEADER + payload.len());
     value.push(VERSION);
@@ -16,7 +16,7 @@ pub(super) fn seal(payload: &[u8]) -> Vec<u8> {
     value
 }
 
-/// The payload of a value whose checksum holds.
+/// The payload of a value; an error if version or checksum is wrong.
 pub(super) fn unseal<'v>(
     value: &'v [u8],
     what: &'static str,
@@ -34,7 +34,7 @@ pub(super) fn seal_json(value: &impl Serialize) -> Vec<u8> {
     seal(&serde_json::to_vec(value).expect("our own types become JSON"))
 }
 
-/// The other way round.
+/// The reverse of [`seal_json`].
 pub(super) fn open_json<T: DeserializeOwned>(
     value: &[u8],
     what: &'static str,
@@ -43,7 +43,7 @@ pub(super) fn open_json<T: DeserializeOwned>(
     serde_json::from_slice(unseal(value, what, key)?).map_err(|_| damaged(what, key))
 }
 
-/// The error for a value that is not what was written.
+/// The error for a value that is missing or not as it was written.
 pub(super) fn damaged(what: &'static str, key: &[u8]) -> StoreError {
     StoreError::Damaged { what, scan: hex::encode(&key[..key.len().min(6)]) }
 }

@@ -1,71 +1,72 @@
-//! Which files have been looked at, and what was decided on them.
+//! Which files intake has seen, and what it decided about them.
 
 use serde::{Deserialize, Serialize};
 
 use super::{db::Store, error::StoreError, record};
 use crate::domain::scan::{FileLook, ScanId};
 
-/// What was decided on a file that looked like this.
+/// The decision about a file with this size and these times.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenFile {
     look: FileLook,
-    /// What was decided.
+    /// The decision about the file.
     pub outcome: SeenOutcome,
-    /// Since when the file has been missing, seconds since 1970.
+    /// When the file was first found missing, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     absent_since_secs: Option<u64>,
 }
 
-/// What was decided on a file.
+/// A decision about a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SeenOutcome {
-    /// Taken in as this scan.
+    /// Accepted as this scan.
     Accepted(ScanId),
     /// A copy of this scan.
     Duplicate(ScanId),
-    /// Refused.
+    /// Refused; the file is in quarantine, or `reason.json` says why it could not be moved.
     Quarantined,
-    /// It is being read; what a start finds so was in hand when the process died.
+    /// The file is being read. If a start finds this, the process died while it read the file.
     Reading {
-        /// Times that reading began.
+        /// How often reading began.
         attempts: u32,
     },
 }
 
 impl SeenFile {
-    /// Remembers a decision for a file that looks like this.
+    /// A decision about a file with this size and these times.
     pub fn new(look: FileLook, outcome: SeenOutcome) -> Self {
         Self { look, outcome, absent_since_secs: None }
     }
 
-    /// Whether the file still looks the same.
+    /// Whether the file still has the same size and times.
     pub fn is_same(&self, look: &FileLook) -> bool {
         self.look == *look
     }
 }
 
 impl Store {
-    /// What was decided on a path, if anything.
+    /// The decision about the file at a path, if there is one.
     pub fn seen(&self, path: &[u8]) -> Result<Option<SeenFile>, StoreError> {
         let value = self.seen.get(path)?;
         value.map(|value| record::open_json(&value, "seen file", b"")).transpose()
     }
 
-    /// Remembers what was decided on a path.
+    /// Stores the decision about the file at a path.
     pub fn put_seen(&self, path: &[u8], seen: &SeenFile) -> Result<(), StoreError> {
         self.seen.insert(path, record::seal_json(seen))?;
         Ok(())
     }
 
-    /// Forgets what was decided on a path.
+    /// Removes the decision about the file at a path.
     pub fn forget_seen(&self, path: &[u8]) -> Result<(), StoreError> {
         self.seen.remove(path)?;
         Ok(())
     }
 
-    /// Forgets the paths that have been missing for `patience_secs`. Not sooner: a share that is
-    /// unmounted for a while looks empty, and all its files would be read again afterwards.
+    /// Removes the decisions about files that have been missing for `patience_secs`. It waits that
+    /// long because an unmounted share looks empty: otherwise all its files would be read again
+    /// later.
     pub fn forget_missing(
         &self,
         is_there: impl Fn(&[u8]) -> bool,
@@ -79,6 +80,7 @@ impl Store {
                 (true, _) => None,
                 (false, since) => Some(since.unwrap_or(now_secs)),
             };
+
             if absent_since_secs.is_some_and(|since| now_secs >= since + patience_secs) {
                 self.seen.remove(path)?;
             } else if absent_since_secs != seen.absent_since_secs {

@@ -1,4 +1,4 @@
-//! The tokens of each scan: chunks, and a manifest that makes them count.
+//! The tokens of each scan: chunks, and a manifest that makes them valid.
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::f16;
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// What makes the chunks of a scan's tokens count.
+/// The shapes of a scan's grids. The chunks of a scan are valid only with this.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Manifest {
     pub(super) grids: Vec<GridShape>,
@@ -40,8 +40,8 @@ impl GridShape {
 }
 
 impl Store {
-    /// Stores the grids of tokens of a scan with its journal entry; durable on return.
-    /// A kill in the middle leaves the old state.
+    /// Stores the grids of tokens of a scan with its journal entry. Both are durable on return. A
+    /// kill in between leaves the old state.
     pub fn put_encoded(&self, record: &ScanRecord, grids: &[TokenGrid]) -> Result<(), StoreError> {
         let mut shapes = Vec::new();
         for (index, grid) in grids.iter().enumerate() {
@@ -54,9 +54,11 @@ impl Store {
                 n_tokens: grid.n_tokens(),
             });
         }
+
         let id = record.id.0;
         let manifest = record::seal_json(&Manifest { grids: shapes });
         let entry = record::seal_json(record);
+
         (&self.manifests, &self.journal)
             .transaction(|(manifests, journal)| {
                 manifests.insert(&id, manifest.as_slice())?;
@@ -67,11 +69,12 @@ impl Store {
         self.flush()
     }
 
-    /// One grid of the tokens of a scan; `None` if there is no such grid.
+    /// One grid of a scan's tokens; `None` if there is no such grid.
     pub fn tokens(&self, id: &ScanId, grid: usize) -> Result<Option<TokenGrid>, StoreError> {
         let Some((found, channels, mut blob)) = self.open_tokens(id, grid)? else {
             return Ok(None);
         };
+
         let mut features = vec![f16::ZERO; found.cells.len() * channels];
         blob.fill(cast_slice_mut(&mut features))?;
         TokenGrid::new(found.shape, channels, found.cells, features)
@@ -79,13 +82,13 @@ impl Store {
             .map_err(|_| StoreError::Damaged { what: "tokens", scan: id.short() })
     }
 
-    /// The cells of one grid of a scan's tokens, without reading its features; `None` if there is
-    /// no such grid.
+    /// The cells of one grid of a scan's tokens; `None` if there is no such grid. It does not read
+    /// the features.
     pub fn foreground(&self, id: &ScanId, grid: usize) -> Result<Option<Foreground>, StoreError> {
         Ok(self.open_tokens(id, grid)?.map(|(found, ..)| found))
     }
 
-    /// The cells and channels of one grid of tokens, read up to the features.
+    /// The cells and channels of one grid of tokens. The blob is then at the start of the features.
     fn open_tokens(
         &self,
         id: &ScanId,
@@ -93,9 +96,11 @@ impl Store {
     ) -> Result<Option<(Foreground, usize, Blob<'_>)>, StoreError> {
         let Some(manifest) = self.manifest(id)? else { return Ok(None) };
         let Some(found) = manifest.grids.get(grid) else { return Ok(None) };
+
         let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
         let blob = Blob::open(&self.chunks, grid_key(*id, grid), "tokens")?;
         let mut blob = blob.filter(|blob| blob.length == found.n_bytes()).ok_or_else(lost)?;
+
         let mut cells = vec![0_u32; found.n_tokens];
         blob.fill(cast_slice_mut(&mut cells))?;
         let foreground = Foreground { shape: Shape3(found.shape), cells };
