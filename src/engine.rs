@@ -1,5 +1,5 @@
-//! The method made ready: weights loaded, device chosen, and the fingerprint that says which
-//! results may be compared.
+//! Prepares the method: loads the weights, chooses the device, and makes the fingerprint. Only
+//! results with the same fingerprint may be compared.
 
 use std::{
     fmt,
@@ -38,11 +38,11 @@ use crate::{
     process::hook::{Hook, HookError},
 };
 
-/// Grows whenever the code computes other tokens from the same settings and weights.
+/// Increases whenever the code computes other tokens from the same settings and weights.
 const TOKENS_VERSION: u32 = 3;
 
-/// What shapes the tokens and the scores, for sidecars and for keeping apart what must not be
-/// compared.
+/// Everything that shapes the tokens and the scores. Sidecars show it, and the fingerprint
+/// separates scans that must not be compared.
 #[derive(Debug, Clone)]
 pub struct Method {
     /// First 16 hex digits of the hash over weights, layers, preprocessing, pooling, projection.
@@ -53,42 +53,42 @@ pub struct Method {
     pub weights_sha256: String,
     /// Encoder blocks that are scored, counted from 1.
     pub layers: Vec<usize>,
-    /// Device that encodes, like `cpu` or `cuda:0`.
+    /// Device of the encoder, like `cpu` or `cuda:0`.
     pub device: String,
-    /// Number format of its products.
+    /// Number format of the encoder's matrix products.
     pub precision: String,
-    /// The canonical cube.
+    /// Size of the canonical cube and what it must contain.
     pub cube: CubeSettings,
-    /// Grids of tokens per layer: one for each view, or one for all.
+    /// Number of token grids per layer: one for each view, or one for all views.
     pub n_parts: usize,
-    /// Pixels along the edge of an encoder's patch.
+    /// Edge of the encoder's patch, pixels.
     pub patch: usize,
     /// Share of a cell's voxels that must lie in the brain.
     pub min_brain_fraction: f64,
     /// Which scans are aligned to the template.
     pub alignment: AlignmentChoice,
-    /// The template, if it was found.
+    /// The template. `None` if none was found or needed.
     pub template: Option<Arc<Template>>,
-    /// SHA-256 of its voxels and affine, hex.
+    /// SHA-256 of the template's voxels and affine, hex.
     pub template_sha256: Option<String>,
-    /// The networks that extract brains from heads, if there are any.
+    /// The networks for brain extraction. `None` if the template finds brains.
     pub brain_network: Option<BrainNetworkInUse>,
     /// Whether the brain of a head may come from a T1 of the same session.
     pub uses_session_t1: bool,
-    /// The site's own preprocessing, if there is any.
+    /// The site's own preprocessing. `None` if the settings name none.
     pub hook: Option<Arc<Hook>>,
-    /// Landmarks that intensities are brought to, if that is asked for.
+    /// Landmarks for standardising intensities. `None` if the settings ask for none.
     pub landmarks: Option<Arc<LandmarkSet>>,
 }
 
 impl Method {
-    /// Grids of tokens per scan.
+    /// Number of token grids per scan.
     pub fn n_grids(&self) -> usize {
         self.layers.len() * self.n_parts
     }
 }
 
-/// Networks that extract brains, on their device.
+/// The networks for brain extraction, on their device.
 #[derive(Clone)]
 pub struct BrainNetworkInUse {
     network: Arc<dyn BrainNetwork>,
@@ -97,8 +97,8 @@ pub struct BrainNetworkInUse {
 }
 
 impl BrainNetworkInUse {
-    /// The networks on the device that encodes. The CPU has them where a GPU encodes but cannot
-    /// have them, even if the settings insist on the GPU: scans only take longer then.
+    /// Puts the networks on the encoder's device. If they do not run on that GPU, they run on the
+    /// CPU, even if the settings demand the GPU: scans only take longer then.
     fn beside(encoder_device: &str, weights: BrainWeights) -> Self {
         let sha256 = weights.fingerprint.clone();
         let on_gpu = (encoder_device != "cpu").then(|| brain_network_on_gpu(&weights));
@@ -126,40 +126,40 @@ impl fmt::Debug for BrainNetworkInUse {
     }
 }
 
-/// Encoder and distances on their device, with what they compute.
+/// Encoder and distances on their device, with the method that they compute.
 pub struct Engine {
-    /// Volume to tokens.
+    /// Turns volumes into tokens.
     pub tokeniser: Tokeniser,
-    /// Token distances.
+    /// Computes distances between tokens of two scans.
     pub distances: Box<dyn PairDistances>,
-    /// What is computed.
+    /// Method that both compute.
     pub method: Method,
-    /// Whether a binary built for CUDA found no GPU that works and took the CPU.
+    /// Whether a binary built for CUDA found no working GPU and uses the CPU.
     pub fell_back: bool,
 }
 
 /// Why the engine cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// No weights file in any of the places.
+    /// None of the usual places has a file of weights.
     #[error(transparent)]
     NoWeights(#[from] crate::model::ModelError),
     /// The weights cannot be used.
     #[error("the weights {} cannot be used", path.display())]
     Weights {
-        /// File.
+        /// File of the weights.
         path: PathBuf,
         /// What is wrong with it.
         source: LoadError<WeightsError>,
     },
-    /// There is no usable template though the settings need one.
+    /// The settings need a template, but there is no usable one.
     #[error("{0}")]
     Template(String),
-    /// The networks for brain extraction cannot be used, or are not there though the settings need
-    /// them.
+    /// The networks for brain extraction cannot be used, or the settings need them and they are
+    /// missing.
     #[error("{0}")]
     BrainNetwork(String),
-    /// The site's own preprocessing is not to be had.
+    /// The site's own preprocessing cannot be started.
     #[error(transparent)]
     Hook(#[from] HookError),
     /// The landmarks that the settings name cannot be used.
@@ -168,21 +168,21 @@ pub enum EngineError {
         path.display()
     )]
     Landmarks {
-        /// File.
+        /// File of the landmarks.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
-    /// The settings do not fit the network.
+    /// The settings do not fit the network or this binary.
     #[error("{0}")]
     Misfit(String),
-    /// The device that was insisted on does not work.
+    /// The demanded device does not work.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
 
-/// What the settings name outside of themselves, found and fit for each other. No device is needed
-/// for that.
+/// The files and programs that the settings name, loaded and checked against each other. This needs
+/// no device.
 pub struct Ingredients {
     weights: VitWeights,
     layers: Vec<usize>,
@@ -199,7 +199,7 @@ impl Ingredients {
         Self::load_all(config).map_err(|mut faults| faults.swap_remove(0))
     }
 
-    /// As [`Ingredients::load`], with an error for each that is missing.
+    /// Like [`Ingredients::load`], but with one error for each missing part.
     pub fn load_all(config: &Config) -> Result<Self, Vec<EngineError>> {
         let network = load_network(config);
         let start_hook = |settings| Hook::start(settings, nifti::read_map);
@@ -219,7 +219,7 @@ impl Ingredients {
         }
     }
 
-    /// The network, like `dinov2_vits14`.
+    /// Name of the network, like `dinov2_vits14`.
     pub fn model(&self) -> String {
         self.weights.architecture.to_string()
     }
@@ -307,7 +307,7 @@ impl Engine {
     }
 }
 
-/// The network, which must suit the settings, and its blocks whose features count.
+/// Loads the network, checks it against the settings, and returns it with the blocks to score.
 fn load_network(config: &Config) -> Result<(VitWeights, Vec<usize>), EngineError> {
     let path = find_weights(config.encoder.weights.as_deref())?;
     let weights = model::load_weights(&path)
@@ -318,16 +318,17 @@ fn load_network(config: &Config) -> Result<(VitWeights, Vec<usize>), EngineError
     Ok((weights, layers))
 }
 
-/// The template for alignment, and the hash of its content. Where only heads need it, it may be
-/// missing: they are refused then, with the advice to get it. Not so where the site's preprocessing
-/// finds their brains.
+/// The template for alignment, and the hash of its content. If only heads need it, it may be
+/// missing: heads are then refused, with the advice to fetch it. It must not be missing if the
+/// site's preprocessing finds the brains of heads.
 fn load_template(config: &Config) -> Result<Option<(Template, String)>, EngineError> {
     let AlignmentSettings { mode, template, .. } = &config.alignment;
     if *mode == AlignmentChoice::Never {
         return Ok(None);
     }
     let Some(path) = find_template(template.as_deref()) else {
-        // A head whose brain the site's preprocessing has found is no scan in MNI space for that.
+        // The site's preprocessing finds the brain of a head, but it does not put it into MNI
+        // space.
         let is_needed = *mode == AlignmentChoice::Always || config.preprocess.is_some();
         if let Some(named) = template {
             let path = named.display();
@@ -343,7 +344,7 @@ fn load_template(config: &Config) -> Result<Option<(Template, String)>, EngineEr
                     .to_owned(),
             ));
         }
-        warn!("no template: whole heads will be refused until `oddscan model fetch` has got one");
+        warn!("no template: whole heads are refused; `oddscan model fetch` fetches it");
         return Ok(None);
     };
     let scan = nifti::read_scan(&path, &TEMPLATE_LIMITS).map_err(|error| {
@@ -353,8 +354,8 @@ fn load_template(config: &Config) -> Result<Option<(Template, String)>, EngineEr
     Ok(Some((Template::new(scan.volume), sha256)))
 }
 
-/// The networks for brain extraction. Where the settings leave the choice they may be missing: the
-/// template finds the brain then.
+/// The networks for brain extraction. If the settings leave the choice, they may be missing: the
+/// template then finds the brain.
 fn load_brain_weights(config: &Config) -> Result<Option<BrainWeights>, EngineError> {
     let AlignmentSettings { mode, brain, brain_weights: named, .. } = &config.alignment;
     if *mode == AlignmentChoice::Never || *brain == BrainChoice::Template {
@@ -363,7 +364,7 @@ fn load_brain_weights(config: &Config) -> Result<Option<BrainWeights>, EngineErr
     let Some(path) = find_brain_weights(named.as_deref()) else {
         if named.is_none() && *brain == BrainChoice::Auto {
             info!(
-                "no networks for brain extraction (`oddscan model fetch --brain`): the template does it"
+                "no networks for brain extraction: the template finds brains (see `oddscan model fetch --brain`)"
             );
             return Ok(None);
         }
@@ -393,7 +394,7 @@ fn load_landmarks(config: &Config) -> Result<Option<LandmarkSet>, EngineError> {
     set.map(Some).map_err(|why| EngineError::Landmarks { path: path.clone(), why })
 }
 
-/// A thousand cohorts of hundreds of scans fit.
+/// This is enough for a thousand cohorts of hundreds of scans.
 const MAX_LANDMARK_BYTES: u64 = 1 << 26;
 
 fn read_landmarks(path: &Path) -> io::Result<Vec<u8>> {
@@ -405,9 +406,9 @@ fn read_landmarks(path: &Path) -> io::Result<Vec<u8>> {
 /// Templates at 0.5 mm have 70 million voxels.
 const TEMPLATE_LIMITS: Limits = Limits { max_file_bytes: 1 << 29, max_voxels: 100_000_000 };
 
-/// Slices per batch. The CPU engine gains nothing from more than keep its threads busy, and the
-/// watchdog, a stop and the progress bar wait for a whole batch: one token's slices for each
-/// thread, so that all threads have the same to do.
+/// Slices per batch. The CPU engine gains nothing from more slices than its threads need, and the
+/// watchdog, a stop and the progress bar wait for a whole batch. So each thread gets the slices of
+/// one token, and all threads have equal work.
 fn batch_slices(config: &Config, device: &str, patch: usize) -> usize {
     let most = config.encoder.batch_slices;
     let per_token = config.tokens.depth(patch).div_ceil(config.tokens.slice_stride);
@@ -417,7 +418,7 @@ fn batch_slices(config: &Config, device: &str, patch: usize) -> usize {
 fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<(), EngineError> {
     if config.encoder.device == DeviceChoice::Cuda && !cfg!(feature = "cuda") {
         return Err(EngineError::Misfit(
-            "encoder.device = \"cuda\", and this binary was built without it; build it with \
+            "encoder.device = \"cuda\", but this binary was built without CUDA; build it with \
              --features cuda, or use \"auto\" or \"cpu\""
                 .to_owned(),
         ));
@@ -453,9 +454,9 @@ fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<
     Ok(())
 }
 
-/// Hash over everything that shapes stored tokens, in a fixed order (JSON maps are sorted). Not the
-/// number format of the products: it moves a token by a fiftieth of the distance to its nearest
-/// like, and devices that stand in for one another have different ones.
+/// Hash over everything that shapes stored tokens, in a fixed order (JSON maps are sorted). The
+/// number format of the products is left out. It moves a token by only a fiftieth of the distance
+/// to its nearest match, and the devices that replace each other have different ones.
 fn fingerprint(
     config: &Config,
     weights: &VitWeights,
@@ -473,18 +474,18 @@ fn fingerprint(
         "volume": config.tree.get("volume"),
         "tokens": config.tree.get("tokens"),
     });
-    // Only where it can change the tokens of scans that have a brain mask: the usual template is
-    // one file, and may be fetched later.
+    // Only if it can change the tokens of scans with a brain mask. The usual template is one file,
+    // and a site may fetch it later.
     if config.alignment.mode == AlignmentChoice::Always || config.alignment.template.is_some() {
-        // What the file holds, wherever it lies.
+        // The content of the file counts, not its path.
         let mode = config.tree.get("alignment").and_then(|alignment| alignment.get("mode"));
         shaping["alignment"] = json!({ "mode": mode, "template": template_sha256 });
     }
     if let Some(hook) = hook {
         shaping["preprocess"] = json!(hook.identity());
     }
-    // Their content, wherever the file lies. Without any, fingerprints are those of before there
-    // were.
+    // The content counts, not the path. Without landmarks, fingerprints are the same as before
+    // oddscan had landmarks.
     if let Some(landmarks) = landmarks {
         shaping["landmarks"] = json!(landmarks.digest());
     }

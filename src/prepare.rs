@@ -1,7 +1,8 @@
-//! From a file to a scan that can be encoded: read, aligned, its brain found, its cohort chosen.
+//! From a file to a scan that can be encoded: reads it, aligns it, finds its brain, chooses its
+//! cohort.
 //!
-//! The daemon and the commands prepare scans with this very code. What the daemon does beside it
-//! (copies, crashes, memory, times) stands in `pipeline/intake`.
+//! The daemon and the commands share this code. The daemon's own tasks (copies, crashes, memory,
+//! times) are in `pipeline/intake`.
 
 pub mod acquisition;
 mod encodable;
@@ -33,21 +34,21 @@ use source::{brain_from, read_brain};
 pub use encodable::{Encodable, canonical};
 pub use source::{Source, read_again, read_source};
 
-/// A scan as it came, with its brain as far as it is known.
+/// A scan as it arrived, with its brain if that is known.
 pub struct Incoming {
     /// Voxels as scanned.
     pub raw: RawVolume,
-    /// Identity: of the scan as it came, whatever is made of it.
+    /// Hash of the scan as it arrived. Later changes of the voxels do not change it.
     pub id: ScanId,
     grid: Grid,
     brain: Result<RawMask, PreprocessError>,
     brain_from: BrainSource,
-    /// A T1 of the same session, whose brain may be carried over.
+    /// A T1 of the same session, whose brain this scan may use.
     session_t1: Option<RawVolume>,
 }
 
 impl Incoming {
-    /// Reads a scan, and the mask beside it, as they come from a scanner.
+    /// Reads a scan and the mask beside it without changing them.
     pub fn read(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<Self, ScanError> {
         let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
         let brain = read_brain(&raw, mask, limits)?;
@@ -55,20 +56,20 @@ impl Incoming {
         Ok(Self { id, raw, grid, brain, brain_from, session_t1: None })
     }
 
-    /// Adds the T1 of the same session. One that cannot be read is left out: it is refused when its
-    /// own turn comes.
+    /// Adds the T1 of the same session. An unreadable T1 is left out; intake refuses it when it
+    /// reads it as a scan of its own.
     pub fn beside_t1(mut self, t1: Option<&Path>, limits: &Limits) -> Self {
         let t1 = t1.filter(|_| self.is_head());
         self.session_t1 = t1.and_then(|path| Some(nifti::read_scan(path, limits).ok()?.volume));
         self
     }
 
-    /// Whether there still is a head around the brain.
+    /// Whether the scan shows the head and not only the brain.
     pub fn is_head(&self) -> bool {
         !self.has_mask() && self.brain.as_ref().map_or(true, is_larger_than_a_brain)
     }
 
-    /// The scan where its header puts it, with the brain that is known.
+    /// The scan without alignment, with the brain that is known.
     fn without_alignment(self) -> Result<Source, ScanError> {
         let brain = self.brain.map_err(refusals::of_preprocessing)?;
         Ok(Source::unaligned(self.raw, self.grid, brain, self.brain_from))
@@ -78,7 +79,7 @@ impl Incoming {
         self.brain_from != BrainSource::AboveZero
     }
 
-    /// Takes over what the site's preprocessing gave. A mask that came with the scan stays.
+    /// Applies the output of the site's preprocessing. A mask that arrived with the scan stays.
     fn take_over(&mut self, hook_output: HookOutput) -> PreprocessFacts {
         let HookOutput { voxels, mask, mut facts } = hook_output;
         if let Some(voxels) = voxels {
@@ -96,13 +97,13 @@ impl Incoming {
     }
 }
 
-/// A scan that the encoder can take, with all that the journal keeps of it.
+/// A scan ready for the encoder, with everything that the journal stores about it.
 pub struct Prepared {
-    /// Identity: of the scan as it came.
+    /// Hash of the scan as it arrived.
     pub id: ScanId,
-    /// What the encoder takes.
+    /// Input of the encoder.
     pub encodable: Encodable,
-    /// How it was acquired, and its cohort.
+    /// How the scan was acquired, and its cohort.
     pub acquisition: Acquisition,
     brain: BrainFacts,
     alignment: Option<AlignmentFacts>,
@@ -111,7 +112,7 @@ pub struct Prepared {
 
 impl Prepared {
     /// Chooses the cohort of a scan and makes its cube. `json` is the content of the JSON beside
-    /// the file, if there is one.
+    /// the file. It is `None` without such a file.
     ///
     /// # Errors
     /// If the scan cannot be encoded.
@@ -135,7 +136,7 @@ impl Prepared {
         })
     }
 
-    /// The journal entry of the scan, named as its file, and what the encoder takes.
+    /// The scan's journal entry, named after the file, and the input of the encoder.
     pub fn into_record(self, path: &Path) -> (ScanRecord, Encodable) {
         let name = path.file_name().unwrap_or_default();
         let record = ScanRecord {
@@ -151,8 +152,8 @@ impl Prepared {
     }
 }
 
-/// Aligns a scan and finds its brain where the settings ask for it and nobody has done it before;
-/// `hook_output` is what the site's preprocessing made of it.
+/// Aligns a scan and finds its brain, if the settings ask for it and nobody has done it before.
+/// `hook_output` is the output of the site's preprocessing.
 pub fn find_brain(
     mut scan: Incoming,
     hook_output: Option<HookOutput>,
@@ -162,7 +163,7 @@ pub fn find_brain(
     let preprocess = hook_output.map(|hook_output| scan.take_over(hook_output));
     let is_head = scan.is_head();
 
-    // A scan that was stripped on the way here lies where the scanner put it all the same.
+    // The site's preprocessing may have stripped the skull. The scan still needs its alignment.
     let is_aligned = match method.alignment {
         AlignmentChoice::Never => false,
         AlignmentChoice::Heads => was_head && method.template.is_some(),
@@ -176,7 +177,7 @@ pub fn find_brain(
     Ok(Source { preprocess, ..source })
 }
 
-/// A scan without a skull, aligned to the template.
+/// Aligns a skull-stripped scan to the template.
 fn aligned(scan: Incoming, template: &Template) -> Result<Source, ScanError> {
     let source = scan.without_alignment()?;
     let Source { raw, brain, .. } = &source;
@@ -185,7 +186,7 @@ fn aligned(scan: Incoming, template: &Template) -> Result<Source, ScanError> {
     Ok(Source { alignment: Some(alignment), ..source })
 }
 
-/// A head, aligned to the template, with its brain.
+/// Aligns a head to the template and extracts its brain.
 fn extracted(scan: Incoming, template: &Template, method: &Method) -> Result<Source, ScanError> {
     let Incoming { raw, grid, session_t1, .. } = scan;
     let found = head_brain(&raw, session_t1.as_ref(), template, method)?;
@@ -197,7 +198,7 @@ fn extracted(scan: Incoming, template: &Template, method: &Method) -> Result<Sou
     Ok(Source { alignment: Some(alignment), agreement, session_t1, ..source })
 }
 
-/// The brain of a head, with the help of a T1 of its session if there is one.
+/// Finds the brain of a head. A T1 of its session helps if there is one.
 fn head_brain(
     scan: &RawVolume,
     session_t1: Option<&RawVolume>,
@@ -215,8 +216,8 @@ fn head_brain(
     own.map_err(|error| refusals::no_head(error, scan, template))
 }
 
-/// Reads a scan, and the mask beside it, and finds its brain, through the site's own preprocessing
-/// (in the folder `work`) where the settings ask for it.
+/// Reads a scan and the mask beside it, and finds its brain. If the settings ask for it, the site's
+/// own preprocessing runs before that, in the folder `work`.
 pub fn read_and_find_brain(
     path: &Path,
     mask: Option<&Path>,
@@ -240,7 +241,8 @@ pub fn read_and_find_brain(
     Ok((id, find_brain(scan, hook_output, method)?))
 }
 
-/// Whether what is above zero is more than any brain: a head before a background that was set to 0.
+/// Whether the voxels above zero have more volume than any brain. This is a head before a
+/// background that was set to 0.
 fn is_larger_than_a_brain(brain: &RawMask) -> bool {
     let n_inside = brain.inside.iter().filter(|&&inside| inside).count();
     n_inside as f64 * brain.affine.voxel_volume_mm3() / 1000.0 > MAX_BRAIN_ML

@@ -1,4 +1,4 @@
-//! What the refusal of a scan says: what was found, what was needed, what to do.
+//! Texts of refusals: what was found, what is needed, what to do.
 
 use std::{
     io,
@@ -22,11 +22,11 @@ use crate::{
     report::{AlignmentPicture, alignment_picture},
 };
 
-/// A scan was aligned to a template that is no longer there.
+/// The error for a scan that was aligned to a template that is now missing.
 pub fn template_gone() -> ScanError {
-    let action = "the template is gone; run `oddscan model fetch` and restart";
+    let action = "the template is missing; run `oddscan model fetch` and restart";
     ScanError::Internal {
-        doing: "placing a scan that was aligned",
+        doing: "reading a scan that was aligned",
         source: io::Error::new(io::ErrorKind::NotFound, action),
     }
 }
@@ -46,7 +46,7 @@ pub fn misaligned(
         }
         RegistrationError::TooSmall(_) => (
             format!("at least {MIN_EXTENT_MM} mm along each axis"),
-            "localisers and slabs are no scans of a brain; export the whole series",
+            "localisers and slabs do not show the whole brain; export the whole series",
         ),
         RegistrationError::Cut { .. } => (
             format!("at least {:.0} %", 100.0 * MIN_COVERAGE),
@@ -54,7 +54,7 @@ pub fn misaligned(
         ),
         RegistrationError::Unlike { is_head, .. } => (
             format!("a distinctness of at least {}", registration::min_distinctness(is_head)),
-            "check that this is a brain and that the header's orientation is right; or strip the skull \
+            "check that this is a brain and that the header's orientation is correct; or strip the skull \
              with another tool and put <subject>_brain.nii.gz beside the scan",
         ),
         RegistrationError::Geometry(_) => {
@@ -99,7 +99,7 @@ pub fn of_preprocessing(error: PreprocessError) -> Refusal {
         PreprocessError::TooSmall { needed_ml, .. } => (
             QuarantineReason::NoBrain,
             format!("at least {needed_ml} ml (volume.min_brain_ml)"),
-            "check the export and the brain mask; phantoms and localisers are no scans",
+            "check the export and the brain mask; phantoms and localisers are not supported",
         ),
         PreprocessError::TooLarge { .. } => (
             QuarantineReason::NoBrain,
@@ -109,7 +109,7 @@ pub fn of_preprocessing(error: PreprocessError) -> Refusal {
         PreprocessError::Scattered { .. } => (
             QuarantineReason::NoBrain,
             format!("at least {:.0} % (volume.field_of_view_mm)", 100.0 * MIN_SHARE_IN_CUBE),
-            "check the export and the brain mask: scattered objects are no brain",
+            "check the export and the brain mask: scattered objects are not a brain",
         ),
         PreprocessError::Constant { .. } => (
             QuarantineReason::NoBrain,
@@ -125,24 +125,24 @@ pub fn of_preprocessing(error: PreprocessError) -> Refusal {
     Refusal::new(reason, found, needed, action)
 }
 
-/// The refusal of a cube of which too few cells hold brain.
+/// The refusal of a cube with too little brain.
 pub fn too_little_brain(found: usize, n_cells: usize, needed: usize) -> Refusal {
     Refusal::new(
         QuarantineReason::NoBrain,
         format!("{found} of {n_cells} cells with enough brain in them (tokens.min_brain_fraction)"),
         format!("at least {needed}; a brain fills about half of them"),
-        "check the export and the brain mask: speckle and scattered objects are no brain",
+        "check the export and the brain mask: speckle and scattered objects are not a brain",
     )
 }
 
-/// The refusal of a brain mask that is of no use.
+/// The refusal of an unusable brain mask.
 pub fn of_mask(refusal: Refusal) -> Refusal {
-    Refusal { found: format!("its brain mask unusable: {}", refusal.found), ..refusal }
+    Refusal { found: format!("an unusable brain mask: {}", refusal.found), ..refusal }
 }
 
-/// The refusal of a scan that cannot be aligned, with a picture of where the template fits `best`
-/// (template world -> scan world), if that is known. The refusal stands whatever becomes of the
-/// picture.
+/// Adds a picture to the refusal of a scan that cannot be aligned. If known, the picture shows the
+/// `best` alignment of the template (template world -> scan world). The refusal stays valid if
+/// drawing fails.
 fn pictured(
     refusal: Refusal,
     scan: &RawVolume,
@@ -165,7 +165,7 @@ fn pictured(
         Ok(png) => refusal.with_picture(png),
         Err(panic) => {
             let panic = panic_text(panic.as_ref());
-            warn!(panic, "a crash while a refused scan was drawn; please report it");
+            warn!(panic, "drawing a refused scan crashed; please report it");
             refusal
         }
     }

@@ -1,4 +1,4 @@
-//! From a scored window to the result files of one scan, for the daemon and `oddscan score` alike.
+//! From a scored window to the result files of one scan, for the daemon and `oddscan score`.
 
 mod input;
 mod warnings;
@@ -34,13 +34,13 @@ pub use input::ResultInput;
 pub use warnings::MIXED;
 pub(crate) use warnings::SHIFTED;
 
-/// Map, mask, picture and sidecar, and the finding that they show.
+/// Builds map, mask, picture and sidecar of one scan, with the finding that they show.
 pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), ScanError> {
     let ResultInput { record, source, method, config, .. } = input;
     let WindowScores { shared, .. } = input.scores;
     let finding = finding_of(input)?;
 
-    // Packing the map takes as long as all the rest.
+    // Compressing the map takes as long as everything else together.
     let (map_nii_gz, (mask_nii_gz, picture_png)) = rayon::join(
         || nifti::encode_map(&source.grid, &finding.map),
         || {
@@ -86,7 +86,7 @@ fn finding_of(input: &ResultInput<'_>) -> Result<Finding, ScanError> {
     Ok(finding(&source.raw, &source.brain, &placement, scores, *index, &config.scoring))
 }
 
-/// What `[results]` asks for: the brain mask, and the files of the alignment.
+/// The files that `[results]` asks for: brain mask and alignment.
 fn optional_files(input: &ResultInput<'_>) -> (Option<Vec<u8>>, Option<AlignmentFiles>) {
     let ResultInput { record, source, method, config, .. } = input;
     let wanted = config.results;
@@ -96,7 +96,7 @@ fn optional_files(input: &ResultInput<'_>) -> (Option<Vec<u8>>, Option<Alignment
     (wanted.brain_mask.then(brain), alignment)
 }
 
-/// Picture and transform of a scan that was aligned.
+/// Picture and transform of an aligned scan.
 fn alignment_files(
     record: &ScanRecord,
     source: &Source,
@@ -140,7 +140,7 @@ fn picture(input: &ResultInput<'_>, finding: &Finding) -> Vec<u8> {
     })
 }
 
-/// What the scan is like, in a line for the picture.
+/// The quality of the scan as a line for the picture.
 fn quality(record: &ScanRecord) -> String {
     let encoded = record.encoded.clone().unwrap_or_default();
     let mut parts = vec![
@@ -154,7 +154,7 @@ fn quality(record: &ScanRecord) -> String {
     parts.join("   ")
 }
 
-/// The sidecar of a scan whose window is not full enough; also the frame of every other.
+/// The sidecar of a scan that is not scored yet. Sidecars of scored scans start from it.
 pub(crate) fn sidecar(
     record: &ScanRecord,
     window: &WindowIdentity,
@@ -231,7 +231,7 @@ pub(crate) fn sidecar(
     }
 }
 
-/// The weights of the networks that found the brain, if they did.
+/// The weights of the networks, if they found the brain.
 fn brain_network_sha256(record: &ScanRecord, method: &Method) -> Option<String> {
     let brain = record.brain.as_ref().filter(|brain| brain.from == BrainSource::Network);
     brain.and(method.brain_network.as_ref()).map(|network| network.sha256.clone())
@@ -247,8 +247,8 @@ fn intensity_facts(record: &ScanRecord, encoded: &EncodedFacts, method: &Method)
     })
 }
 
-/// Results with the same key are the same: the window's members and which of them are references,
-/// the method of their tokens, the settings of the scoring, and the files that are asked for.
+/// Results with the same key are equal. It covers the window's members and which of them are
+/// references, the method of their tokens, the settings of the scoring, and the wanted files.
 pub(crate) fn result_key(window: &WindowIdentity, config: &Config) -> String {
     let mut shaping = json!({
         "window": window.id,
@@ -256,7 +256,8 @@ pub(crate) fn result_key(window: &WindowIdentity, config: &Config) -> String {
         "scoring": config.scoring_for_key(),
         "community": config.tree.get("community"),
     });
-    // Only where there are any, so that results from before there were stay as they are.
+    // Each part is added only if it is not empty or default. So results from before the part
+    // existed keep their key.
     if !window.set_aside.is_empty() {
         shaping["set_aside"] = json!(window.set_aside);
     }

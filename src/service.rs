@@ -1,4 +1,4 @@
-//! The daemon's life: start, signals, watchdog, stop.
+//! Runs the daemon: start, signals, watchdog, stop.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -19,46 +19,46 @@ use crate::{
     watcher::{self, Change},
 };
 
-/// Why the daemon could not start or go on.
+/// Why the daemon could not start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// The settings.
+    /// The settings have faults.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Weights or device.
+    /// The weights, the device or another part of the method cannot be used.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// A folder cannot be made or written.
+    /// A folder cannot be created or written.
     #[error("cannot make or use the folder {} ({key}); create it and let the service write there", path.display())]
     Folder {
-        /// Setting.
+        /// Setting that names the folder.
         key: &'static str,
-        /// Folder.
+        /// Folder as set.
         path: PathBuf,
-        /// Cause.
+        /// Error of the file system.
         source: std::io::Error,
     },
-    /// The address of the pages is not to be had.
+    /// The daemon cannot listen on the address of the pages.
     #[error("cannot listen on {address} (service.listen); is another oddscan running?")]
     Listen {
-        /// Address.
+        /// Address as set.
         address: std::net::SocketAddr,
-        /// Cause.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// The store or a stage failed for good.
+    /// The store or a stage failed permanently.
     #[error(transparent)]
     Stage(#[from] ScanError),
-    /// A stage ended by a bug.
+    /// A stage ended because of a bug.
     #[error("the stage {stage} crashed: {panic}")]
     Crash {
-        /// Stage.
+        /// Name of the stage's thread.
         stage: &'static str,
         /// Text of the panic.
         panic: String,
     },
-    /// The system refuses signals or threads.
-    #[error("the system refuses signals or threads")]
+    /// The system refuses a signal handler or a thread.
+    #[error("the system refuses a signal handler or a thread")]
     System(#[source] std::io::Error),
 }
 
@@ -73,7 +73,7 @@ pub fn run(path: Option<PathBuf>) -> Result<(), ServiceError> {
         .build()
         .map_err(ServiceError::System)?;
     let result = runtime.block_on(Service { path, log }.run(config));
-    // Settings may still be read: nobody waits for them any more.
+    // A thread may still read new settings. Nobody waits for it now.
     runtime.shutdown_background();
     result
 }
@@ -114,7 +114,8 @@ impl Service {
             tokio::select! {
                 _ = terminate.recv() => break None,
                 _ = interrupt.recv() => break None,
-                // Another one while settings are read: only the later counts.
+                // If a second signal arrives while settings are read, only the second reading
+                // counts.
                 _ = hangup.recv() => reading = Some(self.read_again(&shared)),
                 read = async { reading.as_mut().expect("there is one").await },
                     if reading.is_some() =>
@@ -137,7 +138,7 @@ impl Service {
         let flushed = shared.store.flush();
         pages.abort();
         match &result {
-            Ok(()) => info!("stopped; what was in hand is left for the next start"),
+            Ok(()) => info!("stopped; the next start continues with unfinished scans"),
             Err(error) => error!(%error, "stopped by a failure"),
         }
         result.and_then(|()| Ok(flushed.map_err(ScanError::from)?))
@@ -160,8 +161,8 @@ impl Service {
         notify::ready(&shared.board.status().line());
     }
 
-    /// Reads the settings again; with them the daemon could also be started. What they name may lie
-    /// on a slow disk.
+    /// Reads the settings again and checks that the daemon could also start with them. This runs in
+    /// its own thread, because the files may be on a slow disk.
     fn read_again(&self, shared: &Shared) -> JoinHandle<Result<Config, ServiceError>> {
         notify::reloading();
         let (path, old) = (self.path.clone(), shared.config());
@@ -174,7 +175,7 @@ impl Service {
         })
     }
 
-    /// Takes over what was read. Refused settings change nothing.
+    /// Applies new settings. Refused settings change nothing.
     fn reload(&self, shared: &Shared, read: Result<Config, ServiceError>) {
         let old = shared.config();
         let reloaded = read.and_then(|new| Ok((old.reloaded(&new)?, new)));
@@ -245,8 +246,8 @@ fn stage_result(stage: &'static str, end: StageEnd) -> Result<(), ServiceError> 
     }
 }
 
-/// Tells the service manager that work goes on, if it does: a stage that hangs lets the watchdog
-/// starve, and the service manager starts the daemon again.
+/// Notifies the watchdog of the service manager while no stage hangs. Without notification the
+/// service manager restarts the daemon.
 fn feed_watchdog(shared: &Shared) {
     notify::status(&shared.board.status().line());
     match shared.board.silent_stage(notify::PATIENCE) {
@@ -254,16 +255,16 @@ fn feed_watchdog(shared: &Shared) {
             notify::watchdog();
             shared.metrics.watchdog_notified();
         }
-        Some(stage) => error!(stage = stage.name(), "a stage shows no life; the watchdog starves"),
+        Some(stage) => error!(stage = stage.name(), "a stage hangs; the watchdog is not notified"),
     }
 }
 
-/// The service manager's protocol; without the feature `systemd`, or outside systemd, nothing.
+/// The service manager's protocol. Does nothing without the feature `systemd`, or outside systemd.
 mod notify {
     use super::Duration;
 
-    /// Longest silence of a stage that is not a hang: a few slices of the largest network on a slow
-    /// CPU, or a MiB from a slow share.
+    /// A stage that is silent for longer hangs. A few slices of the largest network on a slow CPU,
+    /// or a MiB from a slow share, take less.
     pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 
     pub(super) fn ready(status: &str) {
@@ -288,7 +289,7 @@ mod notify {
         send(&[("RELOADING", "1"), ("MONOTONIC_USEC", &micros.to_string())]);
     }
 
-    /// A third of what the unit allows, or every ten seconds for the status line alone.
+    /// A third of the unit's limit. Without a limit, ten seconds, for the status line only.
     #[cfg(feature = "systemd")]
     pub(super) fn watchdog_interval() -> Duration {
         match systemd::daemon::watchdog_enabled() {
@@ -304,7 +305,7 @@ mod notify {
 
     #[cfg(feature = "systemd")]
     fn send(state: &[(&str, &str)]) {
-        // Outside systemd there is nobody to tell.
+        // Outside systemd nobody listens.
         systemd::daemon::notify(state.iter()).ok();
     }
 

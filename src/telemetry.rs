@@ -1,4 +1,4 @@
-//! How the daemon speaks: log lines to the journal or to stderr, pages over HTTP on loopback.
+//! The daemon's output: log lines to the journal or stderr, and HTTP pages on loopback.
 
 use std::{io::IsTerminal, net::SocketAddr, sync::Arc};
 
@@ -16,10 +16,10 @@ use tracing_subscriber::{
 
 use crate::{metrics, pipeline::Shared};
 
-/// Changes what is logged while the daemon runs.
+/// Changes the log filter while the daemon runs.
 pub type LogHandle = reload::Handle<EnvFilter, Registry>;
 
-/// Starts logging: to the journal under systemd, else to stderr. `RUST_LOG` wins over `filter`.
+/// Starts logging: to the journal under systemd, else to stderr. `RUST_LOG` overrides `filter`.
 pub fn start_logging(filter: &str) -> LogHandle {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| of_settings(filter));
     let (filter, handle) = reload::Layer::new(filter);
@@ -29,26 +29,26 @@ pub fn start_logging(filter: &str) -> LogHandle {
         Some(journal) => registry.with(journal).try_init(),
         None => {
             let stderr = tracing_subscriber::fmt::layer()
-                // A line that cannot be written is lost. To say so on stderr as well would panic.
+                // A line that cannot be written is lost. An error message on stderr would panic.
                 .log_internal_errors(false)
                 .with_writer(std::io::stderr);
             let colours = std::io::stderr().is_terminal();
             registry.with(stderr.with_target(false).with_ansi(colours)).try_init()
         }
     }
-    // Only in tests has somebody else set a subscriber before.
+    // It fails only in tests, where a subscriber exists already.
     .ok();
     handle
 }
 
-/// Takes over another filter, unless `RUST_LOG` rules.
+/// Sets another filter, unless `RUST_LOG` is set.
 pub fn change_filter(handle: &LogHandle, filter: &str) {
     if std::env::var_os("RUST_LOG").is_none() {
         handle.reload(of_settings(filter)).ok();
     }
 }
 
-/// A level alone is meant for oddscan: libraries have thousands of lines to say at `debug`.
+/// A level without a module applies to oddscan only: libraries write thousands of lines at `debug`.
 fn of_settings(filter: &str) -> EnvFilter {
     match filter.trim().parse::<LevelFilter>() {
         Ok(level) => EnvFilter::new(format!("{},oddscan={level}", level.min(LevelFilter::WARN))),
@@ -59,7 +59,7 @@ fn of_settings(filter: &str) -> EnvFilter {
 /// Binds the pages' address.
 ///
 /// # Errors
-/// When the address is taken or not ours.
+/// If another process uses the address, or this machine does not have it.
 pub async fn bind(address: SocketAddr) -> std::io::Result<tokio::net::TcpListener> {
     tokio::net::TcpListener::bind(address).await
 }
@@ -76,7 +76,7 @@ pub async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) -> st
 }
 
 async fn metrics_page(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    // Asked here, so that the page and `/readyz` cannot disagree.
+    // Updated here, so that the page and `/readyz` always agree.
     shared.metrics.ready(shared.board.status().takes_work());
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], shared.metrics.render())
 }

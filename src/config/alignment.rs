@@ -4,40 +4,40 @@ use std::path::PathBuf;
 
 use super::check::Checker;
 
-/// Which scans are aligned to the template.
+/// `alignment.mode`: which scans are aligned to the template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AlignmentChoice {
-    /// Those that still have a head around the brain; its brain is extracted then.
+    /// Scans that show more of the head than the brain. Their brain is extracted, too.
     Heads,
-    /// All.
+    /// All scans.
     Always,
-    /// None: heads are refused.
+    /// No scan. Scans that show the head are refused.
     Never,
 }
 
-/// What finds the brain of a head.
+/// `alignment.brain`: what finds the brain of a scan that shows the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BrainChoice {
-    /// The networks where their weights are there, else the template.
+    /// The networks if their weights exist, else the template.
     Auto,
     /// The aligned template and the scan's intensities.
     Template,
-    /// The networks.
+    /// The networks for brain extraction.
     Network,
 }
 
-/// Alignment to a template.
+/// `[alignment]` after its check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AlignmentSettings {
-    /// Which scans.
+    /// Which scans are aligned.
     pub mode: AlignmentChoice,
-    /// The template; the fetched one if not named.
+    /// File of the template. `None` means the fetched one.
     pub template: Option<PathBuf>,
-    /// What finds the brain of a head.
+    /// What finds the brain of a scan that shows the head.
     pub brain: BrainChoice,
-    /// Weights of the networks for brain extraction; the fetched ones if not named.
+    /// File with the weights of the networks for brain extraction. `None` means the fetched ones.
     pub brain_weights: Option<PathBuf>,
-    /// Whether the brain of a T1 is carried over to other scans of its session.
+    /// Whether other scans of a session use the brain found in its T1.
     pub uses_session_t1: bool,
 }
 

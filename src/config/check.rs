@@ -6,14 +6,14 @@ use toml::{Table, Value};
 
 use crate::numeric::scoring::Fraction;
 
-/// One thing wrong with a setting.
+/// A setting with a fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// Dotted key.
+    /// Full name of the key, such as `window.min_scans`.
     pub key: String,
-    /// Value found.
+    /// Value in the file.
     pub found: String,
-    /// What was needed.
+    /// What is needed instead.
     pub needed: String,
 }
 
@@ -24,7 +24,8 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Lays `over` on `base`, which names every key that exists, and notes what does not fit.
+/// Overwrites values of `base` with those of `over`. `base` has every key that exists. A key or
+/// type that does not match becomes a fault.
 pub(super) fn merge(base: &mut Table, over: Table, prefix: &str, faults: &mut Vec<Fault>) {
     for (key, value) in over {
         let path = format!("{prefix}{key}");
@@ -48,8 +49,8 @@ pub(super) fn merge(base: &mut Table, over: Table, prefix: &str, faults: &mut Ve
     }
 }
 
-/// Hands out the values of a tree, each once and checked. A value with a fault is replaced by one
-/// that is in range, so that the check goes on and finds all faults.
+/// Takes the values out of a tree and checks each. A valid value replaces one with a fault, so that
+/// the check continues and finds all faults.
 ///
 /// The tree comes from [`merge`]: it has every key of `config/default.toml`, and each value has the
 /// type of its default.
@@ -59,12 +60,12 @@ pub(super) struct Checker {
 }
 
 impl Checker {
-    /// Goes on after the faults that were found before.
+    /// `faults` are those found so far; the check adds its own.
     pub(super) fn new(tree: Table, faults: Vec<Fault>) -> Self {
         Self { tree, faults }
     }
 
-    /// All faults, once every key has been read.
+    /// Returns all faults. Every key must have been read.
     pub(super) fn finish(&mut self) -> Vec<Fault> {
         let is_read = |value: &Value| value.as_table().is_some_and(Table::is_empty);
         let unread = self.tree.iter().find(|(_, value)| !is_read(value));
@@ -157,7 +158,7 @@ impl Checker {
         self.in_range(key, &Value::Integer(value), range)
     }
 
-    /// One value of a list, or of its own.
+    /// Checks one value of a list, or a value that is no list.
     pub(super) fn in_range(
         &mut self,
         key: &str,
@@ -205,7 +206,7 @@ impl Checker {
         })
     }
 
-    /// The choice that the word stands for.
+    /// The choice with this name.
     pub(super) fn word<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
         let word = self.text(key);
         if let Some((_, choice)) = choices.iter().find(|(name, _)| *name == word) {

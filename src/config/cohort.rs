@@ -8,7 +8,7 @@ use crate::domain::{
     cohort::{CohortRule, Condition, MAX_SPACING, NumberFact, Pattern, THICK, TextFact, UNKNOWN},
 };
 
-/// Longest name of a cohort: it stands in metric labels and in the status line.
+/// Longest name of a cohort. Metric labels and the status line show it.
 const MAX_NAME: usize = 40;
 
 /// Label of cohorts beyond `window.max_cohort_labels`.
@@ -19,7 +19,8 @@ impl Checker {
     pub(super) fn cohorts(&mut self) -> Vec<CohortRule> {
         let mut rules: Vec<CohortRule> = Vec::new();
         for (index, entry) in self.list("cohort").into_iter().enumerate() {
-            // Counted from 1, as people do, and named where there is a name.
+            // A fault names the rule by its position, counted from 1, and by its name if it has
+            // one.
             let mut key = format!("cohort {}", index + 1);
             let Value::Table(mut entry) = entry else {
                 self.fault(&key, entry, "a table with name and match is needed");
@@ -75,7 +76,7 @@ impl Checker {
         let n_faults = self.n_faults();
         let found: Vec<Condition> =
             table.iter().filter_map(|(name, value)| self.condition(&key, name, value)).collect();
-        // Where one of them is wrong, it may be the one that is missed.
+        // A condition with a fault may be the missing one, so this check would mislead.
         if self.n_faults() == n_faults && !found.iter().any(Condition::tells_images_apart) {
             let needed = "one of suffix, series and file is needed, or a T1 and a FLAIR of the same \
                           scanner would be mixed";
@@ -146,7 +147,7 @@ fn number(value: &Value) -> Option<f64> {
     value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64))
 }
 
-/// A value as it stands in the file.
+/// A value as the file writes it.
 fn shown(value: Option<&Value>) -> String {
     value.map_or("(absent)".to_owned(), Value::to_string)
 }

@@ -1,4 +1,4 @@
-//! `[community]`: the filter for anomalies that several scans share.
+//! `[community]`: the filter for anomalies that occur in several scans.
 
 use super::check::Checker;
 use crate::numeric::community::CommunitySettings;

@@ -4,16 +4,16 @@ use std::path::PathBuf;
 
 use super::check::Checker;
 
-/// The folders.
+/// `[directories]` after its check. All paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directories {
-    /// Watched for scans.
+    /// Folder that intake watches for scans.
     pub incoming: PathBuf,
-    /// Results are written here.
+    /// Folder for the results.
     pub results: PathBuf,
-    /// Refused files go here.
+    /// Folder for refused files.
     pub quarantine: PathBuf,
-    /// Store and archived sources.
+    /// Folder for the store and the archived sources.
     pub state: PathBuf,
 }
 

@@ -11,30 +11,30 @@ use crate::compute::{Precision, position::PositionResize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceChoice {
-    /// CUDA where it works, else the CPU.
+    /// CUDA if it works, else the CPU.
     Auto,
-    /// CUDA or nothing.
+    /// CUDA. Without it the daemon does not start.
     Cuda,
     /// The native CPU engine.
     Cpu,
 }
 
-/// The encoder.
+/// `[encoder]` after its check.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encoder {
-    /// Weights file, if named.
+    /// File of the weights. `None` means the fetched ones.
     pub weights: Option<PathBuf>,
-    /// Device.
+    /// Where the encoder and the distances run.
     pub device: DeviceChoice,
-    /// Blocks, counted from 1, ascending; empty = by preset and depth.
+    /// Blocks, counted from 1, ascending. If empty, preset and depth decide.
     pub layers: Vec<usize>,
     /// Whether the network's final norm is applied to each layer.
     pub final_norm: bool,
     /// How the position embedding is resized.
     pub position_resize: PositionResize,
-    /// Number format of the products; `None` leaves it to the device.
+    /// Number format of the matrix products. With `None` the device decides.
     pub precision: Option<Precision>,
-    /// Most slices that are handed to the device at once.
+    /// Largest number of slices that the device encodes in one call.
     pub batch_slices: usize,
 }
 

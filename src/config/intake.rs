@@ -5,22 +5,22 @@ use std::time::Duration;
 use super::check::Checker;
 use crate::domain::scan::Limits;
 
-/// How files are taken in.
+/// `[intake]` after its check.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Intake {
-    /// A file that has not changed for so long is whole.
+    /// A file is whole after it has not changed for this long.
     pub settle: Duration,
-    /// A DICOM series that has not changed for so long is complete.
+    /// A DICOM series is complete after it has not changed for this long.
     pub series_settle: Duration,
-    /// Between listings.
+    /// Longest time between two listings of the folder.
     pub rescan: Duration,
-    /// File names never read (shell patterns).
+    /// Shell patterns of file names that are never read.
     pub ignore: Vec<String>,
-    /// File names that are scans (shell patterns).
+    /// Shell patterns of file names that are scans.
     pub accept: Vec<String>,
-    /// Largest file and grid.
+    /// Largest accepted file and grid.
     pub limits: Limits,
-    /// Files that are read at once; 0 = as many as suit the processor.
+    /// How many files are read in parallel. With 0 the number of processor cores decides.
     pub read_at_once: usize,
 }
 

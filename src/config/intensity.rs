@@ -1,24 +1,24 @@
-//! `[intensity]`: how intensities are brought to one scale.
+//! `[intensity]`: how the intensities of all scans get one scale.
 
 use std::path::PathBuf;
 
 use super::check::Checker;
 
-/// How intensities are brought to one scale.
+/// How the intensities of all scans get one scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standardise {
-    /// Divided by the white level.
+    /// They are divided by the level of white matter.
     None,
-    /// By the landmarks of the scan's cohort.
+    /// The landmarks of the scan's cohort map them (Nyúl).
     Nyul,
 }
 
-/// Intensity standardisation.
+/// `[intensity]` after its check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IntensitySettings {
-    /// By what.
+    /// Which way is used.
     pub standardise: Standardise,
-    /// File of landmarks; empty unless they are asked for.
+    /// File of landmarks. Empty without [`Standardise::Nyul`].
     pub landmarks: PathBuf,
 }
 

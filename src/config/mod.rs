@@ -1,7 +1,7 @@
-//! The settings: one TOML tree, raw text in, checked [`Config`] out, all faults reported at once.
+//! The settings: reads one TOML tree, checks it, and reports all faults at once.
 //!
-//! Defaults stand once, in `config/default.toml`, which is compiled in and documents every key.
-//! Each section has a file here with its checked type, its ranges and its tests.
+//! `config/default.toml` has all defaults and documents every key. The binary contains it. Each
+//! section has a file here with its checked type, its ranges and its tests.
 
 mod alignment;
 mod check;
@@ -49,7 +49,8 @@ pub use self::{
 /// The defaults with their documentation.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
 
-/// What the other presets change. With `paper`, `layers` stays empty and means all four quarters.
+/// What the other presets change. In `paper`, `layers` stays empty: the blocks at all four quarters
+/// of the depth.
 const PRESETS: [(&str, &str); 2] = [
     ("fast", "[tokens]\nviews = [\"axial\", \"sagittal\"]\nslice_stride = 7\n"),
     (
@@ -63,24 +64,24 @@ const PRESETS: [(&str, &str); 2] = [
 /// A set of defaults for tokens, layers and scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preset {
-    /// As [`Preset::Balanced`], from two views and every seventh slice.
+    /// Like [`Preset::Balanced`], but from two views and every seventh slice.
     Fast,
-    /// What `config/default.toml` says: one layer at three quarters of the depth, three views,
-    /// every second slice, matches sought one patch around.
+    /// What `config/default.toml` says: one layer at three quarters of the depth, three views and
+    /// every second slice. The search reaches one patch.
     Balanced,
-    /// Le-Gia and Ahn 2026: four layers, every slice, joined and projected tokens, matches sought
-    /// in the whole volume.
+    /// Le-Gia and Ahn 2026: four layers, every slice, joined and projected tokens. The search
+    /// covers the whole volume.
     Paper,
 }
 
-/// Checked settings.
+/// All settings after their check.
 #[expect(missing_docs, reason = "the type of a section says what it is")]
 #[derive(Debug, Clone)]
 pub struct Config {
     pub preset: Preset,
     pub directories: Directories,
     pub intake: Intake,
-    /// A program of the site that scans go through first, if there is one.
+    /// A program of the site that processes scans first. `None` if there is none.
     pub preprocess: Option<PreprocessSettings>,
     pub volume: CubeSettings,
     pub alignment: AlignmentSettings,
@@ -88,37 +89,37 @@ pub struct Config {
     pub encoder: Encoder,
     pub tokens: TokenSettings,
     pub projection: ProjectionSettings,
-    /// Rules that put scans into cohorts, first one first.
+    /// Rules that choose the cohort of a scan. The first match decides.
     pub cohorts: Vec<CohortRule>,
     /// Which scans are good enough to be compared with.
     pub quality: QualityLimits,
     pub window: WindowSettings,
     pub scoring: Scoring,
-    /// Files beside the results.
+    /// Optional files beside the results.
     pub results: ResultSettings,
     pub service: ServiceSettings,
-    /// The complete tree after defaults, preset and site file: what sidecars quote.
+    /// The complete tree: defaults, preset and site file. Sidecars quote it.
     pub tree: Table,
 }
 
-/// Why settings were refused.
+/// Why settings are refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the configuration {}; check the path and its permissions", path.display())]
     Unreadable {
-        /// File.
+        /// File that was to be read.
         path: PathBuf,
-        /// Cause.
+        /// Error of the file system.
         source: std::io::Error,
     },
-    /// The text is no TOML.
+    /// The text is not TOML.
     #[error("the configuration is not valid TOML")]
     Syntax(#[from] Box<toml::de::Error>),
-    /// Keys or values are wrong.
+    /// Keys or values have faults.
     #[error("{} wrong in the configuration:{}", count(faults.len()), listing(faults))]
     Faults {
-        /// All of them.
+        /// All faults, in the order of their discovery.
         faults: Vec<Fault>,
     },
 }
@@ -138,7 +139,7 @@ impl Config {
         Membership { patient, is_reference: self.quality.allow(record) }
     }
 
-    /// Reads a site's file over the defaults; without a file the defaults alone.
+    /// Reads a site's file and applies it to the defaults. Without a file the defaults alone count.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         match path {
             None => Self::parse(""),
@@ -150,7 +151,7 @@ impl Config {
         }
     }
 
-    /// Checks a site's text over the defaults.
+    /// Applies a site's text to the defaults and checks the result.
     pub fn parse(site: &str) -> Result<Self, ConfigError> {
         let mut site: Table = site.parse().map_err(Box::new)?;
         let mut tree = defaults();
@@ -183,7 +184,7 @@ fn defaults() -> Table {
     DEFAULT_TOML.parse().expect("a test parses the defaults")
 }
 
-/// Checks a complete tree; `faults` are those that were found in making it.
+/// Checks a complete tree. `faults` are those found so far.
 fn check(tree: Table, faults: Vec<Fault>) -> Result<Config, ConfigError> {
     let check = &mut Checker::new(tree.clone(), faults);
     let presets =

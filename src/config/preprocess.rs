@@ -1,15 +1,15 @@
-//! `[preprocess]`: a program of the site that finds the brain or mends intensities before oddscan
-//! does.
+//! `[preprocess]`: a program of the site that finds the brain or corrects intensities before
+//! oddscan reads the scan.
 
 use std::path::Path;
 
 use super::check::Checker;
 pub use crate::process::hook::{PreprocessChoice, PreprocessSettings};
 
-/// What stands for the files in a command.
+/// Placeholders for the files in a command.
 pub const PLACEHOLDERS: [&str; 3] = ["{scan}", "{out}", "{mask}"];
 
-/// The command, if there is one.
+/// The settings, if the site names a command.
 pub(super) fn read(check: &mut Checker) -> Option<PreprocessSettings> {
     let choices = [("heads", PreprocessChoice::Heads), ("all", PreprocessChoice::All)];
     let settings = PreprocessSettings {
@@ -31,8 +31,8 @@ pub(super) fn read(check: &mut Checker) -> Option<PreprocessSettings> {
     Some(PreprocessSettings { name, ..settings })
 }
 
-/// Program and arguments. There is no shell and no search path that could find a program by its
-/// name.
+/// Program and arguments. No shell runs them and no search path applies, so the program needs its
+/// full path.
 fn command(check: &mut Checker, key: &str) -> Vec<String> {
     let command = check.texts(key);
     if command.first().is_some_and(|program| !Path::new(program).is_absolute()) {

@@ -1,10 +1,10 @@
-//! SIGHUP: which settings change while the daemon runs, and which wait for a restart.
+//! SIGHUP: which settings change while the daemon runs, and which need a restart.
 
 use toml::{Table, Value};
 
 use super::{Config, ConfigError, check};
 
-/// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders rest on them.
+/// Keys that SIGHUP cannot change, because stored tokens, open sockets or folders depend on them.
 const NEEDS_RESTART: [&str; 12] = [
     "preset",
     "directories",
@@ -21,7 +21,7 @@ const NEEDS_RESTART: [&str; 12] = [
 ];
 
 impl Config {
-    /// Keys of `newer` that differ from `self` and that a reload cannot take over.
+    /// Keys of `newer` that differ from `self` and need a restart.
     pub fn restart_needed_for(&self, newer: &Config) -> Vec<String> {
         self.changed_to(newer).into_iter().filter(|key| needs_restart(key)).collect()
     }
@@ -33,16 +33,16 @@ impl Config {
         changed
     }
 
-    /// The settings of `newer`, where keys that need a restart keep the value that they have here.
+    /// The settings of `newer`, but keys that need a restart keep the value of `self`.
     ///
     /// # Errors
-    /// When the two do not go together.
+    /// If the mixed settings have a fault.
     pub fn reloaded(&self, newer: &Config) -> Result<Config, ConfigError> {
         let mut tree = newer.tree.clone();
         for key in NEEDS_RESTART {
             keep_value(&mut tree, &self.tree, key);
         }
-        // A preset waits for the restart as a whole, and it sets keys here that would not wait.
+        // A preset changes as a whole at the restart, but it also sets keys here that need none.
         if newer.preset != self.preset {
             keep_value(&mut tree, &self.tree, "scoring");
         }

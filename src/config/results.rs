@@ -1,13 +1,14 @@
-//! `[results]`: files that a site may ask for.
+//! `[results]`: optional files beside each result.
 
 use super::check::Checker;
 
-/// Files that are written beside each result where a site asks for them.
+/// Which optional files are written beside each result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ResultSettings {
-    /// The brain that the scan was scored within.
+    /// The brain mask within which the scan was scored.
     pub brain_mask: bool,
-    /// Where the template lies, of scans that were aligned: a picture and a transform.
+    /// A picture and a transform that show how the template is aligned to the scan. Only for
+    /// aligned scans.
     pub alignment: bool,
 }
 

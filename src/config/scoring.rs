@@ -22,7 +22,7 @@ pub(super) fn read(check: &mut Checker) -> Scoring {
         reach: NonZeroUsize::new(cells).map_or(SearchReach::WholeVolume, SearchReach::Patches),
         keep: check.share("scoring.keep_fraction", 1.0),
         positional_correction: check.number("scoring.positional_correction", 0.0..=1.0),
-        // Beyond a quarter a mask would outline nothing.
+        // Above a quarter a mask would show nothing useful.
         false_positives: check.share("scoring.false_positive_fraction", 0.25),
         clean_scans: check.share("scoring.clean_scan_fraction", 1.0),
         min_cluster_mm3: check.number("scoring.min_cluster_mm3", 0.0..=1e6),
@@ -33,7 +33,7 @@ pub(super) fn read(check: &mut Checker) -> Scoring {
     Scoring { filter_shared, community, ..scoring }
 }
 
-/// Moves the positional correction from its old name to its name of today.
+/// Renames the old key of the positional correction.
 pub(super) fn rename_old(site: &mut Table, faults: &mut Vec<Fault>) {
     let Some(Value::Table(scoring)) = site.get_mut("scoring") else { return };
     let Some(value) = scoring.remove(OLD_NAME) else { return };
@@ -49,8 +49,8 @@ pub(super) fn rename_old(site: &mut Table, faults: &mut Vec<Fault>) {
 }
 
 impl Config {
-    /// `[scoring]` as it goes into the key of a result. It keeps the old name, so that results from
-    /// before the new one are not stale.
+    /// `[scoring]` as the key of a result contains it. It keeps the old name, so that older results
+    /// do not become stale.
     pub(crate) fn scoring_for_key(&self) -> Value {
         let mut scoring = self.tree["scoring"].clone();
         if let Value::Table(scoring) = &mut scoring {

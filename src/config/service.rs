@@ -1,4 +1,4 @@
-//! `[service]`: the daemon's pages, its log and its disk.
+//! `[service]`: the daemon's pages, its log and its disk space.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -7,14 +7,14 @@ use tracing::level_filters::LevelFilter;
 
 use super::{Config, check::Checker, defaults};
 
-/// The daemon.
+/// `[service]` after its check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceSettings {
     /// Loopback address of the HTTP pages.
     pub listen: SocketAddr,
-    /// Filter directive.
+    /// Filter of `tracing` for the log.
     pub log: String,
-    /// Intake pauses below, bytes.
+    /// Free disk space below which intake pauses, bytes.
     pub min_free_bytes: u64,
 }
 
@@ -40,7 +40,7 @@ fn listen(check: &mut Checker) -> SocketAddr {
 fn log(check: &mut Checker) -> String {
     let key = "service.log";
     let filter = check.text(key);
-    // A word that is no level would be taken for the name of a module, and silence all others.
+    // The filter would take any other word for the name of a module and silence all others.
     let says_level = |word: &str| word.contains(['=', '[']) || word.parse::<LevelFilter>().is_ok();
     let says_levels = filter.split(',').map(str::trim).all(says_level);
     if !says_levels || tracing_subscriber::EnvFilter::try_new(&filter).is_err() {
@@ -51,8 +51,7 @@ fn log(check: &mut Checker) -> String {
 }
 
 impl Config {
-    /// The address that a site's file names, or leaves at its default, whatever else is wrong with
-    /// it.
+    /// The address in a site's file, or the default. Other faults in the file do not matter.
     pub fn listen_in(path: &Path) -> Option<SocketAddr> {
         let site: Table = std::fs::read_to_string(path).ok()?.parse().ok()?;
         let named = |tree: &Table| Some(tree.get("service")?.get("listen")?.as_str()?.parse());

@@ -8,9 +8,9 @@ use crate::numeric::{geometry::Axis, token::TokenSettings};
 /// The projection of each view's features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProjectionSettings {
-    /// Channels afterwards; `None` keeps all.
+    /// Channels after the projection. `None` keeps all.
     pub channels: Option<NonZeroUsize>,
-    /// Seed of the matrix.
+    /// Seed of the random projection matrix.
     pub seed: u64,
 }
 

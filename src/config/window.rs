@@ -5,27 +5,28 @@ use std::num::NonZeroUsize;
 use super::check::Checker;
 use crate::store::MIN_MEMORY;
 
-/// The rolling window.
+/// `[window]` after its check.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WindowSettings {
-    /// Scans before anything is scored.
+    /// Number of scans that a window needs before it is scored.
     pub min_scans: usize,
-    /// Scans held.
+    /// Largest number of scans in a window.
     pub max_scans: NonZeroUsize,
     /// Memory for the tokens and distances of all windows, bytes.
     pub memory_bytes: u64,
-    /// Cohorts with a metric label of their own.
+    /// Number of cohorts with a metric label of their own.
     pub max_cohort_labels: usize,
-    /// Whether scans of one patient are compared with each other like all others.
+    /// Whether scans of one patient are compared with each other, too.
     pub compare_same_patient: bool,
-    /// Without a cohort rule, scans with longer voxels are a cohort of their own; 0 = none are.
+    /// Longest voxel edge in mm. Where no rule applies, scans with longer voxels form a cohort of
+    /// their own. 0 turns this off.
     pub thick_slice_mm: f64,
 }
 
 pub(super) fn read(check: &mut Checker) -> WindowSettings {
     let max_scans = check.positive("window.max_scans", 100_000);
     let min_scans = check.whole("window.min_scans", 2..=100_000);
-    // Where one of them has a fault of its own, the number here is not the site's.
+    // If one of them has a fault of its own, the number here is not the site's.
     let are_meant =
         !["window.min_scans", "window.max_scans"].iter().any(|key| check.has_fault(key));
     if are_meant && min_scans > max_scans.get() {

@@ -1,5 +1,5 @@
-//! Copies of the sources of all members, so that results can be written again after the exporting
-//! site has tidied up its folder.
+//! Keeps copies of the sources of all members. So results can be written again after the incoming
+//! folder was cleaned up.
 
 use std::{
     fs::{self, File},
@@ -17,16 +17,16 @@ use crate::{
     files::{CopyError, copy_durably},
 };
 
-/// A folder of `<scan id>.scan` and, where a mask came with it or was made, `<scan id>.brain`.
-/// Where the site's preprocessing gave another scan, that one is kept: results are renewed by what
-/// was compared.
+/// A folder of `<scan id>.scan` and, if a mask arrived with the scan or was made, `<scan
+/// id>.brain`. If the site's preprocessing changed the scan, the changed one is kept: new results
+/// must show what was compared.
 #[derive(Debug)]
 pub(super) struct Archive {
     folder: PathBuf,
     changing: Mutex<()>,
 }
 
-/// A source that was copied in and has no id yet. Unless it is kept, its files go with it.
+/// A source that was copied in and has no id yet. Dropping it removes its files.
 pub(super) struct Draft {
     pub(super) scan: TempPath,
     pub(super) mask: Option<TempPath>,
@@ -52,8 +52,8 @@ impl Archive {
         Ok(Self { folder: folder.to_owned(), changing: Mutex::default() })
     }
 
-    /// To be held from a look at the journal until it and the archive agree again: a scan may come
-    /// in the moment in which it leaves.
+    /// Hold this lock from reading the journal until journal and archive agree again. A scan may
+    /// arrive at the moment in which it leaves.
     pub(super) fn changing(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -71,8 +71,8 @@ impl Archive {
         self.folder.join(format!("{}.brain", id.to_hex()))
     }
 
-    /// Copies a source in. The copy is what is read and hashed, so that nothing that happens to
-    /// the original afterwards can make them differ. `alive` is called while it goes on.
+    /// Copies a source in. oddscan reads and hashes the copy, so later changes of the original do
+    /// not matter. `alive` is called during the copy.
     pub(super) fn draft(
         &self,
         scan: &Path,
@@ -82,7 +82,7 @@ impl Archive {
     ) -> Result<Draft, ScanError> {
         let copy = |from: &Path, doing| {
             let to = self.new_file()?;
-            // One byte more than allowed, so that the reader sees that there is too much.
+            // One byte more than allowed, so that the reader notices a file that is too large.
             let copied = copy_durably(from, &to, max_bytes.saturating_add(1), &alive);
             let n_bytes = copied.map_err(|error| match error {
                 CopyError::Source(source) => ScanError::Io { doing, source },
@@ -98,7 +98,8 @@ impl Archive {
     fn new_file(&self) -> Result<TempPath, ScanError> {
         let file = tempfile::Builder::new()
             .prefix("draft-")
-            // The umask decides, as for any other file: it may go to quarantine one day.
+            // The umask decides, as for any other file, because the file may move to quarantine
+            // later.
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
             .tempfile_in(&self.folder);
         Ok(file.map_err(failed)?.into_temp_path())
@@ -112,7 +113,7 @@ impl Archive {
         Ok(())
     }
 
-    /// Keeps another scan in the place of the one that came, durably.
+    /// Replaces the draft's scan, durably.
     pub(super) fn replace_scan(&self, draft: &Draft, nii_gz: &[u8]) -> Result<(), ScanError> {
         write_durably(&draft.scan, nii_gz)
     }
@@ -126,7 +127,7 @@ impl Archive {
         File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
 
-    /// Removes a source; one that is not there is fine.
+    /// Removes a source. A missing source is no error.
     pub(super) fn remove(&self, id: ScanId) -> Result<(), ScanError> {
         for path in [self.scan(id), self.mask_path(id)] {
             match fs::remove_file(path) {
@@ -137,7 +138,7 @@ impl Archive {
         Ok(())
     }
 
-    /// Removes what a kill left behind: drafts, and sources that the journal does not hold.
+    /// Removes what a kill left behind: drafts, and sources without a member.
     pub(super) fn keep_only(&self, is_held: impl Fn(ScanId) -> bool) -> Result<(), ScanError> {
         for entry in fs::read_dir(&self.folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
@@ -145,7 +146,7 @@ impl Archive {
             if !ScanId::from_hex(stem).is_some_and(&is_held)
                 && let Err(error) = fs::remove_file(&path)
             {
-                warn!(error = %error.kind(), "what is none of its scans stays in the state folder");
+                warn!(error = %error.kind(), "cannot remove a file without a scan from the state folder");
             }
         }
         Ok(())

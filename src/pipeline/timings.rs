@@ -1,4 +1,4 @@
-//! Where the time of one scan goes.
+//! Measures how long each stage takes for one scan.
 
 use std::{
     collections::BTreeMap,
@@ -16,18 +16,18 @@ pub(super) struct Timings {
 }
 
 impl Timings {
-    /// The scan is in this stage from now on.
+    /// Starts the clock in this stage.
     pub(super) fn start(stage: Stage) -> Self {
         Self { stage, since: Instant::now(), laps: Vec::new() }
     }
 
-    /// It goes on to another stage.
+    /// The scan moves to another stage.
     pub(super) fn switch(&mut self, stage: Stage) {
         self.pause();
         self.stage = stage;
     }
 
-    /// As [`Timings::pause`], with one observation for each of these stages that it has passed.
+    /// Like [`Timings::pause`], and records one observation for each of the `passed` stages.
     pub(super) fn stop(&mut self, passed: &[Stage], metrics: &Metrics) {
         self.pause();
         for &(stage, took) in self.laps.iter().filter(|(stage, _)| passed.contains(stage)) {
@@ -35,7 +35,7 @@ impl Timings {
         }
     }
 
-    /// It waits from now on.
+    /// Stops the clock while the scan waits.
     pub(super) fn pause(&mut self) {
         let took = self.since.elapsed();
         match self.laps.iter_mut().find(|(stage, _)| *stage == self.stage) {
@@ -45,7 +45,7 @@ impl Timings {
         self.since = Instant::now();
     }
 
-    /// It has waited and is now in this stage.
+    /// Starts the clock again, in this stage.
     pub(super) fn resume(&mut self, stage: Stage) {
         (self.stage, self.since) = (stage, Instant::now());
     }

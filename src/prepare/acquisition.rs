@@ -1,5 +1,5 @@
-//! How a scan was acquired and into which cohort that puts it: the same for the daemon and the
-//! one-shot command.
+//! How a scan was acquired, and which cohort follows from that. The daemon and `oddscan score`
+//! share this code.
 
 use std::{fs, io, path::Path};
 
@@ -14,19 +14,19 @@ use crate::{
     files,
 };
 
-/// What is known of a scan's acquisition, and what follows from it.
+/// The known facts of a scan's acquisition and the cohort that follows from them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Acquisition {
-    /// What is known.
+    /// Facts from the file name, the grid and the JSON.
     pub facts: AcquisitionFacts,
-    /// The cohort.
+    /// Cohort that the facts choose.
     pub cohort: CohortKey,
-    /// What a reader of the results should know of both.
+    /// Notes about both for readers of the results, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// Finds the cohort of a scan by its name, its grid, and the JSON beside it. A JSON that is of no
-/// use never loses a scan: it is as if there were none, and a note says so.
+/// Finds the cohort of a scan by its name, its grid, and the JSON beside it. An unusable JSON does
+/// not refuse the scan: it is ignored, and a note says so.
 pub fn acquisition(
     scan: &Path,
     json: Option<io::Result<Vec<u8>>>,
@@ -37,15 +37,15 @@ pub fn acquisition(
     let mut facts = AcquisitionFacts::of(&companions::stem_of(scan), spacing_mm);
     let mut notes = Vec::new();
     if let Some(json) = json {
-        // The kind of the error: its text may hold a path.
+        // Only the kind of the error, because its text may contain a path.
         let read = json.map_err(|error| format!("it cannot be read ({})", error.kind()));
         match read.and_then(|bytes| bids::read_facts(&bytes, &mut facts)) {
             Ok(unusable) if unusable.is_empty() => {}
             Ok(unusable) => notes.push(format!(
-                "the JSON beside the scan has no usable value for {}; taken as not known",
+                "the JSON beside the scan has no usable value for {}; they count as unknown",
                 unusable.join(", ")
             )),
-            Err(why) => notes.push(format!("the JSON beside the scan is of no use: {why}")),
+            Err(why) => notes.push(format!("the JSON beside the scan cannot be used: {why}")),
         }
     }
     let file_name = scan.file_name().unwrap_or_default().to_string_lossy();
@@ -57,8 +57,8 @@ pub fn acquisition(
     Acquisition { facts, cohort, notes }
 }
 
-/// The content of the JSON beside a scan. Where the scan is a link, which only a person can have
-/// named, the JSON may be one too.
+/// The content of the JSON beside a scan. If the scan is a link, the JSON may be one, too: only a
+/// person can have named a link.
 pub fn read_json(scan: &Path, json: &Path) -> io::Result<Vec<u8>> {
     if scan.is_symlink() {
         return files::read_small(&fs::canonicalize(json)?, bids::MAX_BYTES);

@@ -1,4 +1,4 @@
-//! The cube that the encoder takes, with enough brain in it to be scored.
+//! The cube for the encoder, with enough brain in it to be scored.
 
 use super::Source;
 use crate::{
@@ -12,21 +12,22 @@ use crate::{
     refusals,
 };
 
-/// One in so many patch-sized cells must be foreground; the finer cells of single views then are,
-/// too. A brain fills about every second one; the smallest that is taken for one, 200 ml, still one
-/// in 27. With none at all, as in speckle, a scan would have no tokens and be reported as normal.
+/// One in this many patch-sized cells must be foreground. Then there are also enough of the finer
+/// cells of single views. A brain fills about every second cell, and the smallest accepted brain,
+/// 200 ml, one in 27. Speckle can have no foreground cell. Such a scan would have no tokens and be
+/// reported as normal.
 const CELLS_PER_FOREGROUND: usize = 64;
 
-/// A scan as the encoder takes it.
+/// A scan ready for the encoder.
 pub struct Encodable {
-    /// The cube.
+    /// The scan as a cube of one size and one intensity scale.
     pub canonical: Canonical,
-    /// Noise as a share of the brain's contrast.
+    /// Noise as a share of the brain's contrast. `None` if it cannot be measured.
     pub noise: Option<f64>,
 }
 
 impl Encodable {
-    /// The canonical cube of a source, and what can be said of the scan on its own grid.
+    /// Makes the canonical cube of a source and measures the noise on the scan's own grid.
     ///
     /// # Errors
     /// As [`canonical`].
@@ -35,7 +36,7 @@ impl Encodable {
         Ok(Self { canonical, noise: quality::noise(&source.raw, &source.brain) })
     }
 
-    /// What the journal keeps of the scan, but for its tokens and the times that it took.
+    /// What the journal stores about the scan, except for token counts and times.
     pub fn facts(&self) -> EncodedFacts {
         EncodedFacts {
             brain_ml: self.canonical.brain_ml,
@@ -47,10 +48,9 @@ impl Encodable {
     }
 }
 
-/// The canonical cube of a source, with enough foreground to be scored.
+/// Makes the canonical cube of a source. It is refused without enough foreground.
 ///
-/// Without a cohort intensities are not standardised; whether a scan is refused does not depend on
-/// that.
+/// Without a cohort, intensities are not standardised. Refusals do not depend on that.
 pub fn canonical(
     source: &Source,
     method: &Method,
@@ -85,7 +85,7 @@ mod tests {
         prepare::read_source,
     };
 
-    /// A grid of 4 mm voxels, 160 x 168 x 176 mm, whose brain are the voxels that are `inside`.
+    /// A grid of 4 mm voxels, 160 x 168 x 176 mm. Its brain is the voxels that are `inside`.
     fn source(inside: impl Fn([usize; 3]) -> bool) -> Source {
         let shape = Shape3([40, 42, 44]);
         let affine = Affine::scaling(4.0, WorldPoint([0.0; 3])).unwrap();
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn speckle_of_the_volume_of_a_brain_is_no_brain() {
-        // One voxel in eight, in no pattern that the cells share: 590 ml, all within the cube.
+        // One voxel in eight, in a pattern that differs from cell to cell: 590 ml, all in the cube.
         let speckle = source(|[x, y, z]| (3 * x + 5 * y + 6 * z) % 8 == 0);
         let error = canonical(&speckle, &method(), None).unwrap_err();
         let ScanError::Refused(refusal) = error else { panic!("{error}") };

@@ -1,4 +1,4 @@
-//! A scan on its own grid, with its brain: what cubes, maps and pictures are made from.
+//! A scan on its own grid, with its brain: the input for cubes, maps and pictures.
 
 use std::path::Path;
 
@@ -24,24 +24,24 @@ use crate::{
 pub struct Source {
     /// Voxels as scanned.
     pub raw: RawVolume,
-    /// The header geometry that results copy.
+    /// Geometry of the header, which results copy.
     pub grid: Grid,
     /// The brain on the scan's grid.
     pub brain: RawMask,
-    /// Where the template lies in the scan, if it was looked for.
+    /// Alignment of the template to the scan. `None` if the scan was not aligned.
     pub alignment: Option<Alignment>,
-    /// Where the brain is known from; of a scan that is read again, what it was read from.
+    /// How the brain was found. For a scan that is read again, it is where the brain was read from.
     pub brain_from: BrainSource,
-    /// Dice of the two ways to find the brain of a head, where both were taken.
+    /// Dice of the two brains of a head, if two ways to find it were used.
     pub agreement: Option<f64>,
-    /// The T1 of the session that the brain comes from, if it does.
+    /// T1 of the same session, if the brain was found in it.
     pub session_t1: Option<ScanId>,
-    /// What the site's preprocessing did, if it did anything.
+    /// What the site's preprocessing did. `None` if it did not run.
     pub preprocess: Option<PreprocessFacts>,
 }
 
 impl Source {
-    /// A scan that lies as its header says, with a brain that is known.
+    /// A scan without alignment, with a known brain.
     pub(super) fn unaligned(
         raw: RawVolume,
         grid: Grid,
@@ -55,7 +55,7 @@ impl Source {
     /// The scan's canonical cube: cube voxel -> scan world, mm.
     ///
     /// # Errors
-    /// If the brain is empty, or the scan was aligned to a template that is no longer there.
+    /// If the brain is empty, or if the template of an aligned scan is missing.
     pub fn cube(&self, method: &Method) -> Result<Affine, ScanError> {
         let cube = match &self.alignment {
             None => preprocess::cube_affine(&self.brain, &method.cube),
@@ -67,7 +67,7 @@ impl Source {
         Ok(cube.map_err(|error| refusals::of_preprocessing(error.into()))?)
     }
 
-    /// What the journal keeps of the alignment.
+    /// What the journal stores about the alignment.
     pub fn alignment_facts(&self) -> Option<AlignmentFacts> {
         self.alignment.map(|alignment| AlignmentFacts {
             template_to_scan: alignment.to_scan.rows(),
@@ -78,7 +78,7 @@ impl Source {
         })
     }
 
-    /// What the journal keeps of the brain.
+    /// What the journal stores about the brain.
     pub fn brain_facts(&self) -> BrainFacts {
         let bytes = bytemuck::cast_slice::<bool, u8>(&self.brain.inside);
         BrainFacts {
@@ -89,23 +89,22 @@ impl Source {
         }
     }
 
-    /// The scan as NIfTI, if the site's preprocessing has changed its voxels. It is kept instead of
-    /// the file that came, so that the program runs once.
+    /// The scan as NIfTI, if the site's preprocessing has changed its voxels. The archive keeps it
+    /// instead of the original file, so that the program runs once.
     pub fn changed_scan(&self) -> Option<Vec<u8>> {
         let is_changed = self.preprocess.as_ref().is_some_and(|done| done.scan_replaced);
         is_changed.then(|| nifti::encode_scan(&self.grid, &self.raw.voxels))
     }
 
-    /// The brain as NIfTI, if it had to be looked for. It is kept beside the scan, so that it is
-    /// found once: results are written again and again.
+    /// The brain as NIfTI, if oddscan or a program had to find it. The archive keeps it beside the
+    /// scan, so that it is found only once although results are written many times.
     pub fn found_brain(&self) -> Option<Vec<u8>> {
         let brain = || nifti::encode_mask(&self.grid, &self.brain.inside, "brain mask");
         self.brain_from.is_found().then(brain)
     }
 }
 
-/// Reads a scan that is in the journal, with the brain and the alignment that were found when it
-/// came.
+/// Reads a scan of the journal again, with the brain and the alignment that were found at intake.
 pub fn read_again(
     record: &ScanRecord,
     scan: &Path,
@@ -116,7 +115,7 @@ pub fn read_again(
     Ok(Source { alignment, ..read_source(scan, mask, limits)? })
 }
 
-/// Reads a scan that lies as its header says.
+/// Reads a scan without alignment.
 pub fn read_source(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<Source, ScanError> {
     let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
     let brain = read_brain(&raw, mask, limits)?.map_err(refusals::of_preprocessing)?;
@@ -128,7 +127,7 @@ fn alignment_of(facts: AlignmentFacts) -> Result<Alignment, ScanError> {
         .map_err(|error| refusals::of_preprocessing(error.into()))?;
     let AlignmentFacts { explained, distinctness, coverage, .. } = facts;
 
-    // What was not measured plays no part in what is made of it.
+    // Nothing here uses a distinctness that was not measured.
     let distinctness = distinctness.unwrap_or(f64::NAN);
     Ok(Alignment { to_scan, explained, distinctness, coverage })
 }
@@ -137,7 +136,7 @@ pub(super) fn brain_from(mask: Option<&Path>) -> BrainSource {
     if mask.is_some() { BrainSource::MaskFile } else { BrainSource::AboveZero }
 }
 
-/// The brain by a mask, or by what is above zero.
+/// The brain by a mask, or the voxels above zero.
 pub(super) fn read_brain(
     raw: &RawVolume,
     mask: Option<&Path>,

@@ -1,4 +1,4 @@
-//! What a result is made from.
+//! The input for one result.
 
 use crate::{
     config::Config,
@@ -7,20 +7,20 @@ use crate::{
     prepare::Source,
 };
 
-/// Everything that a result of one member of a window is made from.
+/// Everything that is needed to build the result of one member of a window.
 pub struct ResultInput<'a> {
-    /// Journal entry of the scan.
+    /// Entry of the scan in the journal.
     pub record: &'a ScanRecord,
     /// The scan, read again.
     pub source: &'a Source,
     /// Scores of all members, in the order of the window's members.
     pub scores: &'a WindowScores,
-    /// Position of this scan among them.
+    /// Position of this scan in `scores`.
     pub index: usize,
-    /// The window.
+    /// Members of the scored window, and who is compared with whom.
     pub window: &'a WindowIdentity,
-    /// What is computed.
+    /// Method that made the tokens.
     pub method: &'a Method,
-    /// The settings.
+    /// Settings in force, for thresholds and optional files.
     pub config: &'a Config,
 }

@@ -14,16 +14,16 @@ use crate::{
     numeric::scoring,
 };
 
-/// Below this many other scans a percentile or threshold says little; the method wants about 30.
+/// With fewer patients or scans, a percentile or threshold says little; the method needs about 30.
 const FEW_SCANS: usize = 30;
 
-/// Above this [`scoring::heterogeneity`] a window mixes sources: measured 1.05 for one scanner.
+/// Above this [`scoring::heterogeneity`] a window mixes sources. One scanner had 1.05.
 pub const MIXED: f64 = 1.15;
 
-/// Above this [`scoring::shift`] a scan is unlike its cohort: docs/quality.md has the measurement.
+/// Above this [`scoring::shift`] a scan is unlike its cohort. docs/quality.md has the measurement.
 pub(crate) const SHIFTED: f64 = 1.15;
 
-/// What a scored window adds to the warnings of a scan.
+/// The warnings that need a scored window.
 pub(super) fn window_warnings(input: &ResultInput<'_>, finding: &Finding) -> Vec<String> {
     let references = input.scores.references();
     let n_others = input.scores.others(input.index).len();
@@ -31,16 +31,16 @@ pub(super) fn window_warnings(input: &ResultInput<'_>, finding: &Finding) -> Vec
     let mut warnings = Vec::new();
     if let Some(mixed) = scoring::heterogeneity(&references).filter(|&ratio| ratio > MIXED) {
         warnings.push(format!(
-            "the window mixes scans that differ as a whole ({mixed:.2} between the 90th and 10th \
-             percentile of their median scores, {MIXED} is the limit): several scanners or \
-             protocols? Compare within one source; percentiles say little here"
+            "the window mixes scans that differ as a whole: the ratio of the 90th to the 10th \
+             percentile of their median scores is {mixed:.2}, the limit is {MIXED}. Are there \
+             several scanners or protocols? Compare within one source; percentiles say little here"
         ));
     }
     if let Some(shift) = finding.shift.filter(|&shift| shift > SHIFTED) {
         warnings.push(format!(
-            "the scan looks unlike its cohort {}: as a whole it lies {shift:.2} times as far from the \
-             others as they from each other ({SHIFTED} is the limit). Check sequence, scanner and \
-             preprocessing, or write a [[cohort]] rule; its map shows the difference too",
+            "the scan looks unlike its cohort {}: its distance to the others is {shift:.2} times their \
+             distance to each other (the limit is {SHIFTED}). Check sequence, scanner and \
+             preprocessing, or write a [[cohort]] rule. The map shows the difference, too",
             input.record.cohort.label()
         ));
     }
@@ -53,14 +53,14 @@ pub(super) fn window_warnings(input: &ResultInput<'_>, finding: &Finding) -> Vec
     }
     if finding.n_unmatched_cells * 100 > finding.n_cells {
         warnings.push(format!(
-            "{} of {} cells have no counterpart in reach in any other scan; is the scan aligned?",
+            "{} of {} cells have no counterpart within reach in any other scan; is the scan aligned?",
             finding.n_unmatched_cells, finding.n_cells
         ));
     }
     warnings
 }
 
-/// Names the scans that share an anomaly with this one, at whatever layer and view.
+/// Names the scans that share an anomaly with this one, over all layers and views.
 pub(super) fn shared_warning(own_id: ScanId, shared: &[SharedAnomaly]) -> Option<String> {
     let own: Vec<&SharedAnomaly> =
         shared.iter().filter(|anomaly| anomaly.members.contains(&own_id)).collect();
@@ -76,7 +76,7 @@ pub(super) fn shared_warning(own_id: ScanId, shared: &[SharedAnomaly]) -> Option
         .then(|| format!("the scan shares something unusual with {}, {kept}", others.join(", ")))
 }
 
-/// What can be said of a scan before its window is scored.
+/// The warnings that need no scored window.
 pub(super) fn scan_warnings(
     record: &ScanRecord,
     encoded: &EncodedFacts,
@@ -99,14 +99,14 @@ pub(super) fn scan_warnings(
     if n_own > 0 {
         let scans = if n_own == 1 { "another scan" } else { "other scans" };
         warnings.push(format!(
-            "the window holds {scans} of the same patient (window.same_patient): they are not compared \
-             with this one, and count once with it (window.compare_same_patient)"
+            "the window holds {scans} of the same patient (window.same_patient). All scans of a \
+             patient count as one and are not compared with each other (window.compare_same_patient)"
         ));
     }
     if window.few_patients {
         warnings.push(
-            "the window is full with scans of too few patients (by sub-<label> or PatientID), which are \
-             compared with each other all the same and may hide what they share"
+            "the window is full with scans of too few patients (by sub-<label> or PatientID). Scans of \
+             one patient are compared with each other here, which may hide what they share"
                 .to_owned(),
         );
     }
@@ -114,14 +114,14 @@ pub(super) fn scan_warnings(
     if record.cohort.name == UNKNOWN {
         warnings.push(
             "the file name ends in no known BIDS suffix and no [[cohort]] rule takes the scan; it is \
-             compared with others of which nothing is known either"
+             compared with other scans of unknown kind"
                 .to_owned(),
         );
     }
     warnings
 }
 
-/// Why a scan was not standardised though that was asked for.
+/// Why a scan was not standardised although the settings ask for it.
 fn not_standardised(
     record: &ScanRecord,
     encoded: &EncodedFacts,
@@ -130,10 +130,12 @@ fn not_standardised(
     let cohort = &record.cohort.name;
     let set = method.landmarks.as_ref().filter(|_| !encoded.is_standardised)?;
     let why = match set.learnt(cohort) {
-        None => format!("there are no landmarks for the cohort {cohort}"),
-        Some(_) => "it has too few distinct ones".to_owned(),
+        None => format!("because the cohort {cohort} has no landmarks"),
+        Some(_) => "because they have too few distinct values".to_owned(),
     };
-    Some(format!("intensities are not standardised, {why}; they are divided by their white level"))
+    Some(format!(
+        "intensities are not standardised {why}; they are divided by the level of white matter"
+    ))
 }
 
 #[cfg(test)]

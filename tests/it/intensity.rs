@@ -88,7 +88,7 @@ fn landmarks_are_learnt_once_and_obeyed_by_the_command_and_the_daemon() {
     assert_ne!(one.method.fingerprint, sidecar(&plain, "sub-1_T1w").method.fingerprint);
     let without = sidecar(&standardised, "sub-6_FLAIR");
     assert_eq!(without.intensity, Some(IntensityFacts::Plain));
-    let warning = "intensities are not standardised, there are no landmarks for the cohort flair";
+    let warning = "intensities are not standardised because the cohort flair has no landmarks";
     assert!(without.warnings.iter().any(|w| w.starts_with(warning)), "{:?}", without.warnings);
 
     // The daemon does as the command does, bit for bit.
