@@ -109,10 +109,8 @@ pub struct WindowScores {
     pub scans: Vec<ScanScores>,
     /// How the values of their maps are distributed, in the same order.
     pub profiles: Vec<MapProfile>,
-    /// Whether others were compared with them, in the same order.
-    pub are_references: Vec<bool>,
-    /// Numbers of their patients, in the same order.
-    patients: Vec<usize>,
+    /// Which of them are references, and whose scans they are, in the same order.
+    pub memberships: Vec<Membership>,
     /// Anomalies that several members share.
     pub shared: Vec<SharedAnomaly>,
 }
@@ -120,8 +118,8 @@ pub struct WindowScores {
 impl WindowScores {
     /// The scans that others were compared with.
     pub fn references(&self) -> Vec<&ScanScores> {
-        let references = self.scans.iter().zip(&self.are_references);
-        references.filter(|(_, is)| **is).map(|(scan, _)| scan).collect()
+        let references = self.scans.iter().zip(&self.memberships);
+        references.filter(|(_, own)| own.is_reference).map(|(scan, _)| scan).collect()
     }
 
     /// The scans that member `index` was compared with.
@@ -143,8 +141,10 @@ impl WindowScores {
 
     /// Positions of the references of other patients.
     fn compared_with(&self, index: usize) -> impl Iterator<Item = usize> {
-        let is_other = move |&other: &usize| self.patients[other] != self.patients[index];
-        (0..self.scans.len()).filter(|&other| self.are_references[other]).filter(is_other)
+        let own = &self.memberships[index];
+        let is_compared =
+            move |&other: &usize| other != index && own.is_compared_with(&self.memberships[other]);
+        (0..self.scans.len()).filter(is_compared)
     }
 }
 
@@ -178,8 +178,7 @@ pub fn score_members(
     Ok(WindowScores {
         profiles: scans.par_iter().map(profile).collect(),
         scans,
-        are_references: members.iter().map(ScoredMember::is_reference).collect(),
-        patients: members.iter().map(|member| groups.patient(member)).collect(),
+        memberships: members.iter().map(|member| member.membership.clone()).collect(),
         shared,
     })
 }
@@ -468,7 +467,9 @@ mod tests {
         let [one, rest @ ..] = references;
         let with = |is_reference| [&[one.clone(), member(2, is_reference)], &rest[..]].concat();
         let (aside, joined) = (score(&with(false)), score(&with(true)));
-        assert_eq!(aside.are_references, [true, false, true, true, true]);
+        let are_references: Vec<bool> =
+            aside.memberships.iter().map(|own| own.is_reference).collect();
+        assert_eq!(are_references, [true, false, true, true, true]);
         assert_ne!(aside.scans[2], joined.scans[2]);
         // Its own distances are the same whether it is a reference or not.
         let [aside_alone, joined_alone] =

@@ -363,6 +363,7 @@ mod tests {
         domain::{
             error::{DeviceError, QuarantineReason, Refusal},
             refresh::{ResultsFolder, Turns},
+            window::Membership,
         },
         nifti,
         numeric::{
@@ -441,7 +442,8 @@ mod tests {
         // A window that claims to be scored, but lacks the scores of this member.
         let cohort = score.cohorts.get_mut(&key()).unwrap();
         cohort.scores.scans = vec![no_scores()];
-        cohort.scores.are_references = vec![false];
+        cohort.scores.memberships =
+            vec![Membership { is_reference: false, ..Membership::REFERENCE }];
         cohort.scored = vec![scan(9), scan(1)];
         let archived = score.shared.archive.scan(scan(1));
         for (source, fault) in [(None, "no archived source"), (Some(box_of_brain()), "a crash")] {
