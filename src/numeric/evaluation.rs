@@ -6,10 +6,10 @@ use rayon::prelude::*;
 
 use super::{geometry::Shape3, mask::Region, projection::Normal};
 
-/// Scores with a known truth in descending order, each with the group (scan) that it came from.
+/// Scores with a known truth in descending order, each with its group (scan).
 ///
-/// Packed into one number per score, so that 10^8 voxels take 800 MB and sort in seconds:
-/// order-reversing image of the score, group, truth.
+/// Each score is packed into one number, so that 10^8 voxels take 800 MB and sort in seconds. The
+/// number holds the bits of the score in reversed order, the group and the truth.
 pub struct Ranking {
     packed: Vec<u64>,
     n_groups: usize,
@@ -18,14 +18,15 @@ pub struct Ranking {
 /// Most groups of a ranking.
 pub const MAX_GROUPS: usize = 1 << 31;
 
-/// What any threshold can reach on a ranking.
+/// The best that thresholds can reach on a ranking.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Curve {
     /// Area under the ROC curve; ties count half.
     pub auroc: f64,
     /// Sum over the thresholds of precision times gain in recall.
     pub average_precision: f64,
-    /// Highest Dice of any threshold, over all groups pooled: needs the truth, hence oracle.
+    /// Highest Dice of any threshold, over all groups pooled. It needs the truth, hence the name
+    /// oracle.
     pub oracle_dice: f64,
     /// The threshold (score >= threshold) that reaches it.
     pub oracle_threshold: f32,
@@ -40,7 +41,7 @@ pub struct GlobalOracle {
     pub threshold: f32,
 }
 
-/// An image of `score` that grows as the score falls, for scores without NaN.
+/// A number that grows as the score falls, for scores that are not NaN.
 fn descending(score: f32) -> u32 {
     let bits = score.to_bits();
     let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
@@ -197,7 +198,7 @@ impl std::iter::Sum for Overlap {
     }
 }
 
-/// Lesions and alarms of one scan. A region counts as met if it shares any voxel.
+/// Found lesions and false alarms of one scan. Two regions meet if they share any voxel.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Lesions {
     /// Volume of each lesion, mm^3, and whether the mask meets it.
@@ -227,9 +228,10 @@ impl Lesions {
 /// Resamples of a bootstrap.
 const N_RESAMPLES: usize = 2000;
 
-/// 95 % percentile bootstrap interval of a figure of `n` units (scans), which are drawn with
-/// replacement; `figure` gets the indices drawn and may have no value for some draws. Seeded: the
-/// same units give the same interval. `None` if hardly a draw has a value.
+/// 95 % percentile bootstrap interval of a figure of `n` units (scans), drawn with replacement.
+/// `figure` gets the drawn indices and may have no value for some draws. The seed is fixed, so that
+/// the same units give the same interval. `None` if fewer than half of the draws have a value, or
+/// if `n` is below 2.
 pub fn bootstrap(n: usize, figure: impl Fn(&[usize]) -> Option<f64>) -> Option<(f64, f64)> {
     let mut random = Normal::new(0);
     let mut draw = vec![0; n];
@@ -246,7 +248,7 @@ pub fn bootstrap(n: usize, figure: impl Fn(&[usize]) -> Option<f64>) -> Option<(
     Some((at(0.025), at(0.975)))
 }
 
-/// Mean of what there is; `None` of nothing.
+/// Mean of the values; `None` without values.
 pub fn mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let (n, sum) = values.into_iter().fold((0, 0.0), |(n, sum), value| (n + 1, sum + value));
     (n > 0).then(|| sum / f64::from(n))
