@@ -224,7 +224,7 @@ mod tests {
     use super::*;
     use crate::numeric::geometry::Affine;
 
-    /// Says that brain is what lies above the mean.
+    /// Takes all voxels above the mean for brain.
     struct Bright;
 
     impl BrainNetwork for Bright {

@@ -24,7 +24,7 @@ use crate::numeric::{
 pub struct HeadBrain {
     /// On the scan's grid.
     pub brain: RawMask,
-    /// Where the template lies in the scan.
+    /// Position of the template in the scan.
     pub alignment: Alignment,
     /// What found it: template, networks, or one of these in a T1 of the session.
     pub from: BrainSource,
@@ -39,7 +39,7 @@ pub enum HeadError {
     /// It cannot be aligned.
     #[error(transparent)]
     Misaligned(#[from] RegistrationError),
-    /// Nothing bright lies where the brain should be.
+    /// There is nothing bright where the brain should be.
     #[error("nothing bright where the brain should be")]
     NoBrain {
         /// Where the template fits best.

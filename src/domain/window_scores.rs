@@ -129,7 +129,7 @@ impl WindowScores {
         self.compared_with(index).map(|other| &self.scans[other]).collect()
     }
 
-    /// How far member `index` lies from the scans that it was compared with: [`scoring::shift`].
+    /// How far member `index` is from the scans that it was compared with: [`scoring::shift`].
     pub fn shift(&self, index: usize) -> Option<f64> {
         scoring::shift(&self.scans[index], &self.others(index))
     }
@@ -429,7 +429,7 @@ mod tests {
     use super::*;
     use crate::{config::Config, domain::patient::Patient, numeric::geometry::Shape3};
 
-    /// Distances that any change of a scan, its tokens or its other scan changes.
+    /// Distances that depend on the scan, the token and the other scan.
     struct MadeUp;
 
     impl WindowDistances for MadeUp {

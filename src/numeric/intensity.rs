@@ -221,13 +221,13 @@ mod tests {
             bent.0.voxels.iter_mut().for_each(|v| *v = gain * v.powf(gamma));
             let mut furthest: f64 = 0.0;
             for (one, other) in straight.iter().zip(values(&bent)) {
-                // Between the landmarks; beyond them a bent scale stays bent.
+                // Only between the landmarks: beyond them a bent scale stays bent.
                 if (landmarks.values[0]..landmarks.values[7]).contains(one) {
                     furthest = furthest.max((one - other).abs());
                 }
             }
-            // A gain to the last digits of f32. Of a bent scale what remains is the bend between
-            // two landmarks, at most between fluid and grey matter.
+            // A gain is undone to the last digits of f32. Of a bent scale the bend between two
+            // landmarks remains. It is largest between fluid and grey matter.
             let allowed = if gamma == 1.0 { 1e-5 } else { 0.06 };
             assert!(furthest < allowed, "{gain} {gamma}: {furthest}");
         }
@@ -237,8 +237,8 @@ mod tests {
     fn a_large_lesion_moves_the_values_of_healthy_tissue_by_less_than_a_stated_bound() {
         let healthy = scan(1);
         let landmarks = landmarks_of(&[scan(2), scan(3), scan(4)]);
-        // The middles of grey and white matter. Not of fluid: a tenth of the voxels darker than it
-        // is the lowest landmark's tenth.
+        // The middles of grey and white matter. Not of fluid: a lesion that is darker than fluid
+        // and fills a tenth of the voxels replaces the lowest landmark.
         let tissues = [90.0, 130.0];
         let value = |scan: &(RawVolume, RawMask)| {
             let scale = scale_of(scan, &landmarks);
@@ -258,7 +258,7 @@ mod tests {
                 let shift = (one - other).abs();
                 assert!(shift < bound, "{lesion} in 1/{share}, tissue {tissue}: {shift}");
             }
-            // By the white level the bright lesion darkens all tissue to half.
+            // With the white level alone, the bright lesion would darken all tissue to half.
             let white = |(raw, brain): &(RawVolume, RawMask)| white_level(raw, brain).unwrap();
             assert!(lesion < 130.0 || white(&healthy) / white(&ill) < 0.65);
         }

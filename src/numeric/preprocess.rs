@@ -45,7 +45,7 @@ pub struct Canonical {
 #[derive(Debug, Error, PartialEq)]
 pub enum PreprocessError {
     /// Nearly every voxel is above zero: the skull was not stripped.
-    #[error("{:.0} % of the voxels lie above zero", 100.0 * .nonzero)]
+    #[error("{:.0} % of the voxels are above zero", 100.0 * .nonzero)]
     NoBackground {
         /// Share of voxels above zero.
         nonzero: f64,
@@ -357,12 +357,13 @@ mod tests {
 
     #[test]
     fn voxels_at_the_ends_of_f32_make_no_voxel_of_the_cube_nan() {
-        // The white level lies between the two values: their difference overflows f32.
+        // The white level is between the two values, whose difference overflows f32.
         let (scan, brain) = two_valued(1512, 4, -3e38, 3e38);
         let volume = canonicalise(&scan, &brain, &SETTINGS, None, None).unwrap().volume;
         assert!(volume.voxels().iter().all(|v| (0.0..=1.0).contains(v)));
         assert!(volume.voxels().iter().any(|v| *v > 0.1), "the high voxels are to be seen");
-        // It lies exactly on a voxel of the low value: no share of the difference, 0 x infinity.
+        // It is exactly the low value. The difference does not count, as it would give 0 x
+        // infinity.
         let (scan, brain) = two_valued(501, 1, -3e38, 3e38);
         assert_eq!(
             canonicalise(&scan, &brain, &SETTINGS, None, None),

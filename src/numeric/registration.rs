@@ -44,7 +44,7 @@ impl Template {
     }
 }
 
-/// Where a template lies in a scan.
+/// The position of a template in a scan.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Alignment {
     /// Template world -> scan world, mm.
@@ -71,14 +71,14 @@ pub enum RegistrationError {
     #[error("the scan measures {:.0} x {:.0} x {:.0} mm", .0[0], .0[1], .0[2])]
     TooSmall([f64; 3]),
     /// Too much of the brain is beyond the grid.
-    #[error("{:.0} % of a brain lie within the scan", 100.0 * .best.coverage)]
+    #[error("{:.0} % of the template's brain is within the scan", 100.0 * .best.coverage)]
     Cut {
         /// Where the template fits best.
         best: Box<Alignment>,
     },
-    /// A brain that is turned the wrong way fits about as well.
+    /// The template fits about as well in a wrong pose.
     #[error(
-        "a distinctness of {:.3}: a template that is turned the wrong way fits {:.0} % as well",
+        "a distinctness of {:.3}: the template fits {:.0} % as well in a wrong pose",
         .best.distinctness,
         100.0 * (1.0 - .best.distinctness)
     )]
@@ -551,7 +551,7 @@ impl Level {
 
 /// Points per piece of parallel work.
 const CHUNK: usize = 8192;
-/// Share of the compared points that must lie within the scan's grid.
+/// Share of the compared points that must be within the scan's grid.
 const MIN_OVERLAP: f64 = 0.3;
 
 type Histogram = [f64; BINS * BINS];

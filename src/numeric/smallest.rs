@@ -183,7 +183,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Distances as they are, some often, and so small ones that a sum in `f64` is rounded.
+    /// Usual distances, repeated ones, and ones so small that a sum in `f64` is rounded.
     fn distance() -> impl Strategy<Value = f32> {
         prop_oneof![
             9 => 0.0_f32..2.0,
@@ -194,7 +194,7 @@ mod tests {
         ]
     }
 
-    /// As the definition says it.
+    /// The definition, computed directly.
     fn mean_of_smallest(mut row: Vec<f32>, keep: usize) -> Option<f32> {
         row.retain(|distance| distance.is_finite());
         row.iter_mut().for_each(|distance| *distance = distance.abs());

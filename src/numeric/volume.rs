@@ -161,7 +161,7 @@ impl Volume {
         &self.voxels
     }
 
-    /// Which voxels lie in the brain.
+    /// Which voxels are in the brain.
     pub fn brain(&self) -> &[bool] {
         &self.brain
     }
