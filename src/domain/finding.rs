@@ -107,6 +107,7 @@ fn cluster(region: &Region, map: &[f32], raw: &RawVolume) -> Cluster {
         .iter()
         .copied()
         .fold(region[0], |best, voxel| if map[voxel] > map[best] { voxel } else { best });
+
     let peak_voxel = raw.shape.voxel(peak);
     Cluster {
         n_voxels: region.len(),

@@ -60,12 +60,14 @@ pub fn brain_of_head(
     network: Option<&dyn BrainNetwork>,
 ) -> Result<HeadBrain, HeadError> {
     let aligned = registration::register(scan, template, true);
+
     let Some(network) = network else {
         let alignment = aligned?;
         let brain =
             brain::extract(scan, template, &alignment).ok_or_else(|| no_brain(alignment))?;
         return Ok(HeadBrain { brain, alignment, from: BrainSource::Template, agreement: None });
     };
+
     match aligned {
         Ok(alignment) => {
             let like_t1 = foreign_like_t1(scan, template, &alignment);

@@ -67,7 +67,7 @@ pub trait WindowDistances {
 /// A member of a window with the places of its tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScoredMember {
-    /// The scan.
+    /// Content hash of the scan.
     pub id: ScanId,
     /// The cells of its tokens for each part: one part per view, or one for all views joined.
     pub parts: Vec<Foreground>,
@@ -212,7 +212,7 @@ struct TokenSet {
     grid: usize,
     /// Position among the grids of a layer.
     part: usize,
-    /// Encoder block.
+    /// Encoder block, counted from 1.
     layer: usize,
 }
 

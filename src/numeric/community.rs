@@ -443,6 +443,7 @@ fn score_ratios(
     let compared = compared.filter(|(is_compared, _)| **is_compared).map(|(_, other)| other);
     let n_all = compared.clone().count();
     let n_outside = compared.filter(|&other| !is_member[other]).count();
+
     let ratio = |token| {
         let mut all: Vec<f64> =
             levelled.matches(scan, token).map(|(distance, _)| distance).collect();

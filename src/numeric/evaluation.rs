@@ -61,6 +61,7 @@ impl Ranking {
     pub fn new<G: IntoIterator<Item = (f32, bool)>>(groups: impl IntoIterator<Item = G>) -> Self {
         let mut packed = Vec::new();
         let mut n_groups = 0;
+
         for group in groups {
             assert!(n_groups < MAX_GROUPS, "groups fit into 31 bits");
             let tag = (n_groups as u64) << 1;
@@ -71,6 +72,7 @@ impl Ranking {
             );
             n_groups += 1;
         }
+
         packed.par_sort_unstable();
         Self { packed, n_groups }
     }
@@ -92,9 +94,11 @@ impl Ranking {
         if n_true == 0 || n_false == 0 {
             return None;
         }
+
         let (mut hits, mut alarms, mut doubled_area) = (0_u64, 0_u64, 0_u128);
         let mut average_precision = 0.0;
         let mut oracle = (0.0, f32::INFINITY);
+
         for (threshold, run) in self.steps() {
             let gained = run.iter().filter(|&&entry| entry & 1 == 1).count() as u64;
             let wrong = run.len() as u64 - gained;
@@ -108,6 +112,7 @@ impl Ranking {
                 oracle = (dice, threshold);
             }
         }
+
         Some(Curve {
             auroc: doubled_area as f64 / (2.0 * n_true as f64 * n_false as f64),
             average_precision,
@@ -126,11 +131,13 @@ impl Ranking {
         if n_scored == 0 {
             return None;
         }
+
         let mut marked = vec![0_u64; self.n_groups];
         let mut hits = vec![0_u64; self.n_groups];
         let mut dice = vec![0.0_f64; self.n_groups];
         let mut sum = 0.0;
         let mut best = GlobalOracle { mean_dice: 0.0, threshold: f32::INFINITY };
+
         for (threshold, run) in self.steps() {
             for &entry in run {
                 let group = group_of(entry);
@@ -145,6 +152,7 @@ impl Ranking {
                 best = GlobalOracle { mean_dice, threshold };
             }
         }
+
         Some(best)
     }
 }
@@ -236,13 +244,16 @@ pub fn bootstrap(n: usize, figure: impl Fn(&[usize]) -> Option<f64>) -> Option<(
     let mut random = Normal::new(0);
     let mut draw = vec![0; n];
     let mut figures = Vec::with_capacity(N_RESAMPLES);
+
     for _ in 0..N_RESAMPLES {
         draw.fill_with(|| ((random.uniform() * n as f64) as usize).min(n - 1));
         figures.extend(figure(&draw));
     }
+
     if n < 2 || figures.len() < N_RESAMPLES / 2 {
         return None;
     }
+
     figures.sort_unstable_by(f64::total_cmp);
     let at = |share: f64| figures[((figures.len() - 1) as f64 * share).round() as usize];
     Some((at(0.025), at(0.975)))

@@ -51,7 +51,7 @@ impl Shape3 {
         Self([side; 3])
     }
 
-    /// Number of voxels.
+    /// Number of voxels: the product of the extents.
     pub fn n_voxels(self) -> usize {
         self.0.iter().product()
     }
@@ -251,6 +251,7 @@ impl Affine {
     pub fn row_within(&self, y: f64, z: f64, [low, high]: [[f64; 3]; 2], n: usize) -> Range<usize> {
         let start = self.apply([0.0, y, z]);
         let (mut first, mut last) = (0.0_f64, n as f64);
+
         for axis in 0..3 {
             let step = self.rows[axis][0];
             if step == 0.0 {
@@ -263,6 +264,7 @@ impl Affine {
             first = first.max(one.min(other) - 1.0);
             last = last.min(one.max(other) + 2.0);
         }
+
         let first = (first as usize).min(n);
         first..(last as usize).clamp(first, n)
     }

@@ -148,6 +148,7 @@ impl Scale {
                 }
             }
         };
+
         value.clamp(0.0, 1.0)
     }
 }

@@ -86,6 +86,7 @@ pub fn communities(weights: &Weights, resolution: f64) -> Vec<Vec<usize>> {
     let mut random = Normal::new(SEED);
     let mut best = search(weights, resolution, (0..n_nodes).collect(), &mut random);
     let mut best_quality = quality(weights, &gather(&best), resolution);
+
     for _ in 0..N_ATTEMPTS {
         let mut start = best.clone();
         for (node, label) in start.iter_mut().enumerate() {
@@ -100,6 +101,7 @@ pub fn communities(weights: &Weights, resolution: f64) -> Vec<Vec<usize>> {
             (best, best_quality) = (found, found_quality);
         }
     }
+
     gather(&best)
 }
 
@@ -160,6 +162,7 @@ fn round(
         Level { weights: weights.clone(), sizes: vec![1.0; weights.n_nodes], resolution };
     // For each node of the graph, the node of the level that contains it.
     let mut inside: Vec<usize> = (0..weights.n_nodes).collect();
+
     loop {
         level.move_nodes(&mut labels, random);
         let parts = level.refine(&labels, random);
@@ -167,10 +170,12 @@ fn round(
         if n_parts == level.sizes.len() {
             return inside.iter().map(|&node| labels[node]).collect();
         }
+
         let mut part_labels = vec![0; n_parts];
         for (node, &part) in parts.iter().enumerate() {
             part_labels[part] = labels[node];
         }
+
         level = level.aggregate(&parts, n_parts);
         labels = compact(&part_labels);
         inside.iter_mut().for_each(|node| *node = parts[*node]);
@@ -193,6 +198,7 @@ impl Level {
         let mut sizes = self.label_sizes(labels);
         let mut queue: std::collections::VecDeque<usize> = shuffled(n_nodes, random).into();
         let mut waits = vec![true; n_nodes];
+
         while let Some(node) = queue.pop_front() {
             waits[node] = false;
             let own = labels[node];
@@ -202,6 +208,7 @@ impl Level {
             let target = if gains[best] > gains[own] + MIN_GAIN { best } else { own };
             sizes[target] += self.sizes[node];
             labels[node] = target;
+
             for (other, &weight) in self.weights.row(node).iter().enumerate() {
                 let due = target != own && weight > 0.0 && labels[other] != target;
                 if due && !std::mem::replace(&mut waits[other], true) {
@@ -241,6 +248,7 @@ impl Level {
         // Weight from each part to the rest of its community.
         let mut outward: Vec<f64> = (0..n_nodes).map(|node| self.outward(node, labels)).collect();
         let mut alone = vec![true; n_nodes];
+
         for node in shuffled(n_nodes, random) {
             let all = whole[labels[node]];
             let hangs_on = |part: usize, outward: &[f64], sizes: &[f64]| {
@@ -249,16 +257,19 @@ impl Level {
             if !alone[node] || !hangs_on(node, &outward, &sizes) {
                 continue;
             }
+
             let mut joins = vec![0.0; n_nodes];
             for (other, &weight) in self.weights.row(node).iter().enumerate() {
                 if other != node && labels[other] == labels[node] {
                     joins[parts[other]] += weight;
                 }
             }
+
             let gain = |part: usize| {
                 let fits = joins[part] > 0.0 && hangs_on(part, &outward, &sizes);
                 if fits { joins[part] - self.resolution * sizes[node] * sizes[part] } else { 0.0 }
             };
+
             let gains: Vec<f64> = (0..n_nodes).map(gain).collect();
             let best = first_of_highest(&gains);
             if gains[best] > MIN_GAIN {
@@ -268,6 +279,7 @@ impl Level {
                 (alone[node], alone[best]) = (false, false);
             }
         }
+
         compact(&parts)
     }
 

@@ -104,6 +104,7 @@ impl Grid {
         let [nx, ny, nz] = self.shape.0;
         let strides = [1, nx, nx * ny];
         let mut line = Line::default();
+
         for axis in 0..3 {
             let [a, b] = [(axis + 1) % 3, (axis + 2) % 3];
             for i in 0..[nx, ny, nz][a] {
@@ -114,6 +115,7 @@ impl Grid {
                 }
             }
         }
+
         squares.into_iter().map(f64::sqrt).collect()
     }
 }
@@ -135,6 +137,7 @@ impl Line {
         values.extend((0..n).map(|i| all[start + i * stride]));
         vertices.clear();
         starts.clear();
+
         let square = spacing * spacing;
         for (at, &value) in values.iter().enumerate().filter(|(_, value)| value.is_finite()) {
             let mut begin = f64::NEG_INFINITY;
@@ -152,6 +155,7 @@ impl Line {
             vertices.push(at);
             starts.push(begin);
         }
+
         let mut current = 0;
         for i in 0..if vertices.is_empty() { 0 } else { n } {
             while current + 1 < vertices.len() && starts[current + 1] <= i as f64 {

@@ -39,6 +39,7 @@ const MEDIAN_SIZE: f64 = 0.674_489_750_196_081_7;
 pub fn noise(raw: &RawVolume, brain: &RawMask) -> Option<f64> {
     let contrast = contrast(raw, brain);
     let across = across(raw);
+
     let mut answers = Vec::new();
     for span in brain.spans() {
         let [first, y, z] = raw.shape.voxel(span.start);
@@ -48,6 +49,7 @@ pub fn noise(raw: &RawVolume, brain: &RawMask) -> Option<f64> {
             }
         }
     }
+
     if answers.len() < MIN_PLACES || contrast <= 0.0 {
         return None;
     }
@@ -73,10 +75,12 @@ fn answer(raw: &RawVolume, brain: &RawMask, place: [usize; 3], across: usize) ->
     const WEIGHTS: [f32; 3] = [1.0, -2.0, 1.0];
     let Shape3([nx, ny, _]) = raw.shape;
     let strides = [1, nx, nx * ny];
+
     let [one, other] = [[1, 2], [0, 2], [0, 1]][across];
     if [one, other].iter().any(|&axis| place[axis] == 0 || place[axis] + 1 == raw.shape.0[axis]) {
         return None;
     }
+
     let corner = raw.shape.offset(place) - strides[one] - strides[other];
     let mut sum = 0.0;
     for (i, down) in WEIGHTS.iter().enumerate() {
@@ -88,6 +92,7 @@ fn answer(raw: &RawVolume, brain: &RawMask, place: [usize; 3], across: usize) ->
             sum += down * right * raw.voxels[at];
         }
     }
+
     Some(sum.abs())
 }
 

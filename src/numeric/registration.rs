@@ -323,6 +323,7 @@ impl GreyScale {
         let low = percentile(&mut some, 0.01)?;
         some.retain(|&v| v > low);
         let high = percentile(&mut some, 0.995)?;
+
         let background = low + BACKGROUND_SHARE * (high - low);
         some.retain(|&v| v > background);
         some.sort_unstable_by(f32::total_cmp);
@@ -330,6 +331,7 @@ impl GreyScale {
         if some.is_empty() {
             return None;
         }
+
         let mut centres = vec![low];
         centres.extend((1..BINS).map(quantile));
         centres.dedup();
@@ -472,6 +474,7 @@ impl Level {
     fn similarity(&self, map: &[[f64; 4]; 3]) -> f64 {
         let Ok(map) = Affine::new(*map) else { return 0.0 };
         let to_voxel = self.to_voxel.after(&map);
+
         let chunks = self.points.par_chunks(CHUNK).zip(self.values.par_chunks(CHUNK));
         let parts: Vec<Histogram> = chunks
             .map(|(points, values)| {
@@ -484,9 +487,11 @@ impl Level {
                 histogram
             })
             .collect();
+
         // Sums the chunks in order, so that the result does not depend on the threads.
         let mut joint = [0.0; BINS * BINS];
         parts.iter().for_each(|part| joint.iter_mut().zip(part).for_each(|(sum, &n)| *sum += n));
+
         let total: f64 = joint.iter().sum();
         if total < MIN_OVERLAP * self.points.len() as f64 {
             return 0.0;
@@ -502,10 +507,12 @@ impl Level {
         if !(x >= 0.0 && y >= 0.0 && z >= 0.0) {
             return None;
         }
+
         let (i, j, k) = (x as usize, y as usize, z as usize);
         if i + 1 >= nx || j + 1 >= ny || k + 1 >= nz {
             return None;
         }
+
         let [u, v, w] = [x - i as f64, y - j as f64, z - k as f64].map(|f| f as f32);
         let at = self.shape.offset([i, j, k]);
         let row =

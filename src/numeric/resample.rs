@@ -65,6 +65,7 @@ pub fn resample(values: &[f32], axes: &[Vec<Source>; 3]) -> Vec<f32> {
     let [along_x, along_y, along_z] = axes;
     let shape = Shape3([along_x.len(), along_y.len(), along_z.len()]);
     let is_exact = axes.iter().flatten().all(|source| source.share == 0.0);
+
     let mut all = vec![0.0; shape.n_voxels()];
     let planes = all.par_chunks_mut((shape.0[0] * shape.0[1]).max(1)).zip(along_z);
     planes.for_each(|(plane, z)| {
@@ -78,6 +79,7 @@ pub fn resample(values: &[f32], axes: &[Vec<Source>; 3]) -> Vec<f32> {
             }
         }
     });
+
     all
 }
 

@@ -272,7 +272,7 @@ pub fn percentile(own: f32, others: &[f32]) -> f64 {
 /// How the values of a map are distributed, as needed for a threshold without labels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MapProfile {
-    /// Median.
+    /// Median of the values.
     pub median: f64,
     /// Distance between the quartiles.
     pub spread: f64,

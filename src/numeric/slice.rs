@@ -32,7 +32,7 @@ impl ImageBatch {
         Self { side, pixels, group: 1, patches: vec![all; n_images] }
     }
 
-    /// Number of images.
+    /// Number of images, in all groups together.
     pub fn n_images(&self) -> usize {
         self.patches.len() * self.group
     }
@@ -67,6 +67,7 @@ impl PatchFeatures {
         let Self { channels, mut values } = self;
         let group = images.group;
         let (mut read, mut written) = (0, 0);
+
         for patches in &images.patches {
             let n = patches.len() * channels;
             values.copy_within(read..read + n, written);
@@ -78,6 +79,7 @@ impl PatchFeatures {
             means.iter_mut().for_each(|sum| *sum *= 1.0 / group as f32);
             (read, written) = (read + group * n, written + n);
         }
+
         assert_eq!(read, values.len(), "features of each image");
         values.truncate(written);
         Self { channels, values }
@@ -114,9 +116,11 @@ const BLOCK: usize = 16;
 pub fn slice_pixels(volume: &Volume, axis: Axis, indices: &[usize], pixels: &mut [f32]) {
     let side = volume.side();
     assert_eq!(pixels.len(), indices.len() * side * side, "pixels of the slices");
+
     let strides = [1, side, side * side];
     let (row_axis, column_axis) = in_plane(axis);
     let [row_step, column_step] = [row_axis, column_axis].map(|axis| strides[axis]);
+
     // Neighbouring voxels share a cache line, and so do neighbouring pixels. Within a block all
     // slices use both completely before the cache drops them.
     let corners = (0..side).step_by(BLOCK);

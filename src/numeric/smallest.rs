@@ -78,9 +78,11 @@ impl Smallest {
     fn among(rows: &[Lanes<f32>], keep: usize) -> Self {
         let (mut low, mut high, n_finite) = range(rows);
         let n = n_finite.map(|n_finite| n_finite.min(keep as f32));
+
         // Fewer than `n` are below `low`, at least `n` below `high`.
         let (mut n_low, mut n_high) = ([0.0; ABREAST], n_finite);
         let is_parted = |n_high: &Lanes<f32>, lane: usize| n_high[lane] <= n[lane];
+
         while (0..ABREAST)
             .any(|lane| !is_parted(&n_high, lane) && high[lane].next_down() > low[lane])
         {
@@ -98,12 +100,14 @@ impl Smallest {
                 (*end, *n_end) = (middle[lane], n_middle[lane]);
             }
         }
+
         // If no limit separates them, several are equal to the last one that is kept, which is
         // `low`.
         let (mut limit, mut n_below) = (low, n_low);
         for lane in (0..ABREAST).filter(|&lane| is_parted(&n_high, lane)) {
             (limit[lane], n_below[lane]) = (high[lane], n[lane]);
         }
+
         Self { n, limit, n_below }
     }
 
@@ -118,6 +122,7 @@ impl Smallest {
                 least[lane] = if counts < least[lane] { counts } else { least[lane] };
             }
         }
+
         std::array::from_fn(|lane| {
             let n = f64::from(self.n[lane]);
             let n_equal = n - f64::from(self.n_below[lane]);

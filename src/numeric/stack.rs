@@ -176,6 +176,7 @@ fn check_places(heights: &[f64]) -> Result<(), StackError> {
             times.push(1);
         }
     }
+
     let (n, most) = (times.len(), times[0]);
     if times.iter().any(|&other| other != most) {
         return Err(StackError::Doubled { n: heights.len() - n });

@@ -116,10 +116,12 @@ pub fn interpolate(values: &[f32], shape: Shape3, place: [f64; 3]) -> f64 {
         (low as usize, place - f64::from(low))
     };
     let [(x, fx), (y, fy), (z, fz)] = [low(0), low(1), low(2)];
+
     let corner = shape.offset([x, y, z]);
     // An axis of one voxel has no next voxel.
     let step = |n: usize, stride: usize| if n > 1 { stride } else { 0 };
     let (dx, dy, dz) = (step(nx, 1), step(ny, nx), step(nz, nx * ny));
+
     let row = |first: usize| {
         let [a, b] = [first, first + dx].map(|at| f64::from(values[at]));
         (1.0 - fx) * a + fx * b
@@ -151,7 +153,7 @@ impl Volume {
         self.side
     }
 
-    /// Extents: a cube.
+    /// `[side, side, side]`.
     pub fn shape(&self) -> Shape3 {
         Shape3::cube(self.side)
     }
