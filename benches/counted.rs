@@ -1,5 +1,5 @@
-//! One piece of work on one thread, for `instructions.py` to count its instructions. The argument
-//! names it; without one, all names are printed.
+//! Runs one piece of work on one thread, so that `instructions.py` can count its instructions. The
+//! argument names it. Without an argument, all names are printed.
 
 mod work;
 
@@ -32,7 +32,7 @@ const NAMES: [&str; 10] = [
     "picture",
 ];
 
-/// What is counted: callgrind knows it by this name.
+/// The counted function. callgrind finds it by this name.
 #[unsafe(no_mangle)]
 #[inline(never)]
 fn counted_work(work: &mut dyn FnMut()) {
@@ -58,7 +58,7 @@ fn main() {
         "picture" => Box::new(work::around::picture(2.0)),
         other => panic!("{other} is none of {NAMES:?}"),
     };
-    // Once before, for what is set up once.
+    // A first run for all that is set up once.
     work();
     counted_work(&mut *work);
 }

@@ -21,7 +21,7 @@ fn main() {
     };
     bench("encode one slice, ViT-S, f32", Box::new(work::encode(vit_s, 224, Precision::F32)));
     bench("encode one slice, ViT-S, bf16", Box::new(work::encode(vit_s, 224, Precision::Bf16)));
-    // Some 1,900 tokens each.
+    // About 1,900 tokens each.
     let side = 14;
     bench("compare a pair, whole volume", Box::new(work::compare(CpuDistances::new(), side, 0)));
     let in_single = CpuDistances::in_single();

@@ -1,5 +1,5 @@
-//! What is done around the encoder, with a made-up scan that lies askew, as most do; `mm` is the
-//! edge of its voxels.
+//! The steps before and after the encoder, with a made-up scan. Its grid is oblique, as most are;
+//! `mm` is the edge of its voxels.
 
 use oddscan::{
     nifti,
@@ -17,13 +17,13 @@ use oddscan::{
 
 const CUBE: CubeSettings = CubeSettings { side: 224, field_of_view_mm: 176.0, min_brain_ml: 200.0 };
 
-/// A scan to the canonical cube.
+/// Makes the canonical cube of a scan.
 pub fn canonical(mm: f64) -> impl FnMut() {
     let (scan, brain) = scan(mm);
     move || drop(std::hint::black_box(canonicalise(&scan, &brain, &CUBE, None, None)))
 }
 
-/// All slices that `balanced` encodes, group by group.
+/// Cuts all slices that `balanced` encodes, group by group.
 pub fn slices() -> impl FnMut() {
     let cube = cube();
     let mut pixels = vec![0.0; 4 * CUBE.side * CUBE.side];
@@ -38,7 +38,7 @@ pub fn slices() -> impl FnMut() {
     }
 }
 
-/// Features of all slices to tokens, three views of `channels` each.
+/// Makes tokens of the features of all slices, three views of `channels` each.
 pub fn tokens(channels: usize) -> impl FnMut() {
     let cube = cube();
     let settings = TokenSettings {
@@ -62,14 +62,14 @@ pub fn tokens(channels: usize) -> impl FnMut() {
     }
 }
 
-/// Scores of cells to the map of a scan.
+/// Makes the map of a scan from the scores of cells.
 pub fn map(mm: f64) -> impl FnMut() {
     let (_, brain) = scan(mm);
     let map = scores();
     move || drop(std::hint::black_box(map(&brain)))
 }
 
-/// A map to the bytes of its file.
+/// Packs a map into the bytes of its file.
 pub fn packed_map(mm: f64) -> impl FnMut() {
     let (scan, brain) = scan(mm);
     let folder = tempfile::tempdir().expect("a folder");
@@ -80,7 +80,7 @@ pub fn packed_map(mm: f64) -> impl FnMut() {
     move || drop(std::hint::black_box(nifti::encode_map(&grid, &map)))
 }
 
-/// The picture of a result.
+/// Draws the picture of a result.
 pub fn picture(mm: f64) -> impl FnMut() {
     let (scan, brain) = scan(mm);
     let map = scores()(&brain);

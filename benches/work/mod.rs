@@ -1,4 +1,4 @@
-//! The pieces of work that are measured: what costs most in a scan's journey, on made-up data.
+//! The pieces of work that are measured: the most expensive steps for a scan, on made-up data.
 
 pub mod around;
 
@@ -24,7 +24,7 @@ use oddscan::{
     },
 };
 
-/// One image of `side` pixels through a network.
+/// Runs one image of `side` pixels through a network.
 pub fn encode(architecture: Architecture, side: usize, precision: Precision) -> impl FnMut() {
     let weights = VitWeights::random(architecture, 1).into_grey();
     let layers = vec![architecture.depth];
@@ -38,14 +38,14 @@ pub fn encode(architecture: Architecture, side: usize, precision: Precision) -> 
     move || drop(std::hint::black_box(encoder.encode(&images)))
 }
 
-/// One pair of scans; `reach` in patches, 0 for the whole volume.
+/// Compares one pair of scans; `reach` is in patches, 0 means the whole volume.
 pub fn compare(mut distances: CpuDistances, side: usize, reach: usize) -> impl FnMut() {
     let [first, second] = [3, 4].map(|seed| tokens(seed, side));
     let reach = NonZeroUsize::new(reach).map_or(SearchReach::WholeVolume, SearchReach::Patches);
     move || drop(std::hint::black_box(distances.nearest(&first, &second, reach)))
 }
 
-/// The scores of one scan from the distances to `n_others` others.
+/// Computes the scores of one scan from the distances to `n_others` others.
 pub fn score(n_tokens: usize, n_others: usize) -> impl FnMut() {
     let mut normal = Normal::new(5);
     let mut column = || (0..n_tokens).map(|_| 1.0 + normal.uniform() as f32).collect();

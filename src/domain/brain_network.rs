@@ -111,6 +111,7 @@ impl<'a> Head<'a> {
         let shape = Shape3::cube(OUTLINE_SIDE);
         let mut searched = [0..0, 0..0, 0..0];
         let mut axes: [Vec<Source>; 3] = Default::default();
+
         for (axis, range) in part.iter().enumerate() {
             let VoxelAxis { index: on_scan, is_reversed } = self.axes[axis];
             let place = |index| index * stride(shape, axis);
@@ -122,6 +123,7 @@ impl<'a> Head<'a> {
             let ends = [range.start, range.end - 1].map(|index| self.mirrored(axis, index));
             searched[on_scan] = ends[0].min(ends[1])..ends[0].max(ends[1]) + 1;
         }
+
         let values = pasted(&resample(cube, &axes), self.scan.shape, &searched);
         BrainProbability { values, searched }
     }
@@ -163,6 +165,7 @@ impl Greys {
         /// Fixes the order of the sums, whatever the number of threads.
         const CHUNK: usize = 1 << 16;
         let Self { low, high } = *self;
+
         let sums: Vec<[f64; 2]> = image
             .par_chunks_mut(CHUNK)
             .map(|chunk| {
@@ -175,6 +178,7 @@ impl Greys {
                 sums
             })
             .collect();
+
         let n = image.len() as f64;
         let [sum, squares] = [0, 1].map(|moment| sums.iter().map(|sums| sums[moment]).sum::<f64>());
         let mean = sum / n;
@@ -182,6 +186,7 @@ impl Greys {
         let variance = ((squares - mean * sum) / (n - 1.0)).max(0.0);
         let scale = if variance > 0.0 { TRAINED[1] / variance.sqrt() } else { 0.0 };
         let shift = TRAINED[0] - scale * mean;
+
         let map = |value: &mut f32| *value = (scale * f64::from(*value) + shift) as f32;
         image.par_chunks_mut(CHUNK).for_each(|chunk| chunk.iter_mut().for_each(map));
     }
@@ -193,10 +198,12 @@ fn locate(probability: &[f32], extents: [usize; 3]) -> Option<Box3> {
     let shape = Shape3::cube(LOCATE_SIDE);
     let likely = probability.iter().map(|&value| value > 0.5).collect();
     let brain = regions(likely, shape, 1).into_iter().next()?;
+
     let mut covered = [[0_usize; LOCATE_SIDE]; 3];
     for voxel in brain.into_iter().map(|offset| shape.voxel(offset)) {
         (0..3).for_each(|axis| covered[axis][voxel[axis]] += 1);
     }
+
     let mut located = [0..0, 0..0, 0..0];
     for axis in 0..3 {
         let is_brain = |&n: &usize| n as f64 / (LOCATE_SIDE * LOCATE_SIDE) as f64 > MIN_COVERED;
@@ -224,7 +231,7 @@ mod tests {
     use super::*;
     use crate::numeric::geometry::Affine;
 
-    /// Says that brain is what lies above the mean.
+    /// Takes all voxels above the mean for brain.
     struct Bright;
 
     impl BrainNetwork for Bright {

@@ -205,6 +205,7 @@ impl Tensors<'_> {
         let (inputs, outputs) = (widths[stage.saturating_sub(1)], widths[stage]);
         let mut convolution =
             |block: &str, inputs| self.kernel(&format!("{name}.{block}"), [outputs, inputs], 3);
+
         let first = [
             convolution("block1.double_conv.0", inputs),
             convolution("block1.double_conv.3", outputs),
@@ -213,6 +214,7 @@ impl Tensors<'_> {
             convolution("block2.double_conv.0", outputs),
             convolution("block2.double_conv.3", outputs),
         ];
+
         let shortcut = (stage > 0)
             .then(|| self.kernel(&format!("{name}.block1.downsample.0"), [outputs, inputs], 1));
         DownWeights { first, shortcut, second }

@@ -54,6 +54,7 @@ impl CohortKey {
                 Verdict::Refuses => {}
             }
         }
+
         let mut name = facts.suffix.as_deref().map_or(UNKNOWN.to_owned(), str::to_lowercase);
         if name != UNKNOWN && facts.has_voxels_above(thick_mm) {
             name.push_str(THICK);

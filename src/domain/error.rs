@@ -84,7 +84,7 @@ impl fmt::Debug for RefusalPicture {
 /// A refusal that a person can act on: the content of `reason.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// Class of the refusal.
+    /// Class of the refusal; names its folder.
     pub reason: QuarantineReason,
     /// What was found, with its value.
     pub found: String,

@@ -35,7 +35,7 @@ pub struct Finding {
     /// Share of the other scans of the window with a lower `score_top1_mean` (ties count half),
     /// in [0, 1].
     pub percentile: f64,
-    /// How far the scan as a whole lies from the others, compared with how far they lie from each
+    /// How far the scan as a whole is from the others, compared with how far they are from each
     /// other. 1 is typical; `None` without others.
     pub shift: Option<f64>,
     /// Map value above which a voxel belongs to the mask.
@@ -107,6 +107,7 @@ fn cluster(region: &Region, map: &[f32], raw: &RawVolume) -> Cluster {
         .iter()
         .copied()
         .fold(region[0], |best, voxel| if map[voxel] > map[best] { voxel } else { best });
+
     let peak_voxel = raw.shape.voxel(peak);
     Cluster {
         n_voxels: region.len(),

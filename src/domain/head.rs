@@ -24,7 +24,7 @@ use crate::numeric::{
 pub struct HeadBrain {
     /// On the scan's grid.
     pub brain: RawMask,
-    /// Where the template lies in the scan.
+    /// Position of the template in the scan.
     pub alignment: Alignment,
     /// What found it: template, networks, or one of these in a T1 of the session.
     pub from: BrainSource,
@@ -39,7 +39,7 @@ pub enum HeadError {
     /// It cannot be aligned.
     #[error(transparent)]
     Misaligned(#[from] RegistrationError),
-    /// Nothing bright lies where the brain should be.
+    /// There is nothing bright where the brain should be.
     #[error("nothing bright where the brain should be")]
     NoBrain {
         /// Where the template fits best.
@@ -60,12 +60,14 @@ pub fn brain_of_head(
     network: Option<&dyn BrainNetwork>,
 ) -> Result<HeadBrain, HeadError> {
     let aligned = registration::register(scan, template, true);
+
     let Some(network) = network else {
         let alignment = aligned?;
         let brain =
             brain::extract(scan, template, &alignment).ok_or_else(|| no_brain(alignment))?;
         return Ok(HeadBrain { brain, alignment, from: BrainSource::Template, agreement: None });
     };
+
     match aligned {
         Ok(alignment) => {
             let like_t1 = foreign_like_t1(scan, template, &alignment);

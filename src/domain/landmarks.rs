@@ -67,6 +67,7 @@ impl LandmarkSet {
         if schema != SCHEMA {
             return Err(format!("schema {schema:?}; {SCHEMA:?} is needed"));
         }
+
         let set = Self::new(percentiles, cohorts)?;
         if set.digest != sha256 {
             return Err(format!(

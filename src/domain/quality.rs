@@ -35,6 +35,7 @@ impl QualityLimits {
         let distinctness = distinctness.filter(|&found| found < self.min_distinctness);
         let agreement = record.brain.as_ref().and_then(|brain| brain.agreement);
         let agreement = agreement.filter(|&found| found < self.min_brain_agreement);
+
         let (percent, limit) = (|share: f64| 100.0 * share, "is the limit");
         let faults = [
             noise.map(|noise| {

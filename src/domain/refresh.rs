@@ -37,7 +37,8 @@ pub enum Attempt {
 pub fn is_stale(record: &ScanRecord, current: Option<&str>) -> bool {
     match (&record.reported, current) {
         (None, _) => true,
-        // A scan is told once that it waits. A new file for each arrival would say nothing new.
+        // The notice that a scan waits is written once. Another one for each arrival would say
+        // nothing new.
         (Some(_), None) => false,
         (Some(done), Some(current)) => done.key != current,
     }

@@ -81,7 +81,7 @@ const BEFORE_CONTRAST: [&str; 5] = ["without", "wo", "pre", "non", "native"];
 /// What a name or a timing suggests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hint {
-    /// One kind.
+    /// The suffix of one kind of image.
     Kind(&'static str),
     /// A kind without a rule.
     Other,
@@ -99,8 +99,10 @@ pub fn bids_suffix(acquisition: &Acquisition) -> &'static str {
         (Hint::Kind(kind), _) | (Hint::Open, Hint::Kind(kind)) => kind,
         (Hint::Open, Hint::Open) => UNKNOWN,
     };
+
     let is_after_contrast = acquisition.has_agent
         || (has_any(&words, &AFTER_CONTRAST) && !has_any(&words, &BEFORE_CONTRAST));
+
     match (kind, is_after_contrast) {
         ("T1w", true) => "T1ce",
         (kind, _) => kind,
@@ -128,9 +130,11 @@ fn by_name(words: &[String]) -> Hint {
     let is_flair = words.iter().any(|word| word.contains("flair"));
     let is_t1 = has_any(words, &T1);
     let is_t2 = has_any(words, &T2);
+
     if has_any(words, &OTHER) {
         return Hint::Other;
     }
+
     // The rarer kinds first: a "t2 swi" is a swi, and a "t1 flair" a T1 image.
     let kinds = [
         (has_any(words, &ANGIOGRAPHY), "angio"),
@@ -149,14 +153,17 @@ fn by_name(words: &[String]) -> Hint {
 fn by_timing(acquisition: &Acquisition) -> Hint {
     let is = |code: &str| acquisition.scanning_sequence.iter().any(|have| have == code);
     let is_variant = |code: &str| acquisition.sequence_variant.iter().any(|have| have == code);
+
     let (Some(echo), Some(repetition)) = (acquisition.echo_time_ms, acquisition.repetition_time_ms)
     else {
         return Hint::Open;
     };
     let inversion = acquisition.inversion_time_ms.filter(|&time| time > 0.0);
+
     if is("EP") {
         return Hint::Other;
     }
+
     if is("GR") {
         let is_prepared = is("IR") || is_variant("MP") || inversion.is_some();
         return match is_prepared && !is_variant("TOF") && echo <= 10.0 {
@@ -167,9 +174,11 @@ fn by_timing(acquisition: &Acquisition) -> Hint {
             false => Hint::Open,
         };
     }
+
     if !is("SE") && !is("IR") {
         return Hint::Open;
     }
+
     match (inversion, echo, repetition) {
         (Some(1500.0..), 60.0.., 4000.0..) => Hint::Kind("FLAIR"),
         (Some(500.0..=1400.0), ..=40.0, ..=3500.0) => Hint::Kind("T1w"),

@@ -166,6 +166,7 @@ impl VitWeights {
     pub fn random(architecture: Architecture, seed: u64) -> Self {
         let Architecture { channels, depth, hidden, patch, registers, position_side, .. } =
             architecture;
+
         let mut normal = Normal::new(seed);
         let mut around = |mean: f64, deviation: f64, n: usize| -> Vec<f32> {
             (0..n).map(|_| (mean + deviation * normal.next()) as f32).collect()
@@ -174,6 +175,7 @@ impl VitWeights {
             weight: around(0.0, (inputs as f64).powf(-0.5), outputs * inputs),
             bias: around(0.0, 0.1, outputs),
         };
+
         let norm = || NormWeights { weight: vec![1.0; channels], bias: vec![0.0; channels] };
         let mut block = || BlockWeights {
             norm1: norm(),
@@ -186,6 +188,7 @@ impl VitWeights {
             scale2: vec![0.1; channels],
         };
         let blocks = (0..depth).map(|_| block()).collect();
+
         Self {
             architecture,
             patch_embedding: linear(channels, 3 * patch * patch),
@@ -211,6 +214,7 @@ impl VitWeights {
         if self.colours() == 1 {
             return self;
         }
+
         let LinearWeights { weight, bias } = &mut self.patch_embedding;
         let n_pixels = self.architecture.patch.pow(2);
         let mut grey = Vec::with_capacity(weight.len() / 3);
@@ -256,6 +260,7 @@ impl VitWeights {
     fn named(&self) -> Vec<(String, Vec<usize>, &[f32])> {
         let a = self.architecture;
         let (d, h, p) = (a.channels, a.hidden, a.patch);
+
         let mut all: Vec<(String, Vec<usize>, &[f32])> = vec![
             ("cls_token".into(), vec![1, 1, d], &self.class_token),
             ("pos_embed".into(), vec![1, 1 + a.position_side.pow(2), d], &self.position_embedding),
@@ -264,10 +269,12 @@ impl VitWeights {
             ("norm.weight".into(), vec![d], &self.norm.weight),
             ("norm.bias".into(), vec![d], &self.norm.bias),
         ];
+
         if a.registers > 0 {
             let shape = vec![1, a.registers, d];
             all.push(("register_tokens".into(), shape, &self.register_tokens));
         }
+
         for (n, block) in self.blocks.iter().enumerate() {
             let parts: [(&str, Vec<usize>, &[f32]); 14] = [
                 ("norm1.weight", vec![d], &block.norm1.weight),
@@ -371,6 +378,7 @@ impl<'a> Tensors<'a> {
         let [channels, 3, patch, _] = patch_shape[..] else { return None };
         let position = self.shape(&self.pick("pos_embed", "embeddings.position_embeddings"))?;
         let registers = self.shape(&self.pick("register_tokens", "embeddings.register_tokens"));
+
         let block = |n: usize| match self.names {
             Names::Original => format!("blocks.{n}.norm1.weight"),
             Names::HuggingFace => format!("{}encoder.layer.{n}.norm1.weight", self.prefix),
@@ -378,6 +386,7 @@ impl<'a> Tensors<'a> {
         let depth = (0..).take_while(|&n| self.file.tensor(&block(n)).is_ok()).count();
         let fc1 = self.pick("blocks.0.mlp.fc1.weight", "encoder.layer.0.mlp.fc1.weight");
         let hidden = self.shape(&fc1)?.first().copied()?;
+
         // The DINOv2 family has 64 features per head; narrower networks are for tests.
         let head = if channels >= 64 { 64 } else { 16 };
         let position_side = position.get(1)?.checked_sub(1)?.isqrt();
@@ -397,18 +406,21 @@ impl<'a> Tensors<'a> {
     fn network(&mut self, fingerprint: String) -> Option<VitWeights> {
         let architecture = self.architecture()?;
         let Architecture { channels, depth, patch, registers, position_side, .. } = architecture;
+
         let pick = |original, hugging_face| self.pick(original, hugging_face);
         let class = pick("cls_token", "embeddings.cls_token");
         let position = pick("pos_embed", "embeddings.position_embeddings");
         let register = pick("register_tokens", "embeddings.register_tokens");
         let patches = pick("patch_embed.proj", "embeddings.patch_embeddings.projection");
         let norm = pick("norm", "layernorm");
+
         let register_tokens = match registers {
             0 => Vec::new(),
             _ => self.take(&register, &[1, registers, channels]),
         };
         let weight = self.take(&format!("{patches}.weight"), &[channels, 3, patch, patch]);
         let bias = self.take(&format!("{patches}.bias"), &[channels]);
+
         Some(VitWeights {
             architecture,
             patch_embedding: LinearWeights { weight, bias },
@@ -431,6 +443,7 @@ impl<'a> Tensors<'a> {
                 ("attention.output.dense", "layer_scale1.lambda1", "layer_scale2.lambda1")
             }
         };
+
         BlockWeights {
             norm1: self.norm(&at("norm1"), channels),
             qkv: self.qkv(&prefix, channels),
@@ -451,6 +464,7 @@ impl<'a> Tensors<'a> {
             let joined = channels.saturating_mul(3);
             return self.linear(&format!("{prefix}.attn.qkv"), joined, channels);
         }
+
         let mut joined = LinearWeights { weight: Vec::new(), bias: Vec::new() };
         for part in ["query", "key", "value"] {
             let part =

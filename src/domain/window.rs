@@ -267,7 +267,7 @@ mod tests {
             assert_eq!(window.admit(scan(n), membership), []);
         }
         assert_eq!(window.next_to_leave(&NOBODY), Some(scan(2)));
-        // Also for one that is just coming.
+        // Also if the newer scan is the one that joins.
         assert_eq!(window.next_to_leave(&of("b")), Some(scan(2)));
         assert_eq!(window.admit(scan(5), of("b")), [scan(2)]);
         assert_eq!(window.next_to_leave(&of("a")), Some(scan(3)));

@@ -67,7 +67,7 @@ pub trait WindowDistances {
 /// A member of a window with the places of its tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScoredMember {
-    /// The scan.
+    /// Content hash of the scan.
     pub id: ScanId,
     /// The cells of its tokens for each part: one part per view, or one for all views joined.
     pub parts: Vec<Foreground>,
@@ -127,7 +127,7 @@ impl WindowScores {
         self.compared_with(index).map(|other| &self.scans[other]).collect()
     }
 
-    /// How far member `index` lies from the scans that it was compared with: [`scoring::shift`].
+    /// How far member `index` is from the scans that it was compared with: [`scoring::shift`].
     pub fn shift(&self, index: usize) -> Option<f64> {
         scoring::shift(&self.scans[index], &self.others(index))
     }
@@ -211,7 +211,7 @@ struct TokenSet {
     grid: usize,
     /// Position among the grids of a layer.
     part: usize,
-    /// Encoder block.
+    /// Encoder block, counted from 1.
     layer: usize,
 }
 
@@ -428,7 +428,7 @@ mod tests {
     use super::*;
     use crate::{config::Config, domain::patient::Patient, numeric::geometry::Shape3};
 
-    /// Distances that any change of a scan, its tokens or its other scan changes.
+    /// Distances that depend on the scan, the token and the other scan.
     struct MadeUp;
 
     impl WindowDistances for MadeUp {

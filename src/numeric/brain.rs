@@ -1,9 +1,9 @@
-//! Which voxels of a head are brain: the template's brain, corrected by the scan's own intensities.
+//! Which voxels of a head are brain? The template's brain, corrected by the scan's own intensities.
 //!
-//! Ours. An affine leaves the template's brain 5 to 15 % too small or large; where the brain really
-//! ends, tissue turns into dark skull. So: brain is what is bright near the template's brain,
-//! opened so that scalp and meninges fall off, closed so that the liquor between the folds belongs
-//! to it.
+//! Ours. After an affine alignment the template's brain is 5 to 15 % too small or too large. The
+//! real brain ends where tissue changes to dark skull. So the brain is the bright tissue near the
+//! template's brain. An opening removes scalp and meninges. A closing adds the cerebrospinal fluid
+//! between the folds.
 
 use rayon::prelude::*;
 
@@ -15,13 +15,13 @@ use super::{
     volume::{RawMask, RawVolume},
 };
 
-/// The work is done at this spacing, mm, or at the scan's where that is coarser.
+/// Spacing of the computation, mm, or the scan's own if that is coarser.
 const WORK_MM: f64 = 2.0;
-/// What lies so deep in the template's brain, mm, is brain for the estimate of its intensity.
+/// Voxels this deep in the template's brain, mm, are used to estimate the brain's intensity.
 const CORE_MM: f64 = 6.0;
-/// What lies so deep is brain whatever it looks like: ventricles and dark lesions.
+/// Voxels this deep, mm, are brain at any intensity: ventricles and dark lesions.
 const DEEP_MM: f64 = 8.0;
-/// How far outside of the template's brain the scan's may reach, mm.
+/// How far the scan's brain may extend outside the template's, mm.
 const REACH_MM: f64 = 4.0;
 /// Brain is brighter than this share of its median. Skull is darker in every sequence.
 const DARK_SHARE: f32 = 0.25;
@@ -30,15 +30,17 @@ const OPEN_MM: f64 = 2.1;
 /// Half the width of the folds that are closed, mm.
 const CLOSE_MM: f64 = 6.0;
 
-/// The brain of a head on the scan's own grid; `None` where there is nothing like one.
+/// The brain of a head on the scan's own grid; `None` if nothing looks like a brain.
 ///
 /// Mean Dice against careful masks 0.97 on whole heads, see docs/preprocessing.md.
 pub fn extract(scan: &RawVolume, template: &Template, alignment: &Alignment) -> Option<RawMask> {
     let work = shrink(scan, WORK_MM);
     let grid = Grid { shape: work.shape, spacing: work.affine.spacing_mm() };
+
     let prior = carried(template.brain(), &alignment.to_scan, work.shape, &work.affine);
     let depth = grid.distance_to(&not(&prior));
     let outside = grid.distance_to(&prior);
+
     let mut core: Vec<f32> =
         work.voxels.iter().zip(&depth).filter(|(_, d)| **d > CORE_MM).map(|(v, _)| *v).collect();
     let dark = DARK_SHARE * percentile(&mut core, 0.5)?;
@@ -46,23 +48,25 @@ pub fn extract(scan: &RawVolume, template: &Template, alignment: &Alignment) -> 
         depth[offset] > DEEP_MM || (work.voxels[offset] > dark && outside[offset] <= REACH_MM)
     };
     let tissue: Vec<bool> = (0..prior.len()).map(is_tissue).collect();
+
     let seed = grid.largest(&grid.eroded(&tissue, OPEN_MM))?;
     let opened = grid.dilated(&seed, OPEN_MM);
     let opened: Vec<bool> =
         opened.iter().zip(&tissue).map(|(near, tissue)| *near && *tissue).collect();
     let closed = grid.eroded(&grid.dilated(&opened, CLOSE_MM), CLOSE_MM);
+
     let found = RawMask { shape: work.shape, inside: grid.filled(&closed), affine: work.affine };
     Some(smoothly_onto(&found, scan))
 }
 
-/// A mask of the template's space on a grid in the scan's world, by the nearest voxel.
+/// Resamples a mask of the template's space to a grid in the scan's world, by the nearest voxel.
 pub fn carried(mask: &RawMask, to_scan: &Affine, shape: Shape3, affine: &Affine) -> Vec<bool> {
     let to_mask = mask.affine.inverse().after(&to_scan.inverse()).after(affine);
     mask.onto(shape, &to_mask)
 }
 
-/// A coarser mask on the scan's grid: where more than half of the weight of the eight voxels around
-/// is inside.
+/// Resamples a coarser mask to the scan's grid. A voxel is inside if more than half of the weight
+/// of the eight voxels around it is.
 fn smoothly_onto(mask: &RawMask, scan: &RawVolume) -> RawMask {
     let voxels = mask.inside.iter().map(|&inside| f32::from(u8::from(inside))).collect();
     let weights = RawVolume { shape: mask.shape, voxels, affine: mask.affine };

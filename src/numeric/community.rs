@@ -1,26 +1,27 @@
-//! Consistent anomalies: which scans share a lesion, and with which tokens?
+//! Consistent anomalies: which scans share a lesion, and in which tokens?
 //!
-//! A lesion that several scans of a window share finds itself in them and scores low. Le-Gia and
-//! Ahn (CoDeGraph, TMLR 2025) recognise it by *neighbour burnout*: its distances to the other
-//! scans, sorted, stay small for as many scans as share it and then jump, where those of a normal
-//! token grow slowly. Tokens that burn out link their scan to the near ones; scans with many links
-//! in common are a community; a community far denser than the rest is suspect, and the tokens that
-//! only its members explain no longer count as candidates for a match. Scans are never left out.
+//! A lesion that several scans of a window share finds matches in them and scores low. Le-Gia and
+//! Ahn (CoDeGraph, TMLR 2025) recognise it by *neighbour burnout*. Its sorted distances to the
+//! other scans stay small for the scans that share it, and then jump. Those of a normal token grow
+//! slowly. Tokens that burn out link their scan to the near ones. Scans with many links between
+//! them are a community. A community far denser than the rest is suspect. The tokens that only its
+//! members explain no longer count as candidates for a match. Scans are never left out.
 //!
-//! The published outline leaves the numbers open; all of them stand in [`CommunitySettings`].
+//! The published outline does not fix the numbers; all of them are in [`CommunitySettings`].
 //! Deliberate differences (ours):
-//! * Distances are divided by the median of their column. Two scans of one scanner lie near each
-//!   other everywhere; what counts is a token that lies nearer than its scans do. Without it a
-//!   scanner with a fifth of the window's scans is a suspect community, and one pair of follow-ups
-//!   takes all the links.
+//! * Distances are divided by the median of their column. Two scans of one scanner are near each
+//!   other everywhere, so that only a token that is nearer than its scans counts. Without this, a
+//!   scanner with a fifth of the window's scans is a suspect community, and one pair of follow-up
+//!   scans takes all the links.
 //! * Links come from tokens that are rare at the reference rank, not from those that score high: a
-//!   lesion in nearly as many scans as the score averages over scores below its scan's median,
-//!   which is the very fault to be found.
-//! * What a scan alone weighs in the comparison of communities: see [`Suspect::mean_inner_weight`].
-//! * A community whose members would lose many tokens is a group of scans, and loses none.
+//!   lesion in nearly as many scans as the score averages over scores below its scan's median.
+//!   Exactly such a lesion must be found.
+//! * The weight of a single scan in the comparison of communities: see
+//!   [`Suspect::mean_inner_weight`].
+//! * A community whose members would lose many tokens is a group of similar scans, and loses none.
 //!
-//! Limits: a lesion in more scans than the reference rank reaches does not burn out, and one in
-//! half of the window or more is no anomaly there.
+//! Limits: a lesion in more scans than the reference rank does not burn out. A lesion in half of
+//! the window or more is no anomaly there.
 
 use std::cmp::Ordering;
 
@@ -30,48 +31,50 @@ use super::{
 };
 
 /// The constants of the filter. The defaults hold on synthetic windows of 15 to 60 scans, 25 seeds
-/// each; on real cohorts they have not been measured yet.
+/// each; they have not been measured on real cohorts yet.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CommunitySettings {
     /// Rank of the reference distance, as a share of the other scans; at least one rank beyond
-    /// those that the score averages. 0.3 (outline). A lesion in a larger share is not seen.
+    /// those that the score averages. 0.3 (outline). A lesion in a larger share is not found.
     pub reference_rank: Fraction,
-    /// Only tokens whose reference distance lies above this quantile of their scan send links. 0.5,
+    /// Only tokens whose reference distance is above this quantile of their scan send links. 0.5,
     /// the median (outline, there of the score).
     pub rare_quantile: Fraction,
     /// Links are taken, lowest endurance ratio first, until this share of the scans has sent one.
     /// 0.9 (outline: 0.8 to 0.95, all of which gave the same suspects on synthetic windows).
     pub link_coverage: Fraction,
-    /// Links are taken until they are this share of all (token, other scan) pairs at the latest.
-    /// 0.005 (outline: 0.001): so few links per pair of scans that a lesion of many tokens would
-    /// leave no room for a second one, in grids of some hundred cells hardly for itself.
+    /// At most this share of all (token, other scan) pairs become links. 0.005 (outline: 0.001,
+    /// which gives few links per pair of scans: a lesion of many tokens would leave none for a
+    /// second one, and in grids of some hundred cells hardly enough for itself).
     pub max_pair_share: Fraction,
     /// Divide the distances of each ordered pair of scans by their median. On; see the module.
     pub level_pairs: bool,
     /// The resolution of the communities is this quantile, over the scans, of the mean weight of a
-    /// scan's links. 0.25 (outline, there of all positive weights: a lesion in 60 of 200 scans
-    /// makes three quarters of those, becomes its own resolution and falls apart; it never makes
-    /// three quarters of the scans).
+    /// scan's links. 0.25 (outline, there of all positive weights. A lesion in 60 of 200 scans
+    /// makes three quarters of those, sets the resolution itself and is split. It never makes three
+    /// quarters of the scans).
     pub resolution_quantile: Fraction,
-    /// The resolution is at least this many links per pair of scans. 1: a single link joins nobody.
+    /// The resolution is at least this many links per pair of scans. 1: a single link joins no
+    /// scans.
     pub min_resolution: f64,
-    /// A suspect community has at least this many scans. 3 (outline): two are a patient seen twice.
+    /// A suspect community has at least this many scans. 3 (outline): two may be one patient.
     pub min_scans: usize,
-    /// A suspect community has less than this share of the scans. 0.5 (outline): from there on it
-    /// says what is normal.
+    /// A suspect community has less than this share of the scans. 0.5 (outline): a larger one
+    /// defines what is normal.
     pub max_scan_share: Fraction,
     /// A suspect community's mean inner weight exceeds the third quartile of the others by this
     /// many interquartile ranges. 3 (outline: 1.5 to 4.5): windows without a lesion reached 2.5,
     /// lesions of three tokens in 30 % of the scans began at 3.6.
     pub iqr_factor: f64,
     /// The interquartile range counts as at least this many links per pair of scans. 1, the
-    /// smallest step of a weight: where all others are equal, any difference would stand out.
+    /// smallest step of a weight. Otherwise any difference would stand out where all others are
+    /// equal.
     pub min_iqr: f64,
-    /// Excluded are tokens of a suspect community whose ratio of scores, without and with its
-    /// scans, exceeds this quantile of the ratios of all other scans. 0.99 (outline).
+    /// A token of a suspect community is excluded if its ratio of scores, without and with the
+    /// community's scans, exceeds this quantile of the ratios of all other scans. 0.99 (outline).
     pub exclusion_quantile: Fraction,
-    /// A suspect community that would lose a larger share of its tokens loses none: its scans
-    /// differ as scans. 0.25: scanner groups gave 0.8 and lesions 0.05.
+    /// A suspect community that would lose a larger share of its tokens loses none, because its
+    /// scans differ as a whole. 0.25: scanner groups gave 0.8 and lesions 0.05.
     pub max_excluded_share: Fraction,
 }
 
@@ -99,11 +102,12 @@ impl Default for CommunitySettings {
 /// What was found in a window. Scans are numbered as in the window.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommunityFinding {
-    /// Every scan in exactly one community; members ascending, communities by their first member.
+    /// Every scan is in exactly one community. Members are ascending; communities are ordered by
+    /// their first member.
     pub communities: Vec<Vec<usize>>,
     /// The communities that stand out, in the order of `communities`.
     pub suspects: Vec<Suspect>,
-    /// Suspicious links that the communities rest on.
+    /// Number of suspicious links that the communities are based on.
     pub n_links: usize,
 }
 
@@ -112,23 +116,22 @@ pub struct CommunityFinding {
 pub struct Suspect {
     /// Its scans, ascending.
     pub members: Vec<usize>,
-    /// Mean over its pairs of scans of the links between them, both directions together.
+    /// Mean number of links between two of its scans, both directions together.
     ///
-    /// A scan alone has no pair. In the comparison its strongest link to any other scan stands for
-    /// it: what the community weighs that it was not worth joining. So the quartiles say what links
-    /// between scans are usual in the window even where nearly all are alone, and where the whole
-    /// window falls into a few dense communities (several scanners, several kinds of normal) none
-    /// of them stands out.
+    /// A single scan has no pair. In the comparison it counts with its strongest link to any other
+    /// scan, which was too weak to join the two. So the quartiles show how strong links usually are
+    /// in the window, even if nearly all scans are single. If the whole window consists of a few
+    /// dense communities (several scanners, several kinds of normal), none of them stands out.
     pub mean_inner_weight: f64,
     /// Share of the members' tokens that only its scans explain, in [0, 1].
     pub over_share: f64,
     /// For each member, as in `members`, the tokens that no longer count as candidates, ascending.
-    /// All empty if `over_share` exceeds [`CommunitySettings::max_excluded_share`].
+    /// Empty if `over_share` exceeds [`CommunitySettings::max_excluded_share`].
     pub excluded: Vec<Vec<usize>>,
 }
 
 impl CommunityFinding {
-    /// For each of the `n_scans` scans of the window its excluded tokens, ascending.
+    /// For each of the `n_scans` scans of the window, its excluded tokens, ascending.
     pub fn excluded_tokens(&self, n_scans: usize) -> Vec<Vec<usize>> {
         let mut excluded = vec![Vec::new(); n_scans];
         for suspect in &self.suspects {
@@ -142,10 +145,10 @@ impl CommunityFinding {
 
 /// Looks for consistent anomalies in a window at one layer.
 ///
-/// `window` holds the distances of each scan to all others, the columns in the order of the window
-/// with the scan itself left out. `keep` is that of
-/// [`mutual_scores`](super::scoring::mutual_scores): the scores that are compared with and without
-/// a community are means of as many distances. The same window gives the same finding, to the last
+/// `window` holds the distances of each scan to all others. The columns are in the order of the
+/// window, without the scan itself. `keep` is that of
+/// [`mutual_scores`](super::scoring::mutual_scores), so that the scores with and without a
+/// community are means of as many distances. The same window gives the same finding, to the last
 /// bit. On one core 60 scans of 2,000 tokens take about 0.4 s and 200 take 4 s, twice as much if
 /// there is a suspect.
 ///
@@ -158,11 +161,13 @@ pub fn find_communities(
 ) -> CommunityFinding {
     let levelled = Levelled::new(window, settings.level_pairs);
     let links = suspicious_links(&levelled, keep, settings);
+
     let mut weights = Weights::new(window.len());
     for link in &links {
         weights.add(link.scan, link.near, 1.0);
     }
     let communities = leiden::communities(&weights, resolution(&weights, settings));
+
     let densities: Vec<f64> = communities.iter().map(|c| density(&weights, c)).collect();
     let fits = |members: &[usize]| {
         members.len() >= settings.min_scans.max(2)
@@ -177,14 +182,14 @@ pub fn find_communities(
     CommunityFinding { communities, suspects, n_links: links.len() }
 }
 
-/// The (scan, other scan) columns that may change when the candidates in `excluded` (tokens per
-/// scan) are left out; all others stay the same to the last bit. In ascending order.
+/// The (scan, other scan) columns that may change without the candidates in `excluded` (tokens per
+/// scan), in ascending order. All others stay the same to the last bit.
 ///
-/// Only columns to scans that lose tokens change. The scans on the other side are all scans of the
-/// window, not just the members of the community: one that carries the lesion in a token or two is
-/// linked too weakly to be a member, but must not go on matching it. What can be told without the
-/// tokens is left out: distances are symmetric, so that no token of `scan` lies nearer to an
-/// excluded token than that one's own distance to `scan` says.
+/// Only columns to scans that lose tokens change. They change for all scans of the window, not just
+/// for the members of the community. A scan with the lesion in one or two tokens is linked too
+/// weakly to be a member, but must not match it any longer. Columns that surely stay the same are
+/// left out: distances are symmetric, so that no token of `scan` is nearer to an excluded token
+/// than the excluded token's own distance to `scan`.
 pub fn due_columns(window: &[NearestDistances], excluded: &[Vec<usize>]) -> Vec<(usize, usize)> {
     let pairs =
         (0..window.len()).flat_map(|scan| others(scan, window.len()).map(move |o| (scan, o)));
@@ -198,8 +203,8 @@ pub fn due_columns(window: &[NearestDistances], excluded: &[Vec<usize>]) -> Vec<
     due.collect()
 }
 
-/// Relative difference that the two directions of a distance may have: they usually come from one
-/// block, but a stored column may have been computed on another device.
+/// Relative difference that the two directions of a distance may have. They usually come from one
+/// block, but a stored column may come from another device.
 const DIRECTION_SLACK: f32 = 1e-3;
 
 /// The other scans of a window of `n_scans`, in the order of the columns of `scan`.
@@ -215,9 +220,9 @@ fn column(window: &[NearestDistances], scan: usize, other: usize) -> &[f32] {
 /// The distances of a window, each ordered pair of scans divided by its median.
 struct Levelled<'a> {
     window: &'a [NearestDistances],
-    /// For each scan and column the divisor; `None` for a column that says nothing.
+    /// For each scan and column, the divisor; `None` for a column without information.
     medians: Vec<Vec<Option<f64>>>,
-    /// For each scan and column whether there is any match: what `keep` is a share of.
+    /// For each scan and column, whether there is any match. `keep` is a share of those columns.
     compared: Vec<Vec<bool>>,
 }
 
@@ -256,8 +261,8 @@ impl<'a> Levelled<'a> {
     }
 }
 
-/// Median of the finite distances, if it is above 0. At 0 the two are one scan seen twice; that
-/// their tokens match says nothing.
+/// Median of the finite distances, if it is above 0. At 0 both are the same scan, and matches
+/// between them mean nothing.
 fn positive_median(column: &[f32]) -> Option<f64> {
     let finite = column.iter().copied().filter(|distance| distance.is_finite());
     let mut finite: Vec<f64> = finite.map(f64::from).collect();
@@ -269,7 +274,7 @@ fn positive_median(column: &[f32]) -> Option<f64> {
     (*median > 0.0).then_some(*median)
 }
 
-/// A token that lies near another scan compared with what follows.
+/// A token that is much nearer to one scan than to the scans at higher ranks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Link {
     /// Endurance ratio: distance to `near` over the token's reference distance, in [0, 1].
@@ -280,7 +285,7 @@ struct Link {
 }
 
 impl Link {
-    /// Lowest ratio first; equal ones in the order of the window, so that the result is one.
+    /// Lowest ratio first; equal ones in the order of the window, so that the result is unique.
     fn order(&self, other: &Self) -> Ordering {
         let place = |link: &Self| (link.scan, link.token, link.near);
         self.ratio.total_cmp(&other.ratio).then_with(|| place(self).cmp(&place(other)))
@@ -298,6 +303,7 @@ fn suspicious_links(
     let rank = reference_rank(n_others, keep, settings);
     let n_tokens: usize = levelled.window.iter().map(NearestDistances::n_tokens).sum();
     let n_most = settings.max_pair_share.of(n_tokens * n_others);
+
     let mut links = Vec::new();
     for scan in 0..n_scans {
         links.extend(scan_links(levelled, scan, rank, settings.rare_quantile));
@@ -307,14 +313,15 @@ fn suspicious_links(
             links.truncate(n_most);
         }
     }
+
     links.sort_unstable_by(Link::order);
     links.truncate(n_most);
     links.truncate(n_until_covered(&links, n_scans, settings.link_coverage));
     links
 }
 
-/// Rank of the reference distance among those to `n_others` scans, counted from 1: beyond the
-/// `keep` that are averaged, so that a token which burns out within them is seen.
+/// Rank of the reference distance among those to `n_others` scans, counted from 1. It is beyond the
+/// `keep` that are averaged, so that a token which burns out within them is found.
 fn reference_rank(n_others: usize, keep: Fraction, settings: &CommunitySettings) -> usize {
     settings.reference_rank.of(n_others).max(keep.of(n_others) + 1).min(n_others)
 }
@@ -330,8 +337,8 @@ fn n_until_covered(links: &[Link], n_scans: usize, coverage: Fraction) -> usize 
     enough.map_or(links.len(), |last| last + 1)
 }
 
-/// The candidates of one scan: for its rare tokens the scans nearer than the reference at `rank`.
-/// A token with fewer matches has no reference and sends no links.
+/// The candidate links of one scan: from its rare tokens to the scans nearer than the reference at
+/// `rank`. A token with fewer matches has no reference and sends no links.
 fn scan_links(levelled: &Levelled<'_>, scan: usize, rank: usize, rare: Fraction) -> Vec<Link> {
     let n_tokens = levelled.window[scan].n_tokens();
     let mut links = Vec::new();
@@ -350,13 +357,14 @@ fn scan_links(levelled: &Levelled<'_>, scan: usize, rank: usize, rare: Fraction)
             links.extend(before.iter_mut().map(link));
         }
     }
+
     let mut known: Vec<f64> = references.iter().copied().filter(|&far| far > 0.0).collect();
     let usual = quantile(&mut known, rare).unwrap_or(f64::INFINITY);
     links.retain(|link| references[link.token] > usual);
     links
 }
 
-/// What a pair of scans must weigh to be together.
+/// The weight that a pair of scans needs to be in one community.
 fn resolution(weights: &Weights, settings: &CommunitySettings) -> f64 {
     let n_scans = weights.n_nodes();
     let usual = |scan| {
@@ -368,7 +376,7 @@ fn resolution(weights: &Weights, settings: &CommunitySettings) -> f64 {
     quantile(&mut means, settings.resolution_quantile).unwrap_or(0.0).max(settings.min_resolution)
 }
 
-/// Mean weight over the pairs of a community; for a scan alone its strongest link.
+/// Mean weight over the pairs of a community; for a single scan, its strongest link.
 fn density(weights: &Weights, members: &[usize]) -> f64 {
     match *members {
         [alone] => {
@@ -380,7 +388,7 @@ fn density(weights: &Weights, members: &[usize]) -> f64 {
 }
 
 /// Whether a community is an outlier among the others (Tukey's fence). The community itself is left
-/// out of the quartiles: of few, it would move them.
+/// out of the quartiles, because it would change them if there are few.
 fn stands_out(densities: &[f64], index: usize, settings: &CommunitySettings) -> bool {
     let mut rest = densities.to_vec();
     let own = rest.swap_remove(index);
@@ -389,7 +397,7 @@ fn stands_out(densities: &[f64], index: usize, settings: &CommunitySettings) -> 
     own > third + settings.iqr_factor * (third - first).max(settings.min_iqr)
 }
 
-/// Which tokens of a community do only its own scans explain?
+/// Finds the tokens of a community that only its own scans explain.
 fn suspect(
     levelled: &Levelled<'_>,
     members: &[usize],
@@ -399,10 +407,12 @@ fn suspect(
 ) -> Suspect {
     let mut is_member = vec![false; levelled.n_scans()];
     members.iter().for_each(|&member| is_member[member] = true);
+
     let outside = (0..levelled.n_scans()).filter(|&scan| !is_member[scan]);
     let mut usual: Vec<f64> =
         outside.flat_map(|scan| score_ratios(levelled, scan, &is_member, keep)).flatten().collect();
     let limit = quantile(&mut usual, settings.exclusion_quantile).unwrap_or(f64::INFINITY);
+
     let over = |&member: &usize| -> Vec<usize> {
         let ratios = score_ratios(levelled, member, &is_member, keep).into_iter().enumerate();
         ratios
@@ -411,6 +421,7 @@ fn suspect(
             .collect()
     };
     let mut excluded: Vec<Vec<usize>> = members.iter().map(over).collect();
+
     let n_over: usize = excluded.iter().map(Vec::len).sum();
     let n_tokens: usize = members.iter().map(|&m| levelled.window[m].n_tokens()).sum();
     let over_share = n_over as f64 / n_tokens.max(1) as f64;
@@ -420,8 +431,8 @@ fn suspect(
     Suspect { members: members.to_vec(), mean_inner_weight, over_share, excluded }
 }
 
-/// For each token of a scan its score against the scans outside a community over its score against
-/// all; `None` where one of the two has no match, which is no evidence.
+/// For each token of a scan, its score against the scans outside a community divided by its score
+/// against all. `None` if one of the two has no match, because that is no evidence.
 fn score_ratios(
     levelled: &Levelled<'_>,
     scan: usize,
@@ -432,6 +443,7 @@ fn score_ratios(
     let compared = compared.filter(|(is_compared, _)| **is_compared).map(|(_, other)| other);
     let n_all = compared.clone().count();
     let n_outside = compared.filter(|&other| !is_member[other]).count();
+
     let ratio = |token| {
         let mut all: Vec<f64> =
             levelled.matches(scan, token).map(|(distance, _)| distance).collect();
@@ -444,18 +456,18 @@ fn score_ratios(
     (0..levelled.window[scan].n_tokens()).map(ratio).collect()
 }
 
-/// Mean of the `n` smallest values, of all if there are fewer; `None` of nothing.
+/// Mean of the `n` smallest values, or of all if there are fewer; `None` without values.
 fn mean_of_smallest(values: &mut Vec<f64>, n: usize) -> Option<f64> {
     if n < values.len() {
         values.select_nth_unstable_by(n, f64::total_cmp);
         values.truncate(n);
     }
-    // The order of a sum decides its last bits.
+    // The order of the values decides the last bits of a sum.
     values.sort_unstable_by(f64::total_cmp);
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
-/// Quantile, interpolated linearly between neighbours; `None` of nothing. Reorders the values.
+/// Quantile, interpolated linearly between neighbours; `None` without values. Reorders the values.
 fn quantile(values: &mut [f64], share: Fraction) -> Option<f64> {
     let last = values.len().checked_sub(1)?;
     let position = last as f64 * share.get();

@@ -1,8 +1,8 @@
-//! A scan with the contrast of the template, whatever its sequence.
+//! Gives a scan of any sequence the contrast of the template.
 //!
-//! Ours. Once template and scan lie on each other, each intensity of the scan has a mean intensity
-//! in the template. A T2 looks like a T1 after that: cerebrospinal fluid and bone are dark, white
-//! matter is brighter than grey. What was made for T1 works on it.
+//! Ours. Once template and scan are aligned, each intensity of the scan has a mean intensity in the
+//! template. With these mean intensities a T2 looks like a T1: cerebrospinal fluid and bone are
+//! dark, white matter is brighter than grey matter. Programs for T1 images then work on it.
 
 use rayon::prelude::*;
 
@@ -17,7 +17,8 @@ const WORK_MM: f64 = 2.0;
 /// The curve is smoothed by a Gaussian of this standard deviation, bins.
 const SMOOTH_BINS: f64 = 1.0;
 
-/// Measured: T1 0.45 to 0.66, FLAIR 0.33 to 0.49, T2 -0.25 to 0.18.
+/// With a lower correlation the contrast is foreign. Measured: T1 0.45 to 0.66, FLAIR 0.33 to 0.49,
+/// T2 -0.25 to 0.18.
 const MIN_CORRELATION: f64 = 0.25;
 
 /// How the intensities of a scan become those of the template.
@@ -31,8 +32,8 @@ pub struct Contrast {
 }
 
 impl Contrast {
-    /// The contrast of an aligned scan; `to_scan` carries the template's world to the scan's.
-    /// `None` if the scan has no contrast.
+    /// The contrast of an aligned scan; `to_scan` maps the template's world to the scan's. `None`
+    /// if the scan has no contrast.
     pub fn of(scan: &RawVolume, template: &Template, to_scan: &Affine) -> Option<Self> {
         let scale = GreyScale::of(scan)?;
         let level = Level::new(scan, template, &scale, WORK_MM, HEAD_RIM_MM);
@@ -49,7 +50,7 @@ impl Contrast {
         Some(Self { scale, curve: smoothed(&sums), correlation: moments.correlation() })
     }
 
-    /// Whether tissues differ from each other otherwise than in the template, as in a T2.
+    /// Whether the tissues have another order of brightness than in the template, as in a T2.
     pub fn is_foreign(&self) -> bool {
         self.correlation < MIN_CORRELATION
     }
@@ -66,8 +67,8 @@ impl Contrast {
     }
 }
 
-/// The mean of each bin's values, over the bins around it. What is not seen in or near the brain
-/// counts as dark.
+/// The mean of each bin's values, smoothed over the bins around it. Intensities that do not occur
+/// in or near the brain count as dark.
 fn smoothed(sums: &[(f64, f64); BINS]) -> [f32; BINS] {
     let mut curve = [0.0; BINS];
     for (bin, value) in curve.iter_mut().enumerate() {
@@ -83,7 +84,7 @@ fn smoothed(sums: &[(f64, f64); BINS]) -> [f32; BINS] {
     curve
 }
 
-/// Sums for a correlation.
+/// Sums for Pearson's correlation of x and y.
 #[derive(Default)]
 struct Moments {
     n: f64,

@@ -6,10 +6,10 @@ use rayon::prelude::*;
 
 use super::{geometry::Shape3, mask::Region, projection::Normal};
 
-/// Scores with a known truth in descending order, each with the group (scan) that it came from.
+/// Scores with a known truth in descending order, each with its group (scan).
 ///
-/// Packed into one number per score, so that 10^8 voxels take 800 MB and sort in seconds:
-/// order-reversing image of the score, group, truth.
+/// Each score is packed into one number, so that 10^8 voxels take 800 MB and sort in seconds. The
+/// number holds the bits of the score in reversed order, the group and the truth.
 pub struct Ranking {
     packed: Vec<u64>,
     n_groups: usize,
@@ -18,14 +18,15 @@ pub struct Ranking {
 /// Most groups of a ranking.
 pub const MAX_GROUPS: usize = 1 << 31;
 
-/// What any threshold can reach on a ranking.
+/// The best that thresholds can reach on a ranking.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Curve {
     /// Area under the ROC curve; ties count half.
     pub auroc: f64,
     /// Sum over the thresholds of precision times gain in recall.
     pub average_precision: f64,
-    /// Highest Dice of any threshold, over all groups pooled: needs the truth, hence oracle.
+    /// Highest Dice of any threshold, over all groups pooled. It needs the truth, hence the name
+    /// oracle.
     pub oracle_dice: f64,
     /// The threshold (score >= threshold) that reaches it.
     pub oracle_threshold: f32,
@@ -40,7 +41,7 @@ pub struct GlobalOracle {
     pub threshold: f32,
 }
 
-/// An image of `score` that grows as the score falls, for scores without NaN.
+/// A number that grows as the score falls, for scores that are not NaN.
 fn descending(score: f32) -> u32 {
     let bits = score.to_bits();
     let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
@@ -60,6 +61,7 @@ impl Ranking {
     pub fn new<G: IntoIterator<Item = (f32, bool)>>(groups: impl IntoIterator<Item = G>) -> Self {
         let mut packed = Vec::new();
         let mut n_groups = 0;
+
         for group in groups {
             assert!(n_groups < MAX_GROUPS, "groups fit into 31 bits");
             let tag = (n_groups as u64) << 1;
@@ -70,6 +72,7 @@ impl Ranking {
             );
             n_groups += 1;
         }
+
         packed.par_sort_unstable();
         Self { packed, n_groups }
     }
@@ -91,9 +94,11 @@ impl Ranking {
         if n_true == 0 || n_false == 0 {
             return None;
         }
+
         let (mut hits, mut alarms, mut doubled_area) = (0_u64, 0_u64, 0_u128);
         let mut average_precision = 0.0;
         let mut oracle = (0.0, f32::INFINITY);
+
         for (threshold, run) in self.steps() {
             let gained = run.iter().filter(|&&entry| entry & 1 == 1).count() as u64;
             let wrong = run.len() as u64 - gained;
@@ -107,6 +112,7 @@ impl Ranking {
                 oracle = (dice, threshold);
             }
         }
+
         Some(Curve {
             auroc: doubled_area as f64 / (2.0 * n_true as f64 * n_false as f64),
             average_precision,
@@ -125,11 +131,13 @@ impl Ranking {
         if n_scored == 0 {
             return None;
         }
+
         let mut marked = vec![0_u64; self.n_groups];
         let mut hits = vec![0_u64; self.n_groups];
         let mut dice = vec![0.0_f64; self.n_groups];
         let mut sum = 0.0;
         let mut best = GlobalOracle { mean_dice: 0.0, threshold: f32::INFINITY };
+
         for (threshold, run) in self.steps() {
             for &entry in run {
                 let group = group_of(entry);
@@ -144,6 +152,7 @@ impl Ranking {
                 best = GlobalOracle { mean_dice, threshold };
             }
         }
+
         Some(best)
     }
 }
@@ -197,7 +206,7 @@ impl std::iter::Sum for Overlap {
     }
 }
 
-/// Lesions and alarms of one scan. A region counts as met if it shares any voxel.
+/// Found lesions and false alarms of one scan. Two regions meet if they share any voxel.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Lesions {
     /// Volume of each lesion, mm^3, and whether the mask meets it.
@@ -227,26 +236,30 @@ impl Lesions {
 /// Resamples of a bootstrap.
 const N_RESAMPLES: usize = 2000;
 
-/// 95 % percentile bootstrap interval of a figure of `n` units (scans), which are drawn with
-/// replacement; `figure` gets the indices drawn and may have no value for some draws. Seeded: the
-/// same units give the same interval. `None` if hardly a draw has a value.
+/// 95 % percentile bootstrap interval of a figure of `n` units (scans), drawn with replacement.
+/// `figure` gets the drawn indices and may have no value for some draws. The seed is fixed, so that
+/// the same units give the same interval. `None` if fewer than half of the draws have a value, or
+/// if `n` is below 2.
 pub fn bootstrap(n: usize, figure: impl Fn(&[usize]) -> Option<f64>) -> Option<(f64, f64)> {
     let mut random = Normal::new(0);
     let mut draw = vec![0; n];
     let mut figures = Vec::with_capacity(N_RESAMPLES);
+
     for _ in 0..N_RESAMPLES {
         draw.fill_with(|| ((random.uniform() * n as f64) as usize).min(n - 1));
         figures.extend(figure(&draw));
     }
+
     if n < 2 || figures.len() < N_RESAMPLES / 2 {
         return None;
     }
+
     figures.sort_unstable_by(f64::total_cmp);
     let at = |share: f64| figures[((figures.len() - 1) as f64 * share).round() as usize];
     Some((at(0.025), at(0.975)))
 }
 
-/// Mean of what there is; `None` of nothing.
+/// Mean of the values; `None` without values.
 pub fn mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let (n, sum) = values.into_iter().fold((0, 0.0), |(n, sum), value| (n + 1, sum + value));
     (n > 0).then(|| sum / f64::from(n))

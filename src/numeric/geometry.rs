@@ -1,4 +1,5 @@
-//! Where a voxel lies: shapes, axes and the affine between voxel indices and world millimetres.
+//! The position of a voxel: shapes, axes and the affine between voxel indices and world
+//! millimetres.
 //!
 //! World coordinates are RAS+ as in NIfTI: x grows to the patient's right, y to the front, z up.
 
@@ -6,7 +7,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-/// One of the three axes of a volume in RAS+ orientation, named by the slices that it numbers.
+/// One of the three axes of a volume in RAS+ orientation, named after the slices along it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Axis {
     /// x: slices from the patient's left to the right.
@@ -50,7 +51,7 @@ impl Shape3 {
         Self([side; 3])
     }
 
-    /// Number of voxels.
+    /// Number of voxels: the product of the extents.
     pub fn n_voxels(self) -> usize {
         self.0.iter().product()
     }
@@ -61,7 +62,7 @@ impl Shape3 {
         x + self.0[0] * (y + self.0[1] * z)
     }
 
-    /// The voxels at most `reach` away from one along each axis, itself among them, x fastest.
+    /// The voxels at most `reach` away from one along each axis, including itself, x fastest.
     pub fn around(self, voxel: [usize; 3], reach: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
         let range = |axis: usize| {
             let (at, reach) = (voxel[axis], reach[axis]);
@@ -79,18 +80,18 @@ impl Shape3 {
         [offset % nx, offset / nx % ny, offset / (nx * ny)]
     }
 
-    /// Position in memory of the voxel that a place, in voxels, is nearest to; `None` beyond the
+    /// Position in memory of the voxel nearest to a place, which is in voxels; `None` beyond the
     /// grid.
     #[inline]
     pub fn nearest(self, place: [f64; 3]) -> Option<usize> {
         let mut voxel = [0; 3];
         for axis in 0..3 {
             let index = place[axis] + 0.5;
-            // Said so that a place that is no number, as wild affines make, lies outside.
+            // Written so that NaN counts as outside. Extreme affines give such places.
             if !(0.0..self.0[axis] as f64).contains(&index) {
                 return None;
             }
-            // By way of i32, which the processor is much quicker at.
+            // Converted via i32, which is much faster on the processor.
             voxel[axis] = index as i32 as usize;
         }
         Some(self.offset(voxel))
@@ -146,7 +147,7 @@ impl Affine {
         }
         let affine = Self { rows };
         let determinant = affine.determinant();
-        // 1e-9 mm^3 is a voxel of a thousandth of a millimetre: nothing that a scanner makes.
+        // 1e-9 mm^3 is a voxel of a thousandth of a millimetre. No scanner makes that.
         if !determinant.is_finite() || determinant.abs() < 1e-9 {
             return Err(AffineError::Singular { determinant });
         }
@@ -191,17 +192,17 @@ impl Affine {
             + a[2] * (b[0] * c[1] - b[1] * c[0])
     }
 
-    /// For each world axis x, y, z the voxel axis that runs along it most closely. Reading the
-    /// voxels in this order gives RAS+ axes without resampling.
+    /// For each world axis x, y, z, the voxel axis that follows it most closely. Reading the voxels
+    /// in this order gives RAS+ axes without resampling.
     ///
-    /// As nibabel's `as_closest_canonical`: voxel axes choose in their order, each the nearest of
-    /// the world axes that are left.
+    /// Like nibabel's `as_closest_canonical`: the voxel axes choose in order, each the nearest of
+    /// the remaining world axes.
     pub fn closest_axes(&self) -> [VoxelAxis; 3] {
         let mut chosen = [None; 3];
         for index in 0..3 {
             let along = |world: usize| self.rows[world][index];
             let left = (0..3).filter(|&world| chosen[world].is_none());
-            // Of equals, the first.
+            // If several are equal, the first.
             let nearest = left.rev().max_by(|&a, &b| along(a).abs().total_cmp(&along(b).abs()));
             let world = nearest.expect("three axes choose among three");
             chosen[world] = Some(VoxelAxis { index, is_reversed: along(world) < 0.0 });
@@ -245,11 +246,12 @@ impl Affine {
         Affine { rows }
     }
 
-    /// The x below `n` of which `[x, y, z]` is mapped into the box between two corners, and at most
-    /// two more on either side.
+    /// The x below `n` for which `[x, y, z]` is mapped into the box between two corners, and at
+    /// most two more on either side.
     pub fn row_within(&self, y: f64, z: f64, [low, high]: [[f64; 3]; 2], n: usize) -> Range<usize> {
         let start = self.apply([0.0, y, z]);
         let (mut first, mut last) = (0.0_f64, n as f64);
+
         for axis in 0..3 {
             let step = self.rows[axis][0];
             if step == 0.0 {
@@ -262,11 +264,12 @@ impl Affine {
             first = first.max(one.min(other) - 1.0);
             last = last.min(one.max(other) + 2.0);
         }
+
         let first = (first as usize).min(n);
         first..(last as usize).clamp(first, n)
     }
 
-    /// Applies the map to a bare triple, whatever its two spaces are.
+    /// Applies the map to a plain triple, for maps between any two spaces.
     #[inline]
     pub fn apply(&self, v: [f64; 3]) -> [f64; 3] {
         self.to_world(VoxelPoint(v)).0

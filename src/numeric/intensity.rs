@@ -1,25 +1,24 @@
-//! Which value does a tissue have? In MRI none of its own: it depends on sequence, coil and
-//! scanner.
+//! Which value does a tissue have? In MRI the value depends on sequence, coil and scanner.
 //!
 //! Standardisation by landmarks (Nyúl, Udupa and Zhang 2000, "New variants of a method of MRI scale
-//! standardization"): percentiles of a scan's brain are brought to the values that they have on
-//! average in the scans of a cohort, and what lies between is mapped linearly.
+//! standardization"): percentiles of a scan's brain are mapped to the values that they have on
+//! average in the scans of a cohort. Values between percentiles are mapped linearly.
 //!
-//! Deliberate differences: values are shares of the white level, so that the mean over scans does
-//! not depend on anyone's scale; 0 stays 0, for it is background; and what lies above the last
-//! landmark goes on with the slope of all landmarks instead of that of the last two, between which
-//! a lesion may lie.
+//! There are three deliberate differences. Values are shares of the white level, so that the mean
+//! over scans does not depend on the scale of any scan. 0 stays 0, because it is background. Above
+//! the last landmark the slope is that of all landmarks, not that of the last two, because a lesion
+//! may be between those.
 
 use super::{
     scoring::quantile,
     volume::{RawMask, RawVolume},
 };
 
-/// Percentiles that serve as landmarks. None above 80: a lesion that is brighter than all healthy
-/// tissue and fills a fifth of the brain begins there. Measured in docs/quality.md.
+/// Percentiles that serve as landmarks. None is above 80: a lesion that is brighter than all
+/// healthy tissue and fills a fifth of the brain begins there. Measured in docs/quality.md.
 pub const PERCENTILES: [f64; 8] = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0];
 
-/// The values that landmarks are brought to.
+/// The values that a scan's landmarks are mapped to.
 ///
 /// At least two percentiles, strictly increasing, within (0, 100), and as many values, strictly
 /// increasing, within (0, 1].
@@ -30,7 +29,7 @@ pub struct Landmarks {
 }
 
 impl Landmarks {
-    /// Checks percentiles and values; the reason in words if they are no landmarks.
+    /// Checks percentiles and values. The error gives the reason in words.
     pub fn new(percentiles: Vec<f64>, values: Vec<f64>) -> Result<Self, String> {
         check_percentiles(&percentiles)?;
         if values.len() != percentiles.len() {
@@ -43,11 +42,11 @@ impl Landmarks {
         Ok(Self { percentiles, values })
     }
 
-    /// The mean, over scans, of their landmarks as [`of_scan`] finds them, as shares of each one's
-    /// white level. Rounded to a millionth: that is what a file holds without loss.
+    /// The mean over scans of their landmarks. `scans` holds what [`of_scan`] finds, as shares of
+    /// each scan's white level. Rounded to a millionth, which a file stores without loss.
     ///
     /// # Errors
-    /// If there are no scans, or if a mean does not rise above the one before: the reason in words.
+    /// The reason in words, if there are no scans, or if a mean does not exceed the one before.
     pub fn mean_of(percentiles: &[f64], scans: &[Vec<f64>]) -> Result<Self, String> {
         if scans.is_empty() {
             return Err("no scans".to_owned());
@@ -59,7 +58,7 @@ impl Landmarks {
         Self::new(percentiles.to_vec(), (0..percentiles.len()).map(mean).collect())
     }
 
-    /// Which percentiles.
+    /// The percentiles, strictly increasing, within (0, 100).
     pub fn percentiles(&self) -> &[f64] {
         &self.percentiles
     }
@@ -70,7 +69,7 @@ impl Landmarks {
     }
 }
 
-/// Whether these can be landmarks; the reason in words if not.
+/// Checks that these can be landmarks. The error gives the reason in words.
 pub fn check_percentiles(percentiles: &[f64]) -> Result<(), String> {
     let is_in_range = percentiles.iter().all(|p| *p > 0.0 && *p < 100.0);
     if percentiles.len() < 2 || !is_in_range || !is_increasing(percentiles) {
@@ -85,8 +84,8 @@ fn is_increasing(values: &[f64]) -> bool {
     values.windows(2).all(|pair| pair[0] < pair[1])
 }
 
-/// Percentiles of the brain's intensities, in the scan's units, by linear interpolation: one for
-/// each asked for; none of an empty brain.
+/// Percentiles of the brain's intensities, in the scan's units, by linear interpolation. One for
+/// each of `percentiles`; none for an empty brain.
 pub fn of_scan(raw: &RawVolume, brain: &RawMask, percentiles: &[f64]) -> Vec<f64> {
     let mut inside = brain.values(&raw.voxels);
     if inside.is_empty() {
@@ -113,11 +112,11 @@ pub enum Scale {
 }
 
 impl Scale {
-    /// Brings a scan's landmarks, as [`of_scan`] found them, to those of its cohort.
+    /// Maps a scan's landmarks, as [`of_scan`] found them, to those of its cohort.
     ///
-    /// Landmarks that lie at one intensity, as in a scan of few distinct values, become one knot at
-    /// the mean of their values; those at 0 and below are left out. `None` if fewer than two are
-    /// left: there is no shape then that could be brought to another.
+    /// Landmarks at one intensity, as in a scan with few distinct values, become one knot at the
+    /// mean of their values. Landmarks at 0 and below are left out. `None` if fewer than two are
+    /// left, because two points are needed to map one shape to another.
     pub fn standard(own: &[f64], landmarks: &Landmarks) -> Option<Self> {
         let mut knots = vec![[0.0, 0.0]];
         let pairs: Vec<[f64; 2]> =
@@ -149,6 +148,7 @@ impl Scale {
                 }
             }
         };
+
         value.clamp(0.0, 1.0)
     }
 }
@@ -162,7 +162,8 @@ mod tests {
         projection::Normal,
     };
 
-    /// A brain of three tissues like a T1: fluid, grey and white matter, each with some spread.
+    /// A brain of three tissues like a T1: cerebrospinal fluid, grey and white matter, each with
+    /// some spread.
     fn scan(seed: u64) -> (RawVolume, RawMask) {
         let shape = Shape3([23, 29, 31]);
         let affine =
@@ -221,13 +222,13 @@ mod tests {
             bent.0.voxels.iter_mut().for_each(|v| *v = gain * v.powf(gamma));
             let mut furthest: f64 = 0.0;
             for (one, other) in straight.iter().zip(values(&bent)) {
-                // Between the landmarks; beyond them a bent scale stays bent.
+                // Only between the landmarks: beyond them a bent scale stays bent.
                 if (landmarks.values[0]..landmarks.values[7]).contains(one) {
                     furthest = furthest.max((one - other).abs());
                 }
             }
-            // A gain to the last digits of f32. Of a bent scale what remains is the bend between
-            // two landmarks, at most between fluid and grey matter.
+            // A gain is undone to the last digits of f32. Of a bent scale the bend between two
+            // landmarks remains. It is largest between fluid and grey matter.
             let allowed = if gamma == 1.0 { 1e-5 } else { 0.06 };
             assert!(furthest < allowed, "{gain} {gamma}: {furthest}");
         }
@@ -237,8 +238,8 @@ mod tests {
     fn a_large_lesion_moves_the_values_of_healthy_tissue_by_less_than_a_stated_bound() {
         let healthy = scan(1);
         let landmarks = landmarks_of(&[scan(2), scan(3), scan(4)]);
-        // The middles of grey and white matter. Not of fluid: a tenth of the voxels darker than it
-        // is the lowest landmark's tenth.
+        // The middles of grey and white matter. Not of fluid: a lesion that is darker than fluid
+        // and fills a tenth of the voxels replaces the lowest landmark.
         let tissues = [90.0, 130.0];
         let value = |scan: &(RawVolume, RawMask)| {
             let scale = scale_of(scan, &landmarks);
@@ -258,7 +259,7 @@ mod tests {
                 let shift = (one - other).abs();
                 assert!(shift < bound, "{lesion} in 1/{share}, tissue {tissue}: {shift}");
             }
-            // By the white level the bright lesion darkens all tissue to half.
+            // With the white level alone, the bright lesion would darken all tissue to half.
             let white = |(raw, brain): &(RawVolume, RawMask)| white_level(raw, brain).unwrap();
             assert!(lesion < 130.0 || white(&healthy) / white(&ill) < 0.65);
         }

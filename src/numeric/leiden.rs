@@ -4,10 +4,10 @@
 //! Van Dooren and Nesterov 2011), whose resolution is a weight: inside a community the mean weight
 //! between two nodes is at least the resolution.
 //!
-//! Differences from the paper, all for the sake of the same result on every run and machine: the
-//! refinement takes the best merge instead of a random one, the visiting orders come from a fixed
-//! seed, and the search is repeated from its best result with half of the nodes set free (iterated
-//! local search). The weights are a full matrix: a window holds at most some hundred scans.
+//! The differences from the paper give the same result on every run and machine. The refinement
+//! takes the best merge instead of a random one. The visiting orders come from a fixed seed. The
+//! search is repeated from its best result with half of the nodes set free (iterated local search).
+//! The weights are a full matrix, because a window holds at most some hundred scans.
 
 use super::projection::Normal;
 
@@ -38,7 +38,7 @@ impl Weights {
     /// Adds to the weight between two nodes, in both directions.
     ///
     /// # Panics
-    /// If both are the same node: no community gains by an edge to oneself.
+    /// If both are the same node: an edge from a node to itself helps no community.
     pub fn add(&mut self, a: usize, b: usize, weight: f64) {
         assert!(a != b, "an edge joins two nodes");
         self.entries[a * self.n_nodes + b] += weight;
@@ -67,8 +67,8 @@ const N_ATTEMPTS: usize = 50;
 /// Share of the nodes that an attempt sets free.
 const FREE_SHARE: f64 = 0.5;
 
-/// A move must gain this much: below lie the rounding errors of sums of weights, by which two nodes
-/// could change places for ever.
+/// A move must gain this much. Smaller gains are rounding errors of sums of weights, which could
+/// let two nodes change places forever.
 const MIN_GAIN: f64 = 1e-10;
 
 /// CPM quality: over the communities the sum of `inner weight - resolution * n (n - 1) / 2`.
@@ -86,6 +86,7 @@ pub fn communities(weights: &Weights, resolution: f64) -> Vec<Vec<usize>> {
     let mut random = Normal::new(SEED);
     let mut best = search(weights, resolution, (0..n_nodes).collect(), &mut random);
     let mut best_quality = quality(weights, &gather(&best), resolution);
+
     for _ in 0..N_ATTEMPTS {
         let mut start = best.clone();
         for (node, label) in start.iter_mut().enumerate() {
@@ -95,11 +96,12 @@ pub fn communities(weights: &Weights, resolution: f64) -> Vec<Vec<usize>> {
         }
         let found = search(weights, resolution, compact(&start), &mut random);
         let found_quality = quality(weights, &gather(&found), resolution);
-        // Equal ones too: from there the next attempt may get further.
+        // Equal ones, too: the next attempt may find more from there.
         if found_quality >= best_quality {
             (best, best_quality) = (found, found_quality);
         }
     }
+
     gather(&best)
 }
 
@@ -132,8 +134,8 @@ fn compact(labels: &[usize]) -> Vec<usize> {
     labels.iter().map(name).collect()
 }
 
-/// Rounds of Leiden, each from the partition of the last, until one changes nothing. Ends, because
-/// every move gains quality. `labels` and the result are compact.
+/// Rounds of Leiden, each from the partition of the last one, until a round changes nothing. It
+/// ends because every move gains quality. `labels` and the result are compact.
 fn search(
     weights: &Weights,
     resolution: f64,
@@ -149,7 +151,7 @@ fn search(
     }
 }
 
-/// Move nodes, refine, make each refined part one node, and again, until nothing shrinks.
+/// Moves nodes, refines, makes each refined part one node, and repeats until nothing shrinks.
 fn round(
     weights: &Weights,
     resolution: f64,
@@ -158,8 +160,9 @@ fn round(
 ) -> Vec<usize> {
     let mut level =
         Level { weights: weights.clone(), sizes: vec![1.0; weights.n_nodes], resolution };
-    // The node of the level that each node of the graph lies in.
+    // For each node of the graph, the node of the level that contains it.
     let mut inside: Vec<usize> = (0..weights.n_nodes).collect();
+
     loop {
         level.move_nodes(&mut labels, random);
         let parts = level.refine(&labels, random);
@@ -167,10 +170,12 @@ fn round(
         if n_parts == level.sizes.len() {
             return inside.iter().map(|&node| labels[node]).collect();
         }
+
         let mut part_labels = vec![0; n_parts];
         for (node, &part) in parts.iter().enumerate() {
             part_labels[part] = labels[node];
         }
+
         level = level.aggregate(&parts, n_parts);
         labels = compact(&part_labels);
         inside.iter_mut().for_each(|node| *node = parts[*node]);
@@ -180,7 +185,7 @@ fn round(
 /// The graph at one step of the aggregation.
 struct Level {
     weights: Weights,
-    /// Nodes of the original graph in each node.
+    /// Number of nodes of the original graph in each node.
     sizes: Vec<f64>,
     resolution: f64,
 }
@@ -193,6 +198,7 @@ impl Level {
         let mut sizes = self.label_sizes(labels);
         let mut queue: std::collections::VecDeque<usize> = shuffled(n_nodes, random).into();
         let mut waits = vec![true; n_nodes];
+
         while let Some(node) = queue.pop_front() {
             waits[node] = false;
             let own = labels[node];
@@ -202,6 +208,7 @@ impl Level {
             let target = if gains[best] > gains[own] + MIN_GAIN { best } else { own };
             sizes[target] += self.sizes[node];
             labels[node] = target;
+
             for (other, &weight) in self.weights.row(node).iter().enumerate() {
                 let due = target != own && weight > 0.0 && labels[other] != target;
                 if due && !std::mem::replace(&mut waits[other], true) {
@@ -211,7 +218,7 @@ impl Level {
         }
     }
 
-    /// What quality gains if `node`, now in no community, joins each label; 0 for an empty one.
+    /// Gain of quality if `node`, now in no community, joins each label; 0 for an empty label.
     fn gains(&self, node: usize, labels: &[usize], sizes: &[f64]) -> Vec<f64> {
         let price = self.resolution * self.sizes[node];
         let mut gains: Vec<f64> = sizes.iter().map(|size| -price * size).collect();
@@ -231,8 +238,8 @@ impl Level {
         sizes
     }
 
-    /// Splits each community into parts that hang together, so that a part can move as a whole.
-    /// Compact labels of the parts.
+    /// Splits each community into well connected parts, so that a part can move as a whole. Returns
+    /// compact labels of the parts.
     fn refine(&self, labels: &[usize], random: &mut Normal) -> Vec<usize> {
         let n_nodes = self.sizes.len();
         let whole = self.label_sizes(labels);
@@ -241,6 +248,7 @@ impl Level {
         // Weight from each part to the rest of its community.
         let mut outward: Vec<f64> = (0..n_nodes).map(|node| self.outward(node, labels)).collect();
         let mut alone = vec![true; n_nodes];
+
         for node in shuffled(n_nodes, random) {
             let all = whole[labels[node]];
             let hangs_on = |part: usize, outward: &[f64], sizes: &[f64]| {
@@ -249,16 +257,19 @@ impl Level {
             if !alone[node] || !hangs_on(node, &outward, &sizes) {
                 continue;
             }
+
             let mut joins = vec![0.0; n_nodes];
             for (other, &weight) in self.weights.row(node).iter().enumerate() {
                 if other != node && labels[other] == labels[node] {
                     joins[parts[other]] += weight;
                 }
             }
+
             let gain = |part: usize| {
                 let fits = joins[part] > 0.0 && hangs_on(part, &outward, &sizes);
                 if fits { joins[part] - self.resolution * sizes[node] * sizes[part] } else { 0.0 }
             };
+
             let gains: Vec<f64> = (0..n_nodes).map(gain).collect();
             let best = first_of_highest(&gains);
             if gains[best] > MIN_GAIN {
@@ -268,6 +279,7 @@ impl Level {
                 (alone[node], alone[best]) = (false, false);
             }
         }
+
         compact(&parts)
     }
 

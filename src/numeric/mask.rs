@@ -106,6 +106,7 @@ pub fn score_map(
     let to_cells = cells_of_cube(shape, placement.cube_side)
         .after(&placement.cube.inverse())
         .after(&brain.affine);
+
     let mut map = vec![0.0; brain.shape.n_voxels()];
     let width = brain.shape.0[0];
     let rows = map.par_chunks_mut(width.max(1)).zip(brain.inside.par_chunks(width.max(1)));
@@ -175,6 +176,7 @@ fn flood(open: &mut [bool], shape: Shape3, seed: usize) -> Region {
     let mut region = vec![seed];
     open[seed] = false;
     let mut next = 0;
+
     while next < region.len() {
         let voxel = shape.voxel(region[next]);
         next += 1;
@@ -191,6 +193,7 @@ fn flood(open: &mut [bool], shape: Shape3, seed: usize) -> Region {
             }
         }
     }
+
     region.sort_unstable();
     region
 }

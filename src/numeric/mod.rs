@@ -1,6 +1,7 @@
-//! Values in, values out: the method itself, in the order in which a scan meets it.
+//! The method itself, as pure functions of values. Modules are in the order in which a scan uses
+//! them.
 //!
-//! Nothing here knows a file, a clock, a log, a device or a setting.
+//! Nothing here uses a file, a clock, a log, a device or a setting.
 
 pub mod geometry;
 pub mod stack;

@@ -2,12 +2,12 @@
 
 use super::{geometry::Shape3, mask::regions};
 
-/// What is outside of a mask.
+/// The outside of a mask.
 pub(super) fn not(mask: &[bool]) -> Vec<bool> {
     mask.iter().map(|inside| !inside).collect()
 }
 
-/// Morphology in millimetres; what lies beyond the grid is neither inside nor outside.
+/// Morphology in millimetres. Places beyond the grid are neither inside nor outside.
 pub struct Grid {
     /// Voxels along each axis.
     pub shape: Shape3,
@@ -16,23 +16,23 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// All within `mm` of the mask.
+    /// All voxels within `mm` of the mask.
     pub(super) fn dilated(&self, mask: &[bool], mm: f64) -> Vec<bool> {
         self.distance_to(mask).into_iter().map(|distance| distance <= mm).collect()
     }
 
-    /// All of the mask that lies more than `mm` from what is outside.
+    /// All voxels of the mask that are more than `mm` from the outside.
     pub(super) fn eroded(&self, mask: &[bool], mm: f64) -> Vec<bool> {
         self.distance_to(&not(mask)).into_iter().map(|distance| distance > mm).collect()
     }
 
-    /// The largest connected part.
+    /// The largest connected part; `None` of an empty mask.
     pub fn largest(&self, mask: &[bool]) -> Option<Vec<bool>> {
         let largest = regions(mask.to_vec(), self.shape, 1).into_iter().next()?;
         Some(self.only(&largest))
     }
 
-    /// The mask with what it encloses: what cannot be reached from the ends of the grid.
+    /// The mask and all voxels that it encloses, which cannot be reached from the ends of the grid.
     pub fn filled(&self, mask: &[bool]) -> Vec<bool> {
         let mut filled = vec![true; mask.len()];
         let is_at_end = |voxel: [usize; 3]| {
@@ -42,7 +42,7 @@ impl Grid {
         let mut next: Vec<usize> = ends.filter(|&offset| !mask[offset]).collect();
         next.iter().for_each(|&offset| filled[offset] = false);
 
-        // Only the front is kept: what lies outside a brain can be a hundred million voxels.
+        // Only the front is kept, because the outside of a brain can be a hundred million voxels.
         while let Some(offset) = next.pop() {
             for neighbour in self.neighbours(offset) {
                 if filled[neighbour] && !mask[neighbour] {
@@ -68,8 +68,8 @@ impl Grid {
     /// 95th percentile of the distance between the surfaces of two masks, mm: the larger of both
     /// directions. `None` if a mask is empty.
     ///
-    /// The surface of a mask are its voxels that share a face with one outside, or with the end of
-    /// the grid.
+    /// The surface of a mask consists of its voxels that share a face with one outside, or with the
+    /// end of the grid.
     pub fn surface_distance_95(&self, one: &[bool], other: &[bool]) -> Option<f64> {
         let surfaces = [self.surface(one), self.surface(other)];
         let directed = |from: &[bool], to: &[bool]| {
@@ -104,6 +104,7 @@ impl Grid {
         let [nx, ny, nz] = self.shape.0;
         let strides = [1, nx, nx * ny];
         let mut line = Line::default();
+
         for axis in 0..3 {
             let [a, b] = [(axis + 1) % 3, (axis + 2) % 3];
             for i in 0..[nx, ny, nz][a] {
@@ -114,6 +115,7 @@ impl Grid {
                 }
             }
         }
+
         squares.into_iter().map(f64::sqrt).collect()
     }
 }
@@ -135,6 +137,7 @@ impl Line {
         values.extend((0..n).map(|i| all[start + i * stride]));
         vertices.clear();
         starts.clear();
+
         let square = spacing * spacing;
         for (at, &value) in values.iter().enumerate().filter(|(_, value)| value.is_finite()) {
             let mut begin = f64::NEG_INFINITY;
@@ -152,6 +155,7 @@ impl Line {
             vertices.push(at);
             starts.push(begin);
         }
+
         let mut current = 0;
         for i in 0..if vertices.is_empty() { 0 } else { n } {
             while current + 1 < vertices.len() && starts[current + 1] <= i as f64 {

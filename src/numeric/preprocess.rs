@@ -30,7 +30,7 @@ pub struct CubeSettings {
 /// A canonical volume and facts about it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Canonical {
-    /// The cube.
+    /// Intensities and brain in the cube.
     pub volume: Volume,
     /// Volume of the brain mask, ml.
     pub brain_ml: f64,
@@ -45,7 +45,7 @@ pub struct Canonical {
 #[derive(Debug, Error, PartialEq)]
 pub enum PreprocessError {
     /// Nearly every voxel is above zero: the skull was not stripped.
-    #[error("{:.0} % of the voxels lie above zero", 100.0 * .nonzero)]
+    #[error("{:.0} % of the voxels are above zero", 100.0 * .nonzero)]
     NoBackground {
         /// Share of voxels above zero.
         nonzero: f64,
@@ -186,6 +186,7 @@ pub fn white_level(raw: &RawVolume, brain: &RawMask) -> Result<f64, PreprocessEr
     let next = above.iter().copied().min_by(f32::total_cmp).unwrap_or(*at);
     // In f64: the difference of two f32 may not fit f32.
     let white = f64::from(*at) + position.fract() * (f64::from(next) - f64::from(*at));
+
     let low = below.iter().copied().min_by(f32::total_cmp).unwrap_or(*at).min(*at);
     let high = above.iter().copied().max_by(f32::total_cmp).unwrap_or(*at);
     if low == high || !white.is_finite() || white <= 0.0 {
@@ -220,6 +221,7 @@ fn cut_fraction(brain: &RawMask, cube: &Affine, side: usize) -> f64 {
         place.iter().any(|p| !(-0.5 - 1e-9..=side as f64 - 0.5 + 1e-9).contains(p))
     };
     let n_inside = |span: Range<usize>| brain.inside[span].iter().filter(|&&i| i).count();
+
     let (mut all, mut cut) = (0, 0);
     for span in brain.spans() {
         all += n_inside(span.clone());
@@ -228,6 +230,7 @@ fn cut_fraction(brain: &RawMask, cube: &Affine, side: usize) -> f64 {
             cut += span.filter(|&offset| brain.inside[offset] && is_cut(offset)).count();
         }
     }
+
     cut as f64 / all.max(1) as f64
 }
 
@@ -241,6 +244,7 @@ fn resample(
     let to_raw = raw.affine.inverse().after(cube);
     let around = brain.voxel_box();
     let shape = Shape3::cube(side);
+
     let mut voxels = vec![0.0; shape.n_voxels()];
     let mut inside = vec![false; shape.n_voxels()];
     let rows = voxels.par_chunks_mut(side).zip(inside.par_chunks_mut(side));
@@ -254,6 +258,7 @@ fn resample(
             }
         }
     });
+
     (voxels, inside)
 }
 
@@ -274,6 +279,7 @@ pub(super) fn trilinear(raw: &RawVolume, place: [f64; 3]) -> f64 {
 fn trilinear_at_rim(raw: &RawVolume, place: [f64; 3]) -> f64 {
     let floor = place.map(f64::floor);
     let mut sum = 0.0;
+
     for corner in 0..8_usize {
         let mut weight = 1.0;
         let mut voxel = [0; 3];
@@ -286,6 +292,7 @@ fn trilinear_at_rim(raw: &RawVolume, place: [f64; 3]) -> f64 {
             on_grid &= index >= 0.0 && index < raw.shape.0[axis] as f64;
             voxel[axis] = index.max(0.0) as usize;
         }
+
         if on_grid && weight > 0.0 {
             sum += weight * f64::from(raw.voxels[raw.shape.offset(voxel)]);
         }
@@ -357,12 +364,13 @@ mod tests {
 
     #[test]
     fn voxels_at_the_ends_of_f32_make_no_voxel_of_the_cube_nan() {
-        // The white level lies between the two values: their difference overflows f32.
+        // The white level is between the two values, whose difference overflows f32.
         let (scan, brain) = two_valued(1512, 4, -3e38, 3e38);
         let volume = canonicalise(&scan, &brain, &SETTINGS, None, None).unwrap().volume;
         assert!(volume.voxels().iter().all(|v| (0.0..=1.0).contains(v)));
         assert!(volume.voxels().iter().any(|v| *v > 0.1), "the high voxels are to be seen");
-        // It lies exactly on a voxel of the low value: no share of the difference, 0 x infinity.
+        // It is exactly the low value. The difference does not count, as it would give 0 x
+        // infinity.
         let (scan, brain) = two_valued(501, 1, -3e38, 3e38);
         assert_eq!(
             canonicalise(&scan, &brain, &SETTINGS, None, None),

@@ -1,8 +1,8 @@
 //! The fixed random projection that shortens features (Le-Gia and Ahn 2026, eq. 2).
 //!
-//! The generator is written out here rather than taken from a crate, because the matrix must stay
-//! the same for as long as stored tokens do: SplitMix64 (Steele et al. 2014) for uniform numbers,
-//! Box-Muller for normal ones. `tests/reference` pins its values.
+//! The generator is written here and not taken from a crate, because the matrix must stay the same
+//! as long as stored tokens exist: SplitMix64 (Steele et al. 2014) for uniform numbers, Box-Muller
+//! for normal ones. `tests/reference` pins its values.
 
 /// A Gaussian matrix `[n_inputs, n_outputs]`, row-major, entries N(0, 1/n_outputs).
 #[derive(Debug, Clone, PartialEq)]

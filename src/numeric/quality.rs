@@ -1,7 +1,7 @@
-//! How good is a scan, without another one to compare it with?
+//! How good is a scan? This is measured without other scans.
 //!
-//! One figure: noise, by a mask that answers nothing to whatever is constant or linear (Immerkær
-//! 1996, "Fast noise variance estimation"):
+//! There is one figure: noise. It uses a mask that gives 0 for constant and linear intensities
+//! (Immerkær 1996, "Fast noise variance estimation"):
 //!
 //! ```text
 //!  1 -2  1
@@ -9,9 +9,10 @@
 //!  1 -2  1
 //! ```
 //!
-//! Noise of standard deviation s gives values of 6 s. Immerkær averages their sizes, and edges with
-//! them; here it is the median, so that the folds of the brain count little. Measured in
-//! docs/quality.md: it follows noise that is added to real scans, and does not follow motion.
+//! Noise of standard deviation s gives values of 6 s. Immerkær averages their magnitudes, which
+//! includes edges. Here it is the median, so that the folds of the brain count little. Measured in
+//! docs/quality.md: the figure follows noise that is added to real scans, and does not follow
+//! motion.
 
 use super::{
     geometry::Shape3,
@@ -19,25 +20,26 @@ use super::{
     volume::{RawMask, RawVolume},
 };
 
-/// Fewer places than this, each with its eight neighbours in the brain, say nothing.
+/// Fewer places than this, each with its eight neighbours in the brain, are too few to measure.
 const MIN_PLACES: usize = 1000;
 
-/// Standard deviation of the mask's answer to noise of standard deviation 1.
+/// Standard deviation of the mask's response to noise of standard deviation 1.
 const GAIN: f64 = 6.0;
 
-/// Median size of a standard normal value.
+/// Median magnitude of a standard normal value.
 const MEDIAN_SIZE: f64 = 0.674_489_750_196_081_7;
 
 /// Noise in the brain, as a share of the brain's contrast, which is the distance between the 10th
-/// and the 90th percentile of its intensities. Contrast and not brightness, because that is what
-/// tells tissues apart whatever the scanner's scale.
+/// and the 90th percentile of its intensities. It is contrast and not brightness, because contrast
+/// distinguishes tissues at any scale of the scanner.
 ///
-/// `brain` lies on the scan's grid. Looked at are planes across the longest edge of a voxel, where
-/// neighbours are nearest. Scans that were resampled have less than they were scanned with:
-/// interpolation is an average. `None` where the brain is too small or has no contrast.
+/// `brain` is on the scan's grid. The planes are perpendicular to the longest voxel edge, because
+/// neighbours are nearest there. Resampled scans have less noise than the original, because
+/// interpolation averages. `None` if the brain is too small or has no contrast.
 pub fn noise(raw: &RawVolume, brain: &RawMask) -> Option<f64> {
     let contrast = contrast(raw, brain);
     let across = across(raw);
+
     let mut answers = Vec::new();
     for span in brain.spans() {
         let [first, y, z] = raw.shape.voxel(span.start);
@@ -47,6 +49,7 @@ pub fn noise(raw: &RawVolume, brain: &RawMask) -> Option<f64> {
             }
         }
     }
+
     if answers.len() < MIN_PLACES || contrast <= 0.0 {
         return None;
     }
@@ -61,21 +64,23 @@ fn contrast(raw: &RawVolume, brain: &RawMask) -> f64 {
     quantile(&mut inside, 0.9) - quantile(&mut inside, 0.1)
 }
 
-/// The axis with the longest edges of voxels; the last one of equals.
+/// The axis with the longest voxel edge; the last one if several are equal.
 fn across(raw: &RawVolume) -> usize {
     let edges = raw.affine.spacing_mm();
     (0..3).fold(0, |longest, axis| if edges[axis] >= edges[longest] { axis } else { longest })
 }
 
-/// The size of the mask's answer at a voxel; `None` at the rim of the brain or of the grid.
+/// The magnitude of the mask's response at a voxel; `None` at the rim of the brain or of the grid.
 fn answer(raw: &RawVolume, brain: &RawMask, place: [usize; 3], across: usize) -> Option<f32> {
     const WEIGHTS: [f32; 3] = [1.0, -2.0, 1.0];
     let Shape3([nx, ny, _]) = raw.shape;
     let strides = [1, nx, nx * ny];
+
     let [one, other] = [[1, 2], [0, 2], [0, 1]][across];
     if [one, other].iter().any(|&axis| place[axis] == 0 || place[axis] + 1 == raw.shape.0[axis]) {
         return None;
     }
+
     let corner = raw.shape.offset(place) - strides[one] - strides[other];
     let mut sum = 0.0;
     for (i, down) in WEIGHTS.iter().enumerate() {
@@ -87,6 +92,7 @@ fn answer(raw: &RawVolume, brain: &RawMask, place: [usize; 3], across: usize) ->
             sum += down * right * raw.voxels[at];
         }
     }
+
     Some(sum.abs())
 }
 

@@ -1,15 +1,15 @@
-//! Affine alignment of a scan to a template, whatever the modality.
+//! Affine alignment of a scan to a template, for any modality.
 //!
 //! Twelve parameters, found by normalised mutual information (Studholme, Hill and Hawkes 1999) with
-//! Powell's BOBYQA from coarse to fine. The template holds a brain alone, the scan may hold a whole
-//! head: only the template's brain is compared. The same scan gives the same alignment, to the last
-//! bit.
+//! Powell's BOBYQA from coarse to fine. The template shows a brain alone, while the scan may show a
+//! whole head. So only the region of the template's brain is compared. The same scan gives the same
+//! alignment, to the last bit.
 //!
-//! Whether the scan holds a brain in the pose that its header states is judged by a null of its
-//! own: the template is turned upside down, back to front and sideways, and each turned template is
-//! fitted, too. A brain shares far more information with the upright template than with any of
-//! these; a phantom, noise, or a head whose header is wrong does not. That holds for every
-//! sequence, since both sides of the comparison have the same intensities.
+//! Does the scan show a brain in the pose that its header states? To test this, the template is
+//! turned upside down, back to front and sideways, and each turned template is fitted, too. A brain
+//! shares far more information with the upright template than with any turned one. A phantom,
+//! noise, or a head with a wrong header does not. This holds for every sequence, because all poses
+//! are compared with the same intensities.
 
 use bobyqa::{Bobyqa, Config};
 use rayon::prelude::*;
@@ -30,7 +30,7 @@ pub struct Template {
 }
 
 impl Template {
-    /// A template whose brain is where `image` lies above 0.
+    /// A template whose brain is where `image` is above 0.
     pub fn new(image: RawVolume) -> Self {
         let inside: Vec<bool> = image.voxels.iter().map(|&v| v > 0.0).collect();
         let brain = RawMask { shape: image.shape, inside, affine: image.affine };
@@ -38,13 +38,13 @@ impl Template {
         Self { image, brain, centre }
     }
 
-    /// The brain.
+    /// Where the template is above 0, on its own grid.
     pub fn brain(&self) -> &RawMask {
         &self.brain
     }
 }
 
-/// Where a template lies in a scan.
+/// The position of a template in a scan.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Alignment {
     /// Template world -> scan world, mm.
@@ -53,11 +53,11 @@ pub struct Alignment {
     /// template's intensities explain (correlation ratio, Roche et al. 1998), in [0, 1]. Depends on
     /// the sequence.
     pub explained: f64,
-    /// How much less information the template shares with the scan when it is turned the wrong way:
-    /// 1 - (best wrong pose / this pose), at most 1. About 0 where nothing tells the poses apart,
-    /// negative where a wrong pose fits better, or where hardly anything is shared at all.
+    /// How much less information the template shares with the scan in the best wrong pose: 1 -
+    /// (best wrong pose / this pose), at most 1. About 0 if all poses fit alike. Negative if a
+    /// wrong pose fits better, or if hardly anything is shared at all.
     pub distinctness: f64,
-    /// Share of the template's brain that lies within the scan's grid, in [0, 1].
+    /// Share of the template's brain within the scan's grid, in [0, 1].
     pub coverage: f64,
 }
 
@@ -70,22 +70,22 @@ pub enum RegistrationError {
     /// The scan is thinner than the coarsest step of the search.
     #[error("the scan measures {:.0} x {:.0} x {:.0} mm", .0[0], .0[1], .0[2])]
     TooSmall([f64; 3]),
-    /// Too much of the brain lies beyond the grid.
-    #[error("{:.0} % of a brain lie within the scan", 100.0 * .best.coverage)]
+    /// Too much of the brain is beyond the grid.
+    #[error("{:.0} % of the template's brain is within the scan", 100.0 * .best.coverage)]
     Cut {
         /// Where the template fits best.
         best: Box<Alignment>,
     },
-    /// A brain that is turned the wrong way fits about as well.
+    /// The template fits about as well in a wrong pose.
     #[error(
-        "a distinctness of {:.3}: a template that is turned the wrong way fits {:.0} % as well",
+        "a distinctness of {:.3}: the template fits {:.0} % as well in a wrong pose",
         .best.distinctness,
         100.0 * (1.0 - .best.distinctness)
     )]
     Unlike {
         /// Where the template fits best.
         best: Box<Alignment>,
-        /// Whether a whole head was looked for.
+        /// Whether the scan was treated as a whole head.
         is_head: bool,
     },
     /// The affine that was found cannot be inverted.
@@ -94,7 +94,7 @@ pub enum RegistrationError {
 }
 
 impl RegistrationError {
-    /// Where the template fits best, if it was looked for.
+    /// The best alignment, if one was searched for.
     pub fn best(&self) -> Option<&Alignment> {
         match self {
             Self::Cut { best } | Self::Unlike { best, .. } => Some(best),
@@ -105,36 +105,38 @@ impl RegistrationError {
 
 /// Levels of the search: spacing of the grids in mm, first and last step of the search in mm.
 const LEVELS: [(f64, f64, f64); 3] = [(8.0, 4.0, 0.8), (4.0, 2.0, 0.2), (2.0, 0.6, 0.05)];
-/// How many candidates are followed at each level.
+/// Number of candidates that are searched from at each level.
 const KEPT: [usize; 3] = [16, 8, 2];
 /// Smallest extent of a scan, mm; a brain measures 110 to 190.
 pub const MIN_EXTENT_MM: f64 = 60.0;
-/// So far around the template's brain a whole head is compared as well, mm. A wider rim lets the
-/// template grow until its dark surroundings are the air around the head, or shrink into the brain.
+/// For a whole head, a rim of this width around the template's brain is compared, too, mm. With a
+/// wider rim the template grows until its dark surroundings are the air around the head, or shrinks
+/// into the brain.
 pub(super) const HEAD_RIM_MM: f64 = 2.0;
-/// The same where there is no head around the brain: here its edge says most.
+/// The same for a brain without a head around it. Its edge gives the most information.
 const STRIPPED_RIM_MM: f64 = 8.0;
-/// Least [`Alignment::distinctness`] of a head. Measured on heads: 0.44 to 0.75 where the alignment
-/// is right (T1, FLAIR, T2; slices of 2 to 8 mm), at most 0.25 where it is not, and on what is no
-/// head (docs/preprocessing.md).
+/// Least [`Alignment::distinctness`] of a head. Measured on heads: 0.44 to 0.75 with a right
+/// alignment (T1, FLAIR, T2; slices of 2 to 8 mm), at most 0.25 with a wrong one, and on images
+/// without a head (docs/preprocessing.md).
 const MIN_DISTINCTNESS_HEAD: f64 = 0.3;
-/// The same of a brain alone, whose edge fits in every pose: measured 0.24 to 0.6.
+/// The same for a brain alone, whose edge fits in every pose. Measured: 0.24 to 0.6.
 const MIN_DISTINCTNESS_STRIPPED: f64 = 0.15;
-/// Share of the template's brain that must lie within the scan.
+/// Share of the template's brain that must be within the scan.
 pub const MIN_COVERAGE: f64 = 0.6;
 /// Most evaluations per search.
 const MAX_EVALUATIONS: usize = 500;
 
-/// Rotations, scales and shears are counted in millimetres at this distance from the centre, so
-/// that one step means about as much in each parameter.
+/// Rotations, scales and shears are measured in millimetres at this distance from the centre, so
+/// that one step has about the same effect in each parameter.
 const RADIUS_MM: f64 = 80.0;
-/// How far each group of parameters may go, mm at [`RADIUS_MM`]: translation from the start 80 mm,
+/// Limits of each group of parameters, mm at [`RADIUS_MM`]: translation from the start 80 mm,
 /// rotation 45 degrees, scale 0.67 to 1.5, shear 0.25.
 const BOUNDS: [f64; 4] = [80.0, 63.0, 32.0, 20.0];
 
 const UPRIGHT: [[f64; 3]; 3] = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
 
-/// Turns by 180 and 90 degrees about each axis: out of reach of the 45 degrees of a search.
+/// Turns by 180 and 90 degrees about each axis. A search covers only 45 degrees and cannot reach
+/// them.
 const WRONG_TURNS: [[[f64; 3]; 3]; 9] = [
     [[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]],
     [[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0]],
@@ -146,7 +148,7 @@ const WRONG_TURNS: [[[f64; 3]; 3]; 9] = [
     [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
     [[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
 ];
-/// How many of them are fitted at 4 mm.
+/// Number of them that are fitted at 4 mm.
 const WRONG_KEPT: usize = 3;
 /// Information (normalised mutual information - 1) that noise may share with the template in a
 /// lucky pose: 32 x 32 bins of 30,000 points share 0.003 by their number alone. Heads share 0.028
@@ -158,10 +160,10 @@ type Parameters = [f64; 12];
 
 /// Finds the template in a scan: a whole head, or a brain that has been extracted.
 ///
-/// Takes one to two seconds on two cores, whatever the resolution.
+/// Takes one to two seconds on two cores, at any resolution.
 ///
 /// # Errors
-/// If there is nothing to align, or what was found is no brain.
+/// If there is nothing to align, or if no brain was found.
 pub fn register(
     scan: &RawVolume,
     template: &Template,
@@ -180,11 +182,11 @@ pub fn register(
     judged(&levels, candidates[0], is_head)
 }
 
-/// Finds the brain of a head in another scan of the same session: a rigid motion, near what the
-/// headers of both say.
+/// Finds the brain of a head in another scan of the same session: a rigid motion, near the one that
+/// the headers of both state.
 ///
 /// # Errors
-/// As [`register`]; also if the headers do not say where the head lies.
+/// Like [`register`]; also if the headers do not describe the position of the head.
 pub fn register_same_head(
     scan: &RawVolume,
     brain: &Template,
@@ -213,7 +215,7 @@ fn levels(
     Ok(LEVELS.map(|(mm, ..)| Level::new(scan, template, &grey, mm, rim_mm)))
 }
 
-/// What was found, if it is good enough.
+/// The alignment that was found, if it is good enough.
 fn judged(
     levels: &[Level],
     found: Candidate,
@@ -232,15 +234,15 @@ fn judged(
     Ok(best)
 }
 
-/// What is asked of [`Alignment::distinctness`].
+/// The least [`Alignment::distinctness`] that is accepted.
 pub fn min_distinctness(is_head: bool) -> f64 {
     if is_head { MIN_DISTINCTNESS_HEAD } else { MIN_DISTINCTNESS_STRIPPED }
 }
 
 /// See [`Alignment::distinctness`].
 ///
-/// Each wrong pose is fitted at 8 mm, from the place that was found, and the best of them at 4 mm.
-/// The pose that was found is fitted at 4 mm once more.
+/// Each wrong pose is fitted at 8 mm, starting at the place that was found, and the best of them at
+/// 4 mm. For comparison the found pose is fitted at 4 mm again.
 fn distinctness(levels: &[Level], found: Candidate) -> f64 {
     let [(_, _, last), (_, first, finer), _] = LEVELS;
     let coarse = |turn: [[f64; 3]; 3]| {
@@ -251,7 +253,7 @@ fn distinctness(levels: &[Level], found: Candidate) -> f64 {
     wrong.sort_by(|a, b| a.cost.total_cmp(&b.cost));
     wrong.truncate(WRONG_KEPT);
 
-    // Normalised mutual information is 1 where nothing is shared.
+    // Normalised mutual information is 1 if nothing is shared.
     let shared = |start: Candidate| -levels[1].search(start, 12, first, finer).cost - 1.0;
     let right = shared(found);
     let wrong = wrong.into_par_iter().map(shared).reduce(|| SHARED_BY_CHANCE, f64::max);
@@ -263,7 +265,7 @@ fn distinctness(levels: &[Level], found: Candidate) -> f64 {
 struct Candidate {
     /// Centre of the template's brain, mm.
     from: [f64; 3],
-    /// Where the scan's brain was first thought to be, mm.
+    /// First guess of the centre of the scan's brain, mm.
     to: [f64; 3],
     /// Turns the template before it is moved.
     turn: [[f64; 3]; 3],
@@ -305,8 +307,8 @@ fn product(a: &[[f64; 3]; 3], b: &[[f64; 3]; 3]) -> [[f64; 3]; 3] {
     a.map(|row| [0, 1, 2].map(|c| (0..3).map(|k| row[k] * b[k][c]).sum()))
 }
 
-/// Intensities to bins of the joint histogram: each bin holds about as much of what is not
-/// background, so that a bright scalp leaves the brain as many bins as a dark one does.
+/// Maps intensities to bins of the joint histogram. Each bin holds about as many voxels that are
+/// not background, so that a bright scalp leaves the brain as many bins as a dark one.
 #[derive(Debug, Clone)]
 pub(super) struct GreyScale {
     /// The intensity at which each bin is centred, ascending.
@@ -321,6 +323,7 @@ impl GreyScale {
         let low = percentile(&mut some, 0.01)?;
         some.retain(|&v| v > low);
         let high = percentile(&mut some, 0.995)?;
+
         let background = low + BACKGROUND_SHARE * (high - low);
         some.retain(|&v| v > background);
         some.sort_unstable_by(f32::total_cmp);
@@ -328,6 +331,7 @@ impl GreyScale {
         if some.is_empty() {
             return None;
         }
+
         let mut centres = vec![low];
         centres.extend((1..BINS).map(quantile));
         centres.dedup();
@@ -346,10 +350,10 @@ impl GreyScale {
     }
 }
 
-/// What lies below this share of the 99.5th percentile is background.
+/// Intensities below this share of the 99.5th percentile are background.
 const BACKGROUND_SHARE: f32 = 0.05;
 
-/// The value that this share of the others lies below; reorders the values. `None` without values.
+/// The value that exceeds this share of the values; reorders them. `None` without values.
 pub fn percentile(values: &mut [f32], share: f64) -> Option<f32> {
     let last = values.len().checked_sub(1)?;
     let (_, at, _) = values.select_nth_unstable_by((last as f64 * share) as usize, f32::total_cmp);
@@ -361,9 +365,9 @@ pub(super) const BINS: usize = 32;
 
 /// Template and scan at one spacing.
 pub(super) struct Level {
-    /// World places of the template that are compared.
+    /// Places in the template's world that are compared.
     points: Vec<[f64; 3]>,
-    /// The template's intensity there, in bins; 0 in the rim around its brain.
+    /// The template's intensity at each, in bins; 0 in the rim around its brain.
     values: Vec<u8>,
     /// Scan in bins, `[nx, ny, nz]`.
     scan: Vec<f32>,
@@ -406,13 +410,14 @@ impl Level {
     fn starts(&self, template: &Template) -> Vec<Candidate> {
         let from = template.centre;
         let (mass, top) = self.head();
-        // The middle of a brain lies so far below the top of the head.
+        // The middle of a brain is 80 mm below the top of the head.
         let below_top = [mass[0], mass[1], top - 80.0];
         let centre = self.shape.0.map(|n| (n as f64 - 1.0) / 2.0);
         let centre = self.to_voxel.inverse().apply(centre);
+
         let mut starts = Vec::new();
         for to in [from, mass, below_top, centre] {
-            // Templates are larger than most brains, and than those of children by a third.
+            // Templates are larger than most brains, and a third larger than those of children.
             for (pitch, scale) in
                 [-0.3, 0.0, 0.3].into_iter().flat_map(|p| [(p, -0.04), (p, -0.14)])
             {
@@ -422,13 +427,14 @@ impl Level {
                 starts.push(Candidate { from, to, turn: UPRIGHT, parameters, cost: 0.0 });
             }
         }
+
         let mut found: Vec<Candidate> =
             starts.into_par_iter().map(|start| self.search(start, 6, 12.0, 2.0)).collect();
         found.sort_by(|a, b| a.cost.total_cmp(&b.cost));
         found
     }
 
-    /// Middle of what is bright, and its upper end, mm.
+    /// Middle of the bright voxels, and their upper end, mm.
     fn head(&self) -> ([f64; 3], f64) {
         let mean = self.scan.iter().sum::<f32>() / self.scan.len() as f32;
         let to_world = self.to_voxel.inverse();
@@ -455,17 +461,20 @@ impl Level {
             candidate.parameters[..n].copy_from_slice(x);
             -self.similarity(&candidate.map())
         };
+
         let bound = |sign: f64| -> Vec<f64> { (0..n).map(|i| sign * BOUNDS[i / 3]).collect() };
         let (low, high) = (bound(-1.0), bound(1.0));
+
         let mut solver = Bobyqa::new(n, config).expect("these numbers fit each other");
         found.cost = solver.minimize(cost, &mut found.parameters[..n], &low, &high).f;
         found
     }
 
-    /// Normalised mutual information, from 1 (unrelated) to 2; 0 where nearly nothing overlaps.
+    /// Normalised mutual information, from 1 (unrelated) to 2; 0 if hardly anything overlaps.
     fn similarity(&self, map: &[[f64; 4]; 3]) -> f64 {
         let Ok(map) = Affine::new(*map) else { return 0.0 };
         let to_voxel = self.to_voxel.after(&map);
+
         let chunks = self.points.par_chunks(CHUNK).zip(self.values.par_chunks(CHUNK));
         let parts: Vec<Histogram> = chunks
             .map(|(points, values)| {
@@ -478,9 +487,11 @@ impl Level {
                 histogram
             })
             .collect();
-        // Chunk by chunk in order, so that the sum does not depend on the threads.
+
+        // Sums the chunks in order, so that the result does not depend on the threads.
         let mut joint = [0.0; BINS * BINS];
         parts.iter().for_each(|part| joint.iter_mut().zip(part).for_each(|(sum, &n)| *sum += n));
+
         let total: f64 = joint.iter().sum();
         if total < MIN_OVERLAP * self.points.len() as f64 {
             return 0.0;
@@ -496,10 +507,12 @@ impl Level {
         if !(x >= 0.0 && y >= 0.0 && z >= 0.0) {
             return None;
         }
+
         let (i, j, k) = (x as usize, y as usize, z as usize);
         if i + 1 >= nx || j + 1 >= ny || k + 1 >= nz {
             return None;
         }
+
         let [u, v, w] = [x - i as f64, y - j as f64, z - k as f64].map(|f| f as f32);
         let at = self.shape.offset([i, j, k]);
         let row =
@@ -545,7 +558,7 @@ impl Level {
 
 /// Points per piece of parallel work.
 const CHUNK: usize = 8192;
-/// Share of the compared points that must lie within the scan's grid.
+/// Share of the compared points that must be within the scan's grid.
 const MIN_OVERLAP: f64 = 0.3;
 
 type Histogram = [f64; BINS * BINS];

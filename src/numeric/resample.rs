@@ -1,22 +1,23 @@
-//! Other numbers of voxels over the same field of view, as PyTorch's `interpolate` makes them.
+//! Resamples to another number of voxels over the same field of view, like PyTorch's `interpolate`.
 //!
-//! Places are computed in f32 like there, so that ties between two voxels fall the same way.
+//! Places are computed in f32 as in PyTorch, so that ties between two voxels are decided in the
+//! same way.
 
 use rayon::prelude::*;
 
 use super::geometry::Shape3;
 
-/// What a value between voxel centres is.
+/// How a value between voxel centres is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Between {
-    /// That of the voxel which covers the place: PyTorch's `nearest-exact`.
+    /// From the voxel that covers the place: PyTorch's `nearest-exact`.
     Nearest,
-    /// The weighted mean of the voxels around it, held constant beyond the outermost centres:
-    /// PyTorch's `trilinear` with `align_corners=False`.
+    /// The weighted mean of the voxels around it, constant beyond the outermost centres: PyTorch's
+    /// `trilinear` with `align_corners=False`.
     Linear,
 }
 
-/// Where along an axis a value comes from.
+/// The voxels along an axis that give a value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Source {
     /// The voxel at or before the place.
@@ -28,13 +29,13 @@ pub struct Source {
 }
 
 impl Source {
-    /// The same with both voxels mapped, to positions in memory for example.
+    /// The same with both voxels mapped, for example to positions in memory.
     pub fn map(self, place: impl Fn(usize) -> usize) -> Self {
         Self { below: place(self.below), above: place(self.above), ..self }
     }
 }
 
-/// For each of `n_to` voxels along an axis its place among `n_from` voxels of the same extent.
+/// For each of `n_to` voxels along an axis, its place among `n_from` voxels of the same extent.
 ///
 /// # Panics
 /// If there are no voxels to take values from.
@@ -58,12 +59,13 @@ pub fn sources(n_from: usize, n_to: usize, between: Between) -> Vec<Source> {
     (0..n_to).map(source).collect()
 }
 
-/// The values at all combinations of places, x fastest. Each place is a position in memory: the
-/// sum of those of the three axes is that of a value.
+/// The values at all combinations of places, x fastest. Each place is a position in memory. The sum
+/// of the three axes' positions is that of a value.
 pub fn resample(values: &[f32], axes: &[Vec<Source>; 3]) -> Vec<f32> {
     let [along_x, along_y, along_z] = axes;
     let shape = Shape3([along_x.len(), along_y.len(), along_z.len()]);
     let is_exact = axes.iter().flatten().all(|source| source.share == 0.0);
+
     let mut all = vec![0.0; shape.n_voxels()];
     let planes = all.par_chunks_mut((shape.0[0] * shape.0[1]).max(1)).zip(along_z);
     planes.for_each(|(plane, z)| {
@@ -77,6 +79,7 @@ pub fn resample(values: &[f32], axes: &[Vec<Source>; 3]) -> Vec<f32> {
             }
         }
     });
+
     all
 }
 

@@ -272,7 +272,7 @@ pub fn percentile(own: f32, others: &[f32]) -> f64 {
 /// How the values of a map are distributed, as needed for a threshold without labels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MapProfile {
-    /// Median.
+    /// Median of the values.
     pub median: f64,
     /// Distance between the quartiles.
     pub spread: f64,
@@ -394,9 +394,9 @@ mod tests {
         let mut corrected = scores.clone();
         correct_positions(&mut corrected, &[0, 1, 2], 0.5);
         let corrected = corrected.map(|grid| grid.scores);
-        // Of others: 1, 3, 5 in the first scan; 1, 3, -, 1 in the second; 1, 3, - in the third:
-        // 2.25 on average (18 over 8). Cell 5 gets 0.5 * 1.25 more, cell 7 0.5 * 0.75 less. Cell 9
-        // of the first scan would fall to 1 - 0.5 * 2.75, below 0.
+        // Scores of others: 1, 3, 5 in the first scan; 1, 3, -, 1 in the second; 1, 3, - in the
+        // third: 2.25 on average (18 over 8). Cell 5 gets 0.5 * 1.25 more, cell 7 0.5 * 0.75 less.
+        // Cell 9 of the first scan would fall to 1 - 0.5 * 2.75, below 0.
         assert_eq!(corrected[0], [Some(1.625), Some(2.625), Some(0.0)]);
         assert_eq!(corrected[1], [Some(1.625), Some(2.625), Some(4.0), Some(5.625)]);
         assert_eq!(corrected[2], [Some(1.625), Some(2.625), None]);
@@ -455,8 +455,8 @@ mod tests {
         for (index, values) in healthy.iter().enumerate() {
             let threshold = label_free_threshold(&profiles, index, fraction(0.25));
             let above = values.iter().filter(|&&v| v > threshold).count() as f64 / 100_000.0;
-            // Standard deviation of a share of 0.01 in 100,000: 0.0003, of a tail the like; with
-            // lesions in 4 % of the values level and spread rise.
+            // The standard deviation of a share of 0.01 in 100,000 is 0.0003, and about the same
+            // for a tail. With lesions in 4 % of the values, median and spread rise.
             assert!((0.006..0.0115).contains(&above), "{index} {above}");
             assert!(window[index][..4000].iter().all(|&v| v > threshold) || index >= 4);
         }

@@ -1,4 +1,4 @@
-//! The slices of a [`Volume`] along one axis, as the encoder wants them.
+//! The slices of a [`Volume`] along one axis, in the form that the encoder needs.
 
 use super::{geometry::Axis, volume::Volume};
 
@@ -16,22 +16,23 @@ pub struct ImageBatch {
     pub side: usize,
     /// `n_images * colours * side * side` pixels.
     pub pixels: Vec<f32>,
-    /// How many images that follow one another are a group: they share their patches, and their
-    /// features are averaged.
+    /// Number of consecutive images in a group. They share their patches, and their features are
+    /// averaged.
     pub group: usize,
-    /// For each group the patches that are encoded, numbered row by row, ascending. The network
-    /// does not see the others.
+    /// For each group, the patches that are encoded, numbered row by row, ascending. The network
+    /// skips the others.
     pub patches: Vec<Vec<u32>>,
 }
 
 impl ImageBatch {
-    /// `n_images` images on their own, with all patches, which have `patch` pixels along each edge.
+    /// `n_images` images, each a group of its own, with all patches of `patch` pixels along each
+    /// edge.
     pub fn whole(n_images: usize, side: usize, patch: usize, pixels: Vec<f32>) -> Self {
         let all: Vec<u32> = (0..(side / patch).pow(2) as u32).collect();
         Self { side, pixels, group: 1, patches: vec![all; n_images] }
     }
 
-    /// Number of images.
+    /// Number of images, in all groups together.
     pub fn n_images(&self) -> usize {
         self.patches.len() * self.group
     }
@@ -39,7 +40,7 @@ impl ImageBatch {
     /// Pixels of an image, all its colours together.
     ///
     /// # Panics
-    /// If the pixels are not those of whole images.
+    /// If the pixels do not make whole images.
     pub fn n_pixels(&self) -> usize {
         let n_images = self.n_images().max(1);
         assert!(self.pixels.len().is_multiple_of(n_images), "pixels of whole images");
@@ -58,14 +59,15 @@ pub struct PatchFeatures {
 }
 
 impl PatchFeatures {
-    /// From those of each image on its own to the mean over each group of `images`.
+    /// Averages the features of single images over each group of `images`.
     ///
     /// # Panics
-    /// If there are not as many as `images` has.
+    /// If their number does not fit `images`.
     pub fn pooled(self, images: &ImageBatch) -> Self {
         let Self { channels, mut values } = self;
         let group = images.group;
         let (mut read, mut written) = (0, 0);
+
         for patches in &images.patches {
             let n = patches.len() * channels;
             values.copy_within(read..read + n, written);
@@ -77,17 +79,18 @@ impl PatchFeatures {
             means.iter_mut().for_each(|sum| *sum *= 1.0 / group as f32);
             (read, written) = (read + group * n, written + n);
         }
+
         assert_eq!(read, values.len(), "features of each image");
         values.truncate(written);
         Self { channels, values }
     }
 }
 
-/// The smallest cosine between a row of one and the same row of the other, 1 without any; NaN where
-/// there is one.
+/// The smallest cosine between a row of one and the same row of the other; 1 without rows. NaN if
+/// any value is NaN.
 ///
 /// # Panics
-/// If they do not have as many rows and channels.
+/// If their numbers of rows or channels differ.
 pub fn least_cosine(a: &PatchFeatures, b: &PatchFeatures) -> f64 {
     assert_eq!((a.channels, a.values.len()), (b.channels, b.values.len()), "features of the same");
     let dot = |a: &[f32], b: &[f32]| -> f64 {
@@ -95,29 +98,31 @@ pub fn least_cosine(a: &PatchFeatures, b: &PatchFeatures) -> f64 {
     };
     let rows = a.values.chunks_exact(a.channels).zip(b.values.chunks_exact(b.channels));
     let cosines = rows.map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt());
-    // Unlike f64::min, which forgets NaN.
+    // Unlike f64::min, this keeps NaN.
     cosines.fold(1.0, |least, c| if c < least || c.is_nan() { c } else { least })
 }
 
-/// Edge of the blocks that slices are cut out in: a cache line of voxels.
+/// Edge of the blocks in which slices are cut out: a cache line of voxels.
 const BLOCK: usize = 16;
 
-/// The pixels of the slices `indices` of the volume along `axis` into `pixels`, `[n, side, side]`.
+/// Writes the slices `indices` of the volume along `axis` into `pixels`, `[n, side, side]`.
 ///
-/// Rows and columns of a slice are the two other axes in ascending order, the lower one as row:
-/// a sagittal slice is `[y, z]`, a coronal one `[x, z]`, an axial one `[x, y]`. Grey values, as a
-/// network of one colour wants them.
+/// Rows and columns of a slice are the two other axes in ascending order, the lower one as row: a
+/// sagittal slice is `[y, z]`, a coronal one `[x, z]`, an axial one `[x, y]`. The pixels are grey
+/// values, for a network of one colour.
 ///
 /// # Panics
-/// If there is not as much room as the slices have pixels.
+/// If `pixels` does not have the size of the slices.
 pub fn slice_pixels(volume: &Volume, axis: Axis, indices: &[usize], pixels: &mut [f32]) {
     let side = volume.side();
     assert_eq!(pixels.len(), indices.len() * side * side, "pixels of the slices");
+
     let strides = [1, side, side * side];
     let (row_axis, column_axis) = in_plane(axis);
     let [row_step, column_step] = [row_axis, column_axis].map(|axis| strides[axis]);
-    // Neighbouring voxels share a line of the cache, and so do neighbouring pixels: in a block both
-    // are used up, by all slices, before they are driven out.
+
+    // Neighbouring voxels share a cache line, and so do neighbouring pixels. Within a block all
+    // slices use both completely before the cache drops them.
     let corners = (0..side).step_by(BLOCK);
     for (top, left) in corners.clone().flat_map(|top| corners.clone().map(move |left| (top, left)))
     {

@@ -1,16 +1,16 @@
-//! The mean of the smallest distances of every token: what a window spends its time on when it is
-//! scored.
+//! The mean of the smallest distances of every token. Scoring a window spends most of its time
+//! here.
 
 use rayon::prelude::*;
 
-/// Tokens that are looked at side by side.
+/// Number of tokens that are processed together.
 const ABREAST: usize = 16;
 
-/// A number for each of them.
+/// One number for each of these tokens.
 type Lanes<T> = [T; ABREAST];
 
-/// For each of `n_tokens` tokens the mean of its `keep` smallest finite distances, or of all if
-/// there are fewer; `None` where there is none. `columns` hold one distance per token, none of them
+/// For each of `n_tokens` tokens, the mean of its `keep` smallest finite distances, or of all if
+/// there are fewer; `None` if there is none. `columns` hold one distance per token, none of them
 /// negative.
 ///
 /// The order of the columns does not change the result, to the last bit.
@@ -29,8 +29,8 @@ pub(super) fn means_of_smallest(
     means
 }
 
-/// The same for one group of tokens, with AVX2 where there is: numbers of distances and exact sums
-/// are the same with and without.
+/// The same for one group of tokens, with AVX2 if the processor has it. The results are equal with
+/// and without it, because counts and exact sums are.
 fn means_of_group(rows: &[Lanes<f32>], keep: usize) -> Lanes<Option<f32>> {
     #[inline(always)]
     fn portable(rows: &[Lanes<f32>], keep: usize) -> Lanes<Option<f32>> {
@@ -43,7 +43,7 @@ fn means_of_group(rows: &[Lanes<f32>], keep: usize) -> Lanes<Option<f32>> {
             portable(rows, keep)
         }
         if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has it.
+            // SAFETY: the processor has AVX2.
             return unsafe { avx2(rows, keep) };
         }
     }
@@ -60,27 +60,29 @@ fn lanes_of(column: &[f32]) -> Lanes<f32> {
     lanes
 }
 
-/// What parts the smallest distances of each token from the others. Numbers of distances are `f32`,
-/// like the distances: then the compiler keeps to one vector per row.
+/// Separates the smallest distances of each token from the others. Counts are `f32` like the
+/// distances, so that the compiler uses one vector per row.
 struct Smallest {
-    /// How many they are.
+    /// Number of smallest distances.
     n: Lanes<f32>,
-    /// All that lie below it are among them ...
+    /// All distances below it belong to them ...
     limit: Lanes<f32>,
-    /// ... so many. The rest, if there is one, are equal to it.
+    /// ... and this is their number. The rest of them, if any, equal the limit.
     n_below: Lanes<f32>,
 }
 
 impl Smallest {
-    /// Halves the interval of each limit until it parts the smallest from the others, for all
-    /// tokens at once.
+    /// Halves the interval of each limit until the limit separates the smallest from the others,
+    /// for all tokens at once.
     #[inline(always)]
     fn among(rows: &[Lanes<f32>], keep: usize) -> Self {
         let (mut low, mut high, n_finite) = range(rows);
         let n = n_finite.map(|n_finite| n_finite.min(keep as f32));
-        // Fewer than `n` lie below `low`, at least `n` below `high`.
+
+        // Fewer than `n` are below `low`, at least `n` below `high`.
         let (mut n_low, mut n_high) = ([0.0; ABREAST], n_finite);
         let is_parted = |n_high: &Lanes<f32>, lane: usize| n_high[lane] <= n[lane];
+
         while (0..ABREAST)
             .any(|lane| !is_parted(&n_high, lane) && high[lane].next_down() > low[lane])
         {
@@ -98,12 +100,14 @@ impl Smallest {
                 (*end, *n_end) = (middle[lane], n_middle[lane]);
             }
         }
-        // Where no limit parts them, several are equal to the last one that is kept, which is
+
+        // If no limit separates them, several are equal to the last one that is kept, which is
         // `low`.
         let (mut limit, mut n_below) = (low, n_low);
         for lane in (0..ABREAST).filter(|&lane| is_parted(&n_high, lane)) {
             (limit[lane], n_below[lane]) = (high[lane], n[lane]);
         }
+
         Self { n, limit, n_below }
     }
 
@@ -118,6 +122,7 @@ impl Smallest {
                 least[lane] = if counts < least[lane] { counts } else { least[lane] };
             }
         }
+
         std::array::from_fn(|lane| {
             let n = f64::from(self.n[lane]);
             let n_equal = n - f64::from(self.n_below[lane]);
@@ -127,8 +132,8 @@ impl Smallest {
                 sums[lane] += n_equal * equal;
                 least = if equal > 0.0 { least.min(equal) } else { least };
             }
-            // All are multiples of the last bit of the least, 0 aside, which is at least 2^-24 of
-            // it. A sum below 2^53 times that bit is exact in `f64`.
+            // All except 0 are multiples of the last bit of the least one, and this bit is at least
+            // 2^-24 of it. A sum below 2^53 times that bit is exact in `f64`.
             if sums[lane] >= f64::from(1 << 29) * least {
                 sums[lane] = self.sorted_sum(rows, lane);
             }
@@ -136,8 +141,8 @@ impl Smallest {
         })
     }
 
-    /// The sum where it may be rounded, as beside a distance of nearly 0: from the smallest to the
-    /// largest, so that it is rounded in the same way whatever the order of the columns.
+    /// The sum if it may be rounded, for example with a distance of nearly 0. It runs from the
+    /// smallest to the largest, so that the order of the columns does not change the rounding.
     fn sorted_sum(&self, rows: &[Lanes<f32>], lane: usize) -> f64 {
         let mut kept: Vec<f32> = rows.iter().map(|row| row[lane]).collect();
         kept.sort_unstable_by(f32::total_cmp);
@@ -145,8 +150,8 @@ impl Smallest {
     }
 }
 
-/// The middle one of the `f32` from `low` to `high`; they are not negative, so that their bits are
-/// in order. `low` where there is none: a token without any distance.
+/// The middle one of the `f32` from `low` to `high`. They are not negative, so that their bits are
+/// in order. `low` if there is none: a token without any distance.
 fn halfway(low: f32, high: f32) -> f32 {
     f32::from_bits(low.to_bits() + high.to_bits().saturating_sub(low.to_bits()) / 2)
 }
@@ -166,7 +171,7 @@ fn range(rows: &[Lanes<f32>]) -> (Lanes<f32>, Lanes<f32>, Lanes<f32>) {
     (least, most.map(f32::next_up), n)
 }
 
-/// How many distances of each token lie below its limit.
+/// Number of distances of each token below its limit.
 #[inline(always)]
 fn n_below(rows: &[Lanes<f32>], limit: &Lanes<f32>) -> Lanes<f32> {
     let mut n = [0.0; ABREAST];
@@ -183,7 +188,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Distances as they are, some often, and so small ones that a sum in `f64` is rounded.
+    /// Usual distances, repeated ones, and ones so small that a sum in `f64` is rounded.
     fn distance() -> impl Strategy<Value = f32> {
         prop_oneof![
             9 => 0.0_f32..2.0,
@@ -194,7 +199,7 @@ mod tests {
         ]
     }
 
-    /// As the definition says it.
+    /// The definition, computed directly.
     fn mean_of_smallest(mut row: Vec<f32>, keep: usize) -> Option<f32> {
         row.retain(|distance| distance.is_finite());
         row.iter_mut().for_each(|distance| *distance = distance.abs());

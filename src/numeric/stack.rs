@@ -1,15 +1,15 @@
-//! Slices as a scanner exports them, each with its own place in space, put together to one grid.
+//! Joins slices to one grid. A scanner exports each slice with its own place in space.
 //!
-//! Places come in the coordinates of DICOM (PS3.3, C.7.6.2): LPS+, x grows to the patient's left, y
-//! to the back, z up. The grid's affine is in RAS+ as everywhere else: x and y change their sign.
-//! Voxel axes are column, row counted from the bottom, and slice along the normal `row x column`,
-//! as dcm2niix lays them.
+//! Places are in the coordinates of DICOM (PS3.3, C.7.6.2): LPS+, x grows to the patient's left, y
+//! to the back, z up. The grid's affine is in RAS+ as everywhere else, so that x and y change their
+//! sign. Voxel axes are column, row counted from the bottom, and slice along the normal `row x
+//! column`, as in dcm2niix.
 
 use thiserror::Error;
 
 use super::geometry::{Affine, AffineError};
 
-/// Where one slice lies.
+/// The place of one slice.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Plane {
     /// Centre of the first pixel, LPS mm.
@@ -31,10 +31,10 @@ pub struct Stack {
     pub affine: Affine,
 }
 
-/// Why slices are no volume.
+/// Why slices do not make a volume.
 #[derive(Debug, PartialEq, Error)]
 pub enum StackError {
-    /// Two or fewer.
+    /// Fewer than three different places.
     #[error("{n} slices")]
     TooFew {
         /// Different places.
@@ -43,13 +43,13 @@ pub enum StackError {
     /// A number is NaN, infinite, or a spacing not above 0.
     #[error("a slice position, direction or pixel spacing that is no usable number")]
     NoNumber,
-    /// Row and column directions are no rotation.
+    /// Row and column directions are not two perpendicular unit vectors.
     #[error("row and column directions that are not of length 1 and at right angles")]
     Askew,
     /// Slices differ in direction or in the size of their pixels.
     #[error("slices that differ in direction or pixel spacing")]
     Mixed,
-    /// Every place is taken equally often.
+    /// Every place has the same number of images, more than one.
     #[error("{times} images at each of {n} places")]
     Repeated {
         /// Images at each place.
@@ -57,13 +57,13 @@ pub enum StackError {
         /// Places.
         n: usize,
     },
-    /// Some places are taken more often than others.
+    /// Some places have more images than others.
     #[error("{n} slices at a place where another one lies")]
     Doubled {
         /// Surplus slices.
         n: usize,
     },
-    /// A gap.
+    /// A slice is missing, or distances differ.
     #[error("gaps of {smallest_mm:.3} to {largest_mm:.3} mm between neighbouring slices")]
     Uneven {
         /// Smallest distance of neighbours.
@@ -71,26 +71,26 @@ pub enum StackError {
         /// Largest distance of neighbours.
         largest_mm: f64,
     },
-    /// The slices lie on a line that is not their normal.
+    /// The line through the slices is not along their normal.
     #[error("slices shifted by {shift_mm:.3} mm against each other")]
     Sheared {
         /// Largest distance from the line through the first slice along the normal.
         shift_mm: f64,
     },
-    /// The grid is flat.
+    /// The affine of the grid is unusable.
     #[error(transparent)]
     Grid(#[from] AffineError),
 }
 
-/// Deviation from equal distances, as a share of the distance, that rounding in the header
-/// explains: some scanners write positions with one decimal. A missing slice deviates by a whole
-/// distance.
+/// Largest accepted deviation from equal distances, as a share of the distance. Rounding in the
+/// header explains it: some scanners write positions with one decimal. A missing slice deviates by
+/// a whole distance.
 const UNEVEN: f64 = 0.05;
-/// Directions whose cosine is smaller differ.
+/// Directions with a smaller cosine differ.
 const SAME_DIRECTION: f64 = 0.9999;
-/// Slices nearer to each other lie at the same place, mm: thinner ones no scanner makes.
+/// Slices nearer to each other are at the same place, mm. No scanner makes thinner ones.
 const SAME_PLACE_MM: f64 = 0.01;
-/// Drift across the whole stack, as a share of a voxel's in-plane size, that makes no difference.
+/// Accepted drift across the whole stack, as a share of a voxel's in-plane size.
 const SHEARED: f64 = 0.5;
 
 fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
@@ -133,7 +133,7 @@ impl Plane {
 /// rows.
 ///
 /// # Errors
-/// If they do not.
+/// If they do not: what is wrong with them.
 pub fn stack(planes: &[Plane], n_rows: usize) -> Result<Stack, StackError> {
     let Some(first) = planes.first() else { return Err(StackError::TooFew { n: 0 }) };
     for plane in planes {
@@ -142,11 +142,13 @@ pub fn stack(planes: &[Plane], n_rows: usize) -> Result<Stack, StackError> {
             return Err(StackError::Mixed);
         }
     }
+
     let normal = cross(first.along_row, first.along_column);
     let height: Vec<f64> = planes.iter().map(|plane| dot(plane.origin, normal)).collect();
     let mut order: Vec<usize> = (0..planes.len()).collect();
     order.sort_by(|&a, &b| height[a].total_cmp(&height[b]));
     check_places(&order.iter().map(|&index| height[index]).collect::<Vec<_>>())?;
+
     let steps = || order.windows(2).map(|pair| height[pair[1]] - height[pair[0]]);
     let smallest_mm = steps().fold(f64::INFINITY, f64::min);
     let largest_mm = steps().fold(0.0, f64::max);
@@ -156,6 +158,7 @@ pub fn stack(planes: &[Plane], n_rows: usize) -> Result<Stack, StackError> {
     if largest_mm - step_mm > UNEVEN * step_mm || step_mm - smallest_mm > UNEVEN * step_mm {
         return Err(StackError::Uneven { smallest_mm, largest_mm });
     }
+
     let shift_mm = planes.iter().map(|plane| off_line(plane, &lowest, normal)).fold(0.0, f64::max);
     if shift_mm > SHEARED * first.spacing_mm[0].min(first.spacing_mm[1]) {
         return Err(StackError::Sheared { shift_mm });
@@ -163,7 +166,7 @@ pub fn stack(planes: &[Plane], n_rows: usize) -> Result<Stack, StackError> {
     Ok(Stack { affine: affine(&lowest, normal, step_mm, n_rows)?, order })
 }
 
-/// Checks that no two of ascending heights are the same, and that there are enough.
+/// Checks that no two of the ascending heights are the same, and that there are at least three.
 fn check_places(heights: &[f64]) -> Result<(), StackError> {
     let mut times = vec![1_usize];
     for pair in heights.windows(2) {
@@ -173,6 +176,7 @@ fn check_places(heights: &[f64]) -> Result<(), StackError> {
             times.push(1);
         }
     }
+
     let (n, most) = (times.len(), times[0]);
     if times.iter().any(|&other| other != most) {
         return Err(StackError::Doubled { n: heights.len() - n });
@@ -183,8 +187,8 @@ fn check_places(heights: &[f64]) -> Result<(), StackError> {
     if n < 3 { Err(StackError::TooFew { n }) } else { Ok(()) }
 }
 
-/// Distance of a slice's first pixel from the line through that of the lowest slice along the
-/// normal.
+/// Distance of a slice's first pixel from the line along the normal through that of the lowest
+/// slice.
 fn off_line(plane: &Plane, lowest: &Plane, normal: [f64; 3]) -> f64 {
     let way = minus(plane.origin, lowest.origin);
     let along = dot(way, normal);

@@ -260,6 +260,7 @@ impl<'a> TokenBuilder<'a> {
             cell[axis.index()] = depth;
             part(cell, width)
         };
+
         let parts = if settings.join_views {
             vec![part([patch; 3], settings.views.len() * width)]
         } else {
@@ -330,6 +331,7 @@ impl<'a> TokenBuilder<'a> {
     pub fn finish(self) -> Result<Vec<TokenGrid>, TokenGridError> {
         let n_layers = self.parts.first().map_or(0, |part| part.rows.len());
         let sigma = self.settings.smoothing_patches;
+
         let mut grids = Vec::new();
         for layer in 0..n_layers {
             for Part { foreground, rows, channels, .. } in &self.parts {
@@ -432,6 +434,7 @@ fn weighted_along(
     let shape = from.shape;
     let channels = rows.len() / from.cells.len().max(1);
     let row_of_cell = from.token_of_cell();
+
     let add_up = |cell: usize, out: &mut [f32]| {
         let centre = shape.voxel(cell);
         for place in shape.around(centre, reach_along(axis, weights)) {
@@ -441,6 +444,7 @@ fn weighted_along(
             out.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
         }
     };
+
     let mut sums = vec![0.0; to.cells.len() * channels];
     let out = sums.par_chunks_mut(channels.max(1)).zip(&to.cells);
     out.for_each(|(out, &cell)| add_up(cell as usize, out));
@@ -479,6 +483,7 @@ pub fn brain_per_cell(volume: &Volume, shape: Shape3) -> Vec<usize> {
     let side = volume.side();
     let edges = shape.0.map(|n| side / n);
     let [nx, ny, _] = shape.0;
+
     let mut counts = vec![0; shape.n_voxels()];
     let layers = volume.brain().par_chunks((side * side * edges[2]).max(1));
     counts.par_chunks_mut((nx * ny).max(1)).zip(layers).for_each(|(counts, layer)| {

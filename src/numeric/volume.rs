@@ -1,4 +1,5 @@
-//! A scan as scanned ([`RawVolume`], [`RawMask`]) and as the method sees it ([`Volume`]).
+//! A scan on its own grid ([`RawVolume`], [`RawMask`]) and as the cube that the method uses
+//! ([`Volume`]).
 
 use std::ops::Range;
 
@@ -18,7 +19,7 @@ pub struct RawVolume {
 }
 
 impl RawVolume {
-    /// The scan with 0 outside the brain, which lies on the same grid.
+    /// The scan with 0 outside the brain. `brain` is on the same grid.
     pub fn within(&self, brain: &RawMask) -> Self {
         let voxel = |(&voxel, &inside): (&f32, &bool)| if inside { voxel } else { 0.0 };
         Self { voxels: self.voxels.iter().zip(&brain.inside).map(voxel).collect(), ..*self }
@@ -45,15 +46,16 @@ impl RawMask {
         (0..shape.n_voxels()).into_par_iter().map(is_inside).collect()
     }
 
-    /// Whether the voxel nearest to a voxel place is inside; beyond the grid nothing is.
-    // Asked for every voxel of a cube: a call of its own costs a tenth of making one.
+    /// Whether the voxel nearest to a voxel place is inside. Beyond the grid it is not.
+    // Called for every voxel of a cube. Without inlining, the calls take a tenth of the time for a
+    // cube.
     #[inline(always)]
     pub fn at(&self, place: [f64; 3]) -> bool {
         self.shape.nearest(place).is_some_and(|offset| self.inside[offset])
     }
 
-    /// For each row along x that holds something, the positions in memory from its first voxel
-    /// inside to its last.
+    /// For each row along x with voxels inside, the positions in memory from the first to the last
+    /// of them.
     pub fn spans(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         let width = self.shape.0[0];
         self.inside.chunks_exact(width.max(1)).enumerate().filter_map(move |(row, inside)| {
@@ -63,7 +65,7 @@ impl RawMask {
         })
     }
 
-    /// The values inside, of those of all voxels, in the order of memory.
+    /// The values of the voxels inside, in the order of memory. `all` has a value per voxel.
     pub fn values(&self, all: &[f32]) -> Vec<f32> {
         let mut values = Vec::with_capacity(all.len() / 4);
         for span in self.spans() {
@@ -90,7 +92,7 @@ impl RawMask {
     /// `place`.
     fn box_around(&self, place: impl Fn([f64; 3]) -> [f64; 3]) -> [[f64; 3]; 2] {
         let (mut low, mut high) = ([f64::INFINITY; 3], [f64::NEG_INFINITY; 3]);
-        // Coordinates grow or fall all along a row: its ends are enough.
+        // Coordinates only grow or only fall along a row, so that its ends are enough.
         for offset in self.spans().flat_map(|span| [span.start, span.end - 1]) {
             let place = place(self.shape.voxel(offset).map(|v| v as f64));
             for axis in 0..3 {
@@ -102,11 +104,11 @@ impl RawMask {
     }
 }
 
-/// The value between voxel centres (trilinear), held constant beyond the outermost ones.
+/// The value between voxel centres (trilinear), constant beyond the outermost ones.
 #[inline(always)]
 pub fn interpolate(values: &[f32], shape: Shape3, place: [f64; 3]) -> f64 {
     let Shape3([nx, ny, nz]) = shape;
-    // By way of i32, which the processor is much quicker at than at usize.
+    // Converted via i32, which is much faster on the processor than usize.
     let low = |axis: usize| {
         let highest = (shape.0[axis] - 1) as i32;
         let place = place[axis].clamp(0.0, f64::from(highest));
@@ -114,10 +116,12 @@ pub fn interpolate(values: &[f32], shape: Shape3, place: [f64; 3]) -> f64 {
         (low as usize, place - f64::from(low))
     };
     let [(x, fx), (y, fy), (z, fz)] = [low(0), low(1), low(2)];
+
     let corner = shape.offset([x, y, z]);
-    // On an axis of one voxel there is no next one.
+    // An axis of one voxel has no next voxel.
     let step = |n: usize, stride: usize| if n > 1 { stride } else { 0 };
     let (dx, dy, dz) = (step(nx, 1), step(ny, nx), step(nz, nx * ny));
+
     let row = |first: usize| {
         let [a, b] = [first, first + dx].map(|at| f64::from(values[at]));
         (1.0 - fx) * a + fx * b
@@ -128,8 +132,8 @@ pub fn interpolate(values: &[f32], shape: Shape3, place: [f64; 3]) -> f64 {
 
 /// The canonical volume: a cube `[side, side, side]` along the world axes (RAS+), x fastest.
 ///
-/// Only [`preprocess::canonicalise`](super::preprocess::canonicalise) makes one, so that its
-/// promises hold: every voxel is finite and in [0, 1], and 0 outside the brain.
+/// Only [`preprocess::canonicalise`](super::preprocess::canonicalise) makes one. This guarantees
+/// that every voxel is finite, in [0, 1], and 0 outside the brain.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Volume {
     pub(super) side: usize,
@@ -139,7 +143,7 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// What it takes in memory, bytes.
+    /// Memory that it takes, bytes.
     pub fn n_bytes(&self) -> usize {
         size_of_val(&*self.voxels) + size_of_val(&*self.brain)
     }
@@ -149,7 +153,7 @@ impl Volume {
         self.side
     }
 
-    /// Extents: a cube.
+    /// `[side, side, side]`.
     pub fn shape(&self) -> Shape3 {
         Shape3::cube(self.side)
     }
@@ -159,7 +163,7 @@ impl Volume {
         &self.voxels
     }
 
-    /// Which voxels lie in the brain.
+    /// Which voxels are in the brain.
     pub fn brain(&self) -> &[bool] {
         &self.brain
     }

@@ -1,4 +1,4 @@
-//! Whole heads: aligned to a template, brain extracted, scored by the daemon.
+//! Whole heads: the daemon aligns them to a template, extracts the brain and scores them.
 
 use std::{
     fs,
@@ -30,16 +30,16 @@ use crate::{
     support::{Site, oddscan},
 };
 
-/// The template of real heads, among the scans that this repository does not contain.
+/// A template of real heads. It is among the scans that this repository does not contain.
 const TEMPLATE: &str = "data/templates/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz";
 
-/// What a made-up head holds at a place, mm from the middle of its brain.
+/// The tissue of a made-up head at a place, mm from the middle of its brain.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Tissue {
     Air,
     Scalp,
     Skull,
-    Liquor,
+    Fluid,
     Grey,
     White,
 }
@@ -61,13 +61,13 @@ fn tissue([x, y, z]: [f64; 3]) -> Tissue {
         ball([22.0, 8.0, -6.0], [9.0, 16.0, 9.0]).min(ball([-22.0, 8.0, -6.0], [9.0, 16.0, 9.0]));
     let brain = cerebrum.min(cerebellum);
     if ventricle < 1.0 {
-        return Tissue::Liquor;
+        return Tissue::Fluid;
     }
     match brain {
         _ if nucleus < 1.0 => Tissue::Grey,
         r if r < 0.8 + folds => Tissue::White,
         r if r < 1.0 => Tissue::Grey,
-        r if r < 1.03 => Tissue::Liquor,
+        r if r < 1.03 => Tissue::Fluid,
         r if r < 1.12 => Tissue::Skull,
         r if r < 1.22 => Tissue::Scalp,
         _ if z < -40.0 && (x.powi(2) + (y + 15.0).powi(2)).sqrt() < 55.0 => Tissue::Scalp,
@@ -75,7 +75,7 @@ fn tissue([x, y, z]: [f64; 3]) -> Tissue {
     }
 }
 
-/// Intensities of liquor, grey and white matter, scalp.
+/// Intensities of cerebrospinal fluid, grey and white matter, scalp.
 type Contrast = [f64; 4];
 pub const T1: Contrast = [30.0, 110.0, 170.0, 230.0];
 /// Grey is brighter than white.
@@ -83,7 +83,7 @@ const FLAIR: Contrast = [25.0, 190.0, 140.0, 210.0];
 /// Cerebrospinal fluid is brightest.
 const T2: Contrast = [240.0, 150.0, 100.0, 180.0];
 
-/// A head whose brain's middle is carried from the origin to the scan by `to_scan`.
+/// A head. `to_scan` moves the middle of its brain from the origin to the scan.
 pub fn head(seed: u64, to_scan: &Affine, contrast: Contrast, is_stripped: bool) -> RawVolume {
     let mut random = Normal::new(seed);
     let shape = Shape3([84, 92, 76]);
@@ -91,8 +91,8 @@ pub fn head(seed: u64, to_scan: &Affine, contrast: Contrast, is_stripped: bool) 
     let to_head = to_scan.inverse().after(&affine);
     let voxel = |offset: usize| {
         let tissue = tissue(to_head.apply(shape.voxel(offset).map(|v| v as f64)));
-        let [liquor, grey, white, scalp] = contrast;
-        let is_brain = matches!(tissue, Tissue::Liquor | Tissue::Grey | Tissue::White);
+        let [fluid, grey, white, scalp] = contrast;
+        let is_brain = matches!(tissue, Tissue::Fluid | Tissue::Grey | Tissue::White);
         if is_stripped && !is_brain {
             return 0.0;
         }
@@ -100,7 +100,7 @@ pub fn head(seed: u64, to_scan: &Affine, contrast: Contrast, is_stripped: bool) 
             Tissue::Air => 1.0,
             Tissue::Skull => 12.0,
             Tissue::Scalp => scalp,
-            Tissue::Liquor => liquor,
+            Tissue::Fluid => fluid,
             Tissue::Grey => grey,
             Tissue::White => white,
         };
@@ -130,7 +130,7 @@ fn template() -> Template {
     Template::new(head(0, &unmoved(), T1, true))
 }
 
-/// Largest distance between where landmarks in the brain are carried and where they belong.
+/// Largest distance between the mapped landmarks in the brain and their true places.
 pub fn landmark_error_mm(found: &Affine, truth: &Affine) -> f64 {
     let landmarks = [
         [0.0, 70.0, 0.0],
@@ -216,7 +216,7 @@ fn heads_in_thick_slices_are_aligned_in_every_sequence() {
         let scan = thick(&head(4, &truth, contrast, false));
         let found = register(&scan, &template, true).unwrap();
         let error = landmark_error_mm(&found.to_scan, &truth);
-        // Half a slice, and a little.
+        // A little more than half a slice.
         assert!(error < 5.0, "{contrast:?}: {error} mm, distinctness {}", found.distinctness);
         let brain = brain::extract(&scan, &template, &found).unwrap();
         let truly = thick(&head(4, &truth, contrast, true));
@@ -256,9 +256,9 @@ fn heads_whose_header_is_wrong_and_phantoms_are_told_from_heads() {
     assert!(said.starts_with("a distinctness of "), "{said}");
 }
 
-/// Takes the middle of whatever it is shown for brain.
+/// Takes the middle of any image for brain.
 struct Middle {
-    /// Radius of the brain, as a share of the edges of what is shown.
+    /// Radius of the brain, as a share of the edges of the image.
     radius: f64,
     n_calls: AtomicUsize,
 }
@@ -272,7 +272,7 @@ impl Middle {
 impl BrainNetwork for Middle {
     fn forward(&self, part: BrainPart, _: &[f32], side: usize) -> Result<Vec<f32>, DeviceError> {
         self.n_calls.fetch_add(1, Relaxed);
-        // The box around what was located has a margin of 10 % on each side.
+        // The box around the located brain has a margin of 10 % on each side.
         let radius = if part == BrainPart::Locate { self.radius } else { 0.5 / 1.2 };
         let radius = side as f64 * radius;
         let shape = Shape3::cube(side);
@@ -333,7 +333,7 @@ fn the_brain_of_a_t1_is_carried_over_to_its_session() {
     let dice = Overlap::of(pairs).dice().unwrap();
     assert!(dice > 0.93, "{dice}");
 
-    // A T1 whose header knows nothing of the other scan's frame.
+    // A T1 whose header does not use the other scan's frame.
     let rows = t1.affine.rows().map(|r| [r[0], r[1], r[2], r[3] + 150.0]);
     let elsewhere = RawVolume { affine: Affine::new(rows).unwrap(), ..t1 };
     let carried = brain_of_session(&flair, &elsewhere, Some(&own), &template, None).unwrap();
@@ -492,7 +492,8 @@ fn the_labelled_tissue_of_real_heads_lies_in_the_brains_that_are_found() {
         let n_labelled = (overlap.both + overlap.truth_only) as f64;
         let share = overlap.both as f64 / n_labelled;
         let surplus = overlap.mask_only as f64 / n_labelled;
-        // The labels leave out the liquor between the folds, a fifth of what they hold.
+        // The labels leave out the cerebrospinal fluid between the folds, which is a fifth of their
+        // volume.
         assert!(share > 0.97 && surplus < 0.35, "{name}: {share} {surplus}");
     }
 }

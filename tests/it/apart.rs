@@ -1,5 +1,5 @@
-//! Encoding where the device works apart from the processor, as a GPU does: the steps of several
-//! scans go on side by side. Here the CPU engine plays the device.
+//! Encoding on a device that works in parallel to the processor, like a GPU. The steps of several
+//! scans run at the same time. Here the CPU engine acts as the device.
 
 use std::{
     fs,
@@ -37,7 +37,7 @@ use crate::{
     tiny,
 };
 
-/// What is done at the start of each batch, by its number.
+/// Called at the start of each batch, with its number.
 type AtBatch = Box<dyn Fn(usize) -> Result<(), DeviceError> + Send + Sync>;
 
 #[derive(Clone, Copy)]
@@ -144,7 +144,7 @@ impl Running {
         });
     }
 
-    /// Ends the stages and gives what the journal holds then.
+    /// Ends the stages and returns the entries of the journal.
     fn end(self) -> (Site, Vec<ScanRecord>) {
         self.shared.request_stop();
         self.pipeline.join();
@@ -223,7 +223,7 @@ fn a_device_that_fails_ends_the_stage_and_only_its_own_scan_is_to_blame() {
 
 #[test]
 fn the_last_step_ends_the_stage_when_it_fails_though_no_scan_follows() {
-    // Features that are no numbers make no tokens.
+    // Features that are NaN make no tokens.
     let site = Site::new(2, &[]);
     site.drop_in("sub-1_T1w.nii.gz", &scan_bytes(1));
     let mut running = start_on(site, Kind { is_async: true, gives_nan: true }, nothing(), |_| {});
@@ -249,7 +249,7 @@ fn a_panic_of_the_device_sets_its_scan_aside_and_the_others_go_on() {
 
 #[test]
 fn scans_that_were_in_hand_at_a_crash_are_encoded_one_at_a_time() {
-    // They come in, and the process dies with three of them in hand.
+    // They are ingested, and the process dies while it encodes three of them.
     let slow: AtBatch = Box::new(|_| {
         thread::sleep(Duration::from_millis(300));
         Ok(())
@@ -280,7 +280,7 @@ fn scans_that_were_in_hand_at_a_crash_are_encoded_one_at_a_time() {
     });
     running.wait_encoded(6);
     running.end();
-    // The count of those that are in hand: it was one, and is two.
+    // Number of attempts of the scans that are being encoded: it was one and is two now.
     let batches = in_hand.lock().unwrap();
     let in_hand = |records: &[ScanRecord], wanted: u32| {
         records.iter().filter(|record| record.attempts == wanted).count()

@@ -1,4 +1,4 @@
-//! The ways in which files arrive: whatever a sender, a share or a crowd does, each scan is taken
+//! The ways in which files arrive. Whatever senders and network shares do, intake takes each scan
 //! exactly once, and only when it is whole.
 
 use std::{
@@ -23,13 +23,13 @@ fn pause(milliseconds: u64) {
     thread::sleep(Duration::from_millis(milliseconds));
 }
 
-/// Accepted, copies, refused.
+/// Numbers of accepted, copied and refused scans.
 fn taken(site: &Site) -> [u64; 3] {
     let status = site.status();
     [status.n_accepted, status.n_duplicates, status.n_quarantined]
 }
 
-/// Waits for so many decisions and that none follows.
+/// Waits for these numbers of decisions, and makes sure that none follows.
 fn wait_taken(site: &Site, wanted: [u64; 3]) {
     site.wait(&format!("taken: {wanted:?}"), |site| taken(site) == wanted);
     let listings = "oddscan_watch_rescans_total{trigger=\"interval\"}";
@@ -39,7 +39,7 @@ fn wait_taken(site: &Site, wanted: [u64; 3]) {
     assert_eq!(site.status().n_settling, 0);
 }
 
-/// A window that never fills: only what comes in counts.
+/// A window that never fills, because these tests only look at intake.
 const NO_SCORES: usize = 100_000;
 
 fn quiet_site(more: &[&str]) -> Site {
@@ -67,7 +67,7 @@ fn files_that_grow_slowly_or_jump_to_their_full_size_first_are_taken_when_they_a
     site.start();
     let (growing, mapped) = (scan_bytes(1), scan_bytes(2));
     let mut grows = File::create(site.path("incoming/grows_T1w.nii.gz")).unwrap();
-    // Some copiers take all the space first and fill it in afterwards, from the end or in any
+    // Some programs allocate the whole file first and fill it afterwards, from the end or in any
     // order.
     let mut fills = File::create(site.path("incoming/fills_T1w.nii.gz")).unwrap();
     fills.set_len(mapped.len() as u64).unwrap();
@@ -93,7 +93,7 @@ fn a_file_that_is_renamed_in_or_about_is_taken_once() {
     fs::write(&outside, scan_bytes(1)).unwrap();
     fs::rename(&outside, site.path("incoming/sub-1_T1w.nii.gz")).unwrap();
     wait_taken(&site, [1, 0, 0]);
-    // A name that is not looked at until it is done.
+    // Intake ignores this name until the file is renamed.
     fs::write(site.path("incoming/sub-2_T1w.nii.gz.partial"), scan_bytes(2)).unwrap();
     wait_taken(&site, [1, 0, 0]);
     fs::rename(
@@ -129,7 +129,8 @@ fn a_file_that_is_rewritten_in_place_is_another_scan_taken_once_when_it_is_whole
     site.start();
     fs::write(&path, plain(1)).unwrap();
     site.wait("taken", |site| taken(site) == [1, 0, 0]);
-    // Of the same size, in pieces, with the time set back each time: only the inode tells.
+    // Of the same size, in pieces, with the time set back each time: only the inode shows the
+    // change.
     let modified = fs::metadata(&path).unwrap().modified().unwrap();
     let second = plain(2);
     let mut file = File::options().write(true).open(&path).unwrap();
@@ -150,7 +151,7 @@ fn a_file_that_is_rewritten_in_place_is_another_scan_taken_once_when_it_is_whole
 fn files_that_are_deleted_at_any_moment_are_no_trouble() {
     let mut site = quiet_site(&["intake.settle_secs = 0.2", "intake.max_file_mib = 1024"]);
     site.start();
-    // Large enough to be read for a while: half a gibibyte of nothing behind a header.
+    // Large enough that reading takes a while: half a gibibyte of zeros after a header.
     let big = |name: &str| {
         let path = site.path("incoming").join(name);
         let mut header = Vec::new();
@@ -165,7 +166,7 @@ fn files_that_are_deleted_at_any_moment_are_no_trouble() {
     for (index, milliseconds) in [0, 150, 250, 300, 350, 400, 500, 600].into_iter().enumerate() {
         let path = big(&format!("big-{index}_T1w.nii"));
         pause(milliseconds);
-        // One that was refused by then is gone already.
+        // A file that was refused before is already gone.
         fs::remove_file(&path).ok();
     }
     site.drop_in("sub-1_T1w.nii.gz", &scan_bytes(1));
@@ -173,7 +174,7 @@ fn files_that_are_deleted_at_any_moment_are_no_trouble() {
     site.wait("settled", |site| site.status().n_settling == 0);
     let refused: Vec<String> =
         names(&site.path("quarantine")).into_iter().filter(|name| !name.starts_with('.')).collect();
-    // Deleted too late: then it had been read to its end, and is corrupt or a bomb.
+    // A file that was deleted too late has been read to its end. It is then corrupt or a bomb.
     assert!(refused.iter().all(|reason| ["bomb", "corrupt"].contains(&&**reason)), "{refused:?}");
     assert!(site.is_running());
     assert_eq!(site.stop(), Some(0));
@@ -192,7 +193,7 @@ fn what_is_passed_over_is_said_once_without_names_and_shown() {
     wait_taken(&site, [0, 0, 0]);
     let log = site.log();
     let said: Vec<&str> = log.lines().filter(|line| line.contains("passed over")).collect();
-    // Both at one look, or one after the other.
+    // Both in one listing, or in two.
     assert!((1..=2).contains(&said.len()), "{said:?}");
     assert!(said.iter().all(|line| line.contains("files=")), "{said:?}");
     assert!(!log.contains("CANARY"), "{log}");
@@ -201,14 +202,14 @@ fn what_is_passed_over_is_said_once_without_names_and_shown() {
     assert_eq!(site.stop(), Some(0));
 }
 
-/// A folder seen through another file system: what happens in it makes no events there.
+/// A folder seen through another file system. Changes in the folder cause no events there.
 struct Mount {
     seen: PathBuf,
     server: Child,
 }
 
 impl Mount {
-    /// Mounts `real` at `seen`; says why not, where that is not possible.
+    /// Mounts `real` at `seen`; prints the reason if that is not possible.
     fn new(real: &Path, seen: &Path, options: &[&str]) -> Option<Self> {
         if is_missing("bindfs", "bindfs") {
             return None;
@@ -230,7 +231,7 @@ impl Mount {
         Some(mount)
     }
 
-    /// The server goes, as that of a share does: everything there is an error.
+    /// The server stops like that of a network share. Every access then fails.
     fn die(&mut self) {
         self.server.kill().unwrap();
         self.server.wait().unwrap();
@@ -239,7 +240,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Lazily: the daemon may still look at it.
+        // A lazy unmount, because the daemon may still use the folder.
         Command::new("fusermount").args(["-u", "-z"]).arg(&self.seen).status().ok();
         self.server.kill().ok();
         self.server.wait().ok();
@@ -280,7 +281,7 @@ fn a_mount_that_goes_away_and_comes_back_costs_nothing() {
     let reason = "the incoming folder cannot be read";
     site.wait("said", |site| site.status().reasons.contains(reason));
     drop(mount);
-    // Without the mount the folder is there and empty, which does not make the scan a new one.
+    // Without the mount the folder exists and is empty. The scan is not new after that.
     site.wait("listed", |site| site.status().reasons.is_empty());
     fs::write(real.path().join("sub-2_T1w.nii.gz"), scan_bytes(2)).unwrap();
     let _mount = Mount::new(real.path(), &site.path("incoming"), &[]).unwrap();
@@ -292,7 +293,7 @@ fn a_mount_that_goes_away_and_comes_back_costs_nothing() {
 fn a_file_that_is_deleted_or_rewritten_while_it_is_read_is_not_taken_for_what_it_was() {
     let mut site = quiet_site(&[]);
     let real = tempfile::tempdir().unwrap();
-    // 48 kB of a scan take two seconds and a half.
+    // The 48 kB of a scan take two and a half seconds.
     let slow = ["--read-rate=20000"];
     let Some(_mount) = Mount::new(real.path(), &site.path("incoming"), &slow) else { return };
     site.start();
@@ -308,7 +309,7 @@ fn a_file_that_is_deleted_or_rewritten_while_it_is_read_is_not_taken_for_what_it
     };
     let deleted = in_hand("deleted_T1w.nii.gz", &scan_bytes(1));
     fs::remove_file(deleted).unwrap();
-    // It changes at once, so that caches of the mount have forgotten by the end how it looked.
+    // It changes at once, so that the mount's caches no longer hold the old state at the end.
     let rewritten = in_hand("rewritten_T1w.nii.gz", &scan_bytes(2));
     fs::write(&rewritten, scan_bytes(3)).unwrap();
     wait_taken(&site, [1, 0, 0]);
@@ -337,7 +338,7 @@ fn files_that_are_read_at_once_are_taken_as_if_one_after_the_other() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, bytes).unwrap();
         };
-        // Two of one name, copies of one another, and what is refused, all there from the start.
+        // Two with one name, copies, and refused files, all present from the start.
         for seed in 1..=4 {
             put(&format!("a/sub-{seed}_T1w.nii.gz"), &scan_bytes(seed));
         }
@@ -389,7 +390,7 @@ fn two_thousand_files_at_once_are_each_taken_once() {
             }
         }
     };
-    // Half of them before the start, half of them in the midst of it.
+    // Half of them before the start, half of them during it.
     write(&site, 0..1000);
     site.start();
     site.wait("some taken", |site| taken(site)[1] > 100);
@@ -399,7 +400,7 @@ fn two_thousand_files_at_once_are_each_taken_once() {
     site.wait("encoded", |site| {
         site.status().cohorts.get("t1w").is_some_and(|cohort| cohort.n_scans == 20)
     });
-    // Nor is anything taken again by another start.
+    // Another start takes nothing again, either.
     assert_eq!(site.stop(), Some(0));
     site.start();
     wait_taken(&site, [0, 0, 0]);
@@ -414,14 +415,14 @@ fn events_that_the_kernel_drops_bring_a_listing_of_everything() {
         skip(format_args!("this kernel queues {most} events"));
         return;
     }
-    // By the interval nothing would be found.
+    // The interval is too long to find anything.
     let mut site = quiet_site(&["intake.rescan_secs = 3600.0"]);
     site.start();
     let overflows = "oddscan_watch_rescans_total{trigger=\"overflow\"}";
     assert_eq!(site.metric(overflows), 0.0);
     site.signal(Signal::STOP);
-    // Alternating, because equal events in a row count as one. Twice as many as fit: some are read
-    // before the signal arrives.
+    // They alternate, because equal events in a row count as one. They are twice as many as fit,
+    // because some are read before the signal arrives.
     let [a, b] = ["a", "b"].map(|name| File::create(site.path("incoming").join(name)).unwrap());
     for _ in 0..most {
         (&a).write_all(b"x").unwrap();

@@ -1,4 +1,4 @@
-//! The native brain extraction networks against an independent PyTorch program.
+//! Compares the native brain extraction networks with an independent PyTorch program.
 
 use oddscan::{
     compute::cpu::CpuBrainNetwork,

@@ -1,4 +1,4 @@
-//! The commands as a person or a script uses them.
+//! The commands, used as by a person or a script.
 
 use std::fs;
 
@@ -90,7 +90,7 @@ fn a_command_whose_reader_goes_away_ends_quietly() {
         &[&["bench", "score", "--window", "2"], &bench[..]].concat(),
         &[&["bench", "window", "--scans", "2", "--json"], &bench[..]].concat(),
     ] {
-        // The log is apart: it warns of the template that is not there.
+        // The log is separate. It warns that the template is missing.
         let end = unread(oddscan().env("RUST_LOG", "off").args(arguments));
         assert_eq!(end, (String::new(), Some(141)), "{arguments:?}");
     }
@@ -220,7 +220,7 @@ fn the_demo_feeds_the_real_daemon_and_says_whether_known_lesions_were_hit() {
     for seed in 1..=2 {
         fs::write(scans.join(format!("sub-{seed}_FLAIR.nii.gz")), scan_bytes(seed)).unwrap();
     }
-    // All of the brain: whatever is marked hits it.
+    // All of the brain, so that everything marked hits it.
     fs::write(scans.join("sub-1_lesion.nii.gz"), scan_bytes(1)).unwrap();
     fs::write(scans.join("sub-3_FLAIR.nii.gz"), "broken").unwrap();
     let mut demo = oddscan();

@@ -1,5 +1,5 @@
-//! Which scans are compared with which: by the JSON beside them and the rules of the settings, in
-//! the daemon and in the one-shot command.
+//! Which scans are compared with each other. The JSON beside a scan and the rules of the settings
+//! decide, in the daemon and in `oddscan score`.
 
 use std::{fs, os::unix::fs::symlink};
 
@@ -74,7 +74,7 @@ fn two_field_strengths_are_two_cohorts_and_what_is_not_known_is_mixed_with_neith
     let n_active = "oddscan_window_studies{cohort=\"t1-3t\",state=\"active\"}";
     assert_eq!(site.metric(n_active), 2.0);
 
-    // Other rules hold for what comes in from then on; the journal keeps what it has.
+    // Other rules apply to later scans. The journal keeps its entries.
     site.configure(2, &["[[cohort]]\nname = \"new\"\nmatch = { file = \"sub-*\" }"]);
     site.signal(Signal::HUP);
     site.wait("reloaded", |site| site.log().contains("reloaded"));
@@ -125,7 +125,7 @@ fn the_one_shot_command_makes_the_same_cohorts() {
     for seed in 1..=2 {
         fs::write(scans.join(format!("sub-{seed}_T1w.json")), tesla(3.0)).unwrap();
     }
-    // Hostile: as long as anybody likes, and nested until a parser's stack is gone.
+    // Hostile: of any length, and nested until a parser's stack overflows.
     fs::write(scans.join("sub-3_T1w.json"), vec![b' '; 3 << 20]).unwrap();
     fs::write(scans.join("sub-4_T1w.json"), "[".repeat(1 << 19)).unwrap();
     fs::write(scans.join("sub-5_T1w.json"), "{\"SeriesDescription\": 7}").unwrap();
@@ -167,7 +167,7 @@ fn a_scan_that_does_not_fit_its_cohort_has_a_warning_and_the_others_have_none() 
     for seed in 1..=5 {
         site.drop_in(&format!("sub-{seed}_T1w.nii.gz"), &scan_bytes(seed));
     }
-    // Nothing like a head: blocks of black and white, and no noise.
+    // Not a head: blocks of black and white, without noise.
     let mut other = brain(6);
     let shape = other.shape;
     for (offset, voxel) in other.voxels.iter_mut().enumerate().filter(|(_, voxel)| **voxel > 0.0) {

@@ -1,4 +1,4 @@
-//! The filter of shared anomalies through the steps that the daemon and `oddscan score` share.
+//! The filter of shared anomalies, run in the steps that the daemon and `oddscan score` share.
 
 use std::collections::BTreeSet;
 
@@ -50,7 +50,7 @@ impl WindowDistances for Grids {
     }
 }
 
-/// Scans alike but for noise; those of `ill` have the same lesion in cells 60 to 64.
+/// Scans that differ by noise only. Those of `ill` have the same lesion in cells 60 to 64.
 fn window(ill: &BTreeSet<usize>) -> Grids {
     let mut random = Normal::new(1);
     let cells: Vec<u32> = (0..SIDE.pow(3) as u32).collect();
@@ -86,7 +86,7 @@ fn scores(grids: &mut Grids, enabled: bool) -> WindowScores {
     score_members(&members, &[9], &settings, grids).unwrap()
 }
 
-/// Mean score in the lesion, and the 99th percentile of everything that is not near one.
+/// Mean score in the lesion, and the 99th percentile of all scores away from it.
 fn lesion_and_rest(scores: &WindowScores, ill: &BTreeSet<usize>) -> (f32, f32) {
     let (mut lesion, mut rest) = (Vec::new(), Vec::new());
     for (scan, scores) in scores.scans.iter().enumerate() {

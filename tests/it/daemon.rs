@@ -1,4 +1,4 @@
-//! The daemon's life: the real binary on a folder of its own, with a tiny network.
+//! The daemon from start to stop: the real binary in a folder of its own, with a tiny network.
 
 use std::{fs, io::Write, thread, time::Duration};
 
@@ -34,7 +34,7 @@ fn wait_scored(site: &Site, n: u64) {
     site.wait_scored(&stems.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
-/// Waits until each has a result, of whatever window.
+/// Waits until each has a result, of any window.
 fn wait_each_scored(site: &Site, n: u64) {
     let is_scored = |stem: &String| {
         site.sidecar(stem).is_some_and(|sidecar| sidecar.standing == Standing::Scored)
@@ -42,7 +42,7 @@ fn wait_each_scored(site: &Site, n: u64) {
     site.wait("each scored", |_| stems(n).iter().all(is_scored));
 }
 
-/// Maps and masks of the scans: what must not depend on the way to them.
+/// Maps and masks of the scans. They must not depend on how they were made.
 fn maps(site: &Site, n: u64) -> Vec<Vec<u8>> {
     let both = |stem: &String| [&ENDINGS[0], &ENDINGS[1]].map(|ending| site.result(stem, ending));
     stems(n).iter().flat_map(both).collect()
@@ -94,7 +94,7 @@ fn scans_that_arrive_one_by_one_get_the_results_of_a_scoring_from_scratch() {
     assert_eq!(site.stop(), Some(0));
 }
 
-/// A scan with signal elsewhere than in a brain.
+/// A scan with signal outside of a brain.
 fn no_brain(spacing_mm: f64, inside: impl Fn([usize; 3]) -> bool) -> Vec<u8> {
     let mut volume = crate::support::brain(1);
     volume.affine = Affine::scaling(spacing_mm, WorldPoint([0.0; 3])).unwrap();
@@ -157,7 +157,7 @@ fn what_is_wrong_goes_to_quarantine_with_its_reason_and_the_others_are_scored() 
     assert!(site.path("incoming/copy_T1w.nii.gz").exists(), "a copy is left alone");
     let refused = "oddscan_ingest_volumes_total{result=\"quarantined\"}";
     assert_eq!(site.metric(refused), expected.len() as f64);
-    // A reader of logs and metrics learns no file name: patients' names are in them.
+    // Logs and metrics show no file name, because it can contain a patient's name.
     for text in [site.log(), site.get("/metrics").unwrap(), site.get("/status.json").unwrap()] {
         assert!(!text.contains("T1w.nii") && !text.contains("sub-1"), "{text}");
     }
@@ -169,8 +169,8 @@ fn what_is_wrong_goes_to_quarantine_with_its_reason_and_the_others_are_scored() 
 fn a_kill_at_any_moment_loses_nothing_and_does_nothing_twice() {
     let mut site = Site::new(3, &[]);
     drop_scans(&site, 1..=6);
-    // From before the first scan is settled until after the last result. Never three short ones in
-    // a row: a scan in hand at three crashes would be held to be their cause.
+    // From before the first scan settles until after the last result. Never three short ones in a
+    // row: a scan that is read at three crashes counts as their cause.
     for milliseconds in [50, 350, 1000, 400, 1500, 300, 1200, 600] {
         site.start();
         thread::sleep(Duration::from_millis(milliseconds));
@@ -182,7 +182,7 @@ fn a_kill_at_any_moment_loses_nothing_and_does_nothing_twice() {
     site.start();
     wait_scored(&site, 6);
     let before = stems(6).iter().map(|stem| site.sidecar(stem).unwrap().revision).max();
-    // Results of before the last kill may be there before the window has been taken up again.
+    // Results from before the last kill may exist before the window is restored.
     site.wait("idle", |site| {
         site.status().cohorts.get("t1w").is_some_and(|cohort| cohort.n_outdated == 0)
     });
@@ -191,7 +191,7 @@ fn a_kill_at_any_moment_loses_nothing_and_does_nothing_twice() {
     assert_eq!(maps(&site, 6), from_scratch(&site, 6), "bit for bit");
     assert_eq!(names(&site.path("results")).len(), 6 * ENDINGS.len(), "no half-written files");
     assert_eq!(names(&site.path("quarantine")), Vec::<String>::new());
-    // Nothing is left to be done, so nothing is written.
+    // Nothing is left to do, so that nothing is written.
     site.start();
     thread::sleep(Duration::from_secs(2));
     assert_eq!(site.status().n_reported, 0);
@@ -391,7 +391,7 @@ fn a_scan_that_was_in_hand_at_three_crashes_of_the_encoder_may_come_back() {
     site.wait("set aside", |site| site.status().n_quarantined == 1);
     let name = names(&site.path("quarantine/poison")).swap_remove(0);
     let folder = site.path("quarantine/poison").join(&name);
-    // Under its own name, not that of the archive.
+    // Under its own name, not under the archive's name.
     assert_eq!(names(&folder), ["reason.json", &name]);
     fs::rename(folder.join(&name), site.path("incoming").join(format!("again_{name}"))).unwrap();
     site.wait("taken again", |site| {
@@ -442,13 +442,13 @@ fn settings_are_reloaded_on_a_signal_and_wrong_ones_change_nothing() {
     site.start();
     drop_scans(&site, 1..=3);
     site.wait("encoded", |site| site.status().cohorts.get("t1w").is_some_and(|c| c.n_scans == 3));
-    // What is right beside a fault is not taken over either.
+    // A valid setting beside a faulty one is not taken over either.
     site.configure(3, &["window.max_scans = \"many\""]);
     site.signal(Signal::HUP);
     let reload = "oddscan_config_last_reload_successful";
     site.wait("refused", |site| site.metric(reload) == 0.0);
     assert_eq!(site.status().cohorts["t1w"].min_scans, 5);
-    // The status is to be had with settings that are wrong.
+    // `oddscan status` works with wrong settings.
     site.configure(5, &["window.min_scan = 3"]);
     let mut status = oddscan();
     let output = status.arg("status").arg("--config").arg(site.path("config.toml")).output();

@@ -1,5 +1,5 @@
-//! DICOM series: read by the real binary, written by an independent program (pydicom), compared
-//! with another one (dcm2niix).
+//! DICOM series, read by the real binary. An independent program (pydicom) writes them, and the
+//! results are compared with those of another one (dcm2niix).
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +23,7 @@ fn python() -> Option<Command> {
     support::python("dicom_series.py", "pydicom")
 }
 
-/// The lines that `oddscan dicom` says of some files, and whether all went well.
+/// The lines that `oddscan dicom` prints about some files, and whether it succeeded.
 fn convert(input: &Path, out: &Path) -> (Vec<serde_json::Value>, Option<i32>) {
     let output = oddscan().arg("dicom").arg(input).arg("--out").arg(out).output().unwrap();
     let (stdout, _, code) = said(&output);
@@ -46,7 +46,7 @@ fn series_of_every_kind_become_the_volumes_that_dcm2niix_makes_or_are_refused_wi
         if kind == "skipped3" {
             assert_eq!(kinds, ["skipped"; 3], "{case}: one line per direction: {events:?}");
         } else if kind == "refused" || kind == "skipped" {
-            // One line for all its files, however many they are.
+            // One line for all its files, for any number of files.
             assert_eq!((&kinds[..], code), (&[kind][..], Some(65)), "{case}: {events:?}");
             let n_files = names(&cases.join(case)).len();
             assert_eq!(events[0]["files"].as_array().unwrap().len(), n_files, "{case}");
@@ -134,13 +134,13 @@ fn a_scan_survives_the_way_through_dicom_along_each_axis_and_equals_that_of_dcm2
     }
 }
 
-/// A made-up brain, of a patient of its own, as a DICOM series in a folder of this name; gives its
-/// files.
+/// Writes a made-up brain of a new patient as a DICOM series into a folder of this name. Returns
+/// its files.
 pub fn brain_series(folder: &Path, seed: u64) -> Option<Vec<PathBuf>> {
     brain_series_of(&format!("MRN-{seed}"), folder, seed)
 }
 
-/// As [`brain_series`], of the patient with this number.
+/// Like [`brain_series`], of the patient with this number.
 pub fn brain_series_of(patient_id: &str, folder: &Path, seed: u64) -> Option<Vec<PathBuf>> {
     run(python()?.arg("brain").arg(folder).arg(seed.to_string()).arg(patient_id));
     Some(names(folder).into_iter().map(|name| folder.join(name)).collect())
@@ -160,7 +160,7 @@ pub const SOON: [&str; 2] = ["intake.series_settle_secs = 0.6", "volume.min_brai
 
 #[test]
 fn a_series_that_comes_slice_by_slice_is_taken_once_and_later_ones_beside_it_too() {
-    // What the headers say of the scanner decides the cohort.
+    // The scanner's facts in the headers decide the cohort.
     let rule = "cohort = [{ name = \"siemens-3t\", match = { suffix = \"T1w\", \
                 field_strength_t = [2.5, 3.5], manufacturer = \"siemens*\" } }]";
     let mut site = Site::new(3, &[SOON[0], SOON[1], rule]);
@@ -178,7 +178,7 @@ fn a_series_that_comes_slice_by_slice_is_taken_once_and_later_ones_beside_it_too
     site.start();
     put(&first, 50);
     site.wait("the first accepted", |site| site.status().n_accepted == 1);
-    // A flat folder grows by another series.
+    // Another series arrives in a flat folder.
     put(&second, 0);
     site.wait("the second accepted", |site| site.status().n_accepted == 2);
     zip_of(&third, &site.path("incoming/third.zip"));
@@ -191,12 +191,12 @@ fn a_series_that_comes_slice_by_slice_is_taken_once_and_later_ones_beside_it_too
     let came_from = stems.map(|stem| site.sidecar(stem).unwrap().came_from);
     assert_eq!(came_from, ["study", "study", "third.zip"]);
     assert_eq!(site.stop(), Some(0));
-    // What is known is not read again.
+    // Known files are not read again.
     site.start();
     thread::sleep(Duration::from_secs(2));
     let status = site.status();
     assert_eq!((status.n_accepted, status.n_duplicates, status.n_quarantined), (0, 0, 0));
-    // The same scan in another wrapping is known by its content.
+    // The same scan in another container is recognised by its content.
     zip_of(&first, &site.path("incoming/again.zip"));
     site.wait("the copy known", |site| site.status().n_duplicates == 1);
     let log = site.log();
@@ -220,7 +220,7 @@ fn a_kill_at_any_moment_of_a_conversion_loses_no_series_and_takes_none_twice() {
     }
     site.start();
     site.wait_scored(&["1_t1_mprage_sag_T1w", "2_t1_mprage_sag_T1w", "3_t1_mprage_sag_T1w"]);
-    // Results of before the last kill may be there before the window has been taken up again.
+    // Results from before the last kill may exist before the window is restored.
     site.wait("idle", |site| {
         let status = site.status();
         status.cohorts.get("t1w").is_some_and(|cohort| cohort.n_scans == 3) && status.n_waiting == 0
@@ -245,7 +245,7 @@ fn a_series_with_a_gap_is_waited_for_and_goes_to_quarantine_as_one_entry() {
     files.iter().enumerate().filter(|(k, _)| *k != 7).for_each(|(_, file)| put("late", file));
     broken.iter().enumerate().filter(|(k, _)| *k != 9).for_each(|(_, file)| put("broken", file));
     site.start();
-    // Longer than a complete series waits.
+    // Longer than a complete series waits before it is read.
     thread::sleep(Duration::from_secs(1));
     put("late", &files[7]);
     site.wait("the late one accepted", |site| site.status().n_accepted == 1);
@@ -257,7 +257,7 @@ fn a_series_with_a_gap_is_waited_for_and_goes_to_quarantine_as_one_entry() {
     assert_eq!(names(&folder), ["2_t1_mprage_sag_T1w", "reason.json"]);
     assert_eq!(names(&folder.join("2_t1_mprage_sag_T1w")).len(), broken.len() - 1);
     assert!(entry.reason.as_ref().unwrap().refusal.found.contains("gaps of 4.000 to 8.000 mm"));
-    // Put back and completed, it is taken.
+    // After it is put back and completed, it is taken.
     let back = requeue(&site.path("quarantine"), &entry.name, &site.path("incoming")).unwrap();
     fs::copy(&broken[9], back.join("missing.dcm")).unwrap();
     site.wait("accepted", |site| site.status().n_accepted == 2);
@@ -288,7 +288,7 @@ fn dicom_file(syntax: &str, elements: &[(u16, u16, &[u8; 2], Vec<u8>)], tail: &[
     [&[0; 128][..], b"DICM", &length, &meta, &body, tail].concat()
 }
 
-/// A slice whose compressed image claims to be 65,000 x 65,000 pixels large.
+/// A slice whose compressed image claims 65,000 x 65,000 pixels.
 fn jpeg_bomb(slice: usize) -> Vec<u8> {
     let short = |value: u16| value.to_le_bytes().to_vec();
     let text = |text: &str| text.as_bytes().to_vec();
@@ -313,7 +313,8 @@ fn jpeg_bomb(slice: usize) -> Vec<u8> {
     ];
     let jpeg = [
         &b"\xff\xd8"[..],
-        // A table of one code, a lossless frame of 65,000 x 65,000, a scan, and hardly any data.
+        // A table of one code, a lossless frame of 65,000 x 65,000, the start of a scan, and hardly
+        // any data.
         b"\xff\xc4\x00\x14\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
         b"\xff\xc3\x00\x0b\x10\xfd\xe8\xfd\xe8\x01\x01\x11\x00",
         b"\xff\xda\x00\x08\x01\x01\x00\x01\x00\x00",

@@ -1,4 +1,4 @@
-//! `oddscan eval` against scikit-learn, MedPy and SciPy.
+//! Compares `oddscan eval` with scikit-learn, MedPy and SciPy.
 
 use std::{collections::BTreeMap, fs};
 
@@ -15,7 +15,7 @@ use crate::{
     support::{oddscan, python, said, unread},
 };
 
-/// A sidecar that says only the score of its scan.
+/// A sidecar that states only the score of its scan.
 fn sidecar(score: f32) -> Sidecar {
     let scores = Scores {
         max: score,
@@ -77,7 +77,7 @@ fn sidecar(score: f32) -> Sidecar {
 
 fn assert_close(found: &Value, expected: &Value, what: &str) {
     let (found, expected) = (found.as_f64().unwrap(), expected.as_f64().unwrap());
-    // Sums of at most some thousand terms in double precision.
+    // Both are sums of at most some thousand terms in double precision.
     assert!((found - expected).abs() < 1e-9, "{what}: {found} instead of {expected}");
 }
 

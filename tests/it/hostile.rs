@@ -1,5 +1,5 @@
-//! Files that are wrong: every one is refused with its reason, none is a panic, and memory does not
-//! follow what a header claims.
+//! Faulty files. Each is refused with its reason, none causes a panic, and memory does not depend
+//! on what a header claims.
 
 use std::{
     fs,
@@ -81,7 +81,7 @@ pub mod at {
     pub const VOXELS: usize = 352;
 }
 
-/// Every hostile file: what it is, its content, and why it must be refused.
+/// Every hostile file: its name, its content, and the reason for which it must be refused.
 pub fn hostile_files() -> Vec<(&'static str, Vec<u8>, Reason)> {
     let good = scan_bytes(1);
     let flipped = {
@@ -231,11 +231,11 @@ proptest! {
     fn any_damage_to_a_compressed_scan_is_seen(place in 10_usize..1_000_000, bit in 0_u8..8) {
         let folder = tempfile::tempdir().unwrap();
         let mut bytes = scan_bytes(1);
-        // The ten bytes of the gzip header before are not covered by its checksum.
+        // The first ten bytes, the gzip header, are not covered by its checksum.
         let place = 10 + place % (bytes.len() - 10);
         bytes[place] ^= 1 << bit;
         match read(folder.path(), &bytes) {
-            // A few bits of the stream mean nothing, like the padding before the checksum.
+            // A few bits of the stream have no meaning, like the padding before the checksum.
             Ok(scan) => prop_assert_eq!(scan, read(folder.path(), &scan_bytes(1)).unwrap()),
             Err(error) => prop_assert!(matches!(error, ScanError::Refused(_))),
         }

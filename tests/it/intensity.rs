@@ -1,4 +1,4 @@
-//! Landmarks: learnt by a command, obeyed by a scored run and by the daemon.
+//! Landmarks: a command learns them, and `oddscan score` and the daemon use them.
 
 use std::{fs, path::Path};
 
@@ -10,7 +10,7 @@ use oddscan::{
 
 use crate::support::{Site, brain, oddscan, said, scan_bytes};
 
-/// A scan as another scanner might have it: dark tissue lifted.
+/// A scan as from another scanner: dark tissue is brighter.
 fn bent_bytes(seed: u64) -> Vec<u8> {
     let mut volume = brain(seed);
     volume.voxels.iter_mut().for_each(|voxel| *voxel = 9.0 * voxel.powf(0.5));
@@ -91,7 +91,7 @@ fn landmarks_are_learnt_once_and_obeyed_by_the_command_and_the_daemon() {
     let warning = "intensities are not standardised because the cohort flair has no landmarks";
     assert!(without.warnings.iter().any(|w| w.starts_with(warning)), "{:?}", without.warnings);
 
-    // The daemon does as the command does, bit for bit.
+    // The daemon gives the same results as the command, bit for bit.
     site.start();
     site.wait_scored(
         &[1, 2, 3, 4, 5].map(|seed| format!("sub-{seed}_T1w")).each_ref().map(|s| &**s),
@@ -111,7 +111,7 @@ fn landmarks_that_are_missing_or_were_changed_stop_the_start_with_the_reason() {
     let (_, stderr, code) = score(&site, "out");
     assert_eq!(code, Some(78), "{stderr}");
     assert!(stderr.contains("landmarks.json (intensity.landmarks) cannot be used"), "{stderr}");
-    // Learning does not need the file that the settings name already.
+    // Learning works before the file exists that the settings name.
     let (_, stderr, code) = learn(&site, &["sub-1_T1w.nii.gz", "sub-2_T1w.nii.gz"]);
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stderr.contains("not used:") && stderr.contains("sub-2_T1w.nii.gz"), "{stderr}");

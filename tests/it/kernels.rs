@@ -1,4 +1,4 @@
-//! The CUDA kernels, run on a CPU: machines with a GPU are rare.
+//! The CUDA kernels, run on a CPU, because machines with a GPU are rare.
 
 use std::process::Command;
 

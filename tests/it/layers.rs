@@ -1,4 +1,4 @@
-//! The layers of the crate: what may know what.
+//! The layers of the crate: which module may use which.
 
 mod allowed;
 mod cases;
@@ -43,7 +43,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The outside crates that `Cargo.toml` names, as code writes them.
+/// The outside crates that `Cargo.toml` names, in the spelling of code.
 fn dependencies() -> BTreeSet<String> {
     let text = fs::read_to_string(repository().join("Cargo.toml")).unwrap();
     let manifest: toml::Table = text.parse().unwrap();

@@ -1,4 +1,4 @@
-//! `oddscan model`, with a server of its own instead of the network.
+//! `oddscan model`, with a local server instead of the internet.
 
 use std::{
     fs,
@@ -14,8 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::support::{names, oddscan, said, skip};
 
-/// Answers HEAD with a hash and GET with a file, as Hugging Face does, for as long as the test
-/// runs.
+/// Answers HEAD with a hash and GET with a file, like Hugging Face, as long as the test runs.
 fn serve(file: Vec<u8>, sha256: String) -> SocketAddr {
     serve_announcing(file.len() as u64, file, sha256)
 }
@@ -70,7 +69,7 @@ fn weights_are_fetched_once_and_say_where_they_came_from() {
     assert_eq!(report["source_sha256"], sha256);
     assert!(report["licence"].as_str().unwrap().contains("Apache-2.0"));
     assert_eq!(names(folder.path()), ["dinov2_vitb14.json", "dinov2_vitb14.safetensors"]);
-    // Again: there is no server any more, and none is needed.
+    // A second run needs no server, and there is none any more.
     let gone = SocketAddr::from(([127, 0, 0, 1], 1));
     let (_, stderr, code) = said(&fetch(gone, folder.path()).output().unwrap());
     assert_eq!(code, Some(0), "{stderr}");
@@ -97,7 +96,7 @@ fn an_answer_that_is_larger_than_any_network_is_not_begun() {
     assert_eq!(names(folder.path()), Vec::<String>::new());
 }
 
-/// Resizing a grid of no positions would be a panic, in the daemon that loads the file.
+/// Resizing an empty grid of positions would panic in the daemon that loads the file.
 #[test]
 fn a_network_without_positions_or_hidden_features_is_refused() {
     let whole = crate::tiny::network(0);

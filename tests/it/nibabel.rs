@@ -1,4 +1,4 @@
-//! Reading and writing NIfTI against an independent program: nibabel.
+//! Compares reading and writing of NIfTI with an independent program: nibabel.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 

@@ -1,4 +1,4 @@
-//! Files that are odd and right: they are read, and as other programs read them.
+//! Unusual but valid files. They are read in the same way as by other programs.
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 
@@ -26,7 +26,7 @@ fn refusal(bytes: &[u8]) -> Refusal {
     }
 }
 
-/// The affine of the scan with other header fields and no sform.
+/// The affine of the scan with other header fields and without an sform.
 fn affine(qform_code: i16, pixdim: [f32; 4], quaternion: [f32; 3]) -> [[f64; 4]; 3] {
     read(&posed(qform_code, pixdim, quaternion)).unwrap().volume.affine.rows()
 }
@@ -52,7 +52,7 @@ fn a_negative_pixel_size_does_not_swap_left_and_right() {
             assert_eq!(odd, right, "qform_code {qform_code}, signs {signs:?}");
         }
     }
-    // The sign that the format does know, qfac.
+    // The sign that the format defines, qfac.
     let flipped = affine(1, [-1.0, 6.0, 5.0, 4.0], [0.0; 3]);
     assert_eq!(flipped[2], [0.0, 0.0, -4.0, 3.0]);
 }
@@ -70,7 +70,7 @@ fn a_quaternion_that_is_rounded_is_a_turn_by_180_degrees() {
                 assert!((entry - wanted).abs() < 2e-7, "excess {excess}: {rows:?}");
             }
         }
-        // Its length is exact: no axis is stretched.
+        // Its length is exact, so that no axis is stretched.
         for axis in 0..3 {
             let length = rows.iter().map(|row| row[axis].powi(2)).sum::<f64>().sqrt();
             assert!((length - 1.0).abs() < 1e-12, "excess {excess}, axis {axis}: {length}");
@@ -133,7 +133,7 @@ fn a_link_to_a_scan_is_read_and_a_pipe_is_refused_at_once() {
     symlink(&file, &link).unwrap();
     make_pipe(&pipe);
     assert_eq!(read_scan(&link, &LIMITS).unwrap(), read_scan(&file, &LIMITS).unwrap());
-    // Nobody writes into it: opened as a file is, the test would never end.
+    // Nothing writes into it. If it were opened like a file, the test would never end.
     let error = read_scan(&pipe, &LIMITS).unwrap_err();
     assert!(matches!(&error, ScanError::Refused(r) if r.reason == Reason::Unsupported), "{error}");
 }

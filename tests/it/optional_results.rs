@@ -1,4 +1,4 @@
-//! What a person can look at beside the results: brain mask, alignment, and pictures of refusals.
+//! Optional files for people: brain mask, alignment, and pictures of refusals.
 
 use std::{
     fs,
@@ -51,7 +51,7 @@ fn optional(sidecar: &Sidecar) -> [Option<FileFacts>; 3] {
     [files.brain, files.alignment_picture, files.alignment_transform]
 }
 
-/// The file that a sidecar names, which must be what the sidecar says.
+/// Reads the file that a sidecar names, and checks its size and hash.
 fn checked(folder: &Path, file: Option<&FileFacts>) -> Vec<u8> {
     let FileFacts { name, n_bytes, sha256 } = file.unwrap();
     let bytes = fs::read(folder.join(name)).unwrap();
@@ -70,7 +70,7 @@ fn brain_and_alignment_are_written_where_they_are_asked_for_and_go_when_they_no_
     for (head, name) in heads().iter().zip(["sub-1_T1w", "sub-2_T1w"]) {
         site.drop_in(&format!("{name}.nii.gz"), &nifti::encode_volume(head));
     }
-    // Stripped: taken as it lies.
+    // Stripped scans are not aligned.
     site.drop_in("sub-3_T1w.nii.gz", &scan_bytes(3));
     site.start();
     let stems = ["sub-1_T1w", "sub-2_T1w", "sub-3_T1w"];
@@ -139,7 +139,7 @@ fn a_scan_that_cannot_be_aligned_lies_in_quarantine_with_a_picture_and_comes_bac
     assert!(!entry.exists());
 }
 
-/// Scores two heads, and `more` files, with everything that can be asked for.
+/// Scores two heads and `more` files, with all optional results.
 fn score(site: &Site, more: &[PathBuf]) -> (String, String, Option<i32>) {
     configure(site, &BOTH);
     for (head, name) in heads().iter().zip(["sub-1_T1w", "sub-2_T1w"]) {

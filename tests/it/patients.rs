@@ -20,7 +20,7 @@ fn session(seed: u64, number: usize) -> Vec<u8> {
         let [x, y, z] = shape.voxel(offset);
         let is_lesion = x.abs_diff(9) < 3 && y.abs_diff(14) < 3 && z.abs_diff(12) < 3;
         *voxel *= if is_lesion { 3.0 } else { 1.0 };
-        // No session is the same, to the last bit.
+        // No two sessions are equal to the last bit.
         *voxel *= 1.0 + 1e-3 * number as f32;
     }
     oddscan::nifti::encode_volume(&RawVolume { shape, voxels, affine })
@@ -30,7 +30,7 @@ fn stem(number: usize) -> String {
     format!("sub-1_ses-{number}_T1w")
 }
 
-/// Sessions of one patient come.
+/// Drops sessions of one patient into the incoming folder.
 fn come(site: &Site, numbers: RangeInclusive<usize>) {
     for number in numbers {
         site.drop_in(&format!("{}.nii.gz", stem(number)), &session(1, number));
@@ -75,7 +75,7 @@ fn sessions_of_a_patient_count_once_and_are_not_compared_with_each_other() {
     assert_eq!(["active", "same_patient"].map(|s| site.metric(&series(s))), [3.0, 2.0]);
     assert!(apart.iter().all(|sidecar| sidecar.scores.as_ref().unwrap().percentile == 1.0));
 
-    // Compared with each other they look like what is usual.
+    // If they are compared with each other, they look normal.
     site.configure(3, &["window.compare_same_patient = true"]);
     site.signal(Signal::HUP);
     site.wait("renewed", |site| {
@@ -139,8 +139,8 @@ fn a_reload_that_makes_a_waiting_window_full_scores_those_who_leave_it_first() {
 
 #[test]
 fn a_session_scores_as_it_would_without_the_others_of_its_patient() {
-    // Corrected by what others score at a place, it would change a little: these are compared with
-    // one more scan.
+    // With the correction by place it would change a little, because these are compared with one
+    // more scan.
     const NOT_CORRECTED: &str = "scoring.positional_correction = 0.0";
     let site = Site::new(2, &[NOT_CORRECTED, "community.enabled = true"]);
     let scans = site.path("scans");

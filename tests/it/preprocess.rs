@@ -1,4 +1,4 @@
-//! The site's own preprocessing: small shell scripts in the place of HD-BET and N4.
+//! The site's own preprocessing. Small shell scripts stand in for HD-BET and N4.
 
 use std::{
     collections::BTreeMap,
@@ -28,8 +28,8 @@ use crate::{
     support::{Site, brain, names, oddscan, said, scan_bytes},
 };
 
-/// A script that looks up by the content of the scan what is to be done with it: in `deeds/<hash>`,
-/// with `$scan`, `$out` and `$mask`, else in `deeds/usual`.
+/// A script that finds by the content of the scan what to do with it. It runs `deeds/<hash>`, else
+/// `deeds/usual`, with `$scan`, `$out` and `$mask`.
 const SCRIPT: &str = r#"#!/bin/sh
 scan=$1 out=$2 mask=$3
 site=$(dirname "$0")
@@ -67,7 +67,7 @@ fn configure(site: &Site, min_scans: usize, more: &[&str]) {
     site.configure(min_scans, &lines);
 }
 
-/// What the script does with a scan of this content.
+/// Sets what the script does with a scan of this content.
 fn deed(site: &Site, scan: &[u8], what: &str) {
     fs::write(site.path("deeds").join(hex::encode(Sha256::digest(scan))), what).unwrap();
 }
@@ -92,7 +92,7 @@ fn with_voxels(like: &RawVolume, voxel: impl Fn([usize; 3], f32) -> f32) -> RawV
     RawVolume { voxels: like.voxels.iter().enumerate().map(of).collect(), ..*like }
 }
 
-/// The brain but for a slab on one side.
+/// The brain without a slab on one side.
 fn cut(like: &RawVolume) -> RawVolume {
     with_voxels(like, |[x, ..], value| f32::from(value > 0.0 && x > 6))
 }
@@ -102,7 +102,7 @@ fn reason(site: &Site, name: &str) -> ReasonFile {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// The files that must not depend on the way to them.
+/// The files that must not depend on how they were made.
 fn maps(folder: &Path, stems: &[&str]) -> BTreeMap<String, Vec<u8>> {
     let file = |stem: &&str| {
         ["-map.nii.gz", "-mask.nii.gz"].map(|ending| {
@@ -159,7 +159,7 @@ fn the_brain_and_the_intensities_of_a_program_are_used_and_asked_for_once_per_sc
     assert_eq!(site.stop(), Some(0));
     site.encode_again();
 
-    // The one-shot command does the same.
+    // `oddscan score` does the same.
     let out = site.path("from-scratch");
     let mut score = oddscan();
     score.args(["score", "--config"]).arg(site.path("config.toml")).arg("--out").arg(&out);
@@ -169,7 +169,7 @@ fn the_brain_and_the_intensities_of_a_program_are_used_and_asked_for_once_per_sc
     assert_eq!(n_runs(&site), 6);
     assert!(maps(&out, &stems) == maps(&site.path("results"), &stems), "bit for bit");
 
-    // Another version is another method; the scans of the first wait until it is back.
+    // Another version is another method. The scans of the first one wait until it is back.
     let n_scans = |site: &Site| site.status().cohorts.get("t1w").map_or(0, |cohort| cohort.n_scans);
     fs::write(site.path("version"), "Hook 1.3\n").unwrap();
     site.start();
@@ -231,7 +231,7 @@ fn what_a_program_fails_with_goes_to_quarantine_and_the_others_are_scored() {
         deed(&site, &scan_bytes(seed), what);
         site.drop_in(&format!("{name}_T1w.nii.gz"), &scan_bytes(seed));
     }
-    // A child in the background holds nothing up and does not survive.
+    // A child in the background delays nothing and does not survive.
     let child = site.path("child");
     let background = format!("sleep 300 & echo $! > {}\n", child.display());
     let mask = give(&site, "mask", &encoded(&cut(&raw)), "$mask");
@@ -260,7 +260,7 @@ fn what_a_program_fails_with_goes_to_quarantine_and_the_others_are_scored() {
     assert_eq!(site.stop(), Some(0));
 }
 
-/// Whether a process runs: one that is dead and not yet reaped does not.
+/// Whether a process runs. A dead one that is not yet reaped does not.
 fn is_alive(pid: &str) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).is_some_and(|state| state != 'Z')
@@ -280,7 +280,7 @@ fn a_program_that_is_gone_is_no_fault_of_the_scans() {
     fs::rename(site.path("away"), site.path("hook")).unwrap();
     site.wait("taken", |site| site.status().n_accepted == 1);
     assert_eq!(site.metric(paused), 0.0);
-    // A script that is there and calls a program that is not.
+    // A script that exists and calls a program that does not.
     deed(&site, &scan_bytes(2), "/nowhere/hd-bet\n");
     site.drop_in("sub-2_T1w.nii.gz", &scan_bytes(2));
     site.wait("said", |site| {
@@ -379,7 +379,7 @@ fn heads_are_aligned_by_the_brain_that_a_program_has_found() {
         let truly = nifti::encode_volume(&head(seed, pose, T1, true));
         deed(&site, &bytes, &give(&site, &format!("brain-{seed}"), &truly, "$mask"));
     }
-    // One that comes stripped is left alone.
+    // A scan that arrives stripped is not changed.
     let stripped = nifti::encode_volume(&head(3, &poses[0], T1, true));
     fs::write(site.path("incoming/sub-3_T1w.nii.gz"), stripped).unwrap();
     let mut score = oddscan();
@@ -415,7 +415,7 @@ fn a_program_that_is_not_there_or_says_no_version_is_said_at_the_start() {
     assert!(run().contains("preprocess.version_command failed"));
     fs::rename(site.path("hook"), site.path("away")).unwrap();
     assert!(run().contains("no file that may be executed"));
-    // Heads that are stripped elsewhere still lie where the scanner put them.
+    // Heads that are stripped elsewhere are still in the scanner's position.
     fs::rename(site.path("away"), site.path("hook")).unwrap();
     fs::write(site.path("version"), "1").unwrap();
     configure(&site, 2, &["alignment.mode = \"heads\""]);

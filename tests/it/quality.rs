@@ -1,4 +1,4 @@
-//! A scan that is not good enough is reported, and leaves the results of the others alone.
+//! A scan that is not good enough is reported and does not change the results of the others.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use crate::support::{Site, brain, oddscan, said, scan_bytes};
 
-/// A scan drowned in noise.
+/// A scan with very much noise.
 fn noisy_bytes(seed: u64) -> Vec<u8> {
     let mut volume = brain(seed);
     let mut random = Normal::new(seed);
@@ -55,7 +55,7 @@ fn a_noisy_scan_is_scored_and_changes_nothing_for_the_others() {
     assert_eq!(clean.brain_mask.clone().unwrap().from, BrainSource::AboveZero);
     assert_eq!(site.status().cohorts["t1w"].n_set_aside, 1);
 
-    // With a limit that lets it in, the others are compared with it: their results are renewed.
+    // With a limit that admits it, the others are compared with it and their results are refreshed.
     site.configure(3, &["community.enabled = true", "quality.max_noise = 5"]);
     site.signal(Signal::HUP);
     site.wait("renewed", |site| {

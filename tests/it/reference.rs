@@ -1,6 +1,6 @@
 //! Every stage of the method against `tests/reference/make_goldens.py`, which was written from the
-//! method and not from this code. Each stage starts from the golden values of the one before; the
-//! last test goes all the way.
+//! method and not from this code. Each stage starts from the golden values of the one before. The
+//! last test runs all stages.
 
 use std::ops::ControlFlow;
 
@@ -74,7 +74,8 @@ fn the_settings_are_those_of_the_reference() {
     let network = json!({
         "channels": a.channels, "depth": a.depth, "hidden": a.hidden, "patch": a.patch,
         "position_side": a.position_side,
-        // The file does not tell the heads: they are 64 channels wide, and at least one.
+        // The file does not state the number of heads. Each has 64 channels, and there is at least
+        // one.
         "heads": settings["network"]["heads"],
     });
     assert_eq!(settings["network"], network);
@@ -147,7 +148,7 @@ fn tokens(goldens: &Goldens, case: &Case, scan: usize) -> Vec<TokenGrid> {
     tokeniser.tokens(&volume, |_| ControlFlow::Continue(())).unwrap()
 }
 
-/// Layer and part of every grid of a scan.
+/// Layer and part of each grid of a scan.
 fn grids(case: &Case) -> impl Iterator<Item = (usize, usize)> {
     let n_parts = case.tokens.n_parts();
     LAYERS.into_iter().flat_map(move |layer| (0..n_parts).map(move |part| (layer, part)))
@@ -195,7 +196,7 @@ fn id(scan: usize) -> ScanId {
     ScanId([scan as u8; 32])
 }
 
-/// Columns for the scoring, by scan, other scan and grid.
+/// Columns for scoring, by scan, other scan and grid.
 struct Columns<F>(F);
 
 impl<F: FnMut(usize, usize, usize) -> Vec<f32>> WindowDistances for Columns<F> {

@@ -1,4 +1,4 @@
-//! What is shipped beside the binary says the truth about it: dashboard, alert rules, documents.
+//! The files shipped with the binary describe it correctly: dashboard, alert rules, documents.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What a command says; panics with it when the command fails.
+/// The output of a command; panics with it if the command fails.
 pub(crate) fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let said = [output.stdout, output.stderr].concat();
@@ -47,7 +47,7 @@ fn promtool(arguments: &[&str]) -> Command {
     command
 }
 
-/// Metrics after one of every event, with more cohorts than have labels of their own.
+/// Metrics after one event of each kind, with more cohorts than can have their own labels.
 fn exercised() -> Metrics {
     let metrics = Metrics::new();
     let second = Duration::from_secs(1);
@@ -103,7 +103,7 @@ fn exercised() -> Metrics {
     metrics
 }
 
-/// One family as the page declares it.
+/// One family of metrics as the page declares it.
 #[derive(Default)]
 struct Family {
     kind: String,
@@ -168,7 +168,7 @@ fn family_of<'a>(name: &'a str, families: &BTreeMap<String, Family>) -> &'a str 
     stem.filter(|stem| families.get(*stem).is_some_and(|f| f.kind == "histogram")).unwrap_or(name)
 }
 
-/// All panels that show something, with the rows left out.
+/// All panels that show something, without the rows.
 fn panels(dashboard: &Value) -> Vec<&Value> {
     let panels = dashboard["panels"].as_array().unwrap();
     panels.iter().filter(|panel| panel["type"] != "row").collect()
@@ -439,7 +439,7 @@ fn panels_have_numbers_of_their_own_and_do_not_overlap() {
 
 /// The reference table as the code has it.
 fn reference() -> String {
-    // What a label can hold is closed where it stands on the page before anything happened.
+    // The values of a label are a fixed set if they are on the page before anything happened.
     let at_start = families(&Metrics::new().render());
     let mut table = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
     for (name, family) in families(&exercised().render()) {

@@ -29,8 +29,8 @@ use tempfile::TempDir;
 
 use crate::shipped::repository;
 
-/// A brain of 26 x 30 x 24 voxels of 6 mm: an ellipsoid of smooth random signal, of its own for
-/// each seed, on a grid a little tilted.
+/// A brain of 26 x 30 x 24 voxels of 6 mm: an ellipsoid of smooth random signal on a slightly
+/// tilted grid. Each seed gives another signal.
 pub fn brain(seed: u64) -> RawVolume {
     let shape = Shape3([26, 30, 24]);
     let affine =
@@ -56,7 +56,7 @@ pub fn scan_bytes(seed: u64) -> Vec<u8> {
     nifti::encode_volume(&brain(seed))
 }
 
-/// A folder with everything that a daemon needs, and the daemon's life in it.
+/// A folder with everything that a daemon needs, and the daemon that runs in it.
 pub struct Site {
     folder: TempDir,
     pub address: SocketAddr,
@@ -124,7 +124,7 @@ impl Site {
         self.start_with(&[]);
     }
 
-    /// With variables of the environment.
+    /// Starts the daemon with environment variables.
     pub fn start_with(&mut self, variables: &[(&str, &str)]) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let mut command = self.run();
@@ -133,7 +133,7 @@ impl Site {
         self.spawn(command);
     }
 
-    /// With the log written into a pipe.
+    /// Starts the daemon with its log in a pipe.
     pub fn start_into(&mut self, log: PipeWriter) {
         let mut command = self.run();
         command.stdout(log.try_clone().unwrap()).stderr(log);
@@ -155,20 +155,20 @@ impl Site {
         kill_process(Pid::from_child(self.daemon.as_ref().unwrap()), signal).unwrap();
     }
 
-    /// Asks the daemon to end and gives its exit code.
+    /// Asks the daemon to end and returns its exit code.
     pub fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::TERM);
         self.daemon.take().unwrap().wait().unwrap().code()
     }
 
-    /// Ends the daemon as a power cut does.
+    /// Ends the daemon like a power cut.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.daemon.take().unwrap().wait().unwrap();
     }
 
-    /// Lets a stopped daemon encode all members once more, from its archive: their tokens must be
-    /// those that it made of the files as they came.
+    /// Lets a stopped daemon encode all members again from its archive. Their tokens must equal
+    /// those that it made of the original files.
     pub fn encode_again(&mut self) {
         let folder = self.path("state/store");
         let store = || Store::open(&folder, MIN_MEMORY).unwrap();
@@ -260,30 +260,30 @@ impl Drop for Site {
     }
 }
 
-/// The binary, with nothing of this machine's settings.
+/// The binary, without the settings of this machine.
 pub fn oddscan() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oddscan"));
     command.stdin(Stdio::null());
     for name in ["ODDSCAN_WEIGHTS", "RUST_LOG", "JOURNAL_STREAM", "NOTIFY_SOCKET"] {
         command.env_remove(name);
     }
-    // Else weights and template would come from where a person has fetched them to.
+    // Otherwise it would use weights and template that a person has fetched.
     command.env("ODDSCAN_MODELS", "/nonexistent");
     command
 }
 
-/// Says that a test leaves something out; `scripts/test.sh` counts these lines.
+/// Prints that a test leaves something out. `scripts/test.sh` counts these lines.
 pub fn skip(why: impl Display) {
     eprintln!("skipped: {why}");
 }
 
-/// As [`skip`], for what `scripts/test.sh` installs: there it is a failure.
+/// Like [`skip`], for tools that `scripts/test.sh` installs. There it is a failure.
 fn skip_for_want_of_a_tool(why: &str) {
     assert!(env::var_os("ODDSCAN_REQUIRE").is_none_or(|what| what != "tools"), "{why}");
     skip(why);
 }
 
-/// Whether a tool is absent; says so, and which Debian package has it.
+/// Whether a tool is absent. If so, prints which Debian package has it.
 pub fn is_missing(tool: &str, package: &str) -> bool {
     let is_missing = Command::new(tool).arg("--version").output().is_err();
     if is_missing {
@@ -293,7 +293,8 @@ pub fn is_missing(tool: &str, package: &str) -> bool {
     is_missing
 }
 
-/// A script of this folder for the Python that `scripts/test.sh` sets up, if it has a module.
+/// Command for a script of this folder and the Python that `scripts/test.sh` sets up, if it has
+/// `module`.
 pub fn python(script: &str, module: &str) -> Option<Command> {
     let python = env::var_os("ODDSCAN_PYTHON").unwrap_or_default();
     let import = Command::new(&python).args(["-c", &format!("import {module}")]).output();
@@ -307,7 +308,7 @@ pub fn python(script: &str, module: &str) -> Option<Command> {
     Some(command)
 }
 
-/// What a finished command has written to stdout and stderr, and its exit code.
+/// The stdout and stderr of a finished command, and its exit code.
 pub fn said(output: &Output) -> (String, String, Option<i32>) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr), output.status.code())
@@ -320,7 +321,7 @@ pub fn closed_pipe() -> PipeWriter {
     writer
 }
 
-/// What a command says on stderr, and its exit code, when nobody reads its stdout.
+/// The stderr of a command and its exit code, when nobody reads its stdout.
 pub fn unread(command: &mut Command) -> (String, Option<i32>) {
     let child = command.stdout(closed_pipe()).stderr(Stdio::piped()).spawn().unwrap();
     let (_, stderr, code) = said(&child.wait_with_output().unwrap());

@@ -1,4 +1,4 @@
-//! The unit files: systemd accepts them and finds little to attack.
+//! The unit files: systemd accepts them and rates their exposure as low.
 
 use std::{fs, path::Path, process::Command};
 
@@ -9,8 +9,8 @@ use crate::{
 
 /// The unit in a folder of its own, with or without the drop-in for CUDA.
 ///
-/// The binary is not installed where tests run, and systemd refuses a unit without one, so another
-/// stands in.
+/// The binary is not installed where tests run, and systemd refuses a unit without one. Another
+/// binary replaces it here.
 fn unit_in(folder: &Path, with_cuda: bool) {
     let shipped = repository().join("systemd");
     let unit = fs::read_to_string(shipped.join("oddscan.service")).unwrap();

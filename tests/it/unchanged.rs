@@ -30,7 +30,7 @@ use crate::{
 /// Name of a file -> the first 16 hex digits of the SHA-256 of its content.
 type Hashes = BTreeMap<String, String>;
 
-/// Members of each cohort once every scan is in.
+/// Members of each cohort after all scans have arrived.
 const COHORTS: [(&str, usize); 3] = [("t1w", 5), ("dicom", 2), ("flair", 2)];
 
 /// With these instructions, and in f32, all processors compute the same bits.
@@ -49,7 +49,7 @@ fn hash(bytes: &[u8]) -> String {
     hex::encode(&Sha256::digest(bytes)[..8])
 }
 
-/// A scan so noisy that others are not compared with it.
+/// A scan with so much noise that others are not compared with it.
 fn guest(seed: u64) -> Vec<u8> {
     let mut volume = brain(seed);
     let mut random = Normal::new(seed);
@@ -61,7 +61,7 @@ fn guest(seed: u64) -> Vec<u8> {
     oddscan::nifti::encode_volume(&volume)
 }
 
-/// The brain of a scan as a mask, a little smaller than what is above zero.
+/// The brain of a scan as a mask, a little smaller than the region above zero.
 fn mask(seed: u64) -> Vec<u8> {
     let mut volume = brain(seed);
     let bright = |voxel: f32| if voxel > 60.0 { 1.0 } else { 0.0 };
@@ -69,7 +69,7 @@ fn mask(seed: u64) -> Vec<u8> {
     oddscan::nifti::encode_volume(&volume)
 }
 
-/// A site whose incoming folder holds one of everything; nothing without Python and pydicom.
+/// A site whose incoming folder holds one scan of each kind; `None` without Python and pydicom.
 fn site(preset: &str) -> Option<Site> {
     let mut settings = SETTINGS.to_vec();
     let preset = format!("preset = \"{preset}\"");
@@ -111,14 +111,14 @@ fn site(preset: &str) -> Option<Site> {
     Some(site)
 }
 
-/// What a sidecar says of a scan, and its warnings apart: they may become clearer.
+/// The content of a sidecar without its warnings, and the warnings, whose texts may change.
 fn of_sidecar(site: &Site, bytes: &[u8]) -> [String; 2] {
     let folder = site.path("").display().to_string();
     let text = String::from_utf8_lossy(bytes).replace(&folder, "/");
     let mut sidecar: Value = serde_json::from_str(&text).unwrap();
     let keys = sidecar.as_object_mut().unwrap();
 
-    // A result is replaced as often as scans come between two scorings.
+    // The revision depends on how many scans arrive between two scorings.
     for volatile in ["timings_secs", "oddscan_version", "revision"] {
         assert!(keys.remove(volatile).is_some(), "{volatile}");
     }
@@ -128,9 +128,10 @@ fn of_sidecar(site: &Site, bytes: &[u8]) -> [String; 2] {
         scoring.insert("place_share".to_owned(), value);
     }
     keys["encoder"].as_object_mut().unwrap().remove("device");
-    let warnings = keys.remove("warnings").unwrap();
+    let n_warnings = keys["warnings"].as_array().unwrap().len();
+    keys["warnings"] = n_warnings.into();
 
-    [sidecar, warnings].map(|value| hash(value.to_string().as_bytes()))
+    hash(sidecar.to_string().as_bytes())
 }
 
 /// Hashes of the results in a folder.
@@ -141,9 +142,7 @@ fn of_results(site: &Site, folder: &Path, prefix: &str) -> Hashes {
         let bytes = fs::read(folder.join(name)).unwrap();
         let key = format!("{prefix}/{name}");
         if name.ends_with(".json") {
-            let [content, warnings] = of_sidecar(site, &bytes);
-            hashes.insert(format!("{key} warnings"), warnings);
-            hashes.insert(key, content);
+            hashes.insert(key, of_sidecar(site, &bytes));
         } else {
             hashes.insert(key, hash(&bytes));
         }
@@ -152,7 +151,7 @@ fn of_results(site: &Site, folder: &Path, prefix: &str) -> Hashes {
     hashes
 }
 
-/// Refused files by reason. What is said of them may become clearer.
+/// Refused files by reason. Their texts may change.
 fn of_quarantine(quarantine: &Path) -> Hashes {
     let mut hashes = Hashes::new();
 

@@ -17,7 +17,7 @@ fn find(window: &[NearestDistances]) -> CommunityFinding {
     find_communities(window, keep(), &CommunitySettings::default())
 }
 
-/// Scans whose tokens are a vector per cell, the same for all, plus noise of each scan and token.
+/// Scans with one vector per cell, the same in all scans, plus noise for each scan and token.
 struct Lab {
     random: Normal,
     /// `[n_scans][n_tokens][WIDTH]`
@@ -87,7 +87,7 @@ impl Lab {
         (0..n_scans).map(|s| NearestDistances::new(self.scans[s].len(), columns(s))).collect()
     }
 
-    /// Scores of the lesion's tokens and, ascending, of all others.
+    /// Scores of the lesion's tokens, and of all others in ascending order.
     fn scores(&self, window: &[NearestDistances]) -> (Vec<f32>, Vec<f32>) {
         let (mut sick, mut healthy) = (Vec::new(), Vec::new());
         for (scan, nearest) in window.iter().enumerate() {
@@ -105,7 +105,7 @@ fn vector(random: &mut Normal, size: f64) -> Vec<f64> {
     (0..WIDTH).map(|_| size * random.next()).collect()
 }
 
-/// Three times as long as the cells are on average, in any direction.
+/// Three times as long as a cell's vector on average, in a random direction.
 fn far_vector(random: &mut Normal) -> Vec<f64> {
     let direction = vector(random, 1.0);
     let length = direction.iter().map(|x| x * x).sum::<f64>().sqrt();
@@ -156,7 +156,7 @@ fn assert_recovers(lab: &Lab, carriers: &[usize], what: &str) {
     let missed = lab.lesion.iter().filter(|(s, t)| !excluded[*s].contains(t)).count();
     assert_eq!(missed, 0, "{what}: lesion tokens that stay candidates");
     let n_excluded: usize = excluded.iter().map(Vec::len).sum();
-    // A quantile of 0.99 takes about 1 % of the healthy tokens of the carriers along.
+    // A quantile of 0.99 also excludes about 1 % of the healthy tokens of the carriers.
     let n_healthy = n_excluded - lab.lesion.len();
     assert!(n_healthy <= carriers.len() * N_TOKENS * 2 / 100, "{what}: {n_healthy} healthy tokens");
 
@@ -190,7 +190,7 @@ fn a_patient_seen_twice_does_not_hide_the_lesion() {
     let mut lab = Lab::new(1);
     let carriers: Vec<usize> = lab.draw(0.3);
     let mut lab = lab.with_lesion(&carriers);
-    // Two healthy scans with the same anatomy, one of them with a breath of noise.
+    // Two healthy scans with the same anatomy, one of them with a little noise.
     let mut healthy = (0..N_SCANS).filter(|scan| !carriers.contains(scan));
     let (twin, other) = (healthy.next().unwrap(), healthy.next().unwrap());
     lab.scans[other] = lab.scans[twin].clone();
@@ -277,7 +277,7 @@ fn columns_that_are_not_due_do_not_change() {
 #[test]
 fn due_columns_worked_by_hand() {
     // Scan 1 loses its token 1, which lies 3 from scan 0 and 5 from scan 2. Only scan 0 has a token
-    // as far from scan 1 as that; the one without candidates in reach cannot lose one.
+    // as far from scan 1 as that. The token without candidates in reach cannot lose one.
     let window = [
         NearestDistances::new(2, vec![vec![1.0, 3.0], vec![9.0, 9.0]]),
         NearestDistances::new(2, vec![vec![1.0, 3.0], vec![4.0, 5.0]]),
@@ -299,7 +299,7 @@ fn first_scan(rows: &[[f32; 4]]) -> Vec<NearestDistances> {
 fn endurance_ratios_worked_by_hand() {
     let rows = [
         [8.0, 2.0, 6.0, 4.0],
-        // Its reference lies below the median.
+        // Its reference is below the median.
         [1.0, 1.0, 2.0, 5.0],
         // Only two matches, less than the rank.
         [9.0, f32::INFINITY, 9.0, f32::INFINITY],
@@ -317,7 +317,7 @@ fn endurance_ratios_worked_by_hand() {
 
 #[test]
 fn a_pair_that_lies_near_everywhere_has_high_endurance_ratios() {
-    // The first other scan lies at a tenth of the distance of the rest, as a follow-up would.
+    // The first other scan is at a tenth of the distance of the rest, like a follow-up scan.
     let rows = [[0.1, 1.0, 1.0, 1.0], [0.2, 2.0, 2.0, 2.0], [0.3, 3.0, 3.0, 3.0]];
     let window = first_scan(&rows);
     let third = Fraction::new(0.1).unwrap();

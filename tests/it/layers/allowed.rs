@@ -1,4 +1,4 @@
-//! Uses held against the allow-list.
+//! Compares uses with the allow-list.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ pub(super) fn part(file: &str) -> &str {
     file.split('/').next().unwrap().trim_end_matches(".rs")
 }
 
-/// What a path outside of the crate must be allowed as; `None` if all may use it.
+/// The name by which a row must allow a path outside of the crate; `None` if all may use it.
 fn asked_for(path: &[String]) -> Option<String> {
     let whole = path.join("::");
     let is_below = |parent: &&str| whole == **parent || whole.starts_with(&format!("{parent}::"));
@@ -23,7 +23,7 @@ fn asked_for(path: &[String]) -> Option<String> {
         return None;
     }
     if whole == "std" {
-        // Under another name, all of it can be reached.
+        // An alias of `std` gives access to all of it.
         return Some("std::*".to_owned());
     }
     if whole == "std::io::*" {
@@ -39,7 +39,7 @@ enum Asked {
     Outside(String),
 }
 
-/// What a use must be allowed as; `None` if it needs no leave.
+/// What a row must allow for a use; `None` if the use is always allowed.
 fn asked(code: &Crate, file: &str, target: &Target) -> Option<Asked> {
     match target {
         Target::Inside(path) => {
@@ -57,7 +57,7 @@ fn allowed(row: &Row) -> BTreeSet<Asked> {
     modules.chain(words(row.outside).map(Asked::Outside)).collect()
 }
 
-/// What the code breaks of an allow-list, and what the list allows though the code does not use it.
+/// Uses that an allow-list forbids, and entries of the list that the code does not need.
 pub(super) fn faults(code: &Crate, rows: &[Row]) -> Vec<String> {
     let allowed: BTreeMap<&str, BTreeSet<Asked>> =
         rows.iter().map(|row| (row.module, allowed(row))).collect();

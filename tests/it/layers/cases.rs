@@ -1,4 +1,4 @@
-//! The guard itself, on made-up crates: forbidden things, written in every way that compiles.
+//! Tests of the guard itself on made-up crates, with forbidden uses in every form that compiles.
 
 use std::collections::BTreeSet;
 
@@ -22,8 +22,8 @@ fn read(files: &[(&str, &str)]) -> Crate {
     Crate::read(&files, &BTreeSet::from(outside))
 }
 
-/// What is wrong with a crate whose module `low` holds this code. `high` has a submodule and uses
-/// `low`, as it may.
+/// The faults of a crate whose module `low` holds this code. `high` has a submodule and uses `low`,
+/// which is allowed.
 fn faults_of(low: &str) -> Vec<String> {
     let files = [
         ("lib.rs", "pub mod high; pub mod low;"),

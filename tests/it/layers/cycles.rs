@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::source::{Crate, Target, Use};
 
-/// For each file the files that it uses.
+/// For each file, the files that it uses.
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
-/// Groups of files that use one another, and one way round in each. A declaration `mod x;` is no
+/// Groups of files that use one another, each with one circular path. A declaration `mod x;` is no
 /// use.
 pub(super) fn cycles(code: &Crate) -> Vec<(BTreeSet<String>, String)> {
     let edges = edges(code);
@@ -38,7 +38,7 @@ fn edges(code: &Crate) -> Edges {
     edges
 }
 
-/// What can be reached from a file, each with the file before it on a shortest way.
+/// The files that can be reached from a file, each with the file before it on a shortest path.
 fn reached_from<'a>(file: &'a String, edges: &'a Edges) -> BTreeMap<&'a String, &'a String> {
     let mut before = BTreeMap::new();
     let mut next = VecDeque::from([file]);

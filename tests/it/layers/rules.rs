@@ -13,7 +13,7 @@ const fn row(module: &'static str, modules: &'static str, outside: &'static str)
     Row { module, modules, outside }
 }
 
-/// What a module must ask for. All else in `std` is free.
+/// What a module may use only if its row allows it. All else in `std` is free.
 pub(super) const WATCHED: [&str; 11] = [
     "std::env",
     "std::fs",
@@ -28,13 +28,13 @@ pub(super) const WATCHED: [&str; 11] = [
     "std::*",
 ];
 
-/// Parts of these that are but values: the bytes of a name, a time that comes in as an argument. To
-/// ask for the time that it is now is not free.
+/// Parts of these that are only values: the bytes of a name, a time that is an argument. To ask for
+/// the current time is not free.
 pub(super) const FREE: [&str; 3] =
     ["std::os::unix::ffi", "std::time::Duration", "std::time::Instant"];
 
 pub(super) const ROWS: &[Row] = &[
-    // Values in, values out.
+    // Pure functions of values.
     row("numeric", "", "bobyqa half rayon thiserror"),
     row("domain", "numeric", "globset half hex rayon safetensors serde serde_json sha2 thiserror"),
     // Adapters. They may use `files`, and otherwise do not use one another.

@@ -1,5 +1,5 @@
-//! What the code of a crate uses: read with `syn`, each path resolved to the module or the outside
-//! crate that it comes from.
+//! What the code of a crate uses. It is read with `syn`, and each path is resolved to its module or
+//! outside crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-/// Methods of paths that look at the disk.
+/// Methods of paths that read the disk.
 const LOOKS_AT_DISK: [&str; 9] = [
     "canonicalize",
     "exists",
@@ -24,13 +24,13 @@ const LOOKS_AT_DISK: [&str; 9] = [
     "try_exists",
 ];
 
-/// Methods of a time that ask for the present one.
+/// Methods of a time that ask for the current time.
 const LOOKS_AT_CLOCK: [&str; 1] = ["elapsed"];
 
 /// A module by its names from the root of the crate.
 pub(super) type Module = Vec<String>;
 
-/// Where a search has come through: the modules, and the paths looked up there.
+/// The modules that a search has visited, and the paths looked up there.
 type Seen = Vec<(Module, Vec<String>)>;
 
 /// A path as it is written, or a macro.
@@ -58,7 +58,7 @@ pub(super) enum Target {
     Outside(Vec<String>),
 }
 
-/// A use that is no test's.
+/// A use outside of tests.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Use {
     /// The file, below `src`.
@@ -74,7 +74,7 @@ pub(super) struct Crate {
     pub(super) files: BTreeMap<Module, String>,
     modules: BTreeSet<Module>,
     bindings: BTreeMap<Module, Vec<Binding>>,
-    /// `type` declarations; followed within their module only, to which they belong.
+    /// `type` declarations. They are followed within their own module only.
     aliases: BTreeMap<Module, Vec<Binding>>,
     written: BTreeMap<String, Vec<Written>>,
 }
@@ -145,7 +145,7 @@ impl Crate {
         self.look_up(scope, path, &mut Vec::new())
     }
 
-    /// Follows imports to where a thing is declared. `seen` ends circles.
+    /// Follows imports to the declaration of a thing. `seen` stops endless loops.
     fn look_up(&self, scope: &[String], path: &[String], seen: &mut Seen) -> Option<Target> {
         let key = (scope.to_vec(), path.to_vec());
         if seen.contains(&key) {
@@ -173,7 +173,7 @@ impl Crate {
                 Some(self.inside(parent, rest, seen))
             }
             "::" => Some(outside(rest)),
-            // A printing macro, or one that takes in a file.
+            // A printing macro, or one that includes a file.
             name if name.ends_with('!') => Some(Target::Outside(vec![name.to_owned()])),
             name => self
                 .aliased(scope, name, rest, seen)
@@ -182,7 +182,7 @@ impl Crate {
         }
     }
 
-    /// What a type that the module declares under another name stands for.
+    /// The type behind an alias that the module declares.
     fn aliased(
         &self,
         module: &[String],
@@ -194,7 +194,7 @@ impl Crate {
         aliases.find_map(|alias| self.look_up(module, &[&alias.path[..], rest].concat(), seen))
     }
 
-    /// What a name of a module stands for, with the path that follows it.
+    /// The target of a name of a module, with the path that follows it.
     fn named(
         &self,
         module: &[String],
@@ -224,7 +224,7 @@ impl Crate {
         None
     }
 
-    /// A path from a module of the crate on.
+    /// Resolves a path that starts at a module of the crate.
     fn inside(&self, module: &[String], rest: &[String], seen: &mut Seen) -> Target {
         let whole = || Target::Inside([module, rest].concat());
         match rest.split_first() {
@@ -317,7 +317,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A path, maybe of a type in `<>`: then it has a `::` in front and no crate behind that.
+    /// A path, maybe of a type in `<>`. Such a path starts with `::` but no crate follows.
     fn qualified(&mut self, of: Option<&syn::QSelf>, path: &syn::Path) {
         match of {
             Some(of) if of.position == 0 => {
@@ -341,19 +341,19 @@ impl Reader<'_> {
         if name == "self" && !path.is_empty() { path.to_vec() } else { [path, &[name]].concat() }
     }
 
-    /// Paths, imports and macros in tokens that nobody has parsed.
+    /// Paths, imports and macros in tokens that are not parsed.
     fn tokens(&mut self, tokens: TokenStream) {
         self.tokens_after(&[], tokens);
     }
 
-    /// As [`Reader::tokens`], behind a path that ends in a group.
+    /// Like [`Reader::tokens`], after a path that ends in a group.
     fn tokens_after(&mut self, prefix: &[String], tokens: TokenStream) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
         let is_colons = |at: usize| is_punct(&tokens, at, ':') && is_punct(&tokens, at + 1, ':');
         let mut at = 0;
         while at < tokens.len() {
             let mut path = prefix.to_vec();
-            // `::name`, unless it goes on from something that is no path, like `<T>::name`.
+            // `::name`, unless it continues something that is no path, like `<T>::name`.
             let is_arrow =
                 at > 1 && (is_punct(&tokens, at - 2, '-') || is_punct(&tokens, at - 2, '='));
             let goes_on = at > 0 && is_punct(&tokens, at - 1, '>') && !is_arrow;
@@ -494,7 +494,7 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         }
     }
 
-    /// Names who may use a thing; uses nothing.
+    /// States who may use a thing; uses nothing itself.
     fn visit_vis_restricted(&mut self, _: &'ast VisRestricted) {}
 }
 
