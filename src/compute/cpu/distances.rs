@@ -18,35 +18,34 @@ use crate::{
     },
 };
 
-/// Distances on all cores. Products find the nearest token, its distance is taken from the
-/// differences. Mirrored pairs give mirrored columns, to the last bit.
+/// Distances on all cores. Products find the nearest token, and the differences give its distance.
+/// Mirrored pairs give mirrored columns, to the last bit.
 #[derive(Default)]
 pub struct CpuDistances {
-    /// The two scans of the last pair made ready: one of them is often in the next pair, too, and
-    /// fresh memory took as long as the search in it.
+    /// The two prepared scans of the last pair. They are kept, because one of them is often in the
+    /// next pair, too, and to get new memory took as long as the search.
     ready: [Ready; 2],
-    /// Factors of the products for the whole volume, kept likewise.
+    /// Factors of the products for the whole volume, kept for the same reason.
     f32: Factors<f32>,
     bf16: Factors<bf16>,
-    /// No products of bf16.
+    /// Whether products of bf16 are not used.
     in_single: bool,
 }
 
 impl CpuDistances {
-    /// Nothing to set up.
+    /// Uses the fastest products of the processor to find candidates.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Finds candidates with products of f32 even where the processor has those of bf16. Distances
-    /// are of f32 in any case.
+    /// Finds candidates with products of f32, even if the processor has products of bf16. Distances
+    /// are always computed in f32.
     pub fn in_single() -> Self {
         Self { in_single: true, ..Self::default() }
     }
 
     fn whole_volume(&mut self, first: &TokenGrid, second: &TokenGrid) -> PairColumns {
-        // In one order, whatever the caller's: candidates are kept differently for rows and
-        // columns.
+        // Each pair has one order, because candidates are stored differently for rows and columns.
         if order(first, second).is_gt() {
             return self.whole_volume(second, first).mirrored();
         }
@@ -58,7 +57,7 @@ impl CpuDistances {
     }
 }
 
-/// Any order of scans by their content.
+/// Some fixed order of scans by their content.
 fn order(first: &TokenGrid, second: &TokenGrid) -> Ordering {
     fn bits(grid: &TokenGrid) -> impl Iterator<Item = u16> {
         grid.features().iter().map(|value| value.to_bits())

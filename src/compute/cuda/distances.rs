@@ -31,7 +31,7 @@ const TILE: usize = 128;
 const MAX_CELLS: usize = 1024;
 /// Pairs of scans that the GPU gets at once, enough to fill the largest GPUs.
 const MAX_PAIRS: usize = 128;
-/// The tokens that are kept may take this fraction of the GPU's free memory: one byte in so many.
+/// Kept tokens may take `1 / SHARE_KEPT` of the GPU's free memory.
 const SHARE_KEPT: usize = 4;
 
 /// After the memory ran out, kept tokens may still take this many bytes. With less, tokens would be
