@@ -67,7 +67,7 @@ pub fn look_at(path: &Path) -> io::Result<FileLook> {
 /// A file, or a folder with the name of a file, that counts as a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// Full path.
+    /// Path of the file, beginning with that of the listed folder.
     pub path: PathBuf,
     /// Its present size and times.
     pub look: FileLook,
@@ -86,7 +86,7 @@ pub enum Links {
 /// Levels of subfolders that are searched.
 const MAX_DEPTH: usize = 8;
 
-/// What a folder holds.
+/// The files below a folder, found by [`list`].
 #[derive(Debug, Default)]
 pub struct Listing {
     /// Scans, sorted by path.

@@ -173,7 +173,7 @@ pub fn count_quarantined(quarantine: &Path) -> usize {
     children(quarantine.to_owned()).map(|reason| children(reason.path()).count()).sum()
 }
 
-/// A refused file.
+/// A refused file, as `oddscan quarantine list` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
     /// Name of the entry in quarantine: `<reason>/<name>`.

@@ -88,7 +88,7 @@ impl Origin {
 /// Facts about downloaded weights. They are also written beside the weights as `<name>.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fetched {
-    /// The weights file.
+    /// Path of the weights file.
     pub path: PathBuf,
     /// Name of the network.
     pub model: String,
@@ -98,7 +98,7 @@ pub struct Fetched {
     pub source_sha256: String,
     /// SHA-256 of the weights file, hex.
     pub sha256: String,
-    /// Licence of the weights.
+    /// Licence and owner of the weights.
     pub licence: &'static str,
     /// A limitation that a user of these weights should know.
     pub caveat: Option<&'static str>,
@@ -110,7 +110,7 @@ pub enum FetchError {
     /// The server does not answer, or its answer is not the file.
     #[error("{url}: {reason}")]
     Http {
-        /// What was asked for.
+        /// The requested URL.
         url: String,
         /// The fault.
         reason: String,
@@ -118,7 +118,7 @@ pub enum FetchError {
     /// The file is larger than any of these networks.
     #[error("{url} has {found} bytes, at most {needed} are fetched; is HF_ENDPOINT right?")]
     TooLarge {
-        /// What was asked for.
+        /// The requested URL.
         url: String,
         /// Size that the server announces, bytes.
         found: u64,

@@ -11,7 +11,6 @@ pub(super) struct Tensor {
     pub(super) values: Vec<f32>,
 }
 
-/// Tensors by name.
 pub(super) type Tensors = BTreeMap<String, Tensor>;
 
 /// The tensors as a safetensors file, so that one loader checks the weights of all formats.

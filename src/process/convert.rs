@@ -40,7 +40,7 @@ use crate::{
 pub enum Event {
     /// The process starts on these files.
     InHand {
-        /// Files.
+        /// Positions of the files.
         inputs: Vec<usize>,
     },
     /// A volume was written to `<name>.nii.gz`, and the facts of its header to `<name>.json`.
@@ -50,32 +50,32 @@ pub enum Event {
         /// The patient. Only the daemon gets this.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         patient: Option<Patient>,
-        /// Its files.
+        /// Positions of the files.
         inputs: Vec<usize>,
     },
     /// The files make no volume because of a fault.
     Refused {
         /// What it would have been called.
         name: String,
-        /// Why.
+        /// The fault, and what to do.
         refusal: Refusal,
         /// Whether slices that may still arrive could remove the fault.
         may_grow: bool,
-        /// Its files.
+        /// Positions of the files.
         inputs: Vec<usize>,
     },
     /// The files are sound, but oddscan does not use such images.
     Skipped {
         /// What it would have been called.
         name: String,
-        /// Why.
+        /// Why oddscan does not use them.
         why: String,
-        /// Its files.
+        /// Positions of the files.
         inputs: Vec<usize>,
     },
     /// Some files of the series may still change.
     Waiting {
-        /// Its files.
+        /// Positions of the files.
         inputs: Vec<usize>,
     },
 }

@@ -80,7 +80,7 @@ pub const STARTING: &str = "starting the preprocessing program";
 pub enum PreprocessChoice {
     /// Scans without skull stripping.
     Heads,
-    /// All.
+    /// All scans, skull-stripped ones included.
     All,
 }
 

@@ -175,7 +175,7 @@ fn in_order(a: &[f16], b: &[f16]) -> bool {
     a.len().cmp(&b.len()).then_with(|| bits_a.cmp(bits_b)).is_le()
 }
 
-/// `[n, 1]`
+/// The squared length of each row, `[n, 1]`.
 fn squared_norms<B: Backend>(rows: &Tensor<B, 2>) -> Tensor<B, 2> {
     (rows.clone() * rows.clone()).sum_dim(1)
 }

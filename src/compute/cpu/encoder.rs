@@ -21,7 +21,7 @@ use crate::{
     numeric::slice::{ImageBatch, PatchFeatures},
 };
 
-/// DINOv2 on all cores.
+/// DINOv2 on all cores of the CPU, with products in f32 or bf16.
 pub struct CpuEncoder(Box<dyn SliceEncoder>);
 
 impl CpuEncoder {
@@ -191,7 +191,6 @@ struct Network<E> {
     position: Vec<f32>,
 }
 
-/// A linear layer.
 struct Linear<E> {
     weight: Panels<E>,
     bias: Vec<f32>,

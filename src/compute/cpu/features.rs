@@ -125,7 +125,7 @@ pub(super) fn norm(features: &mut Features) {
     features.for_each_row(|_, _, row| norm_row(row, &scale, &shift));
 }
 
-/// max(0, instance norm).
+/// Replaces each value by max(0, instance norm).
 pub(super) fn norm_relu(features: &mut Features) {
     let Norm { scale, shift } = Norm::of(features);
     features.for_each_row(|_, _, row| norm_relu_row(row, &scale, &shift));
@@ -182,7 +182,7 @@ vectorised! {
 }
 
 /// The largest of 3 x 3 x 3 voxels around every second one (stride 2, padding 1) of
-/// max(0, instance norm).
+/// Replaces each value by max(0, instance norm).
 ///
 /// The norm's factors are positive, so the norm does not change which value is the largest. So it
 /// is computed only for an eighth of the voxels, after the maximum.

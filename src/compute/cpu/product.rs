@@ -109,7 +109,7 @@ pub(super) struct Rows<'a, E> {
 }
 
 impl<'a, E> Rows<'a, E> {
-    /// Rows without gaps.
+    /// Rows of `width` entries without gaps.
     pub(super) fn of(values: &'a [E], width: usize) -> Self {
         Self { values, n: values.len() / width.max(1), stride: width }
     }

@@ -74,7 +74,7 @@ macro_rules! impl_vector {
 
             #[inline(always)]
             unsafe fn add_product(self, value: f32, weights: Self) -> Self {
-                // SAFETY: the caller vouches for the instructions.
+                // SAFETY: the caller guarantees the instructions.
                 unsafe { $fused($splat(value), weights, self) }
             }
 
@@ -148,7 +148,7 @@ impl Row<'_> {
             let mut place = 0;
             while place < n_places {
                 let left = n_places - place;
-                // SAFETY: the caller vouches for the instructions.
+                // SAFETY: the caller guarantees the instructions.
                 unsafe {
                     place += match left {
                         _ if left >= MOST => self.places::<V, MOST>(place, from),
@@ -184,7 +184,7 @@ impl Row<'_> {
             for (index, weights) in weights.iter().enumerate() {
                 let weights = load(weights);
                 for (sum, values) in sums.iter_mut().zip(&values) {
-                    // SAFETY: the caller vouches for the instructions.
+                    // SAFETY: the caller guarantees the instructions.
                     *sum = unsafe { sum.add_product(values[index], weights) };
                 }
             }

@@ -125,7 +125,7 @@ mod avx512 {
         inner: usize,
         tile: &mut Tile,
     ) {
-        // SAFETY: the caller vouches for the extents.
+        // SAFETY: the caller guarantees the extents.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
             for k in 0..inner {
@@ -156,7 +156,7 @@ mod avx512 {
         inner: usize,
         tile: &mut Tile,
     ) {
-        // SAFETY: the caller vouches for the extents; registers of 512 bits are read as what they
+        // SAFETY: the caller guarantees the extents; registers of 512 bits are read as what they
         // hold.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
@@ -391,7 +391,7 @@ mod avx2 {
         inner: usize,
         tile: &mut Tile,
     ) {
-        // SAFETY: the caller vouches for the extents.
+        // SAFETY: the caller guarantees the extents.
         unsafe {
             for half in [0, 16] {
                 let mut sums = [[_mm256_setzero_ps(); 2]; R];

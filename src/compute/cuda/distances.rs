@@ -38,7 +38,7 @@ const SHARE_KEPT: usize = 4;
 /// sent again for each pair.
 const LEAST_KEPT: usize = 64 << 20;
 
-/// Distances on one GPU.
+/// Nearest distances on one NVIDIA GPU, within reach or over the whole volume.
 pub struct CudaDistances {
     gpu: Gpu,
     kept: Kept,
