@@ -428,7 +428,7 @@ mod tests {
         let path = folder.path().join("file");
         fs::write(&path, "x").unwrap();
         let mut looks = Vec::new();
-        // Years 2286 and 2318; where the file system knows no such time it takes its last.
+        // Years 2286 and 2318. A file system without such times stores its last time.
         for secs in [0, 10_000_000_000, 11_000_000_000] {
             let time = std::time::UNIX_EPOCH + Duration::from_secs(secs);
             fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();

@@ -436,7 +436,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers one request with `head`, then with what `body` does.
+    /// Answers one request with `head`, and then with the output of `body`.
     fn serve(head: &'static str, body: impl FnOnce(&mut dyn Write) + Send + 'static) -> String {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -468,7 +468,8 @@ mod tests {
         drop(end);
     }
 
-    /// All of it takes longer than the server may be silent; each part comes well before that.
+    /// The whole answer takes longer than the server may be silent, but each part arrives well
+    /// before that.
     #[test]
     fn a_slow_download_is_not_cut_off() {
         let url = serve("Content-Length: 5", |stream| {

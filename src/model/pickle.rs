@@ -616,7 +616,7 @@ mod tests {
     use std::io::Write;
     use zip::{ZipWriter, write::SimpleFileOptions};
 
-    /// An archive as `torch.save` writes it.
+    /// An archive like those of `torch.save`.
     fn archive(pickle: &[u8], storages: &[(&str, Vec<u8>)]) -> Vec<u8> {
         let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
         let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
@@ -652,19 +652,19 @@ mod tests {
         pickle
     }
 
-    /// An ordered dictionary, remembered as 1, of values that are already in the pickle's form.
+    /// An ordered dictionary, with memo 1, of values that are already in the pickle's form.
     fn dictionary(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
         let entries = entries.iter().flat_map(|(name, value)| [text(name), value.clone()].concat());
         let start = b"ccollections\nOrderedDict\n)Rq\x01(".iter().copied();
         start.chain(entries).chain(*b"u").collect()
     }
 
-    /// What `torch.save` writes for a dictionary.
+    /// The output of `torch.save` for a dictionary.
     fn saved(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
         [b"\x80\x02", &dictionary(entries)[..], b"}b."].concat()
     }
 
-    /// What `torch.save({"w": tensor})` writes.
+    /// The output of `torch.save({"w": tensor})`.
     fn one_tensor(kind: &str, offset: u8, shape: [u8; 2], strides: [u8; 2]) -> Vec<u8> {
         saved(&[("w", tensor(kind, "0", offset, &shape, &strides))])
     }
@@ -719,7 +719,7 @@ mod tests {
 
     #[test]
     fn a_value_in_the_place_of_a_name_is_named_by_its_kind_only() {
-        // Ten times a tuple of four times the last one: a million when it is printed.
+        // Ten levels of tuples, each with four times the last one: a million values if printed.
         let tuples = b"(h\x00h\x00h\x00h\x00tq\x00".repeat(10);
         let pickle = [b"\x80\x02)q\x00", &tuples[..], b"\x93."].concat();
         let error = tensors(&archive(&pickle, &[])).unwrap_err();
@@ -744,7 +744,7 @@ mod tests {
         assert_eq!(read.keys().collect::<Vec<_>>(), ["w"]);
     }
 
-    /// What `torch.jit.save` writes for a module of values that are already in the pickle's form.
+    /// The output of `torch.jit.save` for a module of values that are already in the pickle's form.
     fn module(class: &str, entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
         let entries = entries.iter().flat_map(|(name, value)| [text(name), value.clone()].concat());
         let start =
@@ -784,7 +784,7 @@ mod tests {
         let refused = |top: &[u8]| tensors(&archive(&script(top.to_vec()), &[])).unwrap_err();
         let own = [b"c__torch__\nNet\n)\x81q\x01}", &text("a")[..], b"h\x01sb"].concat();
         assert!(refused(&own).contains("16 deep"));
-        // Each of 14 modules holds the one before it twice.
+        // Each of 14 modules holds its predecessor twice.
         let mut twice = b"c__torch__\nNet\n)\x81q\x01".to_vec();
         for _ in 0..14 {
             let entries = [text("a"), b"h\x01".to_vec(), text("b"), b"h\x01".to_vec()].concat();

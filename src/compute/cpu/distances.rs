@@ -109,7 +109,7 @@ mod tests {
         TokenGrid::new(shape, channels, cells, features).unwrap()
     }
 
-    /// Straight from the definition, in double precision.
+    /// The distances by definition, in double precision.
     fn brute_force(own: &TokenGrid, other: &TokenGrid, reach: [usize; 3]) -> Vec<f64> {
         let (shape, width) = (own.shape(), own.channels());
         let row = |grid: &TokenGrid, token: usize| -> Vec<f64> {
@@ -189,7 +189,8 @@ mod tests {
 
     #[test]
     fn the_nearest_is_found_among_many_that_are_nearly_as_near() {
-        // Tokens around a few centres, as those of brains are, and closer: products lose these.
+        // Tokens close around a few centres, closer than those of brains. Products alone cannot
+        // separate these.
         let around = |seed: u64, scatter: f64| {
             let (mut normal, mut centres) = (Normal::new(seed), Normal::new(9));
             let centres: Vec<f64> = (0..8 * 96).map(|_| centres.next()).collect();
@@ -241,7 +242,7 @@ mod tests {
         }
     }
 
-    /// Each test is a process of its own with `cargo nextest`; with `cargo test`, the first limit
+    /// With `cargo nextest`, each test has its own process. With `cargo test`, the first limit
     /// counts.
     #[test]
     fn distances_are_those_of_the_definition_with_avx2() {

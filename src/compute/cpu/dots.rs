@@ -142,7 +142,7 @@ mod tests {
                     dots(left, right, width, &mut found);
                     for (found, a) in found.iter().zip(left.chunks_exact(width)) {
                         for (found, b) in found.iter().zip(right.chunks_exact(width)) {
-                            // Whole numbers: exact in any order.
+                            // Sums of whole numbers are exact in any order.
                             let expected: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
                             assert_eq!(*found, expected, "{n_left} x {n_right} of {width}");
                         }

@@ -439,13 +439,13 @@ mod tests {
             eprintln!("skipped: {instructions}, which this processor does not have");
             return;
         };
-        // Whole numbers: exact in both formats and in any order.
+        // Whole numbers are exact in both formats and in any order.
         let value = |i: usize| ((i * 7919) % 31) as f32 - 15.0;
         for (inner, columns) in [(1, 1), (7, 33), (32, 32), (37, 70), (384, 40)] {
             let right: Vec<f32> = (0..columns * inner).map(value).collect();
             let panels = Panels::<E>::of_columns(&right, inner);
             for n in 1..=2 * kernel.rows {
-                // Entries between the rows that must not count.
+                // Entries between the rows, which must not count.
                 let stride = E::padded(inner) + 3;
                 let mut left = vec![E::of(0.0); n * stride];
                 for (row, left) in left.chunks_exact_mut(stride).enumerate() {

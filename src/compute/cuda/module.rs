@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn the_kernels_become_machine_code_wherever_nvrtc_is() {
-        // SAFETY: loading a library runs its initialisers, which are meant for any process.
+        // SAFETY: loading a library runs its initialisers, which may run in any process.
         if !unsafe { sys::is_culib_present() } {
             eprintln!("skipped: no libnvrtc.so");
             return;

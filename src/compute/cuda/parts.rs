@@ -132,7 +132,7 @@ mod tests {
         assert_eq!((entries.len(), longest), (part.extent.n_entries(), 4));
         let (places, rest) = entries.split_at(4);
         let (sources, starts) = rest.split_at(12);
-        // The second image's tokens lie four rows further on.
+        // The second image's tokens are four rows later.
         assert_eq!(places, [2, 4, 3, 4]);
         assert_eq!(sources, [-1, -2, 1, 3, -1, -2, 5, 7, -1, -2, -1, -2]);
         assert_eq!(starts, [0, 4, 8, 10, 12]);

@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
 
-    /// What a network of these tests has been through.
+    /// Counts of the calls and drops of a network in these tests.
     #[derive(Default)]
     struct Calls {
         all: AtomicUsize,
