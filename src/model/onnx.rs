@@ -97,10 +97,12 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
     }
 
     let (mut class, mut patches) = (None, None);
+
     for node in &graph.node {
         let Some(input) = node.input.iter().find(|input| nameless.contains_key(*input)) else {
             continue;
         };
+
         let path = node.name.trim_start_matches('/').replace('/', ".");
         let Some(path) = backbone_name(&path) else { continue };
         let weight = path.strip_suffix(".MatMul").filter(|_| node.op_type == "MatMul");

@@ -55,6 +55,7 @@ pub fn confine(confines: &Confines) -> io::Result<()> {
         let both = Rlimit { current: Some(most), maximum: Some(most) };
         rustix::process::setrlimit(resource, both)
     };
+
     // A core dump would contain scans.
     limit(Resource::Core, 0)?;
     limit(Resource::Fsize, confines.max_file_bytes)?;
@@ -63,6 +64,7 @@ pub fn confine(confines: &Confines) -> io::Result<()> {
         Memory::AddressSpace(most) => limit(Resource::As, most)?,
         Memory::Data(most) => limit(Resource::Data, most)?,
     }
+
     // If memory runs out nevertheless, the kernel kills this process first. Not every system allows
     // this setting.
     fs::write("/proc/self/oom_score_adj", "1000").ok();
@@ -91,6 +93,7 @@ pub fn wait<T>(
         kill_process_group(pid, Signal::KILL).ok();
         child.wait()
     };
+
     // NOWAIT leaves the child unreaped. Until it is reaped, no other process group can get its
     // number.
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -103,6 +106,7 @@ pub fn wait<T>(
                 return Err(error.into());
             }
         }
+
         if let ControlFlow::Break(why) = judge() {
             return Ok(Ended::Stopped(end(child)?, why));
         }

@@ -239,6 +239,7 @@ impl End {
         if self.status.success() {
             return Ok(None);
         }
+
         let action = "export the series again; report it with the files, if they may be shared";
         let signal = self.status.signal();
         let is_memory = self.stderr.contains("memory allocation of");
@@ -255,6 +256,7 @@ impl End {
             let text = text.chars().take(300).collect::<String>();
             return Err(own(io::Error::other(format!("{}: {text}", self.status))));
         };
+
         let needed = "a series that the converter understands";
         Ok(Some(Refusal::new(reason, found, needed, action)))
     }
@@ -330,6 +332,7 @@ fn watch(
         }
         ControlFlow::Continue(())
     })?;
+
     Ok(match ended {
         Ended::Alone(status) => Some((status, false)),
         Ended::Stopped(status, Stop::Silent) => Some((status, true)),

@@ -377,6 +377,7 @@ impl Hook {
             }
             Ok(_) => {}
         }
+
         // The limit is not `intake.max_file_mib`, because files of 64-bit numbers are twice as
         // large as those that scanners write.
         let limits = Limits { max_file_bytes: self.settings.max_output_bytes, ..*limits };
@@ -434,6 +435,7 @@ fn judged(status: ExitStatus, max_bytes: u64) -> Run {
     // A shell reports the signal of a program that it ran as exit code 128 + signal.
     let code = status.code().unwrap_or_default();
     let fsize = Signal::XFSZ.as_raw();
+
     match signal {
         Some(signal) if signal == fsize => Run::Failed(too_much(max_bytes)),
         Some(signal) => Run::Failed(format!("died of signal {signal}")),
