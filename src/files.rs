@@ -187,7 +187,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("result");
         write_atomic(&path, b"old").unwrap();
-        // A folder in the way: the rename fails after a complete temporary file.
+        // A folder has the name already, so the rename fails after the temporary file is complete.
         let blocked = folder.path().join("blocked");
         fs::create_dir_all(blocked.join("full")).unwrap();
         write_atomic(&blocked, b"new").unwrap_err();

@@ -67,7 +67,7 @@ pub fn look_at(path: &Path) -> io::Result<FileLook> {
 /// A file, or a folder with the name of a file, that counts as a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// Full path.
+    /// Path of the file, beginning with that of the listed folder.
     pub path: PathBuf,
     /// Its present size and times.
     pub look: FileLook,
@@ -86,7 +86,7 @@ pub enum Links {
 /// Levels of subfolders that are searched.
 const MAX_DEPTH: usize = 8;
 
-/// What a folder holds.
+/// The files below a folder, found by [`list`].
 #[derive(Debug, Default)]
 pub struct Listing {
     /// Scans, sorted by path.
@@ -428,7 +428,7 @@ mod tests {
         let path = folder.path().join("file");
         fs::write(&path, "x").unwrap();
         let mut looks = Vec::new();
-        // Years 2286 and 2318; where the file system knows no such time it takes its last.
+        // Years 2286 and 2318. A file system without such times stores its last time.
         for secs in [0, 10_000_000_000, 11_000_000_000] {
             let time = std::time::UNIX_EPOCH + Duration::from_secs(secs);
             fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();

@@ -173,7 +173,7 @@ pub fn count_quarantined(quarantine: &Path) -> usize {
     children(quarantine.to_owned()).map(|reason| children(reason.path()).count()).sum()
 }
 
-/// A refused file.
+/// A refused file, as `oddscan quarantine list` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
     /// Name of the entry in quarantine: `<reason>/<name>`.
@@ -358,7 +358,7 @@ mod tests {
         assert_eq!(place, incoming.join("sub-1/a.nii"));
         assert_eq!(fs::read_to_string(&place).unwrap(), "content");
         assert_eq!(entries(&q).unwrap(), []);
-        // Another of the same name stays where it is while the first one is there.
+        // Another file of the same name is not put back while the first one is in the folder.
         refused(folder.path(), "sub-1/a.nii");
         let error = requeue(&q, &listed[0].name, &incoming).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
@@ -424,7 +424,7 @@ mod tests {
         assert_eq!(back, incoming.join("study/5_T1"));
         assert!(back.join("reason.json").is_file() && back.join("b.dcm").is_file());
         assert_eq!(count_quarantined(&q), 0);
-        // Where nothing could be moved there is nothing to put back.
+        // If no file could be moved, there is nothing to put back.
         let gone = [incoming.join("gone.dcm")];
         quarantine_series(&q, &gone, Path::new("6_T2"), &refusal, 7).unwrap();
         assert!(requeue(&q, Path::new("bad_header/6_T2"), &incoming).is_err());

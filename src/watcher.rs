@@ -12,9 +12,9 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 pub enum Change {
     /// Something happened in the folder.
     Event,
-    /// Events were lost.
+    /// The system lost events, or reported an error.
     Overflow,
-    /// The settings changed.
+    /// The daemon has read new settings.
     Reload,
 }
 

@@ -1,5 +1,5 @@
-//! The engines, one folder each: `cpu` natively; `cuda` with cuBLASLt and kernels of our own, for
-//! NVIDIA GPUs; `burn` through burn. `device` chooses one, and tries it first.
+//! The engines, one folder each: `cpu` is native, `cuda` uses cuBLASLt and oddscan's own kernels on
+//! NVIDIA GPUs, `burn` uses the crate burn. `device` chooses an engine and tests it first.
 
 #[cfg(feature = "burn")]
 pub mod burn;
@@ -20,30 +20,30 @@ use crate::domain::{PairDistances, SliceEncoder};
 /// Encoder and distances on one device.
 pub type Devices = (Box<dyn SliceEncoder>, Box<dyn PairDistances>);
 
-/// What the encoder returns: which layers, and in which form. Shared by all engines.
+/// Which layers the encoder returns, and in which form. All engines use these options.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderOptions {
-    /// Blocks whose output is returned, counted from 1, ascending; later blocks are not computed.
+    /// Blocks whose output is returned, counted from 1, ascending. Later blocks are not computed.
     pub layers: Vec<usize>,
-    /// Whether the network's final layer norm is applied to each of them (the original's
-    /// `get_intermediate_layers` does by default).
+    /// Whether the network's final layer norm is applied to each of them. The original's
+    /// `get_intermediate_layers` does so by default.
     pub final_norm: bool,
     /// How the position embedding is resized.
     pub position: PositionResize,
-    /// Number format of the products; without one, that which finds as much as f32 and takes the
-    /// least time on the device. The CPU takes f32 where it does not have it.
+    /// Number format of the products. `None` means the fastest format of the device that finds as
+    /// much as f32. A CPU that lacks the format uses f32.
     pub precision: Option<Precision>,
 }
 
 impl EncoderOptions {
-    /// The number format on a GPU.
+    /// The number format on a GPU: the configured one, or the default of GPUs.
     pub fn precision_on_gpu(&self) -> Precision {
         self.precision.unwrap_or(Precision::F16)
     }
 }
 
-/// The number format of the matrix products and of what lies between them. Sums, norms and the
-/// stream of tokens that the blocks add to are f32 in any case.
+/// The number format of the matrix products and of the values between them. Sums, norms and the
+/// stream of tokens that the blocks add to are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {

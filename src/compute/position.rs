@@ -1,6 +1,7 @@
-//! Resizing the position embedding from the grid it was trained on to the grid in use.
+//! Resizes the position embedding from the grid that it was trained on to the grid in use.
 //!
-//! Bicubic with a = -0.75, half-pixel centres, no antialias, as PyTorch's `F.interpolate`.
+//! The resize is bicubic with a = -0.75, half-pixel centres and no antialias, as in PyTorch's
+//! `F.interpolate`.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,15 +9,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PositionResize {
-    /// By scale `(n + 0.1) / trained`, as Meta's hub code does for the models without registers.
+    /// By the scale `(n + 0.1) / trained`, as in Meta's hub code for the models without registers.
     Offset,
-    /// By size, as Hugging Face and ONNX exports do.
+    /// By the size, as in exports to Hugging Face and ONNX.
     Size,
 }
 
-/// The embedding `[1 + trained_side^2, channels]` for a grid of `side` patches per edge:
-/// `[1 + side^2, channels]`. The class position, the first row, stays; a grid of the trained size
-/// is returned as it is.
+/// Resizes the embedding `[1 + trained_side^2, channels]` to a grid of `side` patches per edge: `[1
+/// + side^2, channels]`. The first row, the class position, stays. A grid of the trained size is
+/// returned unchanged.
 pub fn resize_position_embedding(
     embedding: &[f32],
     trained_side: usize,
@@ -51,8 +52,8 @@ pub fn resize_position_embedding(
     out
 }
 
-/// The four trained positions that make up position `index`, with their weights; positions beyond
-/// the border are the border's.
+/// The four trained positions that make up position `index`, with their weights. Beyond the border,
+/// the position at the border counts.
 fn taps(index: usize, scale: f64, trained_side: usize) -> [(usize, f64); 4] {
     let source = (index as f64 + 0.5) / scale - 0.5;
     let floor = source.floor();

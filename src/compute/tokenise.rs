@@ -1,4 +1,4 @@
-//! From a canonical volume to its tokens through an encoder.
+//! Makes the tokens of a canonical volume with an encoder.
 
 use std::{
     mem,
@@ -25,23 +25,23 @@ use crate::{
     },
 };
 
-/// How far the slices of one scan have come.
+/// Progress of the slices of one scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Slices encoded so far.
     pub done: usize,
-    /// Slices to encode in all.
+    /// All slices of the scan.
     pub all: usize,
-    /// Slices of the batch that just ended.
+    /// Slices of the last batch.
     pub batch: usize,
-    /// How long the device took for it.
+    /// Time that the device took for the last batch.
     pub took: Duration,
 }
 
 /// Why a scan has no tokens.
 #[derive(Debug, Error)]
 pub enum TokeniseError {
-    /// The device failed, also with a batch of one slice.
+    /// The device failed, even with a batch of one slice.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The caller asked to stop.
@@ -52,23 +52,24 @@ pub enum TokeniseError {
     Features(#[from] TokenGridError),
 }
 
-/// The encoder with what turns its features into tokens. One per device.
+/// The encoder, and the steps that turn its features into tokens. There is one per device.
 pub struct Tokeniser {
     encoder: Box<dyn SliceEncoder>,
     plan: Arc<Plan>,
 }
 
-/// What the processor does for the encoder: it cuts slices out before, and makes tokens of features
-/// after.
+/// The work of the processor for the encoder: it cuts out slices before, and makes tokens from
+/// features afterwards.
 pub struct Plan {
     projection: Option<Projection>,
     settings: TokenSettings,
     n_layers: usize,
     patch: usize,
     channels: usize,
-    /// Slices per batch; fewer once the device has run out of memory.
+    /// Slices per batch. The number falls when the device runs out of memory.
     max_batch: AtomicUsize,
-    /// Room for the pixels of batches. Kept: fresh memory takes longer to get than to fill.
+    /// Buffers for the pixels of batches. They are kept, because to get new memory takes longer
+    /// than to fill it.
     rooms: Mutex<Vec<Vec<f32>>>,
 }
 
@@ -88,7 +89,7 @@ pub struct EncodedVolume<'p> {
 /// A batch that went through the encoder.
 struct Encoded {
     groups: Vec<SliceGroup>,
-    /// Of each group.
+    /// Patches of each group.
     patches: Vec<Vec<u32>>,
     layers: Vec<PatchFeatures>,
 }
@@ -117,7 +118,7 @@ impl Plan {
         StartedVolume { builder, groups, images }
     }
 
-    /// The slices of as many of the groups as go to the device at once.
+    /// The slices of the groups that go to the device at once.
     fn first_images(
         &self,
         volume: &Volume,
@@ -139,7 +140,7 @@ impl Plan {
 }
 
 impl EncodedVolume<'_> {
-    /// The tokens, layer by layer, within a layer one grid per view, or one for all.
+    /// The tokens, layer by layer. A layer has one grid per view, or one for all views.
     pub fn into_tokens(mut self) -> Result<Vec<TokenGrid>, TokeniseError> {
         if let Some(last) = self.last {
             last.add_to(&mut self.builder);
@@ -149,7 +150,7 @@ impl EncodedVolume<'_> {
 }
 
 impl Tokeniser {
-    /// Encodes `max_batch` slices at a time, fewer once the device has run out of memory.
+    /// Encodes `max_batch` slices at a time, or fewer after the device has run out of memory.
     pub fn new(
         encoder: Box<dyn SliceEncoder>,
         projection: Option<Projection>,
@@ -163,17 +164,17 @@ impl Tokeniser {
         Self { encoder, plan: Arc::new(plan) }
     }
 
-    /// The device in words.
+    /// The encoder's device in words.
     pub fn device(&self) -> &str {
         self.encoder.device()
     }
 
-    /// Memory of the device, if it has its own.
+    /// Used and total memory of the device; `None` if it has no memory of its own.
     pub fn memory(&self) -> Option<DeviceMemory> {
         self.encoder.memory()
     }
 
-    /// As [`SliceEncoder::is_async`].
+    /// See [`SliceEncoder::is_async`].
     pub fn is_async(&self) -> bool {
         self.encoder.is_async()
     }
@@ -183,13 +184,13 @@ impl Tokeniser {
         self.plan.max_batch()
     }
 
-    /// What comes before the encoder, and may be done beside it for the next volume.
+    /// The steps before the encoder. They can run for the next volume while the encoder works.
     pub fn plan(&self) -> Arc<Plan> {
         Arc::clone(&self.plan)
     }
 
-    /// The tokens of a volume, layer by layer, within a layer one grid per view, or one for all.
-    /// `progress` is called after each batch and may ask to stop.
+    /// Encodes a volume. Returns its tokens layer by layer; a layer has one grid per view, or one
+    /// for all views. `progress` is called after each batch and may ask to stop.
     pub fn tokens(
         &mut self,
         volume: &Volume,
@@ -251,18 +252,19 @@ fn slices_per_group(builder: &TokenBuilder<'_>, groups: &[SliceGroup]) -> usize 
     groups.first().map_or(0, |&group| builder.slices(group).len())
 }
 
-/// As many of the groups as go to the device at once. Whole groups, since their features are pooled
-/// before they leave it, and batches of about one size: a last one of a few slices would leave it
-/// idle.
+/// The groups that go to the device at once. They are whole groups, because the device pools their
+/// features. Batches have nearly equal sizes, because a last batch of a few slices would leave the
+/// device idle.
 fn first_of(groups: &[SliceGroup], slices: usize, max_batch: usize) -> &[SliceGroup] {
     let most = (max_batch / slices.max(1)).max(1);
     let n_batches = groups.len().div_ceil(most).max(1);
     &groups[..groups.len().div_ceil(n_batches)]
 }
 
-/// Does two things and says how long the first took: at once where that is done `apart` from this
-/// processor, whose cores it would need else. In a thread, whose pool is that of the other stages:
-/// in the pool of the first, its own small tasks might have to wait for the second.
+/// Does two things and returns how long the first took. They run in parallel if the first runs
+/// `apart` from this processor; otherwise both need its cores. The second runs in a thread, which
+/// uses the thread pool of the other stages. In the pool of the first, small tasks of the first
+/// might have to wait for it.
 fn timed<A, B: Send>(
     work: impl FnOnce() -> A,
     meanwhile: impl FnOnce() -> B + Send,
@@ -282,7 +284,7 @@ fn timed<A, B: Send>(
     })
 }
 
-/// The slices of some groups, of one or several axes, in the room given.
+/// Cuts out the slices of some groups, of one or several axes, into the given buffer.
 fn images_of(
     volume: &Volume,
     builder: &TokenBuilder<'_>,
@@ -301,8 +303,8 @@ fn images_of(
     ImageBatch { side, pixels: room, group, patches }
 }
 
-/// What came of a batch: features, those of its parts where the device has too little memory for
-/// one group, or none where it has too little for several, of which fewer are to be tried.
+/// The outcome of a batch. It is the features, if the device has enough memory. If one group is too
+/// large, it is encoded in parts. If several are, there is no result, and the caller tries fewer.
 fn or_smaller(
     found: Result<Vec<PatchFeatures>, DeviceError>,
     encoder: &mut dyn SliceEncoder,
@@ -323,8 +325,9 @@ fn or_smaller(
     }
 }
 
-/// One group that the device has too little memory for: encoded `max_batch` images at a time, fewer
-/// after each out-of-memory error, and pooled here. Gives as well how many fit.
+/// Encodes one group for which the device has too little memory. It encodes `max_batch` images at a
+/// time, fewer after each out-of-memory error, and pools them here. It also returns how many images
+/// fit.
 fn encode_in_parts(
     encoder: &mut dyn SliceEncoder,
     images: &ImageBatch,
@@ -359,7 +362,7 @@ fn join(joined: &mut Vec<PatchFeatures>, part: Vec<PatchFeatures>) {
     }
 }
 
-/// Tokens of all parts of one layer.
+/// Number of tokens of all parts of one layer.
 pub fn tokens_per_layer(grids: &[TokenGrid], n_parts: usize) -> usize {
     grids.iter().take(n_parts).map(TokenGrid::n_tokens).sum()
 }

@@ -132,6 +132,7 @@ pub(super) fn unreadable(error: impl std::error::Error) -> Refusal {
         };
         cause = error.source();
     }
+
     // The text may quote the file, so it is shortened and loses control characters.
     let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
     let found = format!("a file that cannot be read as DICOM ({text})");
@@ -154,6 +155,7 @@ impl Head {
         let is_localiser =
             ["localizer", "localiser", "scout", "survey"].iter().any(|word| name.contains(word))
                 || name.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == "loc");
+
         let class = image.text(tags::SOP_CLASS_UID).unwrap_or_default();
         let is_captured = class.starts_with("1.2.840.10008.5.1.4.1.1.7");
         let is_derived = image_type.first().is_some_and(|word| word == "DERIVED")

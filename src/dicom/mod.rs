@@ -95,6 +95,7 @@ pub fn stacks<'a>(series: &[(usize, &'a Head)]) -> Vec<Stack<'a>> {
         if !head.instance_uid.is_empty() {
             instances.insert(&head.instance_uid, input);
         }
+
         for (index, frame) in head.frames.iter().enumerate() {
             let echo = (1000.0 * frame.echo_time_ms.unwrap_or(0.0)).round() as i64;
             let alike = found.entry((echo, frame.component, head.extents)).or_default();
@@ -241,6 +242,7 @@ fn no_volume(error: StackError, n_slices: usize) -> NoVolume {
         let refusal = Refusal::new(reason, found.clone(), needed, action);
         NoVolume::Refused { refusal, may_grow }
     };
+
     match error {
         StackError::TooFew { .. } => {
             NoVolume::Unwanted(format!("{error}: a localiser, or a series that has hardly begun"))

@@ -69,7 +69,8 @@ impl Pixels {
         let syntax = file.meta().transfer_syntax().trim_end_matches('\0').to_owned();
         if !READABLE.contains(&syntax.as_str()) {
             let needed = "no compression, JPEG, JPEG lossless, JPEG 2000 or RLE";
-            let action = "let the archive send the series uncompressed, or decompress it (dcmdjpls, dcmdjpeg)";
+            let action =
+                "let the archive send it uncompressed, or decompress it (dcmdjpls, dcmdjpeg)";
             let found = format!("pixels in the transfer syntax {syntax}");
             return Err(Refusal::new(Unsupported, found, needed, action));
         }

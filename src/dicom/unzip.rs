@@ -54,6 +54,7 @@ pub fn unzip(
     let by_ratio = zip_bytes.saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES);
     let mut n_all = 0;
     let mut files = Vec::new();
+
     for index in 0..archive.len() {
         let mut member = match archive.by_index(index) {
             Ok(member) => member,

@@ -302,6 +302,7 @@ impl Families {
         for reason in QuarantineReason::ALL {
             self.quarantined.with_label_values(&[reason.name()]);
         }
+
         for stage in Stage::ALL {
             self.start_stage(stage.name());
         }

@@ -8,7 +8,7 @@ macro_rules! label {
         pub enum $name { $($(#[$value_doc])* $value,)+ }
 
         impl $name {
-            /// Every value.
+            /// Every value, in the order of declaration.
             pub const ALL: &[Self] = &[$(Self::$value,)+];
 
             /// The text of the value in the label.
@@ -48,7 +48,7 @@ label! {
     RescanTrigger {
         /// The start of the daemon.
         Start = "start",
-        /// The interval `intake.rescan_secs`.
+        /// `intake.rescan_secs` has passed since the last one.
         Interval = "interval",
         /// The kernel lost events.
         Overflow = "overflow",
@@ -62,13 +62,13 @@ label! {
     Stage {
         /// The file may still grow.
         Settle = "settle",
-        /// Read, checked, decoded.
+        /// The file is read, checked and decoded.
         Decode = "decode",
         /// It becomes a canonical volume.
         Preprocess = "preprocess",
         /// Slices go through the encoder.
         Encode = "encode",
-        /// Compared with its window.
+        /// The scan is compared with its window.
         Score = "score",
         /// Results are written.
         Write = "write",
@@ -142,13 +142,13 @@ label! {
 label! {
     /// A folder that the daemon uses.
     DirectoryKind {
-        /// Where scans arrive.
+        /// `directories.incoming`, where scans arrive.
         Incoming = "incoming",
-        /// Store and journal.
+        /// The folder of store, journal and archive.
         State = "state",
-        /// Where results go.
+        /// The folder of the results.
         Output = "output",
-        /// Where refused files go.
+        /// The folder of refused files.
         Quarantine = "quarantine",
     }
 }

@@ -13,10 +13,10 @@ use super::{
 };
 use crate::domain::brain_weights::BrainWeights;
 
-/// Name of the file beside the encoder's weights.
+/// Name of the file with both networks, beside the encoder's weights.
 pub const BRAIN_FILE: &str = "deepbet_1.0.2.safetensors";
 
-/// Two networks as TorchScript: one finds the brain, one outlines it.
+/// Two networks in TorchScript format: one locates the brain, one outlines it.
 const PACKED: Package<2> = Package {
     name: "deepbet==1.0.2",
     files: [
@@ -42,11 +42,12 @@ pub fn find_brain_weights(configured: Option<&Path>) -> Option<PathBuf> {
     find_beside_weights(configured, BRAIN_FILE)
 }
 
-/// Gets the networks of deepbet 1.0.2 from PyPI into `folder`, checked against their SHA-256 and
-/// converted; nothing in them is executed.
+/// Downloads the networks of deepbet 1.0.2 from PyPI, checks their SHA-256, and converts them into
+/// `folder`. Nothing in them is executed.
 ///
 /// # Errors
-/// Nothing is left in the folder that is not whole and checked.
+/// If download, checksum or conversion fails. The folder then holds no new file that is incomplete
+/// or unchecked.
 pub fn fetch_brain_weights(folder: &Path) -> Result<Fetched, FetchError> {
     std::fs::create_dir_all(folder)?;
     let unpacked = tempfile::tempdir()?;
@@ -54,6 +55,7 @@ pub fn fetch_brain_weights(folder: &Path) -> Result<Fetched, FetchError> {
     from_package(&PACKED, [&files[0], &files[1]])?;
     let bytes = joined([&std::fs::read(&files[0])?, &std::fs::read(&files[1])?])?;
     BrainWeights::from_bytes(&bytes)?;
+
     let [first, second] = &PACKED.files;
     let fetched = Fetched {
         path: folder.join(BRAIN_FILE),
@@ -67,7 +69,7 @@ pub fn fetch_brain_weights(folder: &Path) -> Result<Fetched, FetchError> {
     keep_bytes(&bytes, fetched)
 }
 
-/// The content of our file, from those of the network that locates and the one that outlines.
+/// Joins the tensors of the network that locates and the one that outlines into one file.
 fn joined(networks: [&[u8]; 2]) -> Result<Vec<u8>, ImportError> {
     let mut all = Tensors::new();
     for (prefix, bytes) in ["locate", "outline"].into_iter().zip(networks) {

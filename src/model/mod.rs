@@ -1,5 +1,5 @@
-//! Weights as files, of DINOv2 and of brain extraction: where they lie, where they come from, and
-//! what they are made from.
+//! Files of weights for DINOv2 and brain extraction, and the template: finding, downloading,
+//! converting and loading them.
 
 mod brain;
 mod fetch;

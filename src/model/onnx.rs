@@ -1,7 +1,7 @@
-//! DINOv2 as the PyTorch exporter writes it to ONNX: Hugging Face's names for biases and norms,
-//! products without a name whose weights are transposed and found through their nodes.
+//! Reads DINOv2 from ONNX files of the PyTorch exporter. Biases and norms have Hugging Face's
+//! names. The weights of products are transposed and have no name; their nodes identify them.
 //!
-//! Only the fields that are needed are declared (onnx.proto3 of ONNX 1.16); the others are skipped.
+//! Only the necessary fields are declared (onnx.proto3 of ONNX 1.16). All others are skipped.
 
 use std::collections::HashMap;
 
@@ -47,7 +47,7 @@ pub(super) struct Initializer {
     pub(super) raw_data: Vec<u8>,
 }
 
-/// As [`Model`], to count what is in the graph: nothing is kept of a node or a tensor.
+/// As [`Model`], but it only counts nodes and tensors and stores none.
 #[derive(Clone, PartialEq, Message)]
 struct Counted {
     #[prost(message, optional, tag = "7")]
@@ -62,16 +62,17 @@ struct CountedGraph {
     initializer: Vec<()>,
 }
 
-/// An export of ViT-L has thousands. An empty one has two bytes in the file and 100 in memory.
+/// Limit on nodes and tensors. An export of ViT-L has thousands. An empty one takes two bytes in
+/// the file and 100 in memory.
 const MAX_PARTS: usize = 100_000;
 
 /// `TensorProto.DataType.FLOAT`.
 pub(super) const FLOAT: i32 = 1;
 
-/// Whatever the exporter put before Hugging Face's names.
+/// Prefixes that exporters put before Hugging Face's names.
 const PREFIXES: [&str; 3] = ["backbone.", "model.", "dinov2."];
 
-/// The backbone's tensors under Hugging Face's names; those of heads and decoders are left out.
+/// The backbone's tensors under Hugging Face's names. Tensors of heads and decoders are left out.
 pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
     let invalid = |error| format!("not a valid file ({error})");
     let counted = Counted::decode(bytes).map_err(invalid)?.graph.unwrap_or_default();
@@ -81,8 +82,10 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
             "it has {n_parts} nodes and tensors, at most {MAX_PARTS} are read; export the backbone alone"
         ));
     }
+
     let model = Model::decode(bytes).map_err(invalid)?;
     let graph = model.graph.ok_or("it holds no graph")?;
+
     let mut nameless = HashMap::new();
     let mut tensors = Tensors::new();
     for initializer in graph.initializer {
@@ -92,11 +95,14 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
             None => drop(nameless.insert(name, initializer)),
         }
     }
+
     let (mut class, mut patches) = (None, None);
+
     for node in &graph.node {
         let Some(input) = node.input.iter().find(|input| nameless.contains_key(*input)) else {
             continue;
         };
+
         let path = node.name.trim_start_matches('/').replace('/', ".");
         let Some(path) = backbone_name(&path) else { continue };
         let weight = path.strip_suffix(".MatMul").filter(|_| node.op_type == "MatMul");
@@ -114,6 +120,7 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
             *slot = Some(take(&mut nameless, input)?);
         }
     }
+
     let name = "embeddings.position_embeddings".to_owned();
     if let (Some(class), Some(patches)) = (class, patches) {
         tensors.insert(name, joined(class, patches)?);
@@ -140,11 +147,13 @@ fn tensor(initializer: Initializer) -> Result<Tensor, String> {
     let n_values = shape.as_ref().and_then(|shape| {
         shape.iter().try_fold(1_usize, |product, &extent| product.checked_mul(extent))
     });
+
     let values = if raw_data.is_empty() {
         float_data
     } else {
         raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     };
+
     match (shape, n_values) {
         (Some(shape), Some(n_values)) if n_values == values.len() && raw_data.len() % 4 == 0 => {
             Ok(Tensor { shape, values })

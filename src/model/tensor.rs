@@ -1,20 +1,19 @@
-//! Tensors by name, as the readers of other formats give them.
+//! Tensors by name, as the readers of other formats return them.
 
 use std::collections::BTreeMap;
 
 use safetensors::{Dtype, tensor::TensorView};
 
-/// A tensor, row-major.
+/// A tensor; its values are row-major.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Tensor {
     pub(super) shape: Vec<usize>,
     pub(super) values: Vec<f32>,
 }
 
-/// Tensors by name.
 pub(super) type Tensors = BTreeMap<String, Tensor>;
 
-/// So that one loader checks everything.
+/// The tensors as a safetensors file, so that one loader checks the weights of all formats.
 pub(super) fn to_safetensors(tensors: &Tensors) -> Vec<u8> {
     let views = tensors.iter().map(|(name, tensor)| {
         let data: &[u8] = bytemuck::cast_slice(&tensor.values);

@@ -39,6 +39,7 @@ pub(super) fn parse_header(start: &[u8]) -> Result<NiftiHeader, ScanError> {
     }
 
     let first: [u8; 4] = start.get(..4).map_or([0; 4], |b| [b[0], b[1], b[2], b[3]]);
+
     match (i32::from_le_bytes(first), i32::from_be_bytes(first)) {
         (348, _) | (_, 348) => {}
         (540, _) | (_, 540) => {
@@ -95,6 +96,7 @@ pub(super) fn shape_of(header: &NiftiHeader, limits: &Limits) -> Result<Shape3, 
             "export one 3D volume per file",
         );
     }
+
     if let Some(extra) = extents[3..rank].iter().find(|&&extent| extent != 1) {
         return refuse(
             Unsupported,

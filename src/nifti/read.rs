@@ -31,7 +31,7 @@ use crate::{
 pub struct Scan {
     /// Voxels and affine.
     pub volume: RawVolume,
-    /// The header, for [`encode_map`](super::encode_map) and [`encode_mask`](super::encode_mask).
+    /// The header, which maps and masks on the same grid need.
     pub grid: Grid,
 }
 

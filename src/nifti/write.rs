@@ -56,6 +56,7 @@ pub fn encode_volume(volume: &RawVolume) -> Vec<u8> {
         xyzt_units: 2,
         ..NiftiHeader::default()
     };
+
     for (pixdim, spacing) in header.pixdim[1..].iter_mut().zip(spacing) {
         *pixdim = spacing as f32;
     }

@@ -1,9 +1,10 @@
-//! Conversion of DICOM files in a process of its own: `oddscan dicom`, the same executable.
+//! Conversion of DICOM files in a separate process: `oddscan dicom`, the same executable.
 //!
-//! Parsers and codecs panic, recurse and allocate on what a file says. There, a panic is caught,
-//! memory and file sizes have hard limits, and a hang is ended; whatever happens costs the files
-//! that were in hand, never the daemon. The process says what it takes in hand before it does so
-//! ([`Event::InHand`]), so that after its death the others can be converted without them.
+//! A file can make parsers and codecs panic, recurse and allocate. In the other process, panics are
+//! caught, memory and file sizes have hard limits, and a process that hangs is killed. A fault
+//! costs only the files that were being converted, never the daemon. The process names these files
+//! before it starts on them ([`Event::InHand`]). So after its death, the other files can be
+//! converted without them.
 
 use std::{
     ffi::OsStr,
@@ -33,60 +34,61 @@ use crate::{
     files::fresh_folder,
 };
 
-/// A line that `oddscan dicom` writes. Inputs are positions in the list of files that it was given.
+/// A line that `oddscan dicom` writes. `inputs` are positions in the list of files that it got.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// These files come next.
+    /// The process starts on these files.
     InHand {
-        /// Files.
+        /// Positions of the files.
         inputs: Vec<usize>,
     },
-    /// A volume was written to `<name>.nii.gz`, what its header says to `<name>.json`.
+    /// A volume was written to `<name>.nii.gz`, and the facts of its header to `<name>.json`.
     Converted {
-        /// Stem of the files.
+        /// Stem of the two files.
         name: String,
-        /// Whose volume it is; said to the daemon only.
+        /// The patient. Only the daemon gets this.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         patient: Option<Patient>,
-        /// Its files.
+        /// Positions of the files.
         inputs: Vec<usize>,
     },
-    /// It will never work.
+    /// The files make no volume because of a fault.
     Refused {
         /// What it would have been called.
         name: String,
-        /// Why.
+        /// The fault, and what to do.
         refusal: Refusal,
-        /// Whether slices that are still to come could mend it.
+        /// Whether slices that may still arrive could remove the fault.
         may_grow: bool,
-        /// Its files.
+        /// Positions of the files.
         inputs: Vec<usize>,
     },
-    /// Nothing is wrong with it; it is just nothing for oddscan.
+    /// The files are sound, but oddscan does not use such images.
     Skipped {
         /// What it would have been called.
         name: String,
-        /// Why.
+        /// Why oddscan does not use them.
         why: String,
-        /// Its files.
+        /// Positions of the files.
         inputs: Vec<usize>,
     },
-    /// Some of its files are not still yet.
+    /// Some files of the series may still change.
     Waiting {
-        /// Its files.
+        /// Positions of the files.
         inputs: Vec<usize>,
     },
 }
 
-/// What is known of a file before it is converted.
+/// The state of a file before the conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// It has been dealt with; its series is converted again only if files joined it.
+    /// An earlier conversion has handled it. Its series is converted again only if new files
+    /// joined.
     Known,
-    /// Nothing is known of it, and it is whole.
+    /// The file is new and whole.
     New,
-    /// It may still be written to; its series waits.
+    /// The sender may still write to it. Its series waits.
     Growing,
 }
 
@@ -100,7 +102,7 @@ impl Standing {
     }
 }
 
-/// Writes a list of files as the command reads it: a letter, the path, a zero byte.
+/// Writes a list of files for the command: for each file a letter, the path and a zero byte.
 fn encode_list(files: &[(Standing, PathBuf)]) -> Vec<u8> {
     let entry = |(standing, path): &(Standing, PathBuf)| {
         [&[standing.letter()], path.as_os_str().as_bytes(), &[0]].concat()
@@ -108,7 +110,8 @@ fn encode_list(files: &[(Standing, PathBuf)]) -> Vec<u8> {
     files.iter().flat_map(entry).collect()
 }
 
-/// Reads a list of files as the daemon writes it: of each a letter, the path, a zero byte.
+/// Reads the daemon's list of files: for each file a letter, the path and a zero byte. `None` if a
+/// letter is unknown.
 pub fn decode_list(bytes: &[u8]) -> Option<Vec<(Standing, PathBuf)>> {
     let entries = bytes.strip_suffix(&[0]).unwrap_or(bytes).split(|&byte| byte == 0);
     let entry = |entry: &[u8]| {
@@ -120,21 +123,21 @@ pub fn decode_list(bytes: &[u8]) -> Option<Vec<(Standing, PathBuf)>> {
     entries.filter(|entry| !entry.is_empty()).map(entry).collect()
 }
 
-/// A process that writes no line for so long hangs.
+/// A process that writes no line for this long counts as hanging.
 const MAX_SILENCE: Duration = Duration::from_secs(300);
 
-/// After so many deaths what is left waits for the next conversion: each costs reading all headers
-/// again.
+/// After this many deaths, the remaining files wait for the next conversion, because each death
+/// costs another reading of all headers.
 const MAX_DEATHS: usize = 16;
 
-/// Memory of a process: its own, that of the largest file with what its codec needs, and that of
+/// Memory limit of a process. It covers the process itself, the largest file with its codec, and
 /// the largest volume as numbers, as bytes and compressed.
 fn memory_bytes(limits: &Limits) -> u64 {
     let of_files = limits.max_file_bytes.saturating_mul(4);
     (1_u64 << 30).saturating_add(of_files).saturating_add(limits.max_voxels.saturating_mul(16))
 }
 
-/// What the files of a zip may hold together.
+/// Limit on the unpacked size of all files of a zip, bytes.
 pub fn max_unpacked_bytes(limits: &Limits) -> u64 {
     limits.max_file_bytes.saturating_mul(16)
 }
@@ -143,9 +146,9 @@ fn own(source: io::Error) -> ScanError {
     ScanError::Internal { doing: "converting DICOM files in the state folder", source }
 }
 
-/// Converts files into the folder `out` within `work`, which is emptied first. Gives what became of
-/// each series; files that no event names became nothing. `alive` is called while it goes on; when
-/// it says no, the conversion is given up and nothing has happened.
+/// Converts files into the folder `out` within `work`, which is emptied first. Returns the outcome
+/// of each series. Files that no event names made no volume. `alive` is called during the
+/// conversion. If it returns false, the conversion stops, and the result is `None`.
 pub fn convert(
     files: &[(Standing, PathBuf)],
     work: &Path,
@@ -164,16 +167,19 @@ pub fn convert(
             deaths.push(Event::Waiting { inputs: left });
             return Ok(Some(deaths));
         }
+
         let listed: Vec<_> = left.iter().map(|&input| files[input].clone()).collect();
         fresh_folder(work).map_err(own)?;
         let Some(end) = run_once(&listed, work, limits, &mut alive).map_err(own)? else {
             return Ok(None);
         };
+
         let events: Vec<Event> =
             read_events(work).into_iter().map(|event| event.renumbered(&left)).collect();
         let Some(refusal) = end.fault()? else {
             return Ok(Some(events.into_iter().chain(deaths).collect()));
         };
+
         let in_hand = events.iter().rev().find_map(|event| match event {
             Event::InHand { inputs } => Some(inputs.clone()),
             _ => None,
@@ -181,8 +187,9 @@ pub fn convert(
         let Some(inputs) = in_hand else {
             return Err(own(io::Error::other("the process died before it read a file")));
         };
+
         warn!(%refusal, n_files = inputs.len(), "the conversion of DICOM files died");
-        // A person, or a system short of memory, may have ended it: once is no proof.
+        // A person or a system short of memory may have killed it, so one death proves nothing.
         if end.was_killed() && !killed.contains(&inputs) {
             killed.push(inputs);
             continue;
@@ -192,7 +199,7 @@ pub fn convert(
 }
 
 impl Event {
-    /// The files that it speaks of.
+    /// The files that the event is about.
     pub fn inputs(&self) -> &[usize] {
         match self {
             Self::InHand { inputs }
@@ -222,16 +229,17 @@ struct End {
 }
 
 impl End {
-    /// Whether it was ended from outside.
+    /// Whether it was killed from outside.
     fn was_killed(&self) -> bool {
         !self.was_silent && child::ended_from_outside(self.status).is_some()
     }
 
-    /// Why the files in hand are to blame, if they are.
+    /// The fault of the files that were being converted, if they caused the death.
     fn fault(&self) -> Result<Option<Refusal>, ScanError> {
         if self.status.success() {
             return Ok(None);
         }
+
         let action = "export the series again; report it with the files, if they may be shared";
         let signal = self.status.signal();
         let is_memory = self.stderr.contains("memory allocation of");
@@ -248,15 +256,16 @@ impl End {
             let text = text.chars().take(300).collect::<String>();
             return Err(own(io::Error::other(format!("{}: {text}", self.status))));
         };
+
         let needed = "a series that the converter understands";
         Ok(Some(Refusal::new(reason, found, needed, action)))
     }
 }
 
 fn read_events(work: &Path) -> Vec<Event> {
-    // The last line may be cut off.
+    // The last line may be incomplete; it is then skipped.
     let text = fs::read(work.join("events")).unwrap_or_default();
-    // It says whose volumes they are.
+    // The file names the patients, so it must not remain.
     fs::remove_file(work.join("events")).ok();
     text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
 }
@@ -269,8 +278,9 @@ fn run_once(
 ) -> io::Result<Option<End>> {
     let at = |name: &str| work.join(name);
     File::create(at("list"))?.write_all(&encode_list(files))?;
+
     let out = at("out");
-    // The running executable, even when an upgrade has replaced its file.
+    // This is the running executable, even if an upgrade has replaced its file.
     let mut command = Command::new("/proc/self/exe");
     command.arg0("oddscan").args(["dicom", "--listed", "--out"]).arg(&out);
     for (option, value) in [
@@ -280,12 +290,14 @@ fn run_once(
     ] {
         command.arg(option).arg(value.to_string());
     }
-    // Threads have stacks and arenas, which count as memory.
+
+    // One thread, because the stacks and arenas of threads count as memory.
     command.env_clear().env("RAYON_NUM_THREADS", "1").current_dir(work).process_group(0);
     let errors = File::create(at("stderr"))?;
     command.stdin(File::open(at("list"))?).stdout(File::create(at("events"))?).stderr(errors);
     let mut child = command.spawn()?;
     let watched = watch(&mut child, &at("events"), alive);
+
     let stderr = String::from_utf8_lossy(&fs::read(at("stderr")).unwrap_or_default())
         .chars()
         .take(2000)
@@ -296,7 +308,8 @@ fn run_once(
     Ok(watched?.map(|(status, was_silent)| End { status, was_silent, stderr }))
 }
 
-/// Waits for the end of a process; ends it, with all that it may have started, when it hangs.
+/// Waits for the end of a process. If it hangs, it is killed together with all processes that it
+/// started.
 fn watch(
     child: &mut Child,
     events: &Path,
@@ -319,6 +332,7 @@ fn watch(
         }
         ControlFlow::Continue(())
     })?;
+
     Ok(match ended {
         Ended::Alone(status) => Some((status, false)),
         Ended::Stopped(status, Stop::Silent) => Some((status, true)),

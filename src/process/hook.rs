@@ -1,11 +1,12 @@
-//! The site's own preprocessing ([`PreprocessSettings`]): a program that gives a brain mask or a
-//! scan with other intensities, such as HD-BET, SynthStrip or N4. docs/preprocessing.md has the
+//! The site's own preprocessing ([`PreprocessSettings`]): a program that makes a brain mask or a
+//! scan with other intensities, for example HD-BET, SynthStrip or N4. docs/preprocessing.md has the
 //! contract.
 //!
-//! What it gives must lie on the scan's own grid: maps are written there, and aligning stays with
-//! oddscan, which keeps one matrix per scan and could not know of another. The program sees a copy
-//! of the scan in an empty folder, under a name that says nothing, and little else. It runs once
-//! per scan; what it gave is kept with the archived source.
+//! Its output must be on the scan's own grid. Maps are written there, and oddscan does the
+//! alignment itself: it stores one matrix per scan and could not know of another.
+//!
+//! The program sees a copy of the scan in an empty folder, under a neutral name, and little else.
+//! It runs once per scan. Its output is stored with the archived source.
 
 use std::{
     fs::{self, File},
@@ -37,89 +38,90 @@ use crate::{
     },
 };
 
-/// Grows whenever the same output of a program would be used in another way.
+/// Grows when oddscan starts to use the same output of a program in another way.
 const CONTRACT: u32 = 1;
 
-/// A program that says its version has so long; some load a whole framework first.
+/// Time limit for the command that prints the version. Some programs load a whole framework first.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(120);
 const MAX_VERSION_CHARS: usize = 200;
 
-/// What the program says is kept up to here.
+/// Limit on the program's own messages, bytes. The rest is dropped.
 const MAX_SAID_BYTES: u64 = 64 << 10;
 const MAX_WARNED_LINES: usize = 5;
 const MAX_WARNED_CHARS: usize = 400;
 
-/// How often the work folder is measured.
+/// Time between two measurements of the work folder's size.
 const MEASURED: Duration = Duration::from_millis(500);
 
-/// A service manager ends all processes of a service at once: after a death it takes so long until
-/// it is known that this was a stop.
+/// A service manager ends all processes of a service at once. After the death of a program, the
+/// daemon waits this long to see whether it is being stopped, too.
 const STOP_SHOWS: Duration = Duration::from_millis(300);
 
-/// Largest distance between the corners of two grids that are the same, in voxels: formats keep
-/// numbers in single precision.
+/// Largest distance between the corners of two equal grids, in voxels. It is not 0, because formats
+/// store numbers in single precision.
 const SAME_PLACE: f64 = 0.05;
 
-/// Exit code by which `oddscan confine`, shells and `env` say that a program may not be executed.
+/// Exit code of `oddscan confine`, shells and `env` for a program that may not be executed.
 pub const CANNOT_EXECUTE: u8 = 126;
-/// The same for one that is not there.
+/// Exit code of the same for a program that does not exist.
 pub const NOT_FOUND: u8 = 127;
 
-/// Stands in the status while the program is missing.
-pub const GONE: &str = "paused: the preprocessing program is gone (preprocess.command)";
-/// Stands in the status while scans wait because the program could not be started.
+/// Text of the status while the program is missing.
+pub const GONE: &str = "paused: the preprocessing program is missing (preprocess.command)";
+/// Text of the status while scans wait because the program could not be started.
 pub const UNSTARTED: &str = "the preprocessing program cannot be started (preprocess.command)";
 
-/// What fails then.
+/// The failing step in the error of a program that cannot be started.
 pub const STARTING: &str = "starting the preprocessing program";
 
 /// Which scans go through the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PreprocessChoice {
-    /// Those that still have a head around the brain.
+    /// Scans without skull stripping.
     Heads,
-    /// All.
+    /// All scans, skull-stripped ones included.
     All,
 }
 
-/// The command and its limits.
+/// The command and its limits: the section `[preprocess]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PreprocessSettings {
-    /// Program, by its full path, and arguments. `{scan}`, `{out}` and `{mask}` stand for files.
+    /// The program's full path, and its arguments. `{scan}`, `{out}` and `{mask}` stand for files.
     pub command: Vec<String>,
-    /// What it is called in sidecars.
+    /// Name of the program in sidecars.
     pub name: String,
-    /// Program and arguments that say its version; empty: the hash of the program's file says it.
+    /// Program and arguments that print its version. If empty, the hash of the program's file is
+    /// the version.
     pub version_command: Vec<String>,
     /// Which scans go through it.
     pub scans: PreprocessChoice,
-    /// Longest time for one scan.
+    /// Time limit for one scan.
     pub timeout: Duration,
-    /// Memory of each of its processes, bytes, if limited.
+    /// Memory limit of each of its processes, bytes, if there is one.
     pub memory_bytes: Option<u64>,
-    /// What it may write, bytes.
+    /// Limit on the size of all files that it writes, bytes.
     pub max_output_bytes: u64,
 }
 
-/// Why there is no preprocessing though the settings ask for it.
+/// Why the preprocessing that the settings ask for cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
-    /// The program is not there.
+    /// The program does not exist or may not be executed.
     #[error("{} (preprocess.command) is no file that may be executed; install it or correct the path", .0.display())]
     Missing(PathBuf),
-    /// It does not say its version.
+    /// The command for the version failed.
     #[error("preprocess.version_command failed: {0}")]
     Version(String),
-    /// Input or output.
-    #[error("cannot look at the preprocessing program")]
+    /// A file cannot be read or written.
+    #[error("cannot read the preprocessing program")]
     Io(#[from] io::Error),
 }
 
 /// Reads a volume that the program wrote.
 pub type ReadVolume = fn(&Path, &Limits) -> Result<RawVolume, ScanError>;
 
-/// The program, with its version.
+/// The program, its version and its settings.
 #[derive(Debug)]
 pub struct Hook {
     settings: PreprocessSettings,
@@ -128,13 +130,13 @@ pub struct Hook {
     identity: String,
 }
 
-/// What it gave for one scan, on the scan's own grid.
+/// Output of the program for one scan, on the scan's own grid.
 pub struct HookOutput {
-    /// Other intensities.
+    /// The intensities of `{out}`, if it wrote that file.
     pub voxels: Option<Vec<f32>>,
-    /// The brain.
+    /// The brain of `{mask}`, if it wrote that file.
     pub mask: Option<Vec<bool>>,
-    /// What is said of it.
+    /// Facts about the run, for the journal and the sidecar.
     pub facts: PreprocessFacts,
 }
 
@@ -142,7 +144,7 @@ pub struct HookOutput {
 enum Run {
     Done,
     GivenUp,
-    /// By somebody else.
+    /// A person, the service manager or the system ended it.
     Ended(Signal),
     Unstarted(u8),
     Failed(String),
@@ -155,12 +157,13 @@ enum Stop {
 }
 
 impl Hook {
-    /// Looks whether the program is there and asks for its version.
+    /// Checks that the program may be executed, and asks for its version.
     pub fn start(settings: &PreprocessSettings, read: ReadVolume) -> Result<Self, HookError> {
         let program = Path::new(&settings.command[0]);
         if !may_execute(program) {
             return Err(HookError::Missing(program.to_owned()));
         }
+
         let version = if settings.version_command.is_empty() {
             let mut hash = Sha256::new();
             io::copy(&mut File::open(program)?, &mut hash)?;
@@ -168,40 +171,41 @@ impl Hook {
         } else {
             said_version(settings, read)?
         };
+
         let shaping =
             serde_json::json!([CONTRACT, settings.command, settings.scans as u8, version]);
         let identity = hex::encode(&Sha256::digest(shaping.to_string())[..8]);
         Ok(Self { settings: settings.clone(), read, version, identity })
     }
 
-    /// Hash over everything that shapes what it gives.
+    /// Hash over everything that shapes its output, hex.
     pub fn identity(&self) -> &str {
         &self.identity
     }
 
-    /// What it is called.
+    /// Name of the program in sidecars, from the settings.
     pub fn name(&self) -> &str {
         &self.settings.name
     }
 
-    /// What it says that it is.
+    /// First line of the version command, or `sha256:` and the hash of the program's file.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// Whether the program is still there.
+    /// Whether the program still exists and may be executed.
     pub fn is_there(&self) -> bool {
         may_execute(Path::new(&self.settings.command[0]))
     }
 
-    /// Whether a scan goes through it.
+    /// Whether the program runs on a scan. `is_head` says that the scan is not skull-stripped.
     pub fn takes(&self, is_head: bool) -> bool {
         is_head || self.settings.scans == PreprocessChoice::All
     }
 
-    /// Runs it on a scan that has been read from `file`, in the folder `work`, which is emptied
-    /// first and left as it is. `alive` is called while it goes on; when it says no, there is
-    /// nothing.
+    /// Runs the program on a scan that was read from `file`. The folder `work` is emptied first and
+    /// keeps its content afterwards. `alive` is called during the run. If it returns false, the run
+    /// stops, and the result is `None`.
     pub fn run(
         &self,
         file: &Path,
@@ -213,6 +217,7 @@ impl Hook {
         let started = Instant::now();
         let own =
             |source| ScanError::Internal { doing: "preprocessing in the state folder", source };
+
         let mut n_killed = 0;
         loop {
             fresh_folder(work).map_err(own)?;
@@ -221,11 +226,11 @@ impl Hook {
             match self.run_once(work, &mut alive).map_err(own)? {
                 Run::Done => break,
                 Run::GivenUp => return Ok(None),
-                // A system short of memory may have ended it: once is no proof.
+                // A system short of memory may have killed it, so one death proves nothing.
                 Run::Ended(Signal::KILL) if n_killed == 0 => n_killed += 1,
                 Run::Ended(Signal::KILL) => {
                     return Err(self
-                        .failed("was killed twice, as a system short of memory does")
+                        .failed("was killed twice, perhaps because the system is short of memory")
                         .into());
                 }
                 Run::Ended(signal) => {
@@ -241,11 +246,15 @@ impl Hook {
                 Run::Failed(how) => return Err(self.failed(how).into()),
             }
         }
+
         let voxels = self.read_out(&work.join("out.nii.gz"), scan, limits)?;
         let mask = self.read_out(&work.join("mask.nii.gz"), scan, limits)?;
         if voxels.is_none() && mask.is_none() {
-            return Err(self.failed("ended well and wrote neither {out} nor {mask}").into());
+            return Err(self
+                .failed("ended without an error, but wrote neither {out} nor {mask}")
+                .into());
         }
+
         let facts = PreprocessFacts {
             name: self.settings.name.clone(),
             version: self.version.clone(),
@@ -268,7 +277,9 @@ impl Hook {
         let word = |word: &String| {
             files.iter().fold(word.clone(), |word, (name, path)| word.replace(name, path))
         };
+
         let command: Vec<String> = self.settings.command.iter().map(word).collect();
+
         let timeout = self.settings.timeout;
         let (started, mut measured) = (Instant::now(), Instant::now());
         let max_bytes = self.settings.max_output_bytes;
@@ -287,6 +298,7 @@ impl Hook {
             }
             ControlFlow::Continue(())
         })?;
+
         debug!(said, name = self.settings.name, "the preprocessing program said");
         let status = match ended {
             Ended::Alone(status) => status,
@@ -303,6 +315,7 @@ impl Hook {
                 return Ok(Run::Failed(too_much(max_bytes)));
             }
         };
+
         if status.success() {
             return Ok(Run::Done);
         }
@@ -314,7 +327,7 @@ impl Hook {
         Ok(judged(status, max_bytes))
     }
 
-    /// Runs a command within its limits and gives how it ended and what it said.
+    /// Runs a command within its limits. Returns how it ended, and its messages.
     fn run_confined<T>(
         &self,
         command: &[String],
@@ -326,7 +339,8 @@ impl Hook {
             let file = File::options().create(true).append(true).open(&said)?;
             (file.try_clone()?, file)
         };
-        // The running executable, even when an upgrade has replaced its file.
+
+        // This is the running executable, even if an upgrade has replaced its file.
         let mut confined = Command::new("/proc/self/exe");
         confined.arg0("oddscan").arg("confine");
         confined.arg("--file-bytes").arg(self.settings.max_output_bytes.to_string());
@@ -338,14 +352,16 @@ impl Hook {
         confined.env("HOME", work).env("TMPDIR", work);
         confined.current_dir(work).process_group(0);
         confined.stdin(Stdio::null()).stdout(out).stderr(errors);
+
         let mut child = confined.spawn()?;
         let ended = child::wait(&mut child, judge)?;
+
         let mut bytes = Vec::new();
         File::open(&said)?.take(MAX_SAID_BYTES).read_to_end(&mut bytes)?;
         Ok((ended, String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    /// The voxels of a file that the program may have written.
+    /// The voxels of a file, or `None` if the program did not write it.
     fn read_out(
         &self,
         path: &Path,
@@ -353,6 +369,7 @@ impl Hook {
         limits: &Limits,
     ) -> Result<Option<Vec<f32>>, ScanError> {
         let what = if path.ends_with("mask.nii.gz") { "{mask}" } else { "{out}" };
+
         match fs::symlink_metadata(path) {
             Err(_) => return Ok(None),
             Ok(meta) if !meta.is_file() => {
@@ -360,7 +377,9 @@ impl Hook {
             }
             Ok(_) => {}
         }
-        // Files of 64-bit numbers are twice as large as those that scanners write.
+
+        // The limit is not `intake.max_file_mib`, because files of 64-bit numbers are twice as
+        // large as those that scanners write.
         let limits = Limits { max_file_bytes: self.settings.max_output_bytes, ..*limits };
         let volume = (self.read)(path, &limits).map_err(|error| match error {
             ScanError::Refused(refusal) => ScanError::Refused(
@@ -368,6 +387,7 @@ impl Hook {
             ),
             other => other,
         })?;
+
         if let Some(difference) = difference(scan, volume.shape, &volume.affine) {
             return Err(self
                 .failed(format!("wrote a {what} on another grid: {difference}"))
@@ -381,18 +401,18 @@ impl Hook {
             PreprocessFailed,
             format!("that {} {how}", self.settings.name),
             "{out} or {mask} on the scan's own grid, within the limits (preprocess)",
-            "look at what it said in the log, then at the scan; when the program works again, put \
+            "read its messages in the log, then look at the scan; when the program works again, put \
              the scan back with `oddscan quarantine requeue`",
         )
     }
 }
 
-/// Whether a scan of the journal was prepared as the settings now ask for.
+/// Whether a scan of the journal was preprocessed as the present settings ask for.
 pub fn is_prepared_alike(record: &ScanRecord, hook: Option<&Hook>) -> bool {
     match (&record.preprocess, hook) {
         (Some(facts), hook) => hook.is_some_and(|hook| hook.identity == facts.identity),
         (None, None) => true,
-        // One that went in without: a head that was stripped here, or one that came stripped.
+        // The scan was not preprocessed: oddscan stripped its skull, or it arrived stripped.
         (None, Some(hook)) => {
             !hook.takes(record.alignment.is_some_and(|found| found.brain_extracted))
         }
@@ -412,9 +432,10 @@ fn judged(status: ExitStatus, max_bytes: u64) -> Run {
         return Run::Ended(signal);
     }
     let signal = status.signal();
-    // A shell says by 128 + signal what happened to a program that it ran.
+    // A shell reports the signal of a program that it ran as exit code 128 + signal.
     let code = status.code().unwrap_or_default();
     let fsize = Signal::XFSZ.as_raw();
+
     match signal {
         Some(signal) if signal == fsize => Run::Failed(too_much(max_bytes)),
         Some(signal) => Run::Failed(format!("died of signal {signal}")),
@@ -426,11 +447,12 @@ fn judged(status: ExitStatus, max_bytes: u64) -> Run {
     }
 }
 
-/// How a grid differs from that of the scan.
+/// How a grid differs from the scan's grid; `None` if they are equal.
 fn difference(scan: &RawVolume, shape: Shape3, affine: &Affine) -> Option<String> {
     if shape != scan.shape {
         return Some(format!("{:?} voxels, the scan has {:?}", shape.0, scan.shape.0));
     }
+
     let far = scan.shape.0.map(|extent| (extent - 1) as f64);
     let corner = |index: usize| {
         std::array::from_fn(|axis| if index >> axis & 1 == 1 { far[axis] } else { 0.0 })
@@ -439,14 +461,16 @@ fn difference(scan: &RawVolume, shape: Shape3, affine: &Affine) -> Option<String
         let (one, other) = (scan.affine.apply(corner(index)), affine.apply(corner(index)));
         one.iter().zip(other).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
     };
+
     let apart_mm = (0..8).map(apart).fold(0.0, f64::max);
     let spacing = scan.affine.spacing_mm().into_iter().fold(f64::INFINITY, f64::min);
     (apart_mm > SAME_PLACE * spacing).then(|| format!("its corners lie up to {apart_mm:.2} mm off"))
 }
 
-/// Copies a scan; what was not compressed is. Tools go by the name, and this way there is one.
+/// Copies a scan, and compresses it if it is not compressed. So one name, `.nii.gz`, suits all
+/// scans; programs judge a file by its name.
 fn copy_compressed(from: &Path, to: &Path) -> io::Result<()> {
-    // A person may have named a link.
+    // The scan may be a link that a person has named.
     let from = &from.canonicalize()?;
     let mut start = [0; 2];
     let is_compressed = open_regular(from)?.read_exact(&mut start).is_ok() && start == [0x1f, 0x8b];
@@ -476,9 +500,11 @@ fn said_version(settings: &PreprocessSettings, read: ReadVolume) -> Result<Strin
             ControlFlow::Break(())
         }
     })?;
+
     let first = said.lines().map(str::trim).find(|line| !line.is_empty());
     let clean =
         |line: &str| line.chars().filter(|c| !c.is_control()).take(MAX_VERSION_CHARS).collect();
+
     match (ended, first) {
         (Ended::Stopped(..), _) => {
             Err(HookError::Version(format!("no answer within {} s", VERSION_TIMEOUT.as_secs())))
@@ -492,7 +518,8 @@ fn said_version(settings: &PreprocessSettings, read: ReadVolume) -> Result<Strin
     }
 }
 
-/// The last words of a program that failed. It knows no name of a patient but what the header says.
+/// Logs the last lines of a program that failed. The program can know a patient's name only from
+/// the header.
 fn warn_said(said: &str) {
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = lines[lines.len().saturating_sub(MAX_WARNED_LINES)..].join(" | ");
@@ -501,7 +528,7 @@ fn warn_said(said: &str) {
     warn!(said, "the preprocessing program failed");
 }
 
-/// What lies in a folder, bytes. It may change meanwhile.
+/// Size of all files in a folder, bytes. Files may change during the count.
 fn bytes_below(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
     let bytes = |entry: fs::DirEntry| match entry.metadata() {

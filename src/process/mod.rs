@@ -1,5 +1,5 @@
-//! Everything that the daemon starts as a process of its own: the site's preprocessing and the
-//! conversion of DICOM files, both through a child with limits.
+//! The work that the daemon does in separate processes with limits: the site's preprocessing, and
+//! the conversion of DICOM files.
 
 pub mod child;
 pub mod convert;

@@ -142,6 +142,7 @@ fn draw_panes(canvas: &mut Canvas, scene: &Scene<'_>, plane: &Plane, left: usize
                 colours = [[grey; 3], heat];
                 marked[row * PANE + column] = input.mask[nearest];
             }
+
             for (top, colour) in TOPS.into_iter().zip(colours) {
                 canvas.set(left + column, top + row, to_rgb(colour));
             }

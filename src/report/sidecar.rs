@@ -153,7 +153,7 @@ pub struct EncoderFacts {
     pub precision: String,
 }
 
-/// One result file.
+/// Name, size and hash of one result file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileFacts {
     /// Name of the file, in the same folder as the sidecar.
@@ -187,9 +187,9 @@ pub struct Files {
 /// Everything that oddscan reports about one scan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sidecar {
-    /// [`SCHEMA`].
+    /// The [`SCHEMA`] of the version that wrote the sidecar.
     pub schema: String,
-    /// [`RESEARCH_USE_ONLY`].
+    /// Always [`RESEARCH_USE_ONLY`].
     pub notice: String,
     /// Version of oddscan that wrote the sidecar.
     pub oddscan_version: String,

@@ -100,6 +100,7 @@ impl Store {
 fn open_db(folder: &Path, memory_bytes: u64) -> Result<sled::Db, StoreError> {
     let cache = memory_bytes.max(MIN_MEMORY) - BEYOND_CACHE;
     let open = || sled::Config::new().path(folder).cache_capacity(cache).open();
+
     let mut n_tries = 0;
     loop {
         n_tries += 1;

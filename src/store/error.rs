@@ -12,20 +12,20 @@ pub enum StoreError {
     /// The store's folder cannot be made.
     #[error("cannot make the store folder {}", path.display())]
     Folder {
-        /// Folder.
+        /// Folder that the settings name.
         path: PathBuf,
-        /// Cause.
+        /// Error of the operating system.
         source: std::io::Error,
     },
     /// Another process has the store open.
     #[error("the store in {} is in use: does another oddscan work with this state folder?", folder.display())]
     InUse {
-        /// Folder.
+        /// Folder of the store.
         folder: PathBuf,
-        /// Cause.
+        /// Error of the attempt to lock it.
         source: std::io::Error,
     },
-    /// sled failed.
+    /// sled failed, usually because the disk did.
     #[error("the store failed; check the disk and the permissions of the state folder")]
     Sled(#[from] sled::Error),
     /// A version with another format wrote the store.
@@ -33,7 +33,7 @@ pub enum StoreError {
         "the store has format {found}, this version reads {FORMAT}; install the version that wrote it, or give another directories.state and let the scans be encoded again"
     )]
     Format {
-        /// Format found.
+        /// Number of the store's format; `u32::MAX` if it cannot be read.
         found: u32,
     },
     /// A value is missing, or its checksum is wrong.

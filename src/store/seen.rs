@@ -24,7 +24,7 @@ pub enum SeenOutcome {
     Accepted(ScanId),
     /// A copy of this scan.
     Duplicate(ScanId),
-    /// Refused; the file is in quarantine, or `reason.json` says why it could not be moved.
+    /// Refused. The file is in quarantine, unless it could not be moved.
     Quarantined,
     /// The file is being read. If a start finds this, the process died while it read the file.
     Reading {

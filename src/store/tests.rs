@@ -102,7 +102,7 @@ fn tokens_without_a_manifest_are_swept_away() {
     {
         let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
         store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
-        // What a kill between the chunks and the manifest leaves.
+        // The state after a kill between the chunks and the manifest.
         put_blob(&store.chunks, &grid_key(id(9), 0), &[1; 100_000]).unwrap();
         store.put_columns(id(1), id(9), 0, &columns(1)).unwrap();
     }
@@ -151,7 +151,7 @@ fn columns_made_in_another_way_are_dropped() {
     assert!(store.has_columns(id(1), id(2), 0).unwrap());
     store.keep_columns_made_by("reach 2", || ()).unwrap();
     assert!(!store.has_columns(id(1), id(2), 0).unwrap());
-    // As a version would leave them that kept them in another order.
+    // The state after a version that stored columns in another order.
     store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
     store.db.insert("columns", "reach 2").unwrap();
     store.keep_columns_made_by("reach 2", || ()).unwrap();
@@ -198,8 +198,8 @@ fn turning_the_window_twenty_times_keeps_the_disk_bounded() {
         }
     }
     let (disk, live) = (store.size_on_disk().unwrap(), store.live_bytes().unwrap());
-    // Measured: about 20 MB for 0.5 MB live, whatever the number of turns; without chunks every
-    // turn would add its own bytes, 9 MB in all here, on top.
+    // Measured: about 20 MB for 0.5 MB live, for any number of turns. Without chunks, every turn
+    // would add its own bytes, here 9 MB in all.
     assert!(disk < 40_000_000, "{disk} bytes on disk for {live} live");
 }
 
@@ -248,7 +248,7 @@ fn a_damaged_column_counts_as_not_kept() {
     assert_eq!(store.column(id(1), id(2), 0, 600).unwrap(), None);
     let PairColumns { first_to_second, second_to_first } = columns(1);
     assert_eq!(store.column(id(2), id(1), 0, 600).unwrap().as_ref(), Some(&second_to_first));
-    // Computed again, whichever of the two is named first.
+    // Computed again, with either of the two named first.
     store.put_columns(id(2), id(1), 0, &columns(1).mirrored()).unwrap();
     assert_eq!(store.column(id(1), id(2), 0, 600).unwrap(), Some(first_to_second));
 }

@@ -14,7 +14,7 @@ use crate::{
 /// The networks of brain extraction on a GPU.
 pub type CudaBrainNetwork = BurnBrainNetwork<Cuda>;
 
-/// The encoder on the GPU number `index`, which is called `name`.
+/// The encoder on GPU number `index`. Logs and metrics call the GPU `name`.
 pub(in crate::compute) fn encoder(
     weights: &VitWeights,
     options: &EncoderOptions,
@@ -25,12 +25,12 @@ pub(in crate::compute) fn encoder(
     Ok(Box::new(BurnEncoder::<Cuda>::new(weights, options, device, name)?))
 }
 
-/// Distances on the GPU number `index`, which is called `name`.
+/// Distances on GPU number `index`. Errors call the GPU `name`.
 pub(in crate::compute) fn distances(index: usize, name: &str) -> Box<dyn PairDistances> {
     Box::new(BurnDistances::<Cuda>::new(CudaDevice::new(index), name))
 }
 
-/// The networks of brain extraction on the GPU number `index`, which is called `name`.
+/// The networks of brain extraction on GPU number `index`. Logs and metrics call the GPU `name`.
 pub(in crate::compute) fn brain_network(
     weights: &BrainWeights,
     index: usize,

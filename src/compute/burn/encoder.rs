@@ -19,23 +19,23 @@ use crate::{
     numeric::slice::{ImageBatch, PatchFeatures},
 };
 
-/// DINOv2 on a burn device. On CUDA the rounding of an image's features, though nothing else, can
-/// change with the size of its batch.
+/// DINOv2 on a burn device. On CUDA, the size of a batch can change the rounding of an image's
+/// features, but nothing else.
 pub struct BurnEncoder<B: Backend> {
     vit: Vit<B>,
     options: EncoderOptions,
     position_embedding: Vec<f32>,
-    /// For the image side in use.
+    /// Position embedding, with the image side that it is for.
     positions: Option<(usize, Positions<B>)>,
     device: B::Device,
     name: String,
 }
 
 impl<B: Backend> BurnEncoder<B> {
-    /// The encoder on `device`, which is called `name` in logs and metrics.
+    /// Copies the encoder to `device`. Logs and metrics call the device `name`.
     ///
     /// # Errors
-    /// If the weights do not fit into the memory of the device, or it fails.
+    /// If the weights do not fit into the device's memory, or the device fails.
     pub fn new(
         weights: &VitWeights,
         options: &EncoderOptions,
@@ -76,7 +76,8 @@ impl<B: Backend> BurnEncoder<B> {
         let mut features: Vec<PatchFeatures> =
             self.options.layers.iter().map(|_| empty()).collect();
         let mut pixels = &images.pixels[..];
-        // A tensor has no ragged rows: groups with the same patches go through together.
+        // All rows of a tensor have one length, so only groups with the same patches are encoded
+        // together.
         for alike in images.patches.chunk_by(|a, b| a == b) {
             let n_images = alike.len() * images.group;
             let (own, others) = pixels.split_at(n_images * n_pixels);
@@ -89,8 +90,8 @@ impl<B: Backend> BurnEncoder<B> {
         Ok(features.into_iter().map(|features| features.pooled(images)).collect())
     }
 
-    /// Images with the same patches to the features at each layer, `[n_images, patches.len(),
-    /// channels]`.
+    /// Encodes images with the same patches. Returns the features at each layer, `[n_images,
+    /// patches.len(), channels]`.
     fn run(
         &self,
         pixels: &[f32],

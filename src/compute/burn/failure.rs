@@ -1,8 +1,8 @@
-//! What burn does when a device fails, turned into errors.
+//! Turns burn's panics after a failure of the device into errors.
 //!
-//! burn 0.21 panics: a failed allocation panics in the thread that serves the device, where cubecl
-//! catches it, and the caller then meets a missing buffer or a closed channel that does not speak
-//! of memory. So the panics of those threads are overheard.
+//! burn 0.21 panics. A failed allocation panics in the thread that serves the device, and cubecl
+//! catches that panic. The caller then finds a missing buffer or a closed channel, without a word
+//! about memory. So a hook records the panics of those threads.
 
 use std::{
     any::Any,
@@ -14,9 +14,10 @@ use std::{
 
 use crate::domain::error::DeviceError;
 
-/// Runs `work` for a batch of `batch` on `device`; a panic and an error become a [`DeviceError`].
+/// Runs `work` for a batch of `batch` images on `device`. A panic or an error becomes a
+/// [`DeviceError`].
 ///
-/// Whatever `work` borrows mutably must be usable, or not be used again, after a panic.
+/// After a panic, values that `work` borrows mutably must be valid, or must not be used again.
 pub(in crate::compute) fn guarded<T, E: Display>(
     device: &str,
     batch: usize,
@@ -38,8 +39,8 @@ pub(in crate::compute) fn guarded<T, E: Display>(
     Err(DeviceError::Failed { device: device.to_owned(), message: shortened(cause) })
 }
 
-/// Panics of the threads that serve devices. When two threads use a device at the same time, a
-/// failure of one can be counted for the other too: both then try a smaller batch.
+/// Panics of the threads that serve devices. If two threads use a device at the same time, a
+/// failure of one can count for the other, too. Both then try a smaller batch.
 #[derive(Default)]
 struct Overheard {
     n_panics: u64,
@@ -65,7 +66,7 @@ fn overheard() -> MutexGuard<'static, Overheard> {
     OVERHEARD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Puts a hook before the present one, which still runs.
+/// Installs a panic hook that also calls the present one.
 fn listen_to_device_threads() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -79,13 +80,14 @@ fn listen_to_device_threads() {
     });
 }
 
-/// cubecl 0.10 names its threads `DSU-<type>-<index>` and `DSD-<type>-<index>`.
+/// Whether a thread serves a device. cubecl 0.10 names such threads `DSU-<type>-<index>` and
+/// `DSD-<type>-<index>`.
 fn serves_a_device(thread: &str) -> bool {
     thread.starts_with("DSU-") || thread.starts_with("DSD-")
 }
 
-/// cubecl's `BufferTooBig` ("can't allocate buffer of size") and `OutOfMemory`, CUDA's
-/// `CUDA_ERROR_OUT_OF_MEMORY`, and "out of memory" in words.
+/// Whether an error is about memory: cubecl's `BufferTooBig` ("can't allocate buffer of size") and
+/// `OutOfMemory`, CUDA's `CUDA_ERROR_OUT_OF_MEMORY`, or "out of memory" in words.
 fn speaks_of_memory(text: &str) -> bool {
     let text = text.to_lowercase().replace(['_', '-'], " ");
     ["out of memory", "outofmemory", "allocate buffer", "buffertoobig", "allocation error"]
@@ -100,7 +102,7 @@ fn panic_text(payload: &(dyn Any + Send)) -> String {
         .to_owned()
 }
 
-/// One line without cubecl's backtrace.
+/// The text in one line, without cubecl's backtrace.
 fn shortened(text: &str) -> String {
     const LIMIT: usize = 300;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());

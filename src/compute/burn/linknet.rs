@@ -23,17 +23,18 @@ use crate::domain::{
 pub struct BurnBrainNetwork<B: Backend> {
     locate: LinkNet<B>,
     outline: LinkNet<B>,
-    // Fields are dropped in this order: memory can be given back once the weights are gone.
+    // Fields are dropped in this order. Memory can be returned only after the weights are dropped.
     place: Place<B>,
 }
 
-/// Where the networks run. When they are gone, the memory that burn keeps for later calls goes back
-/// to the device.
+/// The device of the networks. When this is dropped, the memory that burn keeps for later calls
+/// returns to the device.
 struct Place<B: Backend> {
     device: B::Device,
     name: String,
-    /// cubecl 0.10 keeps memory for each stream, and gives each calling thread a stream of its own:
-    /// every thread of intake would hold the memory of a whole head.
+    /// One stream for all calls. cubecl 0.10 gives each calling thread its own stream and keeps
+    /// memory for each stream. So otherwise every thread of intake would hold the memory of a whole
+    /// head.
     stream: StreamId,
 }
 
@@ -49,7 +50,7 @@ impl<B: Backend> Place<B> {
 
 impl<B: Backend> Drop for Place<B> {
     fn drop(&mut self) {
-        // A device that has failed may fail at this, too; there is nobody to tell.
+        // A device that has failed may fail here, too. There is no caller to report it to.
         let clean_up = || {
             B::memory_cleanup(&self.device);
             Ok(())
@@ -59,10 +60,10 @@ impl<B: Backend> Drop for Place<B> {
 }
 
 impl<B: Backend> BurnBrainNetwork<B> {
-    /// The networks on `device`, which is called `name` in logs and metrics.
+    /// Copies the networks to `device`. Logs and metrics call the device `name`.
     ///
     /// # Errors
-    /// If the weights do not fit into the memory of the device, or it fails.
+    /// If the weights do not fit into the device's memory, or the device fails.
     pub fn new(weights: &BrainWeights, device: B::Device, name: &str) -> Result<Self, DeviceError> {
         let place = Place { device, name: name.to_owned(), stream: StreamId::current() };
         let network = |part| LinkNet::new(weights.part(part), &place.device);
@@ -116,7 +117,7 @@ impl<B: Backend> LinkNet<B> {
         }
     }
 
-    /// The probability of brain, `[1, 1, side, side, side]` as the image is.
+    /// The probability of brain, `[1, 1, side, side, side]` like the image.
     fn forward(&self, image: Tensor<B, 5>) -> Tensor<B, 5> {
         let mut decoded = pool(relu(norm(self.stem.forward(image, 2))));
         let mut encoded = Vec::new();
@@ -193,7 +194,7 @@ impl<B: Backend> Up<B> {
     }
 }
 
-/// A kernel of an odd extent with half of it as padding, or of 2 without.
+/// A kernel with an odd extent and half of that as padding, or with extent 2 and no padding.
 struct Convolution<B: Backend> {
     weight: Tensor<B, 5>,
     bias: Option<Tensor<B, 1>>,
@@ -221,7 +222,7 @@ impl<B: Backend> Convolution<B> {
         conv3d(input, self.weight.clone(), self.bias.clone(), options)
     }
 
-    /// Multiplies the side by the stride.
+    /// The transposed convolution. It multiplies the side by the stride.
     fn transposed(&self, input: Tensor<B, 5>, stride: usize) -> Tensor<B, 5> {
         let [padding, ..] = self.padding();
         let more = [padding * (stride - 1); 3];
@@ -230,8 +231,8 @@ impl<B: Backend> Convolution<B> {
     }
 }
 
-/// Each channel to mean 0 and variance 1 (biased) over this image. Means are taken plane by plane
-/// first: one sum of millions of values in f32 would lose digits.
+/// Scales each channel to mean 0 and variance 1 (biased) over this image. Means are taken plane by
+/// plane first, because one sum of millions of values in f32 would lose digits.
 fn norm<B: Backend>(input: Tensor<B, 5>) -> Tensor<B, 5> {
     let [_, channels, z, y, x] = input.dims();
     let planes: Tensor<B, 3> = input.reshape([channels, z, y * x]);
@@ -241,8 +242,8 @@ fn norm<B: Backend>(input: Tensor<B, 5>) -> Tensor<B, 5> {
     (centred / (variance + NORM_EPSILON).sqrt()).reshape([1, channels, z, y, x])
 }
 
-/// The largest of 3 x 3 x 3 voxels around every second one. burn pools two axes at most, so x and y
-/// come first, then z.
+/// The largest of 3 x 3 x 3 voxels around every second voxel. burn pools at most two axes, so this
+/// pools x and y first, then z.
 fn pool<B: Backend>(input: Tensor<B, 5>) -> Tensor<B, 5> {
     let [_, channels, z, y, x] = input.dims();
     let planes: Tensor<B, 4> = input.reshape([1, channels * z, y, x]);

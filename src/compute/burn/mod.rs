@@ -1,7 +1,9 @@
-//! The engine in burn: the same network and distances as natively, generic over burn's `Backend`.
+//! The engine in burn: the same network and distances as the native engine, generic over burn's
+//! `Backend`.
 //!
-//! CUDA in production; burn's CPU backend in the tests, so that the code that a GPU runs is tested
-//! on machines without one. Written for burn 0.21, whose tensors carry the backend as a type.
+//! Production uses CUDA. The tests use burn's CPU backend, so that machines without a GPU test the
+//! code that a GPU runs. It is written for burn 0.21, whose tensors have the backend as a type
+//! parameter.
 
 #[cfg(feature = "cuda")]
 pub mod cuda;

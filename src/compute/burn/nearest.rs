@@ -1,9 +1,9 @@
 //! Nearest distances between the tokens of two scans on a device.
 //!
-//! The device finds the nearest token by products; the host takes the distance to it from the
-//! differences in f32. |a|^2 + |b|^2 - 2ab alone loses close tokens to cancellation, and a copied
-//! token would not get distance 0. The features have the 11 significant bits of f16, which TF32
-//! holds too, so that tensor cores multiply them exactly and round only the sums.
+//! The device finds the nearest token by products. The host computes the distance to it from the
+//! differences in f32. |a|^2 + |b|^2 - 2ab alone is wrong for close tokens because of cancellation,
+//! and a copied token would not get distance 0. The features have the 11 significant bits of f16.
+//! TF32 has as many, so tensor cores multiply them exactly and round only the sums.
 
 use burn::{
     prelude::{Backend, Int, Tensor, TensorData},
@@ -22,14 +22,14 @@ use crate::{
     },
 };
 
-/// Entries of the largest block of products: 256 MiB in f32, twice of which is in use at a time.
+/// Entries of the largest block of products: 256 MiB in f32. Two such blocks are in use at a time.
 const MAX_BLOCK: usize = 1 << 26;
 
-/// Blocks are halved when the device runs out of memory, down to this many rows.
+/// If the device runs out of memory, blocks are halved, down to this number of rows.
 const MIN_ROWS: usize = 64;
 
-/// Whole-volume distances on a burn device. A search within a few cells stays on the CPU: it has
-/// some sixty times fewer candidates. Mirrored pairs give mirrored columns, to the last bit.
+/// Whole-volume distances on a burn device. A search within a few cells stays on the CPU, because
+/// it has some sixty times fewer candidates. Mirrored pairs give mirrored columns, to the last bit.
 pub struct BurnDistances<B: Backend> {
     device: B::Device,
     name: String,
@@ -43,7 +43,7 @@ impl<B: Backend> BurnDistances<B> {
         Self { device, name: name.to_owned(), max_block: MAX_BLOCK, cpu: CpuDistances::new() }
     }
 
-    /// As [`BurnDistances::new`], with at most `max_block` products at a time.
+    /// Limits the products that are computed at a time to `max_block`.
     pub fn with_max_block(self, max_block: usize) -> Self {
         Self { max_block, ..self }
     }
@@ -68,7 +68,7 @@ impl<B: Backend> BurnDistances<B> {
         }
     }
 
-    /// All tokens of `second` against `rows` of `first` at a time.
+    /// Compares all tokens of `second` with `rows` tokens of `first` at a time.
     fn blocks(
         &self,
         first: &Tokens<'_>,
@@ -86,7 +86,7 @@ impl<B: Backend> BurnDistances<B> {
             let block = self.upload(block, first.channels);
             let block_norms = squared_norms(&block);
             let products = (block * -2.0).matmul(all.clone().transpose());
-            // |a|^2 is the same for all candidates of a row, and |b|^2 for those of a column.
+            // All candidates of a row have the same |a|^2, and those of a column the same |b|^2.
             let of_rows = (products.clone() + all_norms.clone()).argmin(1);
             let of_columns = (products + block_norms).argmin(0);
             let winners = indices(of_rows)?;
@@ -103,7 +103,7 @@ impl<B: Backend> BurnDistances<B> {
         Ok(columns)
     }
 
-    /// Rows of features in f32; they travel in half precision.
+    /// Rows of features in f32 on the device. They are sent in half precision.
     fn upload(&self, features: &[f16], channels: usize) -> Tensor<B, 2> {
         let shape = [features.len() / channels, channels];
         let data = TensorData::new(features.to_vec(), shape);
@@ -123,7 +123,7 @@ impl<B: Backend> PairDistances for BurnDistances<B> {
         }
         assert_eq!(first.channels(), second.channels(), "tokens of one method");
         let (a, b) = (Tokens::of(first), Tokens::of(second));
-        // A device may round A B^T and B A^T differently, so a pair has one order.
+        // A device may round A B^T and B A^T differently, so each pair is computed in one order.
         if in_order(a.half, b.half) {
             return self.whole_volume(&a, &b);
         }
@@ -159,7 +159,7 @@ impl<'a> Tokens<'a> {
     }
 }
 
-/// In sixteen sums, which the compiler keeps in vector registers.
+/// The squared distance, in sixteen sums that the compiler keeps in vector registers.
 fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0_f32; 16];
     for (a, b) in a.chunks(16).zip(b.chunks(16)) {
@@ -175,7 +175,7 @@ fn in_order(a: &[f16], b: &[f16]) -> bool {
     a.len().cmp(&b.len()).then_with(|| bits_a.cmp(bits_b)).is_le()
 }
 
-/// `[n, 1]`
+/// The squared length of each row, `[n, 1]`.
 fn squared_norms<B: Backend>(rows: &Tensor<B, 2>) -> Tensor<B, 2> {
     (rows.clone() * rows.clone()).sum_dim(1)
 }

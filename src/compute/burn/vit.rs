@@ -26,8 +26,8 @@ pub struct Vit<B: Backend> {
     norm: Norm<B>,
 }
 
-/// What the network adds to the patches of an image of one size: `class` is `[1, channels]`,
-/// `patches` is `[n_patches, channels]`.
+/// The position embedding for images of one size: `class` is `[1, channels]`, `patches` is
+/// `[n_patches, channels]`.
 pub struct Positions<B: Backend> {
     class: Tensor<B, 2>,
     patches: Tensor<B, 2>,
@@ -55,12 +55,12 @@ impl<B: Backend> Vit<B> {
         }
     }
 
-    /// Shape of the network.
+    /// The network's number of blocks, channels, heads and so on.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
     }
 
-    /// A position embedding `[1 + n_patches, channels]`, already resized, on the device.
+    /// Copies a position embedding `[1 + n_patches, channels]`, already resized, to the device.
     pub fn positions(&self, embedding: &[f32], device: &B::Device) -> Positions<B> {
         let channels = self.architecture.channels;
         let (class, patches) = embedding.split_at(channels);
@@ -71,7 +71,7 @@ impl<B: Backend> Vit<B> {
     }
 
     /// The features `[n_images, n_patches, channels]` of these patches after each of the blocks
-    /// `layers` (counted from 1, ascending) of images `[n_images, colours, side, side]`; later
+    /// `layers` (counted from 1, ascending). Images are `[n_images, colours, side, side]`. Later
     /// blocks are not computed.
     ///
     /// # Panics
@@ -165,7 +165,7 @@ impl<B: Backend> Block<B> {
         }
     }
 
-    /// The sum over the blocks, `tokens`, stays f32; the branches are in the precision of the
+    /// The sum over the blocks, `tokens`, stays in f32. The branches have the precision of the
     /// products.
     fn forward(&self, tokens: Tensor<B, 2>, n_images: usize, heads: usize) -> Tensor<B, 2> {
         let single = FloatDType::F32;
@@ -181,8 +181,8 @@ impl<B: Backend> Block<B> {
 /// Query, key and value `[n_images * n_tokens, 3 * channels]` to the joined heads
 /// `[n_images * n_tokens, channels]`: softmax(Q K^T / sqrt(width)) V for each image and head.
 ///
-/// burn fuses it on its CPU backend. On CUDA it does so only with its feature `autotune`, which
-/// chooses kernels by measuring, so that features could change from run to run.
+/// burn fuses this on its CPU backend. On CUDA it does so only with its feature `autotune`. That
+/// chooses kernels by measurements, so features could change from run to run.
 fn attend<B: Backend>(qkv: Tensor<B, 2>, n_images: usize, heads: usize) -> Tensor<B, 2> {
     let [rows, columns] = qkv.dims();
     let (n_tokens, channels) = (rows / n_images, columns / 3);
@@ -195,7 +195,7 @@ fn attend<B: Backend>(qkv: Tensor<B, 2>, n_images: usize, heads: usize) -> Tenso
 }
 
 struct Linear<B: Backend> {
-    /// `[in, out]`, in the precision of the products: a view of PyTorch's `[out, in]`.
+    /// `[in, out]`, in the precision of the products. It is a view of PyTorch's `[out, in]`.
     weight: Tensor<B, 2>,
     /// `[1, out]`, in the precision of the products.
     bias: Tensor<B, 2>,
@@ -211,7 +211,7 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// `[n, in]` to `[n, out]`, which has the precision of the products.
+    /// `[n, in]` to `[n, out]`, in the precision of the products.
     fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         input.cast(self.weight.dtype()).matmul(self.weight.clone()) + self.bias.clone()
     }
@@ -228,9 +228,9 @@ impl<B: Backend> Norm<B> {
         Self { weight: vector(&weights.weight), bias: vector(&weights.bias) }
     }
 
-    /// Over the last axis.
+    /// Layer norm over the last axis.
     fn forward<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
-        // The backend's own norm, without burn's module around it: fused on the CPU.
+        // This is the backend's own norm without burn's module, because the CPU backend fuses it.
         Tensor::from_primitive(TensorPrimitive::Float(B::layer_norm(
             input.into_primitive().tensor(),
             self.weight.clone().into_primitive().tensor(),

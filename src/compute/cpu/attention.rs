@@ -1,4 +1,4 @@
-//! Attention, a few queries at a time: their scores never leave the cache.
+//! Attention for a few queries at a time, so that their scores never leave the cache.
 
 use super::{
     kernels::{softmax, store_scaled},
@@ -27,11 +27,11 @@ pub(super) fn attend<E: Element>(
     let (width, stride) = (channels / heads, 3 * channels);
     let n_tokens = joined.len() / channels;
     let padded = E::padded(n_tokens);
-    // Whole tiles, side by side.
+    // The row length of the scores: whole tiles, side by side.
     let score_stride = n_tokens.next_multiple_of(WIDTH);
     let Scratch { keys, values, scores, weights } = scratch;
     scores.resize(MAX_ROWS * score_stride, 0.0);
-    // Beyond the tokens, weights stay zero.
+    // Weights beyond the tokens stay zero.
     weights.clear();
     weights.resize(MAX_ROWS * padded, E::default());
     let mut factors = [0.0; MAX_ROWS];

@@ -1,10 +1,10 @@
 //! Convolutions over volumes.
 //!
-//! In memory `[z, y, x, channel]`, the inputs of an output voxel are one run of consecutive values
-//! for each row that the kernel reaches: its extent along x times the channels. The same holds for
-//! a transposed convolution of stride 2, if both parities of x count as channels of one voxel: it
-//! is one convolution for each parity of z and y. So one kernel computes them all. Each sum is
-//! taken in the order of the runs.
+//! Values are stored as `[z, y, x, channel]`. So the inputs of an output voxel are one run of
+//! consecutive values for each row that the kernel reaches. A run has the kernel's extent along x
+//! times the channels. The same holds for a transposed convolution of stride 2, if both parities of
+//! x count as channels of one voxel. It is then one convolution for each parity of z and y. So one
+//! kernel computes them all. Each sum is taken in the order of the runs.
 
 use super::{
     features::Features,
@@ -14,7 +14,7 @@ use super::{
 use crate::domain::brain_weights::Kernel;
 
 /// How a kernel is applied. The padding is half of the kernel's extent, rounded down for odd
-/// extents, and none for one of 2: what keeps the sides multiples of each other.
+/// extents, and 0 for extent 2. This keeps the sides multiples of each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     /// One output for each input.
@@ -23,8 +23,8 @@ pub(super) enum Form {
     Halving,
     /// The transpose of [`Form::Plain`].
     Transposed,
-    /// The transpose of [`Form::Halving`]; one more output at the upper end, so that the side is
-    /// doubled.
+    /// The transpose of [`Form::Halving`], with one more output at the upper end, so that the side
+    /// doubles.
     Doubling,
 }
 
@@ -44,13 +44,13 @@ impl Form {
         side.div_ceil(self.spread())
     }
 
-    /// By how many voxels the first of these lies before the place itself.
+    /// Distance from the first of these voxels to the place itself, voxels.
     fn before(self, side: usize) -> usize {
         if self == Self::Doubling { 0 } else { (side - 1) / 2 }
     }
 
-    /// Which entry of the kernel, if any, takes the input `step` voxels after the first to an
-    /// output of this parity.
+    /// The entry of the kernel that connects the input `step` voxels after the first with an output
+    /// of this parity, if there is one.
     fn tap(self, side: usize, parity: usize, step: usize) -> Option<usize> {
         let tap = match self {
             Self::Plain | Self::Halving => Some(step),
@@ -61,28 +61,28 @@ impl Form {
     }
 }
 
-/// A kernel, made ready for inputs of one shape.
+/// A kernel, prepared for inputs of one shape.
 struct Packed {
     /// Outputs of one place along x: channels, for both parities if the side is doubled.
     n_outputs: usize,
     /// `[n_outputs / LANES]`, rounded up.
     bias: Vec<Lanes>,
-    /// For each parity of z and y.
+    /// One entry for each parity of z and y.
     parities: Vec<Parity>,
 }
 
-/// What outputs of one parity of z and y are computed from.
+/// The sources of the outputs of one parity of z and y.
 struct Parity {
-    /// Where each run of inputs begins, counted from the first input that the kernel can reach.
+    /// Start of each run of inputs, counted from the first input that the kernel can reach.
     runs: Vec<usize>,
     /// `[n_outputs / LANES, runs, values of a run]`.
     weights: Vec<Lanes>,
 }
 
-/// Convolves, plus the bias; the result has this border.
+/// Convolves the input and adds the bias. The result has the border `border`.
 ///
 /// # Panics
-/// If the input has too narrow a border or other channels than the kernel.
+/// If the input has too narrow a border, or another number of channels than the kernel.
 pub(super) fn convolve(input: &Features, kernel: &Kernel, form: Form, border: usize) -> Features {
     let kernel = Reader { kernel, form };
     let [outputs, inputs] = kernel.channels();
@@ -183,7 +183,7 @@ impl Reader<'_> {
     }
 }
 
-/// The values of as many outputs from one on; zeros beyond the last.
+/// The values of [`LANES`] outputs, starting at `from`. Lanes beyond the last output are 0.
 fn lanes(from: usize, n_outputs: usize, value: impl Fn(usize) -> f32) -> Lanes {
     Lanes(std::array::from_fn(|lane| {
         let output = from + lane;

@@ -18,35 +18,34 @@ use crate::{
     },
 };
 
-/// Distances on all cores. Products find the nearest token, its distance is taken from the
-/// differences. Mirrored pairs give mirrored columns, to the last bit.
+/// Distances on all cores. Products find the nearest token, and the differences give its distance.
+/// Mirrored pairs give mirrored columns, to the last bit.
 #[derive(Default)]
 pub struct CpuDistances {
-    /// The two scans of the last pair made ready: one of them is often in the next pair, too, and
-    /// fresh memory took as long as the search in it.
+    /// The two prepared scans of the last pair. They are kept, because one of them is often in the
+    /// next pair, too, and to get new memory took as long as the search.
     ready: [Ready; 2],
-    /// Factors of the products for the whole volume, kept likewise.
+    /// Factors of the products for the whole volume, kept for the same reason.
     f32: Factors<f32>,
     bf16: Factors<bf16>,
-    /// No products of bf16.
+    /// Whether products of bf16 are not used.
     in_single: bool,
 }
 
 impl CpuDistances {
-    /// Nothing to set up.
+    /// Uses the fastest products of the processor to find candidates.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Finds candidates with products of f32 even where the processor has those of bf16. Distances
-    /// are of f32 in any case.
+    /// Finds candidates with products of f32, even if the processor has products of bf16. Distances
+    /// are always computed in f32.
     pub fn in_single() -> Self {
         Self { in_single: true, ..Self::default() }
     }
 
     fn whole_volume(&mut self, first: &TokenGrid, second: &TokenGrid) -> PairColumns {
-        // In one order, whatever the caller's: candidates are kept differently for rows and
-        // columns.
+        // Each pair has one order, because candidates are stored differently for rows and columns.
         if order(first, second).is_gt() {
             return self.whole_volume(second, first).mirrored();
         }
@@ -58,7 +57,7 @@ impl CpuDistances {
     }
 }
 
-/// Any order of scans by their content.
+/// Some fixed order of scans by their content.
 fn order(first: &TokenGrid, second: &TokenGrid) -> Ordering {
     fn bits(grid: &TokenGrid) -> impl Iterator<Item = u16> {
         grid.features().iter().map(|value| value.to_bits())
@@ -110,7 +109,7 @@ mod tests {
         TokenGrid::new(shape, channels, cells, features).unwrap()
     }
 
-    /// Straight from the definition, in double precision.
+    /// The distances by definition, in double precision.
     fn brute_force(own: &TokenGrid, other: &TokenGrid, reach: [usize; 3]) -> Vec<f64> {
         let (shape, width) = (own.shape(), own.channels());
         let row = |grid: &TokenGrid, token: usize| -> Vec<f64> {
@@ -190,7 +189,8 @@ mod tests {
 
     #[test]
     fn the_nearest_is_found_among_many_that_are_nearly_as_near() {
-        // Tokens around a few centres, as those of brains are, and closer: products lose these.
+        // Tokens close around a few centres, closer than those of brains. Products alone cannot
+        // separate these.
         let around = |seed: u64, scatter: f64| {
             let (mut normal, mut centres) = (Normal::new(seed), Normal::new(9));
             let centres: Vec<f64> = (0..8 * 96).map(|_| centres.next()).collect();
@@ -242,7 +242,7 @@ mod tests {
         }
     }
 
-    /// Each test is a process of its own with `cargo nextest`; with `cargo test`, the first limit
+    /// With `cargo nextest`, each test has its own process. With `cargo test`, the first limit
     /// counts.
     #[test]
     fn distances_are_those_of_the_definition_with_avx2() {

@@ -1,4 +1,4 @@
-//! Scalar products of a few tokens with a few others, each read once.
+//! Scalar products of a few tokens with a few others. Each token is read once.
 
 #[cfg(target_arch = "x86_64")]
 use super::instructions::Instructions;
@@ -7,20 +7,20 @@ use super::vectorised::{multiply_add, sum_of_both, vectorised};
 /// Most tokens on the left.
 pub(super) const LEFT: usize = 3;
 
-/// Most tokens on the right: 24 sums leave registers for what is read.
+/// Most tokens on the right. With 24 sums, registers remain for the values that are read.
 pub(super) const RIGHT: usize = 8;
 
-/// A product for each pair; beyond the tokens, anything.
+/// The product of each pair. Entries beyond the tokens have any value.
 pub(super) type Products = [[f32; RIGHT]; LEFT];
 
-/// The products of up to [`LEFT`] rows with up to [`RIGHT`] rows of `width`. Each is summed in the
-/// same order, whatever its place and whichever side is left.
+/// The products of up to [`LEFT`] rows with up to [`RIGHT`] rows of `width`. The order of each sum
+/// depends neither on its place nor on which side is left.
 pub(super) fn dots(left: &[f32], right: &[f32], width: usize, products: &mut Products) {
     let [n_left, n_right] = [left, right].map(|rows| rows.len() / width);
     assert!((1..=LEFT).contains(&n_left) && (1..=RIGHT).contains(&n_right), "a few rows");
     #[cfg(target_arch = "x86_64")]
     if Instructions::in_use() >= Instructions::Avx512 {
-        // SAFETY: the processor has what is in use; both sides hold that many rows.
+        // SAFETY: the processor has the instructions in use, and both sides hold that many rows.
         return unsafe {
             avx512::dots(left.as_ptr(), n_left, right.as_ptr(), n_right, width, products)
         };
@@ -64,7 +64,7 @@ mod avx512 {
             };
             (@ $n_left:literal ($($n_right:literal)*)) => {
                 match n_right {
-                    // SAFETY: as the caller's.
+                    // SAFETY: as for the caller.
                     $($n_right => unsafe { block::<$n_left, $n_right>(left, right, width, products) },)*
                     _ => unreachable!("more rows than asked for"),
                 }
@@ -82,7 +82,7 @@ mod avx512 {
     ) {
         let mut sums = [[_mm512_setzero_ps(); RIGHT]; L];
         let mut add = |at: usize, mask: __mmask16| {
-            // SAFETY: lanes beyond the row are not read; the caller vouches for the rows.
+            // SAFETY: lanes beyond the row are not read, and the caller guarantees the rows.
             let read = |row: *const f32| unsafe { _mm512_maskz_loadu_ps(mask, row.add(at)) };
             let left: [__m512; L] = std::array::from_fn(|row| read(left.wrapping_add(row * width)));
             for column in 0..R {
@@ -98,7 +98,7 @@ mod avx512 {
             add(whole, (1 << (width - whole)) - 1);
         }
         for (sums, products) in sums.iter().zip(products) {
-            // SAFETY: there are eight places.
+            // SAFETY: the array has eight places.
             unsafe { _mm256_storeu_ps(products.as_mut_ptr(), sums_of_lanes(sums)) };
         }
     }
@@ -142,7 +142,7 @@ mod tests {
                     dots(left, right, width, &mut found);
                     for (found, a) in found.iter().zip(left.chunks_exact(width)) {
                         for (found, b) in found.iter().zip(right.chunks_exact(width)) {
-                            // Whole numbers: exact in any order.
+                            // Sums of whole numbers are exact in any order.
                             let expected: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
                             assert_eq!(*found, expected, "{n_left} x {n_right} of {width}");
                         }

@@ -21,7 +21,7 @@ use crate::{
     numeric::slice::{ImageBatch, PatchFeatures},
 };
 
-/// DINOv2 on all cores.
+/// DINOv2 on all cores of the CPU, with products in f32 or bf16.
 pub struct CpuEncoder(Box<dyn SliceEncoder>);
 
 impl CpuEncoder {
@@ -35,8 +35,8 @@ impl CpuEncoder {
         }
     }
 
-    /// The number format of the products: bf16 if the options ask for it, or for nothing, and
-    /// processor and network allow it, else f32.
+    /// The number format of the products. It is bf16 if processor and network allow it, and if the
+    /// options ask for bf16 or for no format. Otherwise it is f32.
     pub fn precision(weights: &VitWeights, options: &EncoderOptions) -> Precision {
         let Architecture { channels, heads, hidden, .. } = weights.architecture;
         let fits = |inner| bf16::padded(inner) == inner;
@@ -65,8 +65,7 @@ impl SliceEncoder for CpuEncoder {
     }
 }
 
-/// The network with products of `E`. Weights are shared between threads, buffers are not and are
-/// kept.
+/// The network with products of `E`. Threads share the weights. Each thread keeps its own buffers.
 struct Encoder<E> {
     network: Network<E>,
     position_embedding: Vec<f32>,
@@ -147,7 +146,7 @@ impl<E: Element> SliceEncoder for Encoder<E> {
     }
 }
 
-/// Buffers of one thread, grown once.
+/// Buffers of one thread, which grow only once.
 #[derive(Default)]
 struct Workspace<E> {
     patches: Vec<E>,
@@ -174,7 +173,8 @@ impl<E: Element> Workspace<E> {
     }
 }
 
-/// The weights ready for products of `E`, and all else that is the same for all images of a batch.
+/// The weights, prepared for products of `E`, and all other values that the images of a batch
+/// share.
 struct Network<E> {
     kernel: Kernel<E>,
     architecture: Architecture,
@@ -191,7 +191,6 @@ struct Network<E> {
     position: Vec<f32>,
 }
 
-/// A linear layer.
 struct Linear<E> {
     weight: Panels<E>,
     bias: Vec<f32>,
@@ -250,7 +249,7 @@ impl<E: Element> Network<E> {
         }
     }
 
-    /// These patches of an image, `[colours, side, side]`, to their features at each layer.
+    /// Computes the features of these patches of an image, `[colours, side, side]`, at each layer.
     fn forward(
         &self,
         pixels: &[f32],
@@ -276,7 +275,8 @@ impl<E: Element> Network<E> {
         }
     }
 
-    /// Class token, registers and these patches with their positions: `[n_tokens, channels]`.
+    /// Writes class token, registers and these patches with their positions: `[n_tokens,
+    /// channels]`.
     fn embed(&self, pixels: &[f32], patches: &[u32], workspace: &mut Workspace<E>) {
         let Architecture { channels, patch, .. } = self.architecture;
         let grid = self.side / patch;

@@ -1,13 +1,13 @@
-//! What flows through the convolutional network: cubes of voxels with channels, and what is done
-//! with them between convolutions.
+//! The values in the convolutional network, as cubes of voxels with channels, and the steps between
+//! convolutions.
 
 use rayon::prelude::*;
 
 use super::vectorised::{multiply_add, vectorised};
 use crate::domain::brain_weights::NORM_EPSILON;
 
-/// A cube of voxels with channels: `[z, y, x, channel]` within a border of zeros, so that a
-/// convolution needs no case for the edge.
+/// A cube of voxels with channels: `[z, y, x, channel]` within a border of zeros. So a convolution
+/// needs no special case for the edge.
 pub(super) struct Features {
     /// Voxels along each edge, without the border.
     pub(super) side: usize,
@@ -31,7 +31,7 @@ impl Features {
         features
     }
 
-    /// Entries from one row along x to the next, the border among them.
+    /// Entries from one row along x to the next, including the border.
     pub(super) fn row_stride(&self) -> usize {
         (self.side + 2 * self.border) * self.channels
     }
@@ -54,7 +54,7 @@ impl Features {
         &self.values[start..start + self.row_len()]
     }
 
-    /// Hands each row along x to `write` with its z and y; planes go in parallel.
+    /// Calls `write` with z, y and each row along x. It processes planes in parallel.
     pub(super) fn for_each_row(&mut self, write: impl Fn(usize, usize, &mut [f32]) + Sync) {
         let (side, border, row_len) = (self.side, self.border, self.row_len());
         let (row_stride, plane_stride) = (self.row_stride(), self.plane_stride());
@@ -69,17 +69,17 @@ impl Features {
     }
 }
 
-/// An instance norm without weights: each channel to mean 0 and variance 1 (biased) over the voxels
-/// of the image itself. Factors and shifts for each entry of a row, so that rows need no loop over
-/// channels.
+/// An instance norm without weights. It scales each channel to mean 0 and variance 1 (biased) over
+/// the voxels of the image itself. It holds a factor and a shift for each entry of a row, so that
+/// rows need no loop over channels.
 pub(super) struct Norm {
     scale: Vec<f32>,
     shift: Vec<f32>,
 }
 
 impl Norm {
-    /// Sums are taken in f64 along columns of a plane, then plane by plane: in the same order
-    /// whatever the number of threads.
+    /// Sums are taken in f64 along columns of a plane, then plane by plane. The order does not
+    /// depend on the number of threads.
     pub(super) fn of(features: &Features) -> Self {
         let (side, channels, row_len) = (features.side, features.channels, features.row_len());
         let of_plane = |z: usize| {
@@ -119,25 +119,25 @@ vectorised! {
     }
 }
 
-/// The instance norm of all.
+/// Applies the instance norm to all voxels.
 pub(super) fn norm(features: &mut Features) {
     let Norm { scale, shift } = Norm::of(features);
     features.for_each_row(|_, _, row| norm_row(row, &scale, &shift));
 }
 
-/// max(0, instance norm).
+/// Replaces each value by max(0, instance norm).
 pub(super) fn norm_relu(features: &mut Features) {
     let Norm { scale, shift } = Norm::of(features);
     features.for_each_row(|_, _, row| norm_relu_row(row, &scale, &shift));
 }
 
-/// max(0, instance norm + other): the end of a residual block.
+/// max(0, instance norm + other), at the end of a residual block.
 pub(super) fn norm_add_relu(features: &mut Features, other: &Features) {
     let Norm { scale, shift } = Norm::of(features);
     features.for_each_row(|z, y, row| norm_add_relu_row(row, &scale, &shift, other.row(z, y)));
 }
 
-/// max(0, instance norm) + other: where the decoder takes over from the encoder.
+/// max(0, instance norm) + other, where the decoder adds features of the encoder.
 pub(super) fn norm_relu_add(features: &mut Features, other: &Features) {
     let Norm { scale, shift } = Norm::of(features);
     features.for_each_row(|z, y, row| norm_relu_add_row(row, &scale, &shift, other.row(z, y)));
@@ -182,10 +182,10 @@ vectorised! {
 }
 
 /// The largest of 3 x 3 x 3 voxels around every second one (stride 2, padding 1) of
-/// max(0, instance norm).
+/// Replaces each value by max(0, instance norm).
 ///
-/// The norm's factors are positive, so that it does not change which value is the largest: it is
-/// taken of an eighth of the voxels.
+/// The norm's factors are positive, so the norm does not change which value is the largest. So it
+/// is computed only for an eighth of the voxels, after the maximum.
 pub(super) fn norm_relu_pool(features: &Features, border: usize) -> Features {
     let Norm { scale, shift } = Norm::of(features);
     let (side, channels) = (features.side, features.channels);

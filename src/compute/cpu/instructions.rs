@@ -1,4 +1,4 @@
-//! Which instructions the kernels use: the widest that the processor has.
+//! The instructions that the kernels use: the widest of the processor.
 
 use std::{fmt, sync::OnceLock};
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Instructions {
-    /// What every processor of the architecture has.
+    /// Instructions that every processor of the architecture has.
     Portable,
     /// 8 lanes, fused multiply-add.
     Avx2,
@@ -23,13 +23,13 @@ pub enum Instructions {
 static IN_USE: OnceLock<Instructions> = OnceLock::new();
 
 impl Instructions {
-    /// What the kernels of this process use.
+    /// The set that the kernels of this process use.
     pub fn in_use() -> Self {
         *IN_USE.get_or_init(Self::best)
     }
 
-    /// Uses at most these from now on, for measurements and tests. Without effect after the first
-    /// kernel has run.
+    /// Limits the instructions to this set, for measurements and tests. It has no effect after the
+    /// first kernel has run.
     pub fn limit(self) {
         IN_USE.get_or_init(|| self.min(Self::best()));
     }
@@ -52,8 +52,8 @@ impl Instructions {
         } else if has_amx() {
             Self::Amx
         } else if is_intel() {
-            // Without AMX, as in some virtual machines: their products of bf16 take half again as
-            // long as those of f32, AMD's half as long.
+            // Intel's processors without AMX, as in some virtual machines. Their products of bf16
+            // take 1.5 times as long as those of f32; AMD's take half as long.
             Self::Avx512
         } else {
             Self::Avx512Bf16
@@ -93,7 +93,7 @@ impl fmt::Display for Instructions {
     }
 }
 
-/// Declares a token of no size. To hold one is the proof that the processor has the instructions
+/// Declares a token without a size. Whoever holds one knows that the processor has the instructions
 /// and that they are in use.
 macro_rules! token {
     ($name:ident) => {
@@ -118,7 +118,7 @@ token!(Amx);
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx {
-    /// Asks the kernel for the registers, which it saves only for processes that do.
+    /// Asks the operating system for the registers. It saves them only for processes that ask.
     pub(super) fn is_available() -> bool {
         use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
         const AMX_BF16: u32 = 1 << 22;
@@ -134,7 +134,8 @@ mod amx {
             return false;
         }
         let features = __cpuid_count(7, 0).edx;
-        // SAFETY: OSXSAVE says that the processor has the instruction and the system allows it.
+        // SAFETY: OSXSAVE shows that the processor has the instruction and that the system allows
+        // it.
         let state = unsafe { enabled_state() };
         let has = features & AMX_BF16 != 0 && features & AMX_TILE != 0;
         has && state & TILE_STATE == TILE_STATE && is_permitted()
@@ -143,7 +144,7 @@ mod amx {
     fn is_permitted() -> bool {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const TILE_DATA: libc::c_long = 18;
-        // SAFETY: a request with two numbers; it changes nothing but the permission.
+        // SAFETY: the request passes two numbers and changes only the permission.
         unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
     }
 }

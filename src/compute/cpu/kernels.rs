@@ -1,15 +1,15 @@
-//! What is done between the products of the network, element by element.
+//! The steps between the products of the network, element by element.
 
 use super::{
     product::{Element, Place, Rows, Tile},
     vectorised::{LANES, multiply_add, sum_of, vectorised},
 };
 
-/// The polynomial of these coefficients, the highest power's first.
+/// The polynomial with these coefficients. That of the highest power is first.
 #[inline(always)]
 fn polynomial<const FUSED: bool, const N: usize>(coefficients: [f32; N], x: f32) -> f32 {
-    // A loop, because builds without optimisation do not take closures into the function with the
-    // instructions.
+    // This is a loop, because builds without optimisation do not inline closures into the function
+    // that has the instructions.
     let mut sum = 0.0;
     for coefficient in coefficients {
         sum = multiply_add::<FUSED>(sum, x, coefficient);
@@ -17,8 +17,8 @@ fn polynomial<const FUSED: bool, const N: usize>(coefficients: [f32; N], x: f32)
     sum
 }
 
-/// exp for arguments up to 88; relative error below 2e-7. Below -87 it stays at exp(-87), which
-/// is nothing beside the 1 that each softmax row holds.
+/// exp for arguments up to 88, with a relative error below 2e-7. Below -87 it stays at exp(-87),
+/// which is negligible beside the 1 in each softmax row.
 #[inline(always)]
 fn exp<const FUSED: bool>(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -33,12 +33,12 @@ fn exp<const FUSED: bool>(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = multiply_add::<FUSED>(n, -LN2_LOW, multiply_add::<FUSED>(n, -LN2_HIGH, x));
     let p = multiply_add::<FUSED>(polynomial::<FUSED, 6>(P, r), r * r, r) + 1.0;
-    // The last bits of `shifted` are n: moved to the exponent, they make 2^n.
+    // The last bits of `shifted` are n. Moved to the exponent, they make 2^n.
     p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()))
 }
 
-/// The error function; absolute error below 4e-7. Its complement is exp(-z P(z)), P fitted for the
-/// smallest error of erf itself.
+/// The error function, with an absolute error below 4e-7. Its complement is exp(-z P(z)), with P
+/// fitted for the smallest error of erf itself.
 #[inline(always)]
 fn erf<const FUSED: bool>(x: f32) -> f32 {
     const P: [f32; 7] = [
@@ -55,7 +55,7 @@ fn erf<const FUSED: bool>(x: f32) -> f32 {
     (1.0 - exp::<FUSED>(-z * polynomial::<FUSED, 7>(P, z))).copysign(x)
 }
 
-/// `tile + bias` through `map`, into rows of `out` that are `stride` apart.
+/// Writes `map(tile + bias)` to rows of `out` that are `stride` apart.
 #[inline(always)]
 fn store<E: Element>(
     tile: &Tile,
@@ -75,14 +75,15 @@ fn store<E: Element>(
 }
 
 vectorised! {
-    /// The tile plus `bias`, `[columns of the product]`, into rows of `out`, `stride` apart.
+    /// Writes the tile plus `bias`, `[columns of the product]`, to rows of `out` that are `stride`
+    /// apart.
     fn store_biased<E>(tile: &Tile, place: Place, bias: &[f32], out: &mut [E], stride: usize) {
         store(tile, place, bias, out, stride, |v| v);
     }
 }
 
 vectorised! {
-    /// The same through the exact GELU, x/2 (1 + erf(x / sqrt 2)).
+    /// As `store_biased`, through the exact GELU, x/2 (1 + erf(x / sqrt 2)).
     fn store_gelu<E>(tile: &Tile, place: Place, bias: &[f32], out: &mut [E], stride: usize) {
         let gelu = |v: f32| {
             let half = 0.5 * v;
@@ -93,8 +94,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// The end of a branch: `out += scale * (tile + bias)` (LayerScale, residual); rows of `out`
-    /// are `stride` apart.
+    /// Ends a branch: `out += scale * (tile + bias)` (LayerScale, residual). Rows of `out` are
+    /// `stride` apart.
     fn add_scaled(
         tile: &Tile,
         place: Place,
@@ -115,8 +116,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Each row of the tile times its factor, `[rows of the product]`, into rows of `out` that are
-    /// `stride` apart.
+    /// Writes each row of the tile times its factor, `[rows of the product]`, to rows of `out` that
+    /// are `stride` apart.
     fn store_scaled<E>(tile: &Tile, place: Place, factors: &[f32], out: &mut [E], stride: usize) {
         let rows = tile.0.iter().take(place.rows).zip(&factors[place.row..]);
         for (row, (values, factor)) in rows.enumerate() {
@@ -147,7 +148,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// 1 / (1 + exp(-x)) in place: the softmax of two values of which one exceeds the other by x.
+    /// 1 / (1 + exp(-x)) in place. This is the softmax of two values, of which one exceeds the
+    /// other by x.
     fn sigmoid(row: &mut [f32]) {
         for value in row {
             let below = if *value < -87.0 { 87.0 } else { -*value };
@@ -156,7 +158,7 @@ vectorised! {
     }
 }
 
-/// The largest value; of nothing, minus infinity.
+/// The largest value; minus infinity for an empty row.
 #[inline(always)]
 fn largest_of(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -173,9 +175,9 @@ fn largest_of(row: &[f32]) -> f32 {
 }
 
 vectorised! {
-    /// exp(scale * (x - largest x)) for the first `width` of each [`Rows`] of scores, into rows of
-    /// `out` that are `stride` apart, and in `factors` the reciprocals of their sums: with them, a
-    /// softmax.
+    /// Writes exp(scale * (x - largest x)) for the first `width` scores of each of the [`Rows`] to
+    /// rows of `out` that are `stride` apart. `factors` gets the reciprocals of the sums. The two
+    /// together make a softmax.
     fn softmax<E>(
         scores: Rows<'_, f32>,
         width: usize,

@@ -2,7 +2,7 @@
 //! [`brain_weights`](crate::domain::brain_weights)).
 //!
 //! The result does not depend on the number of threads, to the last bit. A cube of 256 voxels along
-//! each edge takes about 200 MB beside the image.
+//! each edge takes about 200 MB in addition to the image.
 
 use super::{
     convolution::{Form, convolve},
@@ -52,7 +52,7 @@ fn probability(network: &LinkNetWeights, image: &[f32], side: usize) -> Vec<f32>
     brain.values
 }
 
-/// What encoder and decoder make of an image, at a quarter of its side.
+/// Output of encoder and decoder for an image, at a quarter of its side.
 fn decoded(network: &LinkNetWeights, image: &[f32], side: usize) -> Features {
     let mut decoded = stem(&network.stem, image, side);
     let mut encoded = Vec::new();
@@ -83,7 +83,7 @@ fn down(input: &Features, weights: &DownWeights) -> Features {
     residual(&first, &weights.second, Form::Plain, &first)
 }
 
-/// A residual block: two convolutions, the first of this form, and what is added to them.
+/// A residual block: two convolutions, the first of the form `form`, plus `shortcut`.
 fn residual(input: &Features, kernels: &[Kernel; 2], form: Form, shortcut: &Features) -> Features {
     let mut branch = convolve(input, &kernels[0], form, 1);
     norm_relu(&mut branch);
@@ -103,8 +103,8 @@ fn up(input: &Features, weights: &UpWeights, skip: &Features) -> Features {
     wide
 }
 
-/// One output for the two of the last layer: by how much brain exceeds background. The softmax of
-/// two values depends on nothing else.
+/// Replaces the two outputs of the last layer by one: brain minus background. The softmax of two
+/// values depends only on this difference.
 fn brain_against_background(kernel: &Kernel) -> Kernel {
     let [inputs, _, z, y, x] = kernel.shape;
     let outputs = kernel.weight.chunks_exact(2 * x * y * z).map(|both| both.split_at(x * y * z));

@@ -1,11 +1,12 @@
-//! The native CPU engine: the same network as in burn, on plain buffers.
+//! The native CPU engine: the same network as in burn, with plain buffers.
 //!
-//! One image per thread at a time, each from its first patch to its last layer, so that its
-//! features depend neither on the batch nor on the number of threads, to the last bit. `product`
-//! multiplies matrices tile by tile, with the loops of each instruction set in `tile`; what is done
-//! between the products is in `kernels`. `linknet` extracts brains, with the convolutions in
-//! `convolution` and what is done between them in `features`. `whole_volume` and `within_reach`
-//! find nearest tokens, with the kernels in `search`.
+//! Each thread computes one image at a time, from the first patch to the last layer. So the
+//! features of an image depend neither on the batch nor on the number of threads, to the last bit.
+//!
+//! `product` multiplies matrices tile by tile, with the loops of each instruction set in `tile`.
+//! The steps between products are in `kernels`. `linknet` extracts brains, with the convolutions in
+//! `convolution` and the steps between them in `features`. `whole_volume` and `within_reach` find
+//! nearest tokens, with the kernels in `search`.
 
 mod attention;
 mod convolution;

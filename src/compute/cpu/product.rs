@@ -1,6 +1,5 @@
-//! Matrix products in tiles of a few rows and [`WIDTH`] columns. What follows a product (bias,
-//! GELU, the smallest distance) is done tile by tile, before the next one pushes it out of the
-//! cache.
+//! Matrix products in tiles of a few rows and [`WIDTH`] columns. The step after a product (bias,
+//! GELU, the smallest distance) is done tile by tile, while the tile is still in the cache.
 
 use std::ops::Range;
 
@@ -17,11 +16,11 @@ pub(super) const MAX_ROWS: usize = 32;
 #[repr(C, align(64))]
 pub(super) struct Tile(pub(super) [[f32; WIDTH]; MAX_ROWS]);
 
-/// A number format of the factors. Products are summed in f32.
+/// A number format of the factors. Sums are f32.
 pub(super) trait Element: Pod + Default + Send + Sync {
-    /// Factors along the inner extent that lie together in a panel, for one column.
+    /// Consecutive factors along the inner extent that a panel stores together for one column.
     const DEPTH: usize;
-    /// The inner extent is filled up with zeros to a multiple of this.
+    /// The inner extent is padded with zeros to a multiple of this.
     const STEP: usize;
 
     /// Half the distance from 1 to the next value.
@@ -32,7 +31,7 @@ pub(super) trait Element: Pod + Default + Send + Sync {
 
     fn to_f32(self) -> f32;
 
-    /// `inner` with the zeros that fill it up.
+    /// The inner extent with its padding.
     fn padded(inner: usize) -> usize {
         inner.next_multiple_of(Self::STEP)
     }
@@ -56,12 +55,12 @@ impl Element for f32 {
 
 impl Element for bf16 {
     const DEPTH: usize = 2;
-    /// What one step of AMX takes.
+    /// One step of AMX takes this many entries.
     const STEP: usize = 32;
     const UNIT: f32 = 1.0 / 256.0;
 
-    /// Rounds to nearest, ties to even; `value` is no NaN. Unlike `half`'s, without a branch or a
-    /// check.
+    /// Rounds to nearest, ties to even. `value` must not be NaN. Unlike `half`'s function, it has
+    /// no branch and no check.
     #[inline(always)]
     fn of(value: f32) -> Self {
         let bits = value.to_bits();
@@ -75,12 +74,12 @@ impl Element for bf16 {
     }
 }
 
-/// Computes tiles, with instructions that the processor has.
+/// A function that computes tiles, with instructions that the processor has.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel<E> {
     /// Rows of a whole tile.
     pub(super) rows: usize,
-    /// Sums of products of the left rows, `stride` apart, with a panel, into the tile.
+    /// Writes the sums of products of the left rows, `stride` apart, with a panel into the tile.
     compute: TileFn<E>,
 }
 
@@ -93,11 +92,11 @@ impl<E> Kernel<E> {
 }
 
 /// Arguments: the first left row, entries from row to row, number of rows (at most the kernel's),
-/// the panel, the filled-up inner extent, the tile.
+/// the panel, the padded inner extent, the tile.
 ///
 /// # Safety
-/// The processor has the kernel's instructions; every row and the panel hold the filled-up inner
-/// extent; panels begin at a cache line.
+/// The processor has the kernel's instructions. Every row and the panel hold the padded inner
+/// extent. Panels begin at a cache line.
 pub(super) type TileFn<E> = unsafe fn(*const E, usize, usize, *const E, usize, &mut Tile);
 
 /// The left factor: rows within a buffer.
@@ -110,13 +109,13 @@ pub(super) struct Rows<'a, E> {
 }
 
 impl<'a, E> Rows<'a, E> {
-    /// Rows without gaps.
+    /// Rows of `width` entries without gaps.
     pub(super) fn of(values: &'a [E], width: usize) -> Self {
         Self { values, n: values.len() / width.max(1), stride: width }
     }
 }
 
-/// A cache line: what panels are made of, so that they begin at one.
+/// A cache line. Panels consist of these, so that they begin at one.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
@@ -133,7 +132,8 @@ pub(super) struct Panels<E> {
 }
 
 impl<E: Element> Panels<E> {
-    /// From rows of which each becomes a column, as a linear layer stores them: `[columns, inner]`.
+    /// Makes the factor from rows that become its columns, as a linear layer stores them:
+    /// `[columns, inner]`.
     pub(super) fn of_columns(values: &[f32], inner: usize) -> Self {
         let values: Vec<E> = values.iter().map(|&value| E::of(value)).collect();
         let mut panels = Self::default();
@@ -141,7 +141,7 @@ impl<E: Element> Panels<E> {
         panels
     }
 
-    /// Takes over the first `inner` entries of each row as a column.
+    /// Sets each column to the first `inner` entries of a row.
     pub(super) fn set_columns(&mut self, rows: Rows<'_, E>, inner: usize) {
         self.resize(inner, rows.n);
         assert!(rows.n == 0 || (rows.n - 1) * rows.stride + inner <= rows.values.len());
@@ -159,7 +159,7 @@ impl<E: Element> Panels<E> {
         }
     }
 
-    /// Takes over `columns` entries of each row as a row.
+    /// Sets each row to the first `columns` entries of a row.
     pub(super) fn set_rows(&mut self, rows: Rows<'_, E>, columns: usize) {
         self.resize(rows.n, columns);
         let per_panel = E::padded(rows.n) * WIDTH;
@@ -176,7 +176,7 @@ impl<E: Element> Panels<E> {
         }
     }
 
-    /// Room for `[inner, columns]`, all zeros where the extents differ from those before.
+    /// Makes space for `[inner, columns]`. If the extents change, all entries become zero.
     fn resize(&mut self, inner: usize, columns: usize) {
         if (self.inner, self.columns) != (inner, columns) {
             let n = columns.div_ceil(WIDTH) * E::padded(inner) * WIDTH;
@@ -199,7 +199,7 @@ impl<E: Element> Panels<E> {
     }
 }
 
-/// Where a tile lies in its product.
+/// The place of a tile in its product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) row: usize,
@@ -208,7 +208,7 @@ pub(super) struct Place {
     pub(super) columns: usize,
 }
 
-/// All tiles of `left * right`, each handed to `finish`, panel by panel.
+/// Computes all tiles of `left * right`, panel by panel, and calls `finish` with each.
 pub(super) fn multiply<E: Element>(
     kernel: Kernel<E>,
     left: Rows<'_, E>,
@@ -218,7 +218,7 @@ pub(super) fn multiply<E: Element>(
     multiply_panels(kernel, left, right, 0..right.n_panels(), finish);
 }
 
-/// Those of some of the panels.
+/// As [`multiply`], for some of the panels.
 pub(super) fn multiply_panels<E: Element>(
     kernel: Kernel<E>,
     left: Rows<'_, E>,
@@ -239,8 +239,8 @@ pub(super) fn multiply_panels<E: Element>(
         for row in (0..left.n).step_by(kernel.rows) {
             let rows = kernel.rows.min(left.n - row);
             let start = left.values[row * left.stride..].as_ptr();
-            // SAFETY: kernels are made for instructions that the processor has; the left extent was
-            // checked above, and `panel` is a whole one.
+            // SAFETY: a kernel has only instructions that the processor has. The left extent was
+            // checked above, and `panel` is a whole panel.
             unsafe { (kernel.compute)(start, left.stride, rows, panel.as_ptr(), inner, &mut tile) };
             finish(Place { row, rows, column, columns }, &tile);
         }

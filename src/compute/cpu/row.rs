@@ -1,8 +1,8 @@
-//! The innermost loop of a convolution: a row of outputs, with the widest vectors that the
-//! processor has.
+//! The innermost loop of a convolution: it computes a row of outputs with the widest vectors of the
+//! processor.
 //!
-//! The vectors are explicit: compilers turn the same loops over arrays into scalars with AVX2,
-//! which then take twenty times as long.
+//! The vectors are explicit. With AVX2, compilers turn the same loops over arrays into scalar code,
+//! which takes twenty times as long.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -11,12 +11,12 @@ use std::arch::x86_64::*;
 use super::instructions::Instructions;
 use super::vectorised::LANES;
 
-/// Weights of one input value for as many outputs.
+/// Weights of one input value for [`LANES`] outputs.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Lanes(pub(super) [f32; LANES]);
 
-/// A vector of sums or weights, one for each of as many outputs.
+/// A vector of sums or weights, one for each of [`Vector::N`] outputs.
 trait Vector: Copy {
     /// Values of a vector; divides [`LANES`].
     const N: usize;
@@ -41,7 +41,7 @@ impl Vector for [f32; LANES] {
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller vouches for the values.
+        // SAFETY: the caller guarantees the values.
         unsafe { from.cast::<Self>().read() }
     }
 
@@ -55,7 +55,7 @@ impl Vector for [f32; LANES] {
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller vouches for the room.
+        // SAFETY: the caller guarantees the space.
         unsafe { to.cast::<Self>().write(self) }
     }
 }
@@ -68,19 +68,19 @@ macro_rules! impl_vector {
 
             #[inline(always)]
             unsafe fn load(from: *const f32) -> Self {
-                // SAFETY: the caller vouches for instructions and values.
+                // SAFETY: the caller guarantees instructions and values.
                 unsafe { $load(from) }
             }
 
             #[inline(always)]
             unsafe fn add_product(self, value: f32, weights: Self) -> Self {
-                // SAFETY: the caller vouches for the instructions.
+                // SAFETY: the caller guarantees the instructions.
                 unsafe { $fused($splat(value), weights, self) }
             }
 
             #[inline(always)]
             unsafe fn store(self, to: *mut f32) {
-                // SAFETY: the caller vouches for instructions and room.
+                // SAFETY: the caller guarantees instructions and space.
                 unsafe { $store(to, self) }
             }
         }
@@ -92,17 +92,17 @@ impl_vector!(__m512, 16, _mm512_loadu_ps, _mm512_set1_ps, _mm512_fmadd_ps, _mm51
 #[cfg(target_arch = "x86_64")]
 impl_vector!(__m256, 8, _mm256_loadu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_storeu_ps);
 
-/// A row of outputs along x, and what it is computed from.
+/// A row of outputs along x, and its sources.
 pub(super) struct Row<'a> {
-    /// From the first value that the first output is computed from.
+    /// Inputs, from the first value that the first output needs.
     pub(super) inputs: &'a [f32],
-    /// Where each run of inputs begins.
+    /// Start of each run of inputs.
     pub(super) runs: &'a [usize],
     /// Entries from the inputs of one place to those of the next.
     pub(super) step: usize,
     /// `[blocks of outputs, runs, values of a run]`.
     pub(super) weights: &'a [Lanes],
-    /// For each block of outputs.
+    /// Bias of each block of outputs.
     pub(super) bias: &'a [Lanes],
     /// Outputs of a place.
     pub(super) n_outputs: usize,
@@ -116,7 +116,7 @@ pub(super) fn convolve_row(row: Row<'_>) {
     {
         #[target_feature(enable = "avx512f")]
         fn avx512(row: Row<'_>) {
-            // SAFETY: the instructions are those of this function.
+            // SAFETY: this function is compiled for these instructions.
             unsafe { row.compute::<__m512, 8>() }
         }
         #[target_feature(enable = "avx2,fma")]
@@ -126,7 +126,7 @@ pub(super) fn convolve_row(row: Row<'_>) {
         }
         let instructions = Instructions::in_use();
         if instructions >= Instructions::Avx512 {
-            // SAFETY: the processor has what is in use.
+            // SAFETY: the processor has the instructions in use.
             return unsafe { avx512(row) };
         }
         if instructions >= Instructions::Avx2 {
@@ -134,7 +134,7 @@ pub(super) fn convolve_row(row: Row<'_>) {
             return unsafe { avx2(row) };
         }
     }
-    // SAFETY: needs no instructions but those of every processor.
+    // SAFETY: the function needs only instructions that every processor has.
     unsafe { row.compute::<[f32; LANES], 4>() }
 }
 
@@ -148,7 +148,7 @@ impl Row<'_> {
             let mut place = 0;
             while place < n_places {
                 let left = n_places - place;
-                // SAFETY: the caller vouches for the instructions.
+                // SAFETY: the caller guarantees the instructions.
                 unsafe {
                     place += match left {
                         _ if left >= MOST => self.places::<V, MOST>(place, from),
@@ -160,7 +160,8 @@ impl Row<'_> {
         }
     }
 
-    /// A vector of outputs, from one on, of `N` places, whose sums stay in registers; gives `N`.
+    /// Computes a vector of outputs, from one on, for `N` places. Their sums stay in registers.
+    /// Returns the vector's length.
     ///
     /// # Safety
     /// The processor has the instructions of the vector.
@@ -171,7 +172,7 @@ impl Row<'_> {
         let per_block = weights.len() / bias.len();
         let weights = &weights[block * per_block..][..per_block];
         let n_values = per_block / runs.len();
-        // SAFETY: the caller vouches for the instructions; a vector from here on ends within the
+        // SAFETY: the caller guarantees the instructions. A vector from here on ends within the
         // lanes, because its length divides theirs.
         let load = |lanes: &Lanes| unsafe { V::load(lanes.0.as_ptr().add(lane)) };
         let mut sums = [load(&bias[block]); N];
@@ -183,7 +184,7 @@ impl Row<'_> {
             for (index, weights) in weights.iter().enumerate() {
                 let weights = load(weights);
                 for (sum, values) in sums.iter_mut().zip(&values) {
-                    // SAFETY: the caller vouches for the instructions.
+                    // SAFETY: the caller guarantees the instructions.
                     *sum = unsafe { sum.add_product(values[index], weights) };
                 }
             }
@@ -191,7 +192,8 @@ impl Row<'_> {
         let width = V::N.min(n_outputs - from);
         for (index, sum) in sums.into_iter().enumerate() {
             let mut found = [0.0; LANES];
-            // SAFETY: the caller vouches for the instructions; no vector is longer than the lanes.
+            // SAFETY: the caller guarantees the instructions, and no vector is longer than the
+            // lanes.
             unsafe { sum.store(found.as_mut_ptr()) };
             let out = &mut self.out[(place + index) * n_outputs + from..][..width];
             out.copy_from_slice(&found[..width]);
@@ -240,17 +242,17 @@ mod tests {
 
     #[test]
     fn every_vector_gives_the_sums_of_the_definition() {
-        // SAFETY: needs no instructions but those of every processor.
+        // SAFETY: the function needs only instructions that every processor has.
         computed(|row| unsafe { row.compute::<[f32; LANES], 4>() });
         let in_use = computed(convolve_row);
         #[cfg(target_arch = "x86_64")]
         if Instructions::in_use() >= Instructions::Avx2 {
             #[target_feature(enable = "avx2,fma")]
             fn avx2(row: Row<'_>) {
-                // SAFETY: the instructions are those of this function.
+                // SAFETY: this function is compiled for these instructions.
                 unsafe { row.compute::<__m256, 8>() }
             }
-            // SAFETY: the processor has what is in use.
+            // SAFETY: the processor has the instructions in use.
             let with_avx2 = computed(|row| unsafe { avx2(row) });
             assert_eq!(with_avx2, in_use, "products are fused and summed in one order in both");
         }

@@ -1,4 +1,4 @@
-//! Kernels of the search for the nearest tokens: what is done with products, and distances from
+//! Kernels of the search for the nearest tokens: the evaluation of products, and distances from
 //! differences.
 
 use half::f16;
@@ -11,7 +11,7 @@ use super::{
     vectorised::{multiply_add, sum_of, sum_of_both, vectorised},
 };
 
-/// No token at all.
+/// The index that means "no token".
 pub(super) const NO_TOKEN: u32 = u32::MAX;
 
 #[inline(always)]
@@ -20,15 +20,15 @@ fn squared_distance<const FUSED: bool>(a: &[f32], b: &[f32]) -> f32 {
 }
 
 vectorised! {
-    /// The values in another format, and the squared length of what they are then.
+    /// Rounds the values to another format, and computes the squared length of the rounded values.
     fn round_row<E>(values: &[f32], row: &mut [E], norm: &mut f32) {
         row.iter_mut().zip(values).for_each(|(out, &value)| *out = E::of(value));
         *norm = sum_of(&row[..values.len()], |v, sum| multiply_add::<FUSED>(v.to_f32(), v.to_f32(), sum));
     }
 }
 
-/// For each lane, the smallest squared distance of those seen in it, whose it is, and the second
-/// smallest.
+/// For each lane, the smallest squared distance so far, the token that has it, and the second
+/// smallest distance.
 #[derive(Clone, Copy)]
 pub(super) struct Slots<const N: usize> {
     pub(super) squared: [f32; N],
@@ -40,7 +40,7 @@ impl<const N: usize> Slots<N> {
     pub(super) const NONE: Self =
         Self { squared: [f32::INFINITY; N], token: [NO_TOKEN; N], second: [f32::INFINITY; N] };
 
-    /// Takes the tokens that `name` gives for the lanes.
+    /// Updates the lanes with the squared distances of the tokens that `name` returns for them.
     #[inline(always)]
     fn keep(&mut self, squared: &[f32; N], name: impl Fn(u32) -> u32) {
         let seconds = self.second.iter_mut().zip(self.squared.iter().zip(squared));
@@ -53,10 +53,11 @@ impl<const N: usize> Slots<N> {
 }
 
 vectorised! {
-    /// Takes the squared distances of a tile of scalar products into the slots: of each row, by the
-    /// places of columns in their panel; of each place of a row in its tile, by columns of this
-    /// panel. `row_norms` and `rows` are those of all rows, `column_norms` those of the panel's
-    /// columns, infinite where there is none.
+    /// Computes the squared distances of a tile of scalar products and updates the slots. The slots
+    /// of each row have a lane for each place of a column in its panel. The slots of each place of
+    /// a row in its tile have a lane for each column of this panel. `row_norms` and `rows` are
+    /// those of all rows. `column_norms` are those of the panel's columns, infinite for a missing
+    /// column.
     fn keep_nearest(
         tile: &Tile,
         place: Place,
@@ -79,7 +80,7 @@ vectorised! {
     }
 }
 
-/// Where `squared` is smaller than `nearest`, takes it and its name.
+/// If `squared` is smaller than `nearest`, stores it and its token.
 #[inline(always)]
 fn keep_smaller<const N: usize>(
     squared: &[f32; N],
@@ -95,7 +96,7 @@ fn keep_smaller<const N: usize>(
 }
 
 vectorised! {
-    /// The smallest squared distance of `a` to the rows of `b` that `candidates` names.
+    /// The smallest squared distance of `a` to those rows of `b` whose numbers are in `candidates`.
     fn nearest_among(a: &[f32], b: &[f32], candidates: &[u32], nearest: &mut f32) {
         let width = a.len();
         for &candidate in candidates {
@@ -107,8 +108,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// The distance of each row of `a` to the row of `b` that `nearest` names, infinite where it
-    /// names none.
+    /// The distance of each row of `a` to the row of `b` whose number is in `nearest`. It is
+    /// infinite for [`NO_TOKEN`].
     fn distances_to(a: &[f32], b: &[f32], nearest: &[u32], width: usize, out: &mut [f32]) {
         for ((row, &other), out) in a.chunks_exact(width).zip(nearest).zip(out) {
             let start = other as usize * width;
@@ -129,18 +130,18 @@ vectorised! {
     }
 }
 
-/// Half to single precision.
+/// Converts half to single precision.
 pub(super) fn to_single(values: &[f16], out: &mut [f32]) {
     assert_eq!(values.len(), out.len(), "a place for each value");
     #[cfg(target_arch = "x86_64")]
     if Instructions::in_use() >= Instructions::Avx512 {
-        // SAFETY: the processor has what is in use.
+        // SAFETY: the processor has the instructions in use.
         return unsafe { to_single_avx512(values, out) };
     }
     half::slice::HalfFloatSliceExt::convert_to_f32_slice(values, out);
 }
 
-/// `half` converts eight at a time, each in a call: three times as long.
+/// Three times as fast as `half`, which converts eight values at a time, each in a call.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 fn to_single_avx512(values: &[f16], out: &mut [f32]) {
@@ -148,7 +149,7 @@ fn to_single_avx512(values: &[f16], out: &mut [f32]) {
     let (chunks, rest) = values.as_chunks::<16>();
     let (out_chunks, out_rest) = out.as_chunks_mut::<16>();
     for (values, out) in chunks.iter().zip(out_chunks) {
-        // SAFETY: sixteen values are read, sixteen written.
+        // SAFETY: the block reads sixteen values and writes sixteen.
         unsafe {
             let halves = _mm256_loadu_si256(values.as_ptr().cast());
             _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(halves));
@@ -157,7 +158,8 @@ fn to_single_avx512(values: &[f16], out: &mut [f32]) {
     rest.iter().zip(out_rest).for_each(|(value, out)| *out = value.to_f32());
 }
 
-/// For each token of a scan the nearest of the other's and its squared distance by products.
+/// For each token of a scan, the nearest token of the other scan and its squared distance by
+/// products.
 pub(super) struct Nearest {
     pub(super) squared: Vec<f32>,
     pub(super) token: Vec<u32>,
@@ -168,7 +170,7 @@ impl Nearest {
         Self { squared: vec![f32::INFINITY; n], token: vec![NO_TOKEN; n] }
     }
 
-    /// Takes over what is nearer in `other`.
+    /// Takes the nearer tokens of `other`.
     pub(super) fn merge(&mut self, other: &Self) {
         let own = self.squared.iter_mut().zip(&mut self.token);
         for ((squared, token), (&other, &other_token)) in
@@ -189,7 +191,7 @@ pub(super) struct Own {
     pub(super) norm: f32,
 }
 
-/// Tokens from `start` on, of which `n` count.
+/// Tokens from `start` on. Only the first `n` count.
 pub(super) struct Group<'a> {
     pub(super) start: usize,
     pub(super) n: usize,
@@ -198,8 +200,8 @@ pub(super) struct Group<'a> {
 }
 
 vectorised! {
-    /// From the products of a token with a group of others, takes what is nearer and at most
-    /// `reach` away along x, for the token itself and for each of the others.
+    /// Evaluates the products of a token with a group of others. For the token itself and for each
+    /// of the others, it stores a nearer token if that is at most `reach` away along x.
     fn keep_in_reach(
         products: &[f32; RIGHT],
         own: Own,

@@ -8,7 +8,7 @@ use super::instructions::Amx;
 use super::instructions::{Avx2, Avx512, Avx512Bf16};
 use super::product::{Kernel, Tile, WIDTH};
 
-/// Single precision, with the widest instructions in use.
+/// The kernel for single precision, with the widest instructions in use.
 pub(super) fn kernel_f32() -> Kernel<f32> {
     #[cfg(target_arch = "x86_64")]
     {
@@ -22,7 +22,7 @@ pub(super) fn kernel_f32() -> Kernel<f32> {
     portable_kernel()
 }
 
-/// bf16, if the instructions in use have products of it.
+/// The kernel for bf16, if the instructions in use have products of bf16.
 pub(super) fn kernel_bf16() -> Option<Kernel<bf16>> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if let Some(has) = Amx::in_use() {
@@ -36,12 +36,12 @@ pub(super) fn kernel_bf16() -> Option<Kernel<bf16>> {
 }
 
 fn portable_kernel() -> Kernel<f32> {
-    // SAFETY: needs no instructions but those of every processor.
+    // SAFETY: the function needs only instructions that every processor has.
     unsafe { Kernel::new(PORTABLE_ROWS, portable_f32) }
 }
 
-/// The function of a kernel: one of several by the number of rows, so that their sums stay in
-/// registers.
+/// The function of a kernel. It calls one of several by the number of rows, so that the sums stay
+/// in registers.
 macro_rules! by_rows {
     ($name:ident, $element:ty, $of:ident, $($n:literal)*) => {
         unsafe fn $name(
@@ -53,7 +53,7 @@ macro_rules! by_rows {
             tile: &mut Tile,
         ) {
             match rows {
-                // SAFETY: the caller vouches for instructions and extents.
+                // SAFETY: the caller guarantees instructions and extents.
                 $($n => unsafe { $of::<$n>(left, stride, panel, inner, tile) },)*
                 _ => unreachable!("more rows than the kernel has"),
             }
@@ -63,7 +63,7 @@ macro_rules! by_rows {
 
 const PORTABLE_ROWS: usize = 4;
 
-/// Plain loops, which the compiler vectorises with what every processor has.
+/// Plain loops. The compiler vectorises them with instructions that every processor has.
 unsafe fn portable_f32(
     left: *const f32,
     stride: usize,
@@ -77,7 +77,7 @@ unsafe fn portable_f32(
     for row in 0..rows {
         tile.0[row] = [0.0; WIDTH];
     }
-    // SAFETY: the caller vouches for these extents.
+    // SAFETY: the caller guarantees these extents.
     let panel = unsafe { std::slice::from_raw_parts(panel, inner * WIDTH) };
     for start in (0..WIDTH).step_by(PART) {
         let mut sums = [[0.0_f32; PART]; PORTABLE_ROWS];
@@ -125,7 +125,7 @@ mod avx512 {
         inner: usize,
         tile: &mut Tile,
     ) {
-        // SAFETY: the caller vouches for the extents.
+        // SAFETY: the caller guarantees the extents.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
             for k in 0..inner {
@@ -156,7 +156,7 @@ mod avx512 {
         inner: usize,
         tile: &mut Tile,
     ) {
-        // SAFETY: the caller vouches for the extents; registers of 512 bits are read as what they
+        // SAFETY: the caller guarantees the extents; registers of 512 bits are read as what they
         // hold.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
@@ -191,9 +191,8 @@ mod avx512 {
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx {
-    //! Two by two registers of 16 x 16 sums each. The compiler does not know these registers:
-    //! whatever happens in them happens within one block of assembly, and nothing else in the
-    //! process uses them.
+    //! Two by two registers of 16 x 16 sums each. The compiler does not know these registers. So
+    //! one block of assembly does all work in them, and nothing else in the process uses them.
 
     use std::{arch::asm, cell::Cell};
 
@@ -212,7 +211,7 @@ mod amx {
         unsafe { Kernel::new(ROWS, tile_bf16) }
     }
 
-    /// What LDTILECFG reads.
+    /// The data that LDTILECFG reads.
     #[repr(C, align(64))]
     struct Configuration {
         palette: u8,
@@ -222,7 +221,7 @@ mod amx {
         rows: [u8; 16],
     }
 
-    /// Registers 0 to 3 hold sums, 4 and 5 left rows, 6 and 7 the halves of a panel.
+    /// Registers 0 to 3 hold sums, 4 and 5 left rows, and 6 and 7 the halves of a panel.
     fn configuration(rows: usize) -> Configuration {
         let (upper, lower) = (rows.min(16) as u8, rows.saturating_sub(16) as u8);
         let mut of = Configuration {
@@ -240,8 +239,8 @@ mod amx {
     }
 
     thread_local! {
-        /// Rows that this thread's registers are configured for: configuring takes as long as a
-        /// third of a tile.
+        /// Rows for which this thread's registers are configured. They are stored, because the
+        /// configuration takes as long as a third of a tile.
         static CONFIGURED: Cell<usize> = const { Cell::new(0) };
     }
 
@@ -255,13 +254,13 @@ mod amx {
     ) {
         if CONFIGURED.replace(rows) != rows {
             let configuration = configuration(rows);
-            // SAFETY: the processor has AMX and the process may use it, says the caller.
+            // SAFETY: the caller guarantees that the processor has AMX and the process may use it.
             unsafe {
                 asm!("ldtilecfg [{}]", in(reg) &configuration, options(nostack, preserves_flags, readonly));
             }
         }
-        // SAFETY: as the caller's; a step takes 32 of the inner extent, which is filled up to a
-        // multiple of that.
+        // SAFETY: as for the caller. A step takes 32 entries of the inner extent, which is padded
+        // to a multiple of 32.
         unsafe {
             if rows > 16 {
                 two_by_two(left, stride, panel, inner / 32, tile);
@@ -271,7 +270,7 @@ mod amx {
         }
     }
 
-    /// Bytes from row to row of a panel (pairs of bf16) and of a tile (f32): the same.
+    /// Bytes from row to row, the same for a panel (pairs of bf16) and a tile (f32).
     const ROW: usize = 4 * WIDTH;
 
     unsafe fn two_by_two(
@@ -281,7 +280,8 @@ mod amx {
         n_steps: usize,
         tile: &mut Tile,
     ) {
-        // SAFETY: the caller vouches for what is read; the tile has the 32 rows that are written.
+        // SAFETY: the caller guarantees the values that are read, and the tile has the 32 rows that
+        // are written.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -323,7 +323,7 @@ mod amx {
         }
     }
 
-    /// As [`two_by_two`] for at most 16 rows.
+    /// As [`two_by_two`], for at most 16 rows.
     unsafe fn one_by_two(
         left: *const bf16,
         stride: usize,
@@ -391,7 +391,7 @@ mod avx2 {
         inner: usize,
         tile: &mut Tile,
     ) {
-        // SAFETY: the caller vouches for the extents.
+        // SAFETY: the caller guarantees the extents.
         unsafe {
             for half in [0, 16] {
                 let mut sums = [[_mm256_setzero_ps(); 2]; R];
@@ -439,13 +439,13 @@ mod tests {
             eprintln!("skipped: {instructions}, which this processor does not have");
             return;
         };
-        // Whole numbers: exact in both formats and in any order.
+        // Whole numbers are exact in both formats and in any order.
         let value = |i: usize| ((i * 7919) % 31) as f32 - 15.0;
         for (inner, columns) in [(1, 1), (7, 33), (32, 32), (37, 70), (384, 40)] {
             let right: Vec<f32> = (0..columns * inner).map(value).collect();
             let panels = Panels::<E>::of_columns(&right, inner);
             for n in 1..=2 * kernel.rows {
-                // Entries between the rows that must not count.
+                // Entries between the rows, which must not count.
                 let stride = E::padded(inner) + 3;
                 let mut left = vec![E::of(0.0); n * stride];
                 for (row, left) in left.chunks_exact_mut(stride).enumerate() {

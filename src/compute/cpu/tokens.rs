@@ -1,4 +1,4 @@
-//! What is made of the tokens of two scans before their distances are taken.
+//! The preparation of the tokens of two scans, before their distances are computed.
 
 use std::{ops::Range, sync::Arc};
 
@@ -11,13 +11,14 @@ use super::{
 };
 use crate::numeric::{geometry::Shape3, token::TokenGrid};
 
-/// Rows that are made ready at a time.
+/// Rows that are prepared at a time.
 const ROWS: usize = 64;
 
-/// What is made of a scan once for all its pairs.
+/// The prepared tokens of a scan, made once for all its pairs.
 #[derive(Default)]
 pub(super) struct Ready {
-    /// Whose it is. Held, so that another scan cannot come to lie in the same place.
+    /// The features that this was made from. They are held, so that another scan cannot get the
+    /// same address.
     of: Option<Arc<Vec<f16>>>,
     values: Vec<f32>,
     places: Option<Places>,
@@ -33,7 +34,7 @@ impl Ready {
             self.of = None;
             self.values.resize(grid.features().len(), 0.0);
             let places = self.places.insert(Places::of(grid));
-            // A few rows at a time: their lengths are taken while they are in the cache.
+            // A few rows at a time, so that their lengths are computed while they are in the cache.
             let (width, rows) = (grid.channels(), (ROWS * grid.channels()).max(1));
             let parts = self.values.par_chunks_mut(rows).zip(grid.features().par_chunks(rows));
             parts.zip(places.norms.par_chunks_mut(ROWS)).for_each(|((values, features), norms)| {
@@ -63,7 +64,7 @@ pub(super) struct Tokens<'a> {
     pub(super) grid: &'a TokenGrid,
     /// `[n_tokens, channels]`.
     pub(super) values: &'a [f32],
-    /// Where they are, and their squared lengths.
+    /// Their places, and their squared lengths.
     pub(super) places: &'a Places,
 }
 
@@ -83,19 +84,19 @@ impl<'a> Tokens<'a> {
     }
 }
 
-/// Where the tokens of a scan are.
+/// The places of the tokens of a scan.
 pub(super) struct Places {
     shape: Shape3,
     /// For each cell, and for the end of the grid, how many tokens come before it.
     before: Vec<usize>,
-    /// Place along x, with room for [`RIGHT`] more at the end.
+    /// Place along x, with [`RIGHT`] unused entries at the end.
     pub(super) x: Vec<i32>,
-    /// Squared lengths, with the same room.
+    /// Squared lengths, with as many unused entries at the end.
     pub(super) norms: Vec<f32>,
 }
 
 impl Places {
-    /// Without the lengths.
+    /// The places of a grid's tokens, without their lengths.
     fn of(grid: &TokenGrid) -> Self {
         let (shape, cells) = (grid.shape(), grid.cells());
         let mut before = vec![0; shape.n_voxels() + 1];
@@ -121,14 +122,14 @@ impl Places {
         self.within(line, 0..self.shape.0[0] as i32)
     }
 
-    /// The tokens of a line that lie at `x`, as far as that is in the grid.
+    /// The tokens of a line whose x is in the range `x`. The range may exceed the grid.
     pub(super) fn within(&self, line: usize, x: Range<i32>) -> Range<usize> {
         let nx = self.shape.0[0];
         let before = |x: i32| self.before[line * nx + x.clamp(0, nx as i32) as usize];
         before(x.start)..before(x.end)
     }
 
-    /// What is needed of [`RIGHT`] tokens, of which `n` count.
+    /// The values of [`RIGHT`] tokens, of which only the first `n` count.
     pub(super) fn group(&self, start: usize, n: usize) -> Group<'_> {
         Group {
             start,

@@ -1,11 +1,11 @@
 //! Loops that the compiler vectorises for the widest instruction set that the processor has.
 //!
-//! Results differ between instruction sets in the last bits: those with vectors multiply and add at
-//! once.
+//! Results differ between instruction sets in the last bits, because those with vectors have a
+//! fused multiply-add.
 
-/// Compiles a kernel for AVX-512, for AVX2 and portably, and picks one at run time. A kernel may be
-/// generic over the [`Element`] that it writes; within it, `FUSED` says whether there is a fused
-/// multiply-add.
+/// Compiles a kernel for AVX-512, for AVX2 and portably, and chooses one at run time. A kernel may
+/// be generic over the [`Element`] that it writes. In the kernel, `FUSED` says whether there is a
+/// fused multiply-add.
 macro_rules! vectorised {
     (
         $(#[$doc:meta])*
@@ -33,7 +33,7 @@ macro_rules! vectorised {
                 use $crate::compute::cpu::instructions::Instructions;
                 let instructions = Instructions::in_use();
                 if instructions >= Instructions::Avx512 {
-                    // SAFETY: the processor has what is in use.
+                    // SAFETY: the processor has the instructions in use.
                     return unsafe { avx512($($arg),*) };
                 }
                 if instructions >= Instructions::Avx2 {
@@ -51,14 +51,15 @@ pub(super) use vectorised;
 /// a * b + c.
 #[inline(always)]
 pub(super) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    // Where the processor has no such instruction, it is a call.
+    // Without such an instruction, `mul_add` would be a call.
     if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Lanes of the sums, so that the compiler may keep them apart: a fixed order on every machine.
+/// Number of lanes of a sum. Separate lanes let the compiler use vectors, and the order is the same
+/// on every machine.
 pub(super) const LANES: usize = 16;
 
-/// The sum of what `add` adds to it for each value.
+/// A sum to which `add` adds a term for each value.
 #[inline(always)]
 pub(super) fn sum_of<T: Copy>(row: &[T], add: impl Fn(T, f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
@@ -72,7 +73,7 @@ pub(super) fn sum_of<T: Copy>(row: &[T], add: impl Fn(T, f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-/// The same for the values of two rows.
+/// A sum to which `add` adds a term for each pair of values of two rows.
 #[inline(always)]
 pub(super) fn sum_of_both(a: &[f32], b: &[f32], add: impl Fn(f32, f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];

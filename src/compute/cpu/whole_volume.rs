@@ -1,4 +1,4 @@
-//! The nearest tokens of another scan, wherever they lie in it.
+//! Finds the nearest tokens of another scan, anywhere in the volume.
 
 use std::{iter::StepBy, ops::Range};
 
@@ -11,28 +11,28 @@ use super::{
 };
 use crate::numeric::scoring::PairColumns;
 
-/// Parts of the columns that are searched side by side, at most: each has slots for all rows, 50 MB
-/// for 4,096 of them.
+/// Most parts of the columns that are searched in parallel. Each part has slots for all rows: 50 MB
+/// for 4,096 rows.
 const MAX_PARTS: usize = 32;
 
-/// The factors of the products and the room for what is found, kept for the next pair.
+/// The factors of the products and the buffers for the search, kept for the next pair.
 #[derive(Default)]
 pub(super) struct Factors<E> {
-    /// Of the first scan, `[n_tokens, padded channels]`, and the squared length of each row.
+    /// Tokens of the first scan, `[n_tokens, padded channels]`, and the squared length of each row.
     rows: Vec<E>,
     row_norms: Vec<f32>,
-    /// Of the second, as rows and in panels.
+    /// Tokens of the second scan, as rows and in panels.
     columns: Vec<E>,
     panels: Panels<E>,
-    /// Infinite where a panel has no column.
+    /// Squared lengths of the columns; infinite for a missing column of a panel.
     column_norms: Vec<f32>,
-    /// What is near to each row, for each part of the columns that is searched at a time.
+    /// The candidates of each row, for each part of the columns.
     slots: Vec<Slots<WIDTH>>,
 }
 
-/// Every token against every other. Products name candidates; the distances are then taken from the
-/// differences in f32, because |a|^2 + |b|^2 - 2ab loses close ones to cancellation, in bf16 the
-/// more.
+/// Compares every token with every token of the other scan. Products find candidates. Their
+/// distances are then computed from the differences in f32, because |a|^2 + |b|^2 - 2ab is wrong
+/// for close tokens through cancellation, even more in bf16.
 pub(super) fn whole_volume<E: Element>(
     kernel: Kernel<E>,
     first: &Tokens<'_>,
@@ -54,9 +54,9 @@ pub(super) fn whole_volume<E: Element>(
     search.run(slots)
 }
 
-/// The tokens in the format of the products, rows filled up with zeros, and the squared lengths of
-/// what they are then: with these, the distances are those of the rounded tokens, without another
-/// error.
+/// Rounds the tokens to the format of the products, pads their rows with zeros, and computes the
+/// squared lengths of the rounded tokens. With these lengths, the distances are those of the
+/// rounded tokens, without a further error.
 fn round<E: Element>(tokens: &Tokens<'_>, rows: &mut Vec<E>, norms: &mut Vec<f32>) {
     let channels = tokens.grid.channels();
     let stride = E::padded(channels);
@@ -82,7 +82,7 @@ struct Search<'a, E> {
 }
 
 impl<E: Element> Search<'_, E> {
-    /// `slots` is room for what the rows keep.
+    /// Finds the distances of both scans. `slots` is the buffer for the rows' candidates.
     fn run(&self, slots: &mut Vec<Slots<WIDTH>>) -> PairColumns {
         let (n_rows, n_panels) = (self.rows.n, self.panels.n_panels());
         if n_rows == 0 {
@@ -95,14 +95,15 @@ impl<E: Element> Search<'_, E> {
         let searched = parts.par_iter().zip(slots.par_chunks_exact_mut(n_rows));
         let columns: Vec<Vec<f32>> =
             searched.map(|(panels, rows)| self.search(panels.clone(), rows)).collect();
-        // Of all parts together: most hold nothing that is near enough to be looked at.
+        // All parts of a row are evaluated together, because most hold no candidate that is near
+        // enough.
         let rows = (0..n_rows).into_par_iter().with_min_len(64);
         let first_to_second = rows.map(|row| self.exact_row(row, &parts, slots)).collect();
         PairColumns { first_to_second, second_to_first: columns.concat() }
     }
 
-    /// What is nearest to the rows among the columns of these panels, and the distances of the
-    /// columns to all rows.
+    /// Finds the candidates of the rows among the columns of these panels. Returns the distances of
+    /// the columns to all rows.
     fn search(&self, panels: Range<usize>, rows: &mut [Slots<WIDTH>]) -> Vec<f32> {
         rows.fill(Slots::NONE);
         let mut distances = Vec::new();
@@ -146,7 +147,7 @@ impl<E: Element> Search<'_, E> {
     }
 }
 
-/// What one slot has kept of its members.
+/// The candidates of one slot.
 struct Kept {
     squared: f32,
     token: u32,
@@ -161,8 +162,8 @@ impl Kept {
     }
 }
 
-/// The distance to the nearest of the slots' members, tokens of `other`: of all that rounding could
-/// have put behind the first.
+/// The distance to the nearest member of the slots, a token of `other`. It checks all members that
+/// only rounding may have put behind the first.
 fn exact<E: Element>(
     token: &[f32],
     norm: f32,
@@ -179,7 +180,7 @@ fn exact<E: Element>(
         if slot.second > bound {
             nearest_among(token, other.values, &[slot.token], &mut nearest);
         } else {
-            // There may be a third.
+            // A third member of the slot may be as near.
             let members: Vec<u32> = slot.members.map(|member| member as u32).collect();
             nearest_among(token, other.values, &members, &mut nearest);
         }
@@ -187,15 +188,16 @@ fn exact<E: Element>(
     nearest.sqrt()
 }
 
-/// How much too large a squared distance by products may be, beyond all doubt in practice. The
-/// first term is for the rounding of the factors, by up to a unit each in random directions: over
-/// `channels` it moves a squared distance by about 1.2 distance * length * unit / sqrt(channels),
-/// an eighth of what is allowed here. The second is for the sums in f32, which drift by the root of
-/// their number (measured: a tenth of this). Where few channels hold nearly all of the length there
-/// is less to spare.
+/// The largest error of a squared distance by products, with a large reserve in practice.
+///
+/// The first term is for the rounding of the factors, by up to a unit each in random directions.
+/// Over `channels` it changes a squared distance by about 1.2 distance * length * unit /
+/// sqrt(channels), an eighth of this term. The second term is for the sums in f32, whose error
+/// grows with the root of their number (measured: a tenth of this term). If few channels hold
+/// nearly all of the length, the reserve is smaller.
 fn margin<E: Element>(squared: f32, norm: f32, channels: usize) -> f32 {
     let (distance, channels) = (squared.max(0.0).sqrt(), channels as f32);
-    // The other token is at most this long.
+    // The length of the other token is at most this.
     let length = norm.sqrt() + distance;
     10.0 * E::UNIT * distance * length / channels.sqrt()
         + 4.0 * channels.sqrt() * f32::UNIT * length * length

@@ -1,7 +1,7 @@
-//! The nearest tokens of another scan among those a few cells away.
+//! Finds the nearest tokens of another scan within a few cells.
 //!
-//! Tokens that follow one another along x lie one after the other in memory, and so do their
-//! candidates in each line of cells around them: a few by a few, each token is read once for
+//! Neighbours along x are also neighbours in memory, and so are their candidates in each line of
+//! cells around them. Both are processed in small groups, so that each token is read once for
 //! several products.
 
 use std::ops::Range;
@@ -15,9 +15,10 @@ use super::{
 };
 use crate::numeric::{geometry::Shape3, scoring::PairColumns, token::cells_per_patch};
 
-/// Each token against the tokens of the other scan at most `reach` patches away along each axis.
-/// Every product is taken once and counts for both directions. Of two that are as near to within
-/// the rounding of products in f32, some 1e-5 of their squared lengths, either may be taken.
+/// Compares each token with the tokens of the other scan that are at most `reach` patches away
+/// along each axis. Every product is computed once and counts for both directions. If two tokens
+/// are equally near, within the rounding of products in f32 (some 1e-5 of their squared lengths),
+/// either may be chosen.
 pub(super) fn within_reach(first: &Tokens<'_>, second: &Tokens<'_>, reach: usize) -> PairColumns {
     let reach = cells_per_patch(first.grid.shape()).map(|n| n * reach);
     let (rows, columns) = Search { first, second, reach }.run();
@@ -26,15 +27,16 @@ pub(super) fn within_reach(first: &Tokens<'_>, second: &Tokens<'_>, reach: usize
     PairColumns { first_to_second, second_to_first }
 }
 
-/// Chosen in the order of squared distances by products, then of tokens.
+/// The nearest token of the slots: the smallest squared distance by products, then the smallest
+/// index.
 fn nearest_of(slots: &Slots<RIGHT>) -> u32 {
     let each = slots.squared.iter().zip(&slots.token);
     let nearest = each.min_by(|a, b| a.0.total_cmp(b.0).then(a.1.cmp(b.1)));
     nearest.map_or(NO_TOKEN, |(_, &token)| token)
 }
 
-/// The distances to the tokens named, from the differences, because |a|^2 + |b|^2 - 2ab loses close
-/// ones to cancellation.
+/// The distances to the tokens in `nearest`. They are computed from the differences, because |a|^2
+/// + |b|^2 - 2ab is wrong for close tokens through cancellation.
 fn exact(nearest: &[u32], own: &Tokens<'_>, other: &Tokens<'_>) -> Vec<f32> {
     let mut distances = vec![f32::INFINITY; nearest.len()];
     let width = own.grid.channels();
@@ -45,7 +47,7 @@ fn exact(nearest: &[u32], own: &Tokens<'_>, other: &Tokens<'_>) -> Vec<f32> {
     distances
 }
 
-/// Rows per task of what is done for each token alone.
+/// Rows per task, for steps that treat each token alone.
 const ROWS: usize = 256;
 
 struct Search<'a> {
@@ -55,11 +57,11 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// For each token of either scan the nearest of the other.
+    /// For each token of either scan, the nearest token of the other.
     fn run(&self) -> (Vec<u32>, Vec<u32>) {
         let n_lines = self.first.places.n_lines();
         let [n_first, n_second] = [self.first, self.second].map(|tokens| tokens.grid.n_tokens());
-        // A few large parts: each has minima of its own for the whole second scan.
+        // The parts are few and large, because each has its own minima for the whole second scan.
         let part = n_first.div_ceil(4 * rayon::current_num_threads()).max(1);
         let mut parts: Vec<Range<usize>> = Vec::new();
         for line in 0..n_lines {
@@ -79,14 +81,14 @@ impl Search<'_> {
         (rows, columns.token)
     }
 
-    /// Tokens of the first scan in some lines.
+    /// Number of tokens of the first scan in some lines.
     fn n_tokens(&self, lines: &Range<usize>) -> usize {
         let places = self.first.places;
         places.line(lines.end - 1).end - places.line(lines.start).start
     }
 
-    /// The same for some lines of the first scan: the nearest of each of their tokens, and for each
-    /// token of the second scan the nearest of theirs.
+    /// Searches some lines of the first scan. Returns the nearest token for each of their tokens,
+    /// and for each token of the second scan the nearest token in these lines.
     fn search(&self, lines: Range<usize>) -> (Vec<u32>, Nearest) {
         let mut rows = Vec::new();
         let mut columns = Nearest::none(self.second.grid.n_tokens() + RIGHT);

@@ -1,9 +1,9 @@
-//! The nearest tokens of other scans on an NVIDIA GPU, which keeps the tokens that it has seen.
+//! Finds the nearest tokens of other scans on an NVIDIA GPU, which keeps tokens for later pairs.
 //!
-//! Products are taken by the tensor cores in f16, which is the format of tokens, and summed in f32;
-//! distances to the tokens found are taken from the differences in f32 (`nearest.cu`). Of two that
-//! are as near to within the rounding of products in f32, some 1e-6 of their squared lengths,
-//! either may be taken.
+//! Tensor cores compute the products in f16, the format of tokens, and sum them in f32. Distances
+//! to the tokens found are computed from the differences in f32 (`nearest.cu`). If two tokens are
+//! equally near, within the rounding of products in f32 (some 1e-6 of their squared lengths),
+//! either may be chosen.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -25,33 +25,33 @@ use crate::{
     },
 };
 
-/// Pairs per side of the tile of a block: `TILE` in `nearest.cu`.
+/// Tokens per side of a block's tile: `TILE` in `nearest.cu`.
 const TILE: usize = 128;
-/// Cells along an axis that a place in `nearest.cu` has room for.
+/// Most cells along an axis that a place in `nearest.cu` can hold.
 const MAX_CELLS: usize = 1024;
-/// Pairs that are given to the GPU at once: enough to fill the largest.
+/// Pairs of scans that the GPU gets at once, enough to fill the largest GPUs.
 const MAX_PAIRS: usize = 128;
-/// Of the GPU's free memory, one in so many bytes may be taken by tokens that are kept.
+/// Kept tokens may take `1 / SHARE_KEPT` of the GPU's free memory.
 const SHARE_KEPT: usize = 4;
 
-/// After it ran out, as much may still be taken: with less, tokens would be sent anew for each
-/// pair.
+/// After the memory ran out, kept tokens may still take this many bytes. With less, tokens would be
+/// sent again for each pair.
 const LEAST_KEPT: usize = 64 << 20;
 
-/// Distances on one GPU.
+/// Nearest distances on one NVIDIA GPU, within reach or over the whole volume.
 pub struct CudaDistances {
     gpu: Gpu,
     kept: Kept,
     name: String,
 }
 
-/// What computes them.
+/// The GPU with its kernels and buffers.
 struct Gpu {
     stream: Arc<CudaStream>,
     kernels: Kernels,
-    /// The best candidates of both scans of each pair, one after the other.
+    /// The best candidates of both scans of each pair, scan after scan.
     candidates: CudaSlice<u64>,
-    /// Distances on their way to the host.
+    /// Distances, before they are copied to the host.
     found: CudaSlice<f32>,
 }
 
@@ -68,7 +68,7 @@ struct OnGpu {
     norms: CudaSlice<f32>,
     places: CudaSlice<i32>,
     n: usize,
-    /// Channels, filled up with zeros to a multiple of 8.
+    /// Number of channels, padded with zeros to a multiple of 8.
     width: usize,
     /// Cells per patch along each axis.
     per_patch: [usize; 3],
@@ -91,10 +91,11 @@ struct Tokens {
     start: i32,
 }
 
-// SAFETY: bit for bit what the kernels read.
+// SAFETY: the layout is exactly that which the kernels read.
 unsafe impl DeviceRepr for Tokens {}
 
-/// Tokens that stay on the GPU while there is room; those that were used longest ago go first.
+/// Tokens that stay on the GPU while there is memory for them. Those that were used longest ago are
+/// removed first.
 struct Kept {
     grids: HashMap<GridName, (u64, OnGpu)>,
     n_uses: u64,
@@ -131,7 +132,7 @@ impl Kept {
         }
     }
 
-    /// The GPU has too little memory for them and for what else is needed; whether there were any.
+    /// Frees kept tokens after the GPU ran out of memory. Returns whether there were any.
     fn give_up(&mut self) -> bool {
         if self.grids.is_empty() {
             return false;
@@ -144,7 +145,7 @@ impl Kept {
 }
 
 impl CudaDistances {
-    /// Distances on the GPU number `index`, which is called `name` in errors.
+    /// Sets up distances on GPU number `index`. Errors call the GPU `name`.
     ///
     /// # Errors
     /// If the GPU is older than Ampere, or the kernels do not compile.
@@ -154,7 +155,7 @@ impl CudaDistances {
 
     fn try_new(index: usize, name: &str) -> Result<Self, Failure> {
         let context = CudaContext::new(index)?;
-        // SAFETY: there is one stream, and the host waits for it before it lets go of memory.
+        // SAFETY: there is one stream, and the host waits for it before it frees memory.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;
         let kernels = Kernels::compile(&context)?;
@@ -166,8 +167,8 @@ impl CudaDistances {
         Ok(Self { gpu, kept, name: name.to_owned() })
     }
 
-    /// Runs `work`, and once more without the tokens that are kept where there is too little memory
-    /// for both.
+    /// Runs `work`. If there is too little memory, it frees the kept tokens and runs `work` once
+    /// more.
     fn with_room<R>(
         &mut self,
         batch: usize,
@@ -175,8 +176,8 @@ impl CudaDistances {
     ) -> Result<R, DeviceError> {
         let mut done = work(&mut self.gpu, &self.kept);
         if done.as_ref().is_err_and(Failure::is_of_memory) && self.kept.give_up() {
-            // What was let go comes back when the GPU is done with it. An error shows in what
-            // follows.
+            // Freed memory is available when the GPU no longer uses it. The next call reports an
+            // error of this one.
             self.gpu.stream.synchronize().ok();
             done = work(&mut self.gpu, &self.kept);
         }
@@ -185,7 +186,7 @@ impl CudaDistances {
 }
 
 impl Gpu {
-    /// A grid with at least one token.
+    /// Copies a grid with at least one token to the GPU.
     fn upload(&self, grid: &TokenGrid) -> Result<OnGpu, Failure> {
         assert!(grid.shape().0.iter().all(|&cells| cells <= MAX_CELLS), "cells of a place");
         self.stream.context().bind_to_thread()?;
@@ -212,12 +213,13 @@ impl Gpu {
         launch.arg(&features).arg(&mut norms).arg(&n_tokens).arg(&n_channels);
         // SAFETY: the arguments are those of the kernel, the buffers hold what it reads and writes.
         unsafe { launch.launch(one_warp_each(n))? };
-        // Where GPUs read the host's memory directly, copies may not be done when the call returns.
+        // If the GPU reads the host's memory directly, the copies may not be complete when the call
+        // returns.
         self.stream.synchronize()?;
         Ok(OnGpu { features, norms, places, n, width, per_patch: cells_per_patch(grid.shape()) })
     }
 
-    /// Both directions of each pair that one grid makes with others, fetched at once.
+    /// Both directions of each pair of one grid with others, fetched at once.
     fn pairs(
         &mut self,
         first: &OnGpu,
@@ -253,7 +255,7 @@ impl Gpu {
         Ok(others.iter().map(columns).collect())
     }
 
-    /// For kernels of this stream, while the grid is held.
+    /// The argument for kernels of this stream. It is valid only while the grid exists.
     fn tokens(&self, grid: &OnGpu, start: usize) -> Tokens {
         Tokens {
             features: grid.features.device_ptr(&self.stream).0,

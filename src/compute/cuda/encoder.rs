@@ -34,19 +34,19 @@ const MAX_CHANNELS: usize = 2048;
 /// `ATTEND_WARPS` in `kernels.cu`, and the queries that each of them holds.
 const ATTEND: (u32, usize) = (9, 16);
 
-/// Rows of products come in steps: for each new number of them cuBLASLt looks for a kernel, and
-/// with patches left out no two parts have as many.
+/// The number of rows of products is rounded up to a multiple of this. For each new number of rows,
+/// cuBLASLt searches for a kernel, and with patches left out no two parts have the same number.
 const ROW_STEP: usize = 128;
 
-/// What the GPU stores between the kernels: f16 or bf16.
+/// The number format that the GPU stores between the kernels: f16 or bf16.
 pub trait Half: DeviceRepr + ValidAsZeroBits + Copy + Send + Sync + 'static {
-    /// What `kernels.cu` is compiled with.
+    /// Macros for the compilation of `kernels.cu`.
     const DEFINES: &'static [&'static str];
     /// Rounds `from` into `to`, on all cores.
     fn convert(from: &[f32], to: &mut [Self]);
 }
 
-/// Values per task of a conversion.
+/// Values that one task converts.
 const CHUNK: usize = 1 << 16;
 
 impl Half for f16 {
@@ -69,8 +69,8 @@ impl Half for bf16 {
 
 /// DINOv2 on one GPU, with products in `T`.
 ///
-/// The features of an image do not depend on the other images of its batch, except that cuBLASLt
-/// may choose another kernel for another number of images, which rounds differently.
+/// The features of an image do not depend on the other images of its batch, with one exception: for
+/// another number of images, cuBLASLt may choose another kernel, which rounds differently.
 pub struct CudaEncoder<T: Half>
 where
     CudaBlasLT: Matmul<T>,
@@ -78,7 +78,7 @@ where
     architecture: Architecture,
     options: EncoderOptions,
     stream: Arc<CudaStream>,
-    /// Carry images to the GPU, and features back, while others are worked on.
+    /// These streams copy images to the GPU, and features back, while the GPU computes others.
     inbound: Arc<CudaStream>,
     outbound: Arc<CudaStream>,
     blas: CudaBlasLT,
@@ -86,12 +86,12 @@ where
     /// `[channels, width]`, each row padded with zeros.
     patch_embedding: Linear<T>,
     colours: usize,
-    /// Class token with its position, then registers: `[1 + registers, channels]`, for the image
-    /// side in use, and the positions of the patches.
+    /// The image side in use, the class token with its position and then the registers, `[1 +
+    /// registers, channels]`, and the positions of the patches.
     positions: Option<(usize, CudaSlice<f32>, CudaSlice<f32>)>,
     blocks: Vec<Block<T>>,
     norm: Norm,
-    /// What [`Positions`] are made from.
+    /// The weights from which the position embedding is made.
     host: HostWeights,
     workspace: Option<Workspace<T>>,
     results: Option<PinnedHostSlice<f32>>,
@@ -136,16 +136,16 @@ struct Block<T> {
     scale2: CudaSlice<f32>,
 }
 
-/// Buffers for parts of a batch; nothing is allocated while they are large enough.
+/// Buffers for parts of a batch. Nothing is allocated while they are large enough.
 struct Workspace<T> {
     side: usize,
     capacity: Extent,
-    /// Two of them, so that one part travels while the other one is worked on.
+    /// Two lanes, so that one part is copied while the GPU computes the other.
     lanes: [Lane<T>; 2],
     working: Working<T>,
 }
 
-/// What the host gives to the GPU for one part, and what comes back.
+/// The buffers of one part: its input from the host, and its features for the host.
 struct Lane<T> {
     staging: PinnedHostSlice<T>,
     staging_tables: PinnedHostSlice<i32>,
@@ -153,15 +153,15 @@ struct Lane<T> {
     tables: CudaSlice<i32>,
     /// `[n_layers, n_means, channels]`.
     features: CudaSlice<f32>,
-    /// The GPU has pixels and tables: the host may fill the staging again.
+    /// The GPU has pixels and tables. So the host may fill the staging buffers again.
     has_come: CudaEvent,
     is_computed: CudaEvent,
-    /// The host has the features: the next part may come.
+    /// The host has the features. So the next part may start.
     is_done: CudaEvent,
 }
 
-/// All that the GPU was given. Waits for it when it goes, too: also when something panics, the GPU
-/// is done before memory is let go.
+/// All work that the GPU got. Its destructor also waits for that work. So even after a panic, the
+/// GPU has finished before memory is freed.
 struct Sent([Arc<CudaStream>; 3]);
 
 impl Sent {
@@ -173,12 +173,12 @@ impl Sent {
 
 impl Drop for Sent {
     fn drop(&mut self) {
-        // What there is to say of it was said by the call before.
+        // The caller has already handled an error of this work.
         self.wait().ok();
     }
 }
 
-/// What a part looks like.
+/// The extents of a part.
 struct Shape {
     /// Pixels along each edge of an image.
     side: usize,
@@ -189,13 +189,13 @@ struct Shape {
     longest: usize,
 }
 
-/// What lies between the kernels.
+/// The buffers between the kernels.
 struct Working<T> {
     tokens: CudaSlice<f32>,
     normed: CudaSlice<T>,
     branch: CudaSlice<T>,
-    /// Query, key and value, or the hidden features: the two are never needed at once. Also the
-    /// patches before they are embedded.
+    /// Query, key and value, or the hidden features, because the two are never needed at the same
+    /// time. It also holds the patches before they are embedded.
     wide: CudaSlice<T>,
 }
 
@@ -203,7 +203,7 @@ impl<T: Half> CudaEncoder<T>
 where
     CudaBlasLT: Matmul<T>,
 {
-    /// The encoder on the GPU number `index`, which is called `name` in logs and metrics.
+    /// Sets up the encoder on GPU number `index`. Logs and metrics call the GPU `name`.
     ///
     /// # Errors
     /// If the GPU is older than Ampere, the kernels do not compile, or the weights do not fit into
@@ -225,9 +225,9 @@ where
     ) -> Result<Self, Failure> {
         let architecture = weights.architecture;
         let context = CudaContext::new(index)?;
-        // SAFETY: all work on what is allocated from here on is given to `stream`, but for the
-        // lanes, which have events of their own; the host waits for all streams before it lets go
-        // of memory ([`Sent`]).
+        // SAFETY: `stream` gets all work on memory that is allocated from here on. The lanes are
+        // the exception; they have their own events. The host waits for all streams before it frees
+        // memory ([`Sent`]).
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;
         let (inbound, outbound) = (context.new_stream()?, context.new_stream()?);
@@ -292,7 +292,7 @@ where
         if capacity == known {
             return Ok(());
         }
-        // Freed, and back with the GPU, before the next one is made.
+        // The old workspace is freed before the next one is made.
         self.workspace = None;
         self.sent().wait()?;
         self.workspace = Some(match self.allocate(capacity, side) {
@@ -310,8 +310,8 @@ where
         let n_pixels = n_images * self.colours * side * side;
         let n_entries = capacity.n_entries();
         let (stream, context) = (&self.stream, self.stream.context());
-        // SAFETY: every kernel writes what a later one reads of these buffers, and any bits are a
-        // number.
+        // SAFETY: a kernel reads only values of these buffers that an earlier kernel wrote, and any
+        // bits are a valid number.
         let lane = || unsafe {
             Ok::<_, Failure>(Lane {
                 staging: context.alloc_pinned(n_pixels)?,
@@ -334,7 +334,7 @@ where
                 wide: stream.alloc(n_rows * width)?,
             }
         };
-        // No other stream may use memory that is not there yet.
+        // No other stream may use memory that is not allocated yet.
         stream.synchronize()?;
         Ok(Workspace { side, capacity, lanes, working })
     }
@@ -343,31 +343,32 @@ where
         Sent([&self.inbound, &self.stream, &self.outbound].map(Arc::clone))
     }
 
-    /// The features of a batch, on their way from the GPU, in memory that it can write to by
-    /// itself.
+    /// Makes the buffer for the features of a batch. The GPU can write to this memory of the host
+    /// directly.
     fn fit_results(&mut self, n_values: usize) -> Result<(), Failure> {
         if self.results.as_ref().is_none_or(|results| results.len() < n_values) {
             self.results = None;
-            // Not write-combined, as is cudarc's default: that memory is slow to read.
-            // SAFETY: the GPU writes what is read, and any bits are a number.
+            // cudarc's default is write-combined memory, which is slow to read. So this does not
+            // use it. SAFETY: the GPU writes all values that are read, and any bits are a valid
+            // number.
             self.results =
                 Some(unsafe { self.stream.context().alloc_pinned_with_flags(n_values, 0)? });
         }
         Ok(())
     }
 
-    /// Class token and registers.
+    /// Number of first tokens of an image: class token and registers.
     fn n_first(&self) -> usize {
         1 + self.architecture.registers
     }
 
-    /// Patches of a whole image.
+    /// Number of patches of a whole image.
     fn n_patches(&self, side: usize) -> usize {
         (side / self.architecture.patch).pow(2)
     }
 
-    /// The features at each layer. The batch goes through in parts: while the GPU works on one, the
-    /// next is converted and sent.
+    /// The features at each layer. The batch is computed in parts. While the GPU computes one part,
+    /// the host converts and sends the next.
     fn forward(&mut self, images: &ImageBatch) -> Result<Vec<PatchFeatures>, Failure> {
         let side = images.side;
         let Architecture { patch, channels, .. } = self.architecture;
@@ -390,10 +391,11 @@ where
         self.fit_results(n_layers * per_layer)?;
         let mut workspace = self.workspace.take().expect("was just made to fit");
         let mut results = self.results.take().expect("was just made to fit");
-        // Declared after what the GPU writes to, so that it goes first.
+        // Declared after the buffers that the GPU writes to, so that it is dropped before them.
         let all = self.sent();
         let sent = self.send_parts(&mut workspace, &mut results, images, &parts, per_layer);
-        // Also after an error: the GPU may still write into what is put back here.
+        // This also waits after an error, because the GPU may still write to the buffers that are
+        // put back here.
         let done = all.wait();
         drop(all);
         let values = results.as_slice().map(|all| copies(&all[..n_layers * per_layer], per_layer));
@@ -404,7 +406,7 @@ where
         Ok(values?.into_iter().map(|values| PatchFeatures { channels, values }).collect())
     }
 
-    /// Gives all the work to the GPU, which is done once the stream is synchronised. `results` is
+    /// Sends all work to the GPU. It is done when the stream is synchronised. `results` is
     /// `[n_layers, per_layer]`.
     fn send_parts(
         &self,
@@ -453,7 +455,7 @@ where
         Ok(())
     }
 
-    /// One part through the network, from the pixels of a lane to its features.
+    /// Sends one part through the network, from the pixels of a lane to its features.
     fn run(
         &self,
         lane: &mut Lane<T>,
@@ -475,10 +477,12 @@ where
             self.attention(wide, &starts, normed, n_images, longest)?;
             self.product(&block.projection, normed, branch, rows, None)?;
             self.add_norm(tokens, Some((branch, &block.scale1)), &block.norm2, normed, rows)?;
-            // By the library's approximation: a pass of its own with erf took a tenth of the time.
+            // This is the library's approximation of GELU. A separate pass with erf took a tenth of
+            // the time.
             self.product(&block.fc1, normed, wide, rows, Some(Activation::Gelu))?;
             self.product(&block.fc2, wide, branch, rows, None)?;
-            // The norm that follows is the next block's; after the last nobody reads it.
+            // The norm that follows belongs to the next block. After the last block, nothing reads
+            // it.
             let next = self.blocks.get(index + 1).map_or(&self.norm, |next| &next.norm1);
             self.add_norm(tokens, Some((branch, &block.scale2)), next, normed, rows)?;
             if n_means > 0 && self.options.layers.contains(&(index + 1)) {
@@ -524,8 +528,8 @@ where
         Ok(())
     }
 
-    /// `out = activation(input * weight^T + bias)`, `input` with `rows` rows, or some more that
-    /// nobody reads.
+    /// `out = activation(input * weight^T + bias)`. `input` has `rows` rows; further rows are
+    /// computed but never read.
     fn product(
         &self,
         layer: &Linear<T>,
@@ -537,7 +541,7 @@ where
         let Linear { weight, bias, outputs, inputs } = layer;
         let rows = rows.next_multiple_of(ROW_STEP);
         assert!(input.len() >= rows * inputs && out.len() >= rows * outputs, "buffers too short");
-        // cuBLASLt counts columns first: its matrices are the transposes of ours.
+        // cuBLASLt is column-major, so its matrices are the transposes of oddscan's.
         let shapes = MatmulConfig {
             transa: true,
             transb: false,
@@ -557,7 +561,8 @@ where
             batch_size: None,
         };
         let activation = activation.as_ref();
-        // SAFETY: the buffers are at least as long as the shapes say, as was just asserted.
+        // SAFETY: the assertions above show that the buffers are at least as long as the shapes
+        // say.
         unsafe { self.blas.matmul(shapes, weight, input, out, Some(bias), activation)? };
         Ok(())
     }
@@ -573,7 +578,7 @@ where
     ) -> Result<(), Failure> {
         let channels = self.architecture.channels as i32;
         let has_branch = i32::from(branch.is_some());
-        // Without a branch the kernel reads neither of the two that stand for it here.
+        // Without a branch, the kernel does not read the two buffers that are passed in its place.
         let mut launch = self.stream.launch_builder(&self.kernels.add_norm);
         launch.arg(&mut *tokens);
         match branch {
@@ -630,7 +635,8 @@ where
     }
 }
 
-/// Cuts a buffer into copies of `size`, on all cores: pages of new memory are the slow part.
+/// Cuts a buffer into copies of `size` values. It uses all cores, because getting pages of new
+/// memory is the slow part.
 fn copies(all: &[f32], size: usize) -> Vec<Vec<f32>> {
     let copy = |layer: &[f32]| {
         let mut copy = vec![0.0; layer.len()];
@@ -641,7 +647,7 @@ fn copies(all: &[f32], size: usize) -> Vec<Vec<f32>> {
     all.chunks(size.max(1)).map(copy).collect()
 }
 
-/// Entries of a patch, rounded up so that cuBLASLt may read 16 bytes at a time.
+/// Entries of a patch, rounded up so that cuBLASLt can read 16 bytes at a time.
 fn patch_width(colours: usize, patch: usize) -> usize {
     (colours * patch * patch).next_multiple_of(8)
 }
@@ -691,13 +697,14 @@ impl Kernels {
     }
 }
 
-/// What stays on the GPU.
+/// Copies weights to the GPU.
 struct Upload<'a> {
     stream: &'a Arc<CudaStream>,
 }
 
 impl Upload<'_> {
-    /// Copies, and waits until that is done: the host may let go of the values then.
+    /// Copies values to the GPU and waits for the copy, so that the host may free the values
+    /// afterwards.
     fn copy<V: DeviceRepr, H: HostSlice<V> + ?Sized>(
         &self,
         values: &H,
@@ -712,7 +719,7 @@ impl Upload<'_> {
     }
 
     fn half<T: Half>(&self, values: &[f32]) -> Result<CudaSlice<T>, Failure> {
-        // SAFETY: all of it is written before it is read.
+        // SAFETY: the whole buffer is written before it is read.
         let mut pinned = unsafe { self.stream.context().alloc_pinned(values.len())? };
         T::convert(values, pinned.as_mut_slice()?);
         self.copy(&pinned)

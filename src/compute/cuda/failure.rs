@@ -1,4 +1,4 @@
-//! What can go wrong on the GPU.
+//! Errors of the GPU.
 
 use cudarc::{
     cublaslt::{result::CublasError, sys::cublasStatus_t},
@@ -8,7 +8,7 @@ use cudarc::{
 
 use crate::domain::error::DeviceError;
 
-/// An error of one of NVIDIA's libraries, or a network or GPU that does not suit.
+/// An error of one of NVIDIA's libraries, or a network or GPU that is not supported.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error("{0}")]

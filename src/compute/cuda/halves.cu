@@ -1,4 +1,4 @@
-// Numbers in half precision, their products, and sums over a warp, put in front of the kernels. The format is f16, or bf16 where
+// Numbers in half precision, their products, and sums over a warp, compiled with the kernels. The format is f16, or bf16 where
 // BF16 is defined. No header is needed. `tests/kernels` runs the kernels on a CPU, with functions of its own
 // (EMULATED) for those with assembly.
 
@@ -38,7 +38,7 @@ __device__ __forceinline__ void multiply(float *acc, const half2_t *a, half2_t b
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Four 8 x 8 tiles in shared memory; each thread gives the start of one of their rows.
+// Loads four 8 x 8 tiles from shared memory. Each thread passes the start of one of their rows.
 __device__ __forceinline__ void load_tiles(half2_t *v, const half_t *row) {
     unsigned int at = (unsigned int)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -54,8 +54,8 @@ __device__ __forceinline__ void load_transposed(half2_t *v, const half_t *row) {
                  : "r"(at));
 }
 
-// 16 bytes on their way into shared memory, zeros if `is_there` does not hold. They have come when all threads have
-// waited for their copies and for one another.
+// Starts a copy of 16 bytes into shared memory, or writes zeros if `is_there` is false. The copy is complete when all
+// threads have waited for their copies and for one another.
 __device__ __forceinline__ void copy_16(half_t *to, const half_t *from, bool is_there) {
     unsigned int at = (unsigned int)__cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(is_there ? 16 : 0)
@@ -64,7 +64,7 @@ __device__ __forceinline__ void copy_16(half_t *to, const half_t *from, bool is_
 
 __device__ __forceinline__ void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// For all copies but those of the last `N` ends.
+// Waits for all copies except those of the last `N` ends.
 template <int N> __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }

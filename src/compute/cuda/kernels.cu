@@ -15,7 +15,7 @@ __device__ __forceinline__ float block_sum(float value) {
     return sum;
 }
 
-// What each row of tokens comes from, `sources`: a patch, counted through all patches of all images, or, below
+// `sources` says where each row of tokens comes from: a patch, counted through all patches of all images, or, below
 // zero, -1 - the number of a first token (class, registers). Patches that are left out have no row.
 
 // Pixels [n_images, colours, side, side] to rows [n_rows, width], each colour by colour, line by line; width
@@ -133,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS) features(
 // image, heads, n_images).
 extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS, 2) attention(
     const half_t *qkv, const int *starts, half_t *out, int heads, float scale_log2) {
-    // Two of each: one chunk comes while the other one is worked on.
+    // Two of each: one chunk is copied while the other one is computed.
     __shared__ __align__(16) half_t keys[2][ATTEND_KEYS * ROW];
     __shared__ __align__(16) half_t values[2][ATTEND_KEYS * ROW];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -177,9 +177,9 @@ extern "C" __global__ void __launch_bounds__(32 * ATTEND_WARPS, 2) attention(
         } else {
             wait_for_copies<0>();
         }
-        __syncthreads(); // everybody's copies have come
+        __syncthreads(); // the copies of all threads are complete
         if (is_busy) {
-            // Tiles that hold no key at all are left out: of 257 tokens the last chunk has one.
+            // Tiles without any key are left out: of 257 tokens, the last chunk has one.
             float scores[ATTEND_KEYS / 8][4] = {};
 #pragma unroll
             for (int tile = 0; tile < ATTEND_KEYS / 8; ++tile)

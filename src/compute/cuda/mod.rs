@@ -1,14 +1,15 @@
-//! The fast engine for NVIDIA GPUs: the network's products by cuBLASLt, what lies between them by
-//! kernels of our own (`kernels.cu`), in f16 or bf16; the nearest tokens by a kernel of our own
-//! (`nearest.cu`).
+//! The fast engine for NVIDIA GPUs. cuBLASLt computes the network's products, and oddscan's own
+//! kernels (`kernels.cu`) the steps between them, in f16 or bf16. Another kernel of oddscan
+//! (`nearest.cu`) finds the nearest tokens.
 //!
 //! `tests/kernels` runs the kernels on a CPU.
 //!
-//! The engine in burn computes the same in f32, at a tenth of the speed: its products do not use
-//! the instructions that Hopper's speed rests on, and what lies between them is not fused unless
-//! kernels are chosen by measuring, which takes minutes at each first start
-//! (`docs/performance.md`). This one needs an NVIDIA GPU from Ampere on (2020, compute capability
-//! 8.0), NVRTC and cuBLASLt, which come with the CUDA toolkit.
+//! The engine in burn computes the same in f32, at a tenth of the speed. Its products do not use
+//! the instructions that make Hopper fast. It fuses the steps between them only if kernels are
+//! chosen by measurements, which take minutes at each first start (`docs/performance.md`).
+//!
+//! This engine needs an NVIDIA GPU of the generation Ampere or newer (2020, compute capability
+//! 8.0), NVRTC and cuBLASLt. Both libraries are part of the CUDA toolkit.
 
 mod distances;
 mod encoder;

@@ -1,4 +1,4 @@
-//! Kernels from their source, and how many threads run them.
+//! Compiles kernels from their source, and chooses their number of threads.
 
 use std::{ffi::CString, sync::Arc};
 
@@ -13,13 +13,13 @@ use cudarc::{
 
 use super::failure::Failure;
 
-/// Threads per block of the kernels that treat entries or tokens one by one.
+/// Threads per block, for kernels that process entries or tokens one by one.
 pub(super) const THREADS: u32 = 256;
 
 /// Compiles kernels for this GPU, with `halves.cu` in front of them.
 ///
 /// # Errors
-/// If the GPU is older than Ampere, or they do not compile.
+/// If the GPU is older than Ampere, or the kernels do not compile.
 pub(super) fn compile(
     context: &Arc<CudaContext>,
     source: &str,
@@ -36,11 +36,12 @@ pub(super) fn compile(
         let own = [format!("--gpu-architecture={target}"), "--std=c++17".to_owned()];
         own.into_iter().chain(defines.iter().cloned()).collect()
     };
-    // Machine code: a driver that is older than NVRTC takes no PTX of it.
+    // Machine code is tried first, because a driver that is older than NVRTC cannot read its PTX.
     if let Ok(code) = machine_code(&source, &options(format!("sm_{major}{minor}"))) {
         return Ok(context.load_module(code)?);
     }
-    // An NVRTC that is older than the GPU: the driver translates. And errors come with a log.
+    // An NVRTC that is older than the GPU cannot make its machine code, so the driver translates
+    // PTX. This call also returns a log with its errors.
     let options =
         CompileOptions { options: options("compute_80".to_owned()), ..Default::default() };
     let ptx = compile_ptx_with_opts(source, options).map_err(Failure::Compiler)?;
@@ -62,12 +63,12 @@ fn machine_code(source: &str, options: &[String]) -> Result<Ptx, NvrtcError> {
         }
     };
     let code = code();
-    // SAFETY: nobody uses it any more.
+    // SAFETY: nothing uses the program after this.
     unsafe { nvrtc::destroy_program(program)? };
     code.map(Ptx::from_binary)
 }
 
-/// Blocks of [`THREADS`] for so many threads.
+/// The launch with blocks of [`THREADS`] for at least `n` threads.
 pub(super) fn threads(n: usize) -> LaunchConfig {
     let blocks = n.div_ceil(THREADS as usize) as u32;
     LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
@@ -79,7 +80,7 @@ mod tests {
 
     #[test]
     fn the_kernels_become_machine_code_wherever_nvrtc_is() {
-        // SAFETY: loading a library runs its initialisers, which are meant for any process.
+        // SAFETY: loading a library runs its initialisers, which may run in any process.
         if !unsafe { sys::is_culib_present() } {
             eprintln!("skipped: no libnvrtc.so");
             return;

@@ -7,11 +7,11 @@ struct tokens_t {
     const float *norms;     // squared lengths
     const int *places;      // cells of a grid, 10 bits each: x | y << 10 | z << 20
     int n;
-    // Of the pair that one scan's tokens make with these: where its tokens, and then these, lie in what is found.
+    // For the pair of another scan with this one: the places of its tokens, and then of these, in the output.
     int start;
 };
 
-// The larger number is the smaller squared distance, of equal ones the earlier token. 0 is none.
+// The larger number means the smaller squared distance or, at equal distance, the earlier token. 0 means none.
 typedef unsigned long long candidate_t;
 
 __device__ __forceinline__ candidate_t candidate(float squared, int token) {
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) nearest(tokens_t first, con
     tokens_t second = others[blockIdx.z];
     int first_start = blockIdx.y * TILE, second_start = blockIdx.x * TILE;
     if (second_start >= second.n) return;
-    // Tokens ascend with z: tiles that lie apart hold no pair.
+    // Tokens ascend with z, so tiles that are far apart hold no pair.
     int first_last = min(first_start + TILE, first.n) - 1, second_last = min(second_start + TILE, second.n) - 1;
     if (z_of(first.places[first_start]) - z_of(second.places[second_last]) > reach_z) return;
     if (z_of(second.places[second_start]) - z_of(first.places[first_last]) > reach_z) return;
@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) nearest(tokens_t first, con
     float sums[4][4][4] = {};
     uint4 next_left[2], next_right[2];
     for (int start = -DEPTH; start < channels; start += DEPTH) {
-        // The next part travels while this one is multiplied.
+        // The next part is copied while this one is multiplied.
         if (start + DEPTH < channels)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
@@ -113,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) nearest(tokens_t first, con
         __syncthreads();
     }
 
-    // Read once: the compiler cannot know that the atomics below leave them as they are.
+    // Read once, because the compiler cannot know that the atomics below do not change them.
     float norms_there[8];
     int places_there[8];
 #pragma unroll

@@ -1,16 +1,16 @@
-//! What of a batch goes through the network together, and where its rows come from.
+//! The parts of a batch that go through the network together, and the sources of their rows.
 
 use std::ops::Range;
 
 use crate::numeric::slice::ImageBatch;
 
-/// Images that go through the network at a time, more where patches are left out: enough to fill
-/// the largest GPUs (half as many took 3 % longer), few enough for a ViT-L in 4 GB.
+/// Images that go through the network at a time; more if patches are left out. This fills the
+/// largest GPUs (half as many took 3 % longer), and a ViT-L still fits into 4 GB.
 pub(in crate::compute) const PART: usize = 112;
-/// At most, however few patches they have.
+/// Limit on the images of a part, however few patches they have.
 const MAX_PART: usize = 2 * PART;
 
-/// What a part of a batch takes in the buffers.
+/// The size of a part of a batch in the buffers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Extent {
     pub(super) n_images: usize,
@@ -29,7 +29,7 @@ impl Extent {
         }
     }
 
-    /// Room for either of them.
+    /// A size that is enough for either of the two.
     pub(super) fn or(self, other: Self) -> Self {
         Self {
             n_images: self.n_images.max(other.n_images),
@@ -38,8 +38,8 @@ impl Extent {
         }
     }
 
-    /// Entries of the tables that `kernels.cu` reads: `places`, `sources` and `starts`, one after
-    /// another.
+    /// Entries of the tables `places`, `sources` and `starts`, which `kernels.cu` reads one after
+    /// the other.
     pub(super) fn n_entries(self) -> usize {
         2 * self.n_means + self.n_rows + self.n_images + 1
     }
@@ -52,8 +52,8 @@ pub(super) struct Part {
     pub(super) extent: Extent,
 }
 
-/// Cuts a batch into parts of whole groups, of about `max_rows` tokens. In front of the patches
-/// each image has `n_first` tokens.
+/// Cuts a batch into parts of whole groups with about `max_rows` tokens each. Each image has
+/// `n_first` tokens before its patches.
 pub(super) fn parts(images: &ImageBatch, n_first: usize, max_rows: usize) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
     for (index, patches) in images.patches.iter().enumerate() {
@@ -73,7 +73,7 @@ pub(super) fn parts(images: &ImageBatch, n_first: usize, max_rows: usize) -> Vec
     parts
 }
 
-/// The tables of a part (see `kernels.cu`), and the most tokens of an image.
+/// The tables of a part (see `kernels.cu`), and the number of tokens of its longest image.
 pub(super) fn tables(
     images: &ImageBatch,
     part: &Part,
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!((entries.len(), longest), (part.extent.n_entries(), 4));
         let (places, rest) = entries.split_at(4);
         let (sources, starts) = rest.split_at(12);
-        // The second image's tokens lie four rows further on.
+        // The second image's tokens are four rows later.
         assert_eq!(places, [2, 4, 3, 4]);
         assert_eq!(sources, [-1, -2, 1, 3, -1, -2, 5, 7, -1, -2, -1, -2]);
         assert_eq!(starts, [0, 4, 8, 10, 12]);

@@ -1,5 +1,5 @@
-//! The engines that this binary can offer: on the CPU always, on an NVIDIA GPU if it was built for
-//! one.
+//! The engines of this binary: always one for the CPU, and one for NVIDIA GPUs if it was built with
+//! CUDA.
 
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ pub(crate) fn on_gpu(_: &VitWeights, _: &EncoderOptions, _: usize) -> Result<Dev
     Err(built_without_cuda())
 }
 
-/// The networks of brain extraction on an NVIDIA GPU, and on the CPU after they fail there.
+/// The networks of brain extraction on an NVIDIA GPU. After a failure there, they run on the CPU.
 #[cfg(feature = "cuda")]
 pub(crate) fn brain_network_on_gpu(
     weights: &BrainWeights,

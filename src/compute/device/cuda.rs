@@ -1,5 +1,4 @@
-//! The engines of an NVIDIA GPU: which one for which number format, and each tried before it is
-//! trusted.
+//! The engines of an NVIDIA GPU. The number format decides which one is used. Each is tested first.
 
 use std::convert::Infallible;
 
@@ -27,20 +26,19 @@ use crate::{
     },
 };
 
-/// The engine on the CUDA GPU number `index`, which will be given up to `batch_slices` images at a
-/// time.
+/// The engine on CUDA GPU number `index`, for batches of up to `batch_slices` images.
 ///
 /// # Errors
-/// If there is no such GPU, or the driver, the run-time compiler or, for f32, the CUDA headers are
-/// missing, with what was found and what to do; or if the GPU does not give what the CPU does in a
-/// short trial.
+/// If there is no such GPU; if the driver, the run-time compiler or, for f32, the CUDA headers are
+/// missing; or if the GPU's results in a short test differ from the CPU's. The text says what was
+/// found and what to do.
 pub fn cuda_encoder(
     weights: &VitWeights,
     options: &EncoderOptions,
     index: usize,
     batch_slices: usize,
 ) -> Result<Devices, DeviceError> {
-    // cudarc panics where a library lacks a function or its own memory on the GPU is not to be had.
+    // cudarc panics if a library lacks a function, or if it gets no memory of its own on the GPU.
     guarded(&format!("cuda:{index}"), 0, || {
         Ok::<_, Infallible>(start(weights, options, index, batch_slices))
     })?
@@ -63,7 +61,7 @@ fn start(
             "found {found}; needed a GPU number {index}; choose one of those, counted from 0"
         )));
     }
-    // Else the GPU is set up for the trial, torn down, and set up again.
+    // Without this, the GPU would be set up for the test, torn down, and set up again.
     let set_up = CudaContext::new(index).map_err(|error| failed(error.to_string()))?;
     let make = |weights: &VitWeights, options: &EncoderOptions| -> Result<_, DeviceError> {
         let encoder: Box<dyn SliceEncoder> = match precision {
@@ -83,7 +81,7 @@ fn start(
     drop(set_up);
     let distances = distances.unwrap_or_else(|reason| {
         let in_burn = found.missing(true).is_none();
-        warn!(%reason, in_burn, "near distances are taken on the CPU, others through burn if it can");
+        warn!(%reason, in_burn, "the CPU computes distances within reach, and burn all others if it can");
         if !in_burn {
             return Box::new(CpuDistances::new());
         }
@@ -92,11 +90,11 @@ fn start(
     Ok((encoder, distances))
 }
 
-/// The networks of brain extraction on the CUDA GPU number `index`, which the encoder uses already.
+/// The networks of brain extraction on CUDA GPU number `index`, which the encoder already uses.
 ///
 /// # Errors
-/// If the CUDA headers are missing, which an encoder in f16 does without; or if the networks fail
-/// on the GPU, or do not give there what the CPU does in a short trial.
+/// If the CUDA headers are missing (an encoder in f16 does not need them), if the networks fail on
+/// the GPU, or if their results in a short test differ from the CPU's.
 pub fn cuda_brain_network(
     weights: &BrainWeights,
     index: usize,

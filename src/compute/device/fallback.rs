@@ -1,9 +1,9 @@
-//! Brain extraction on a GPU, with the CPU for the time after it fails.
+//! Brain extraction on a GPU, and on the CPU after the GPU has failed.
 //!
-//! Once the GPU has failed, it is never asked again. The error goes into one warning and no
-//! further: the CPU gives the same brain, so the scan goes on. A CUDA error that breaks the whole
-//! process (an illegal address, a lost device) breaks the encoder's next call, too. The encoder
-//! reports it, and the service ends as it does for any other failure of the device.
+//! After the first failure, the GPU is never used again. The error appears in one warning only. The
+//! CPU finds the same brain, so the scan continues. A CUDA error that breaks the whole process (an
+//! illegal address, a lost device) also breaks the encoder's next call. The encoder reports it, and
+//! the service ends as for any other failure of the device.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -11,13 +11,13 @@ use tracing::warn;
 
 use crate::domain::{BrainNetwork, BrainPart, error::DeviceError};
 
-/// The networks on a GPU until they fail there, then on the CPU.
+/// The networks on a GPU until they fail there, and then on the CPU.
 pub struct FallbackBrainNetwork<G, C> {
-    /// Dropped at its first failure, so that its memory goes back to the encoder.
+    /// Dropped at the first failure, so that the encoder can use its memory.
     ///
-    /// One call at a time: intake prepares several heads in parallel, and each call takes the
-    /// memory of a whole head. The lock is not held while the CPU works: a rayon thread that waits
-    /// there can take up another head, and would then wait for itself.
+    /// The lock allows one call at a time, because intake prepares several heads in parallel, and
+    /// each call takes the memory of a whole head. The lock is not held while the CPU works. A
+    /// rayon thread that waits there can start on another head, and would then wait for itself.
     gpu: Mutex<Option<G>>,
     cpu: C,
 }
@@ -30,13 +30,13 @@ impl<G, C> FallbackBrainNetwork<G, C> {
 }
 
 impl<G: BrainNetwork, C> FallbackBrainNetwork<G, C> {
-    /// `None` if the GPU has failed, now or before.
+    /// The output of the GPU; `None` if it fails or has failed before.
     fn on_gpu(&self, part: BrainPart, image: &[f32], side: usize) -> Option<Vec<f32>> {
         let mut gpu = self.gpu.lock().unwrap_or_else(PoisonError::into_inner);
         match gpu.as_ref()?.forward(part, image, side) {
             Ok(probability) => Some(probability),
             Err(reason) => {
-                warn!(%reason, "the GPU failed at brain extraction; the CPU does it until the next start");
+                warn!(%reason, "brain extraction failed on the GPU; it runs on the CPU until the next start");
                 *gpu = None;
                 None
             }
@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
 
-    /// What a network of these tests has been through.
+    /// Counts of the calls and drops of a network in these tests.
     #[derive(Default)]
     struct Calls {
         all: AtomicUsize,

@@ -1,5 +1,4 @@
-//! Which engine runs on which device. An engine on a GPU is compared with the CPU's before it is
-//! trusted.
+//! Chooses the engine of a device. An engine on a GPU is first compared with the CPU's engine.
 
 pub mod choose;
 #[cfg(feature = "cuda")]

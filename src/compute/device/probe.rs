@@ -1,4 +1,4 @@
-//! What a CUDA GPU needs at run time, and what of it this machine has.
+//! Finds which requirements of a CUDA GPU at run time this machine meets.
 
 use std::{
     fmt,
@@ -9,8 +9,8 @@ use cudarc::driver::{result as driver, result::DriverError};
 
 use crate::compute::burn::failure::guarded;
 
-/// What a CUDA GPU needs at run time, and what of it was found; the same places are searched as
-/// by burn.
+/// The requirements of a CUDA GPU at run time that were found. The search covers the same places as
+/// burn's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CudaProbe {
     /// Whether the driver, `libcuda`, can be loaded.
@@ -28,10 +28,10 @@ pub struct CudaProbe {
 }
 
 impl CudaProbe {
-    /// Looks at this machine. Loads the libraries, allocates nothing on a GPU.
+    /// Examines this machine. It loads the libraries and allocates nothing on a GPU.
     pub fn look() -> Self {
-        // SAFETY: loading a library runs its initialisers. Those of NVIDIA's libraries are meant to
-        // be run by any process.
+        // SAFETY: loading a library runs its initialisers. Those of NVIDIA's libraries may run in
+        // any process.
         let (driver, compiler, products) = unsafe {
             (
                 cudarc::driver::sys::is_culib_present(),
@@ -47,8 +47,8 @@ impl CudaProbe {
         Self { driver, compiler, products, headers: headers(), gpus, driver_error }
     }
 
-    /// Everything that is missing, with what was found and what to do; `None` if a GPU can be
-    /// used, also `by_burn`, which needs the headers and panics without.
+    /// All missing requirements, with what was found and what to do; `None` if a GPU can be used.
+    /// With `by_burn` the headers are required, too, because burn panics without them.
     pub fn missing(&self, by_burn: bool) -> Option<String> {
         let mut needs = Vec::new();
         if !self.driver {
@@ -96,7 +96,7 @@ impl fmt::Display for CudaProbe {
     }
 }
 
-/// What was found on this machine: `Ok` if a GPU can be used, else what is missing and what to do.
+/// What was found on this machine if a GPU can be used; otherwise what is missing and what to do.
 pub fn cuda_availability() -> Result<String, String> {
     let found = CudaProbe::look();
     found.missing(false).map_or_else(|| Ok(found.to_string()), Err)
@@ -115,7 +115,7 @@ fn gpus() -> Result<Vec<String>, DriverError> {
         .collect()
 }
 
-/// Where cubecl 0.10 takes the headers from, if they are there.
+/// The folder from which cubecl 0.10 takes the headers, if they exist.
 fn headers() -> Option<PathBuf> {
     let toolkit = match std::env::var_os("CUDA_PATH") {
         Some(path) => PathBuf::from(path),

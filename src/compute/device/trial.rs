@@ -1,4 +1,4 @@
-//! What a device has to show before it is trusted: wrong results would be worse than slow ones.
+//! Tests of a device before it is used, because wrong results would be worse than slow ones.
 
 use std::num::NonZeroUsize;
 
@@ -26,13 +26,13 @@ use crate::{
     },
 };
 
-/// The least cosine between features of the trial and those of the CPU in f32; bf16 on a CPU has
+/// The least cosine between the test's features and those of the CPU in f32. bf16 on a CPU has
 /// 0.99996.
 const LEAST_COSINE: f64 = 0.999;
 
-/// The most that a probability of brain may differ in the trial from that of the CPU in f32.
-/// Weights and image rounded to TF32, as tensor cores may do, move one by 0.006; swapped axes move
-/// the tiny networks of the tests by 0.1 and more.
+/// The largest difference between a probability of brain in the test and that of the CPU in f32.
+/// Weights and image rounded to TF32, as tensor cores may do, change it by 0.006. Swapped axes
+/// change it by 0.1 or more in the tiny networks of oddscan's own tests.
 const MOST_OFF_BRAIN: f32 = 0.02;
 
 fn failed(device: &str, found: &str) -> DeviceError {
@@ -42,11 +42,11 @@ fn failed(device: &str, found: &str) -> DeviceError {
     DeviceError::Failed { device: device.to_owned(), message }
 }
 
-/// Encodes groups of images, of which some patches are left out, with a small network that `make`
-/// puts on the device.
+/// Encodes groups of images without some of their patches, with a small network that `make` copies
+/// to the device.
 ///
 /// # Errors
-/// If the features are not those of the CPU, or the device fails.
+/// If the features differ from the CPU's, or the device fails.
 pub(super) fn try_small_network(
     make: impl FnOnce(&VitWeights, &EncoderOptions) -> Result<Box<dyn SliceEncoder>, DeviceError>,
     precision: Precision,
@@ -63,7 +63,7 @@ pub(super) fn try_small_network(
     };
     let mut weights = VitWeights::random(architecture, 1).into_grey();
     for block in &mut weights.blocks {
-        // At their full size, so that what is wrong with them shows.
+        // The branches count in full, so that an error in them is visible.
         block.scale1.fill(1.0);
         block.scale2.fill(1.0);
     }
@@ -89,8 +89,9 @@ pub(super) fn try_small_network(
     Err(failed(device.device(), "features other than the CPU's"))
 }
 
-/// Encodes blank images with the network in use: shows now rather than at the first scan whether it
-/// fits, and whether its numbers do, and takes the memory of a batch before others do.
+/// Encodes blank images with the network in use. This shows now, and not only at the first scan,
+/// whether the network fits into memory and whether its values fit the number format. It also
+/// reserves the memory of a batch before other programs take it.
 ///
 /// # Errors
 /// If a feature is not finite, or the device fails.
@@ -103,7 +104,7 @@ pub(super) fn try_blank_images(
     let features = loop {
         let pixels = vec![0.0; n_images * colours * side * side];
         match encoder.encode(&ImageBatch::whole(n_images, side, patch, pixels)) {
-            // As batches of scans will be.
+            // Batches of scans will become smaller, too.
             Err(DeviceError::OutOfMemory { .. }) if n_images > 1 => n_images /= 2,
             done => break done?,
         }
@@ -114,11 +115,11 @@ pub(super) fn try_blank_images(
     Err(failed(encoder.device(), "NaN or infinite features for blank images"))
 }
 
-/// Compares a pair of made-up scans over the whole volume and nearby, also as tokens that the
-/// device keeps, if it does.
+/// Compares a pair of artificial scans over the whole volume and within reach. If the device keeps
+/// tokens, it also compares kept tokens.
 ///
 /// # Errors
-/// If the distances are not those of the CPU, or the device fails.
+/// If the distances differ from the CPU's, or the device fails.
 pub(super) fn try_distances(
     distances: &mut dyn PairDistances,
     device: &str,
@@ -126,7 +127,8 @@ pub(super) fn try_distances(
     const CHANNELS: usize = 72;
     let tokens = |seed: u64| {
         let mut normal = Normal::new(seed);
-        // Of the last layers one scan has no tokens: some of the other's have none in reach.
+        // One scan has no tokens at the far end, so that some tokens of the other have none within
+        // reach.
         let is_kept = |&cell: &u32| u64::from(cell) % 7 != seed && (seed == 1 || cell < 320);
         let cells: Vec<u32> = (0..512).filter(is_kept).collect();
         let features = (0..cells.len() * CHANNELS).map(|_| f16::from_f64(normal.next())).collect();
@@ -143,7 +145,7 @@ pub(super) fn try_distances(
         let kept = distances.nearest_of_kept(names[0], &names[1..], reach)?.pop().flatten();
         let expected = both(CpuDistances::in_single().nearest(&first, &second, reach)?);
         for found in [Some(given), kept].into_iter().flatten().map(both) {
-            // Not so for NaN, and infinity only where there is one.
+            // NaN is never alike. Infinity is alike only to infinity.
             let is_like = |(a, b): (&f32, &f32)| a == b || (a - b).abs() <= 1e-3 * b.min(f32::MAX);
             if found.len() != expected.len() || !found.iter().zip(&expected).all(is_like) {
                 return Err(failed(device, "distances other than the CPU's"));
@@ -153,17 +155,17 @@ pub(super) fn try_distances(
     Ok(())
 }
 
-/// Runs both networks of brain extraction, with the shapes of `weights` but random values, over an
-/// image of noise.
+/// Runs both networks of brain extraction on an image of noise. They have the shapes of `weights`,
+/// but random values.
 ///
 /// # Errors
-/// If the probabilities are not those of the CPU, or the device fails.
+/// If the probabilities differ from the CPU's, or the device fails.
 pub(super) fn try_brain_network<N: BrainNetwork>(
     make: impl FnOnce(&BrainWeights) -> Result<N, DeviceError>,
     weights: &BrainWeights,
     device: &str,
 ) -> Result<(), DeviceError> {
-    /// The coarsest stage has 3 x 3 x 3 voxels then, so that its norms have something to do.
+    /// With this side, the coarsest stage has 3 x 3 x 3 voxels, so that its norms have an effect.
     const SIDE: usize = 96;
     let weights = weights.random_alike(3);
     let mut normal = Normal::new(4);
@@ -174,7 +176,7 @@ pub(super) fn try_brain_network<N: BrainNetwork>(
     for part in [BrainPart::Locate, BrainPart::Outline] {
         let found = network.forward(part, &image, SIDE)?;
         let expected = cpu.forward(part, &image, SIDE)?;
-        // Not so for NaN.
+        // NaN is never alike.
         let is_like = |(a, b): (&f32, &f32)| (a - b).abs() <= MOST_OFF_BRAIN;
         if found.len() != expected.len() || !found.iter().zip(&expected).all(is_like) {
             return Err(DeviceError::Failed {
