@@ -90,6 +90,7 @@ impl Archive {
             })?;
             Ok::<_, ScanError>((to, n_bytes))
         };
+
         let (scan, n_bytes) = copy(scan, "reading a scan")?;
         let mask = mask.map(|mask| copy(mask, "reading a scan's brain mask"));
         Ok(Draft { scan, mask: mask.transpose()?.map(|(path, _)| path), n_bytes })
