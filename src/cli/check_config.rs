@@ -1,4 +1,4 @@
-//! `oddscan check-config`: are these settings usable?
+//! `oddscan check-config`: checks whether settings can be used.
 
 use std::path::PathBuf;
 
@@ -11,9 +11,9 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// The file.
+    /// The settings file.
     file: PathBuf,
-    /// Look at the settings alone, as on a machine that has no weights.
+    /// Check only the settings, for example on a machine without weights.
     #[arg(long)]
     settings_only: bool,
 }
@@ -37,7 +37,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     if config.directories.incoming.try_exists().is_ok_and(|exists| !exists) {
         println!(
-            "{} does not exist: the daemon would make it",
+            "{} does not exist; the daemon will create it",
             config.directories.incoming.display()
         );
     }
@@ -51,7 +51,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What is missing, said but for the last.
+/// Prints all errors except the last, which it returns.
 fn all_but_one_said(mut missing: Vec<EngineError>) -> Failure {
     let last = missing.pop().expect("an error says what is missing");
     missing.iter().for_each(|error| say(error));

@@ -1,4 +1,4 @@
-//! `oddscan eval`: how well do maps and masks find lesions that are known?
+//! `oddscan eval`: measures how well maps and masks find known lesions.
 
 use std::{
     fmt::Write as _,
@@ -22,15 +22,15 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Results of `oddscan score` or of the daemon.
+    /// Folder with results of `oddscan score` or of the daemon.
     #[arg(long, value_name = "DIR")]
     maps: PathBuf,
-    /// Lesion masks on the grid of the scans: `<subject>_lesion.nii.gz`. A scan without one counts
-    /// as healthy.
+    /// Folder with lesion masks on the grid of the scans: `<subject>_lesion.nii.gz`. A scan without
+    /// one counts as healthy.
     #[arg(long, value_name = "DIR")]
     truth: PathBuf,
-    /// Brain masks: `<subject>_brain.nii.gz`; the folder of the truths if not given. Without a mask
-    /// a scan's brain is where its map is not 0.
+    /// Folder with brain masks: `<subject>_brain.nii.gz`. Default: the folder of the lesion masks.
+    /// Without a mask, a scan's brain is where its map is not 0.
     #[arg(long, value_name = "DIR")]
     brain: Option<PathBuf>,
     /// Print JSON instead of tables.
@@ -38,7 +38,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// Lesion volumes at which the paper splits its figures, mm^3.
+/// Classes of lesion volume in the paper, mm^3.
 const SIZES: [(&str, f64, f64); 3] = [
     ("below 100 mm3", 0.0, 100.0),
     ("100 to 1000 mm3", 100.0, 1000.0),
@@ -54,7 +54,7 @@ struct Scan {
     n_lesion_voxels: usize,
     #[serde(skip)]
     overlap: Overlap,
-    /// Voxel figures, with lesions only.
+    /// Figures over voxels. `None` without lesions.
     voxels: Option<VoxelFigures>,
     lesions: Vec<Lesion>,
     n_false_regions: usize,
@@ -65,7 +65,7 @@ struct Scan {
 struct VoxelFigures {
     auroc: f64,
     average_precision: f64,
-    /// Dice of the best threshold for this scan.
+    /// Dice at the best threshold for this scan.
     oracle_dice: f64,
     oracle_threshold: f32,
     /// Dice of the mask that was written.
@@ -103,7 +103,7 @@ struct SizeClass {
     n_found: usize,
 }
 
-/// Scans with lesions against scans without.
+/// How well scores separate scans with lesions from scans without.
 #[derive(Debug, Serialize)]
 struct Patients {
     n_with_lesions: usize,
@@ -167,7 +167,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-/// The scans whose maps lie in a folder.
+/// The scans with maps in a folder.
 fn stems(maps: &Path) -> Result<Vec<String>, Failure> {
     let cannot = |error| Failure::new(IO, format!("cannot list {}: {error}", maps.display()));
     let entries = fs::read_dir(maps).map_err(cannot)?;
@@ -189,7 +189,7 @@ fn stems(maps: &Path) -> Result<Vec<String>, Failure> {
 
 type Scored = Vec<(f32, bool)>;
 
-/// The figures of one scan, and score and truth of every voxel of its brain.
+/// The figures of one scan, with score and truth of each voxel of its brain.
 fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String> {
     let text = |error: crate::domain::error::ScanError| error.to_string();
     let result = |ending: &str| arguments.maps.join(format!("{stem}_anomaly{ending}"));
@@ -243,7 +243,7 @@ fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String>
     Ok((scan, scored))
 }
 
-/// A mask that must lie on the grid of the map.
+/// A mask, which must be on the grid of the map.
 fn on_grid(map: &RawVolume, path: &Path) -> Result<Vec<bool>, String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let RawMask { shape, inside, affine } =
@@ -257,7 +257,7 @@ fn on_grid(map: &RawVolume, path: &Path) -> Result<Vec<bool>, String> {
     let (ours, theirs) = (map.affine.rows(), affine.rows());
     let distance = ours.iter().flatten().zip(theirs.iter().flatten());
     let distance = distance.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    // Half a hundredth of a millimetre: qform and sform of one file differ by rounding.
+    // 0.005 mm: qform and sform of one file differ by rounding.
     if distance > 5e-3 {
         return Err(format!(
             "{name}: found an affine that differs from the map's by up to {distance:.3}; needed \

@@ -1,4 +1,4 @@
-//! From members with tokens to the results of a window, which holds a whole cohort.
+//! From members with tokens to the results of a window, which has all scans of a cohort.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -29,16 +29,16 @@ use crate::{
 /// Distances from one grid of tokens of a scan to that of another.
 type Columns = BTreeMap<(ScanId, ScanId, usize), Vec<f32>>;
 
-/// Scores window after window.
+/// Scores windows one after another.
 pub(super) struct Scoring<'a> {
     pub(super) config: &'a Config,
     pub(super) engine: &'a mut Engine,
-    /// What a reader of the results should know, and of which scans.
+    /// Warnings for readers of the results, with the stems of their scans.
     pub(super) warnings: BTreeMap<String, Vec<String>>,
 }
 
 impl Scoring<'_> {
-    /// One cohort as one window, which holds all of it.
+    /// Makes one window of a whole cohort.
     pub(super) fn window(&self, key: CohortKey, members: &[Member]) -> Window {
         let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
         let mut window = Window::new(key, capacity);
@@ -101,7 +101,7 @@ impl Scoring<'_> {
         Ok(scored)
     }
 
-    /// All columns of a window.
+    /// Computes all columns of a window.
     fn columns(&mut self, members: &[Member]) -> Result<Columns, ScanError> {
         let (reach, distances) = (self.config.scoring.reach, self.engine.distances.as_mut());
         let mut columns = BTreeMap::new();
