@@ -370,7 +370,7 @@ fn load_brain_weights(config: &Config) -> Result<Option<BrainWeights>, EngineErr
     let Some(path) = find_brain_weights(named.as_deref()) else {
         if named.is_none() && *brain == BrainChoice::Auto {
             info!(
-                "no networks for brain extraction: the template finds brains (see `oddscan model fetch --brain`)"
+                "no networks for brain extraction (`oddscan model fetch --brain`): the template is used"
             );
             return Ok(None);
         }

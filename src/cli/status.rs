@@ -127,7 +127,7 @@ fn table(status: &Status) -> String {
         }
         if cohort.n_unlike > 0 {
             text += &format!(
-                "  warning: {} of the scans look unlike the others; their sidecars give the shift\n",
+                "  warning: {} of the scans look unlike the others; see their sidecars\n",
                 cohort.n_unlike
             );
         }

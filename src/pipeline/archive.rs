@@ -147,7 +147,8 @@ impl Archive {
             if !ScanId::from_hex(stem).is_some_and(&is_held)
                 && let Err(error) = fs::remove_file(&path)
             {
-                warn!(error = %error.kind(), "cannot remove a file without a scan from the state folder");
+                let error = error.kind();
+                warn!(%error, "cannot remove a file without a scan from the state folder");
             }
         }
         Ok(())

@@ -517,7 +517,7 @@ impl Intake {
         debug!(path = %candidate.path.display(), "to quarantine");
         let moved = quarantine::quarantine(folder, &candidate.path, came_from, refusal, now_secs());
         if let Err(error) = moved {
-            warn!(error = %error.kind(), "quarantine is not available; a refused file stays in the incoming folder");
+            warn!(error = %error.kind(), "quarantine is not available; a refused file waits");
             self.try_later(candidate);
             return self.look_again(candidate, incoming);
         }

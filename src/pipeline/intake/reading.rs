@@ -298,7 +298,7 @@ fn hook_folder(shared: &Shared) -> PathBuf {
 fn clear(folder: &Path) {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            warn!(error = %error.kind(), "cannot remove a work folder; it stays until the next attempt");
+            warn!(error = %error.kind(), "cannot remove a work folder; trying again later");
         }
         _ => {}
     }

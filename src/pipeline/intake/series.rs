@@ -223,7 +223,7 @@ impl Intake {
 
         self.rest(bundle, has_failed);
         if let Err(error) = fresh_folder(&work) {
-            warn!(error = %error.kind(), "cannot remove converted files; they stay until the next conversion");
+            warn!(error = %error.kind(), "cannot remove converted files; trying again later");
         }
         Ok(())
     }
@@ -465,7 +465,7 @@ impl Intake {
             quarantine::quarantine_series(&folder, &files, &came_from, refusal, now_secs())
         };
         if let Err(error) = moved {
-            warn!(error = %error.kind(), "quarantine is not available; a refused series stays in the incoming folder");
+            warn!(error = %error.kind(), "quarantine is not available; a refused series waits");
             decided.later.extend(inputs);
             return Ok(());
         }

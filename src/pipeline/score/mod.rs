@@ -120,7 +120,7 @@ impl Score {
         self.shared.store.keep_columns_made_by(&reach, alive)?;
         if let Err(error) = files::remove_leftovers(&self.settings.directories.results) {
             let error = error.kind();
-            warn!(%error, "cannot remove half-written files of an earlier run from the results folder");
+            warn!(%error, "cannot remove half-written files from the results folder");
         }
         Ok(())
     }

@@ -265,7 +265,7 @@ impl Score {
         }
         // Logged once, also if several fail together.
         if self.folder.fails(Instant::now(), self.settings.intake.rescan) {
-            warn!(scan = %id, %error, "the results folder cannot be written; trying again until it can");
+            warn!(scan = %id, %error, "cannot write to the results folder; trying again");
         }
         Ok(Attempt::FolderAway)
     }
