@@ -63,7 +63,7 @@ pub struct Method {
     pub n_parts: usize,
     /// Edge of the encoder's patch, pixels.
     pub patch: usize,
-    /// Share of a cell's voxels that must lie in the brain.
+    /// Share of a cell's voxels that must be in the brain.
     pub min_brain_fraction: f64,
     /// Which scans are aligned to the template.
     pub alignment: AlignmentChoice,

@@ -180,8 +180,10 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
     if layer == 0 || layer > architecture.depth || arguments.batch == 0 || arguments.group == 0 {
         return Err(Failure::new(USAGE, "--layer, --batch and --group must be at least 1"));
     }
+
     let options = options(layer, arguments.precision);
     let (mut encoder, _) = devices(&weights, &options, arguments.how.device)?;
+
     let mut normal = Normal::new(1);
     let image = side * side;
     let group = arguments.group;
@@ -194,6 +196,7 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
         images.patches.truncate(n_images / group);
         images
     };
+
     let (whole, rest) = (batch_of(batch), batch_of(slices % batch));
     let once = || {
         for _ in 0..slices / batch {
@@ -216,6 +219,7 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
     let cosine = (device != "cpu" || precision != Precision::F32)
         .then(|| cosine_to_cpu(&mut *encoder, &weights, layer, side))
         .transpose()?;
+
     let n_patches = (side / architecture.patch).pow(2);
     let work = slices as f64;
     report(
@@ -251,6 +255,7 @@ fn cosine_to_cpu(
         0.5 + 0.25 * ((0.05 * x + image).sin() + (0.03 * x * (0.02 * y).cos()).cos())
     };
     let pixels = (0..2 * side * side).map(pixel).collect();
+
     let images = ImageBatch::whole(2, side, weights.architecture.patch, pixels);
     let mut reference = CpuEncoder::new(weights, &options(layer, Some(Precision::F32)));
     let [found, expected] = [encoder.encode(&images), reference.encode(&images)];
@@ -264,10 +269,12 @@ fn score(arguments: &Score) -> Result<(), Failure> {
     if tokens == 0 || channels == 0 || window == 0 {
         return Err(Failure::new(USAGE, "--tokens, --channels and --window must be at least 1"));
     }
+
     let (device, mut distances) = distances_on(arguments.how.device)?;
     if device == "cpu" && arguments.precision == Precision::F32 {
         distances = Box::new(CpuDistances::in_single());
     }
+
     // Enough different members to exceed the caches. The rest of the window repeats them.
     let n_distinct = window.min(16);
     let new = random_tokens(0, tokens, channels);
@@ -275,6 +282,7 @@ fn score(arguments: &Score) -> Result<(), Failure> {
         (1..=n_distinct as u64).map(|seed| random_tokens(seed, tokens, channels)).collect();
     let search =
         std::num::NonZeroUsize::new(reach).map_or(SearchReach::WholeVolume, SearchReach::Patches);
+
     // A device that keeps tokens gets them only once, not for each pair.
     let name = |number: usize| GridName { scan: ScanId([number as u8; 32]), grid: 0 };
     let keep = |(number, tokens)| distances.keep(name(number), tokens);
@@ -284,6 +292,7 @@ fn score(arguments: &Score) -> Result<(), Failure> {
         .enumerate()
         .try_for_each(keep)
         .map_err(|error| Failure::new(INTERNAL, error))?;
+
     let others: Vec<usize> = (0..window * grids).map(|other| other % n_distinct).collect();
     let names: Vec<GridName> = others.iter().map(|&other| name(other)).collect();
     let once = || {
@@ -294,6 +303,7 @@ fn score(arguments: &Score) -> Result<(), Failure> {
         Ok(())
     };
     let times = repeat(arguments.how.repeats, once)?;
+
     let n_pairs = (window * grids) as f64;
     let n_tokens = new.n_tokens();
     let per_pair = match search {
@@ -326,10 +336,12 @@ fn random_tokens(seed: u64, n_tokens: usize, channels: usize) -> TokenGrid {
     let apart = |cell: u32| -> f64 {
         shape.voxel(cell as usize).iter().map(|&at| (at as f64 - centre).powi(2)).sum()
     };
+
     let mut cells: Vec<u32> = (0..shape.n_voxels() as u32).collect();
     cells.sort_by(|&a, &b| apart(a).total_cmp(&apart(b)));
     cells.truncate(n_tokens);
     cells.sort_unstable();
+
     let mut normal = Normal::new(seed);
     let scale = (channels as f64).powf(-0.5);
     let features =

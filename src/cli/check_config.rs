@@ -27,11 +27,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         config.tree["preset"],
         config.directories.incoming.display()
     );
+
     for (index, rule) in config.cohorts.iter().enumerate() {
         println!("cohort rule {}, {rule}", index + 1);
     }
     let others = if config.cohorts.is_empty() { "all scans" } else { "scans that no rule takes" };
     println!("{others}: by the suffix of the file name");
+
     if arguments.settings_only {
         return Ok(());
     }
@@ -41,6 +43,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             config.directories.incoming.display()
         );
     }
+
     telemetry::start_logging("warn");
     let found = Ingredients::load_all(&config).map_err(all_but_one_said)?;
     let template = if found.has_template() { "with" } else { "without" };

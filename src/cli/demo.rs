@@ -54,15 +54,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = make_folder(arguments.dir.as_deref())?;
     let source = arguments.scans.as_deref();
     let scans = scans::of(source, &folder.join("scans"), scans::N_MADE_UP)?;
+
     let config = folder.join("config.toml");
     let address = free_address().map_err(io)?;
     let stride = arguments.slice_stride;
     fs::write(&config, settings(&folder, address, scans.len(), stride)).map_err(io)?;
     // The daemon would report the same faults, but only in its log.
     Config::load(Some(&config)).map_err(|error| Failure::new(CONFIG, error))?;
+
     println!("{} scans; the daemon works in {}", scans.len(), folder.display());
     let mut daemon = Daemon::start(&config, address, &folder)?;
     println!("metrics while it runs: http://{address}/metrics\n");
+
     feed(&mut daemon, &scans, &folder.join("incoming"))?;
     fs::write(folder.join("metrics.prom"), status::page(address, "/metrics")?).map_err(io)?;
     daemon.stop()?;
@@ -74,6 +77,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.ok();
         }
     }
+
     println!("\nmaps, masks, pictures, sidecars: {}", folder.join("results").display());
     println!("metrics: {}", folder.join("metrics.prom").display());
     println!("took {:.0} s. Research use only.", started.elapsed().as_secs_f64());
@@ -208,6 +212,7 @@ fn dice(mask: &Path, truth: &Path) -> Option<f64> {
     let limits = Limits { max_file_bytes: 1 << 30, max_voxels: 1 << 28 };
     let read = |path| nifti::read_mask(path, &limits).ok();
     let (mask, truth) = (read(mask)?, read(truth)?);
+
     let count = |inside: &[bool]| inside.iter().filter(|&&inside| inside).count();
     let n_both = mask.inside.iter().zip(&truth.inside).filter(|(a, b)| **a && **b).count();
     let n_all = count(&mask.inside) + count(&truth.inside);

@@ -67,10 +67,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.listed {
         confine(arguments, &limits).map_err(|error| Failure::new(INTERNAL, error))?;
     }
+
     let listed = if arguments.listed { listed()? } else { expand(&arguments.inputs)? };
     fs::create_dir_all(&arguments.out).map_err(|error| cannot_write(&arguments.out, &error))?;
     let unpacked = tempfile::Builder::new().prefix(".unpacked").tempdir_in(&arguments.out);
     let unpacked = unpacked.map_err(|error| cannot_write(&arguments.out, &error))?;
+
     let mut session = Session {
         out: &arguments.out,
         unpacked: unpacked.path(),
@@ -84,6 +86,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         io::ErrorKind::BrokenPipe => Failure::of_output(error),
         _ => cannot_write(&arguments.out, &error),
     })?;
+
     match (arguments.listed, session.n_refused, session.n_converted) {
         (true, ..) | (false, 0, 1..) => Ok(()),
         (false, 0, 0) => Err(Failure::new(REFUSED, "nothing to convert")),
@@ -115,6 +118,7 @@ fn expand(named: &[PathBuf]) -> Result<Vec<(Standing, PathBuf)>, Failure> {
     let config = Config::parse("").map_err(|error| Failure::new(INTERNAL, error))?;
     let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
         .map_err(|error| Failure::new(INTERNAL, error))?;
+
     let mut files = Vec::new();
     for path in named {
         if !path.is_dir() {
@@ -155,12 +159,14 @@ impl Session<'_> {
                 inputs.push(Input { path: path.clone(), number, standing: *standing });
             }
         }
+
         let mut heads: Vec<(usize, Head)> = Vec::new();
         for (index, input) in inputs.iter().enumerate() {
             if let Some(head) = self.read_head(input)? {
                 heads.push((index, head));
             }
         }
+
         // Files that oddscan does not want are separated from the others, also within one series.
         let mut series: BTreeMap<_, Vec<(usize, &Head)>> = BTreeMap::new();
         for (index, head) in &heads {
@@ -185,11 +191,13 @@ impl Session<'_> {
             max_member_bytes: self.limits.max_file_bytes,
             max_bytes,
         };
+
         let opened = open(path, max_bytes);
         let unpacked = match opened {
             Ok((file, n_bytes)) => guarded(|| unzip(file, n_bytes, &folder, &limits)),
             Err(refusal) => Ok(Ok(Err(refusal))),
         };
+
         let refusal = match unpacked {
             Ok(Ok(Ok(files))) if files.is_empty() => {
                 let (name, why) = (String::new(), "a zip without DICOM files".to_owned());
@@ -233,12 +241,14 @@ impl Session<'_> {
         };
         let all = numbers(&mut files.iter().map(|(index, _)| *index));
         let stands = |standing| files.iter().any(|&(index, _)| inputs[index].standing == standing);
+
         if stands(Standing::Growing) {
             return self.say(&Event::Waiting { inputs: all });
         }
         if !stands(Standing::New) {
             return Ok(());
         }
+
         let name = || files[0].1.name("unknown");
         if let Some(why) = unwanted {
             let name = name();
@@ -249,6 +259,7 @@ impl Session<'_> {
             let name = name();
             return self.say(&Event::Refused { name, refusal, may_grow: false, inputs: all });
         }
+
         self.say(&Event::InHand { inputs: all })?;
         for stack in dicom::stacks(files) {
             let inputs_of = numbers(&mut stack.inputs.iter().copied());

@@ -150,6 +150,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             Err(error) => refused.push(format!("{stem}: {error}")),
         }
     }
+
     if !scans.is_empty() {
         let evaluation = summarise(scans, voxels);
         if arguments.json {
@@ -158,6 +159,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             print!("{}", tables(&evaluation));
         }
     }
+
     for refusal in &refused {
         eprintln!("not evaluated: {refusal}");
     }
@@ -195,6 +197,7 @@ fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String>
     let result = |ending: &str| arguments.maps.join(format!("{stem}_anomaly{ending}"));
     let map = nifti::read_map(&result("-map.nii.gz"), &Limits::NONE).map_err(text)?;
     let mask = on_grid(&map, &result("-mask.nii.gz"))?;
+
     let brains = arguments.brain.as_ref().unwrap_or(&arguments.truth);
     let companion = |folder: &Path, what| companions::companion(&folder.join(stem), what);
     let brain = match companion(brains, "brain") {
@@ -205,6 +208,7 @@ fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String>
         Some(path) => on_grid(&map, &path)?,
         None => vec![false; map.voxels.len()],
     };
+
     let inside = |other: &[bool]| -> Vec<bool> {
         other.iter().zip(&brain).map(|(&other, &brain)| other && brain).collect()
     };
@@ -213,6 +217,7 @@ fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String>
         .filter(|&voxel| brain[voxel])
         .map(|voxel| (map.voxels[voxel], truth[voxel]))
         .collect();
+
     let overlap = Overlap::of(mask.iter().copied().zip(truth.iter().copied()));
     let voxels = Ranking::new([scored.iter().copied()]).curve().map(|curve| VoxelFigures {
         auroc: curve.auroc,
@@ -222,10 +227,12 @@ fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String>
         dice: overlap.dice().unwrap_or(0.0),
         iou: overlap.iou().unwrap_or(0.0),
     });
+
     let voxel_mm3 = map.affine.voxel_volume_mm3();
     let n_masked = overlap.both + overlap.mask_only;
     let (lesions, marked) = (regions(truth, map.shape, 1), regions(mask, map.shape, 1));
     let Lesions { found, n_false } = Lesions::of(&lesions, &marked, map.shape, voxel_mm3);
+
     let sidecar = report::read_sidecar(&result(".json")).ok();
     let scan = Scan {
         stem: stem.to_owned(),
@@ -254,6 +261,7 @@ fn on_grid(map: &RawVolume, path: &Path) -> Result<Vec<bool>, String> {
             shape.0, map.shape.0
         ));
     }
+
     let (ours, theirs) = (map.affine.rows(), affine.rows());
     let distance = ours.iter().flatten().zip(theirs.iter().flatten());
     let distance = distance.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
@@ -280,6 +288,7 @@ fn summarise(scans: Vec<Scan>, voxels: Vec<Scored>) -> Evaluation {
         dice: estimate(|v| v.dice),
         iou: estimate(|v| v.iou),
     });
+
     let n_voxels: usize = voxels.iter().map(Vec::len).sum();
     let n_true: usize = scans.iter().map(|scan| scan.n_lesion_voxels).sum();
     let ranking = Ranking::new(voxels);
@@ -293,6 +302,7 @@ fn summarise(scans: Vec<Scan>, voxels: Vec<Scored>) -> Evaluation {
         prevalence: n_true as f64 / n_voxels as f64,
         dice: overlap.dice().unwrap_or(0.0),
     });
+
     let n_false: usize = scans.iter().map(|scan| scan.n_false_regions).sum();
     Evaluation {
         mean: means,
@@ -321,6 +331,7 @@ fn patients(scans: &[Scan]) -> Option<Patients> {
     let scored: Scored =
         scans.iter().filter_map(|scan| Some((scan.score?, scan.n_lesion_voxels > 0))).collect();
     let curve = |draw: &[usize]| Ranking::new([draw.iter().map(|&i| scored[i])]).curve();
+
     let all: Vec<usize> = (0..scored.len()).collect();
     let whole = curve(&all)?;
     let n_with_lesions = scored.iter().filter(|(_, ill)| *ill).count();
@@ -363,6 +374,7 @@ fn tables(evaluation: &Evaluation) -> String {
             ),
         };
     }
+
     if let Some(mean) = &evaluation.mean {
         text += "\nmean over scans with lesions [95 % interval over scans]\n";
         for (name, estimate) in [
@@ -385,6 +397,7 @@ fn tables(evaluation: &Evaluation) -> String {
             100.0 * prevalence
         );
     }
+
     if let Some(dice) = evaluation.global_oracle_dice {
         _ = writeln!(text, "mean Dice at the best single threshold: {dice:.3}");
     }
@@ -393,6 +406,7 @@ fn tables(evaluation: &Evaluation) -> String {
         _ = writeln!(text, "lesions {size}: {n_found} of {n_lesions} found");
     }
     _ = writeln!(text, "false regions per scan: {:.2}", evaluation.false_regions_per_scan);
+
     if let Some(patients) = &evaluation.patients {
         _ = writeln!(
             text,

@@ -69,9 +69,11 @@ fn learn(arguments: &Learn) -> Result<(), Failure> {
     // The file in the settings may be the one to write, so it may not exist yet.
     config.intensity.standardise = Standardise::None;
     telemetry::start_logging("warn");
+
     let unpacked = tempfile::tempdir().map_err(|error| Failure::new(IO, error))?;
     let (files, mut refused) = score::expand(&arguments.files, &config, unpacked.path())?;
     let engine = Engine::start(&config).map_err(|e| Failure::new(engine_code(&e), e))?;
+
     let mut seen: Vec<Seen> = Vec::new();
     for score::Named { path, .. } in &files {
         match look(path, &config, &engine.method, &arguments.percentiles) {
@@ -83,10 +85,12 @@ fn learn(arguments: &Learn) -> Result<(), Failure> {
             }
         }
     }
+
     let mut by_cohort: BTreeMap<String, Vec<Seen>> = BTreeMap::new();
     for scan in seen {
         by_cohort.entry(scan.cohort.clone()).or_default().push(scan);
     }
+
     let mut cohorts = BTreeMap::new();
     for (name, scans) in by_cohort {
         let values: Vec<Vec<f64>> = scans.iter().map(|scan| scan.values.clone()).collect();
@@ -98,9 +102,11 @@ fn learn(arguments: &Learn) -> Result<(), Failure> {
         let learnt = Learnt { values: mean.values().to_vec(), n_scans: scans.len(), scans };
         cohorts.insert(name, learnt);
     }
+
     for score::Refused { path, error, .. } in &refused {
         eprintln!("not used: {}: {error}", path.display());
     }
+
     let set = LandmarkSet::new(arguments.percentiles.clone(), cohorts)
         .map_err(|why| Failure::new(REFUSED, why))?;
     files::write_atomic(&arguments.out, set.to_json().as_bytes()).map_err(|error| {
@@ -125,9 +131,11 @@ fn look(
     let work = work.path().join("work");
     let (id, source) =
         read_and_find_brain(path, mask.as_deref(), &config.intake.limits, method, &work, || {})?;
+
     let json = companions::companion_json(path).map(|json| read_json(path, &json));
     // A scan that the daemon would refuse is not used.
     let prepared = Prepared::new(id, &source, path, json, config, method)?;
+
     let white =
         preprocess::white_level(&source.raw, &source.brain).map_err(refusals::of_preprocessing)?;
     let own = intensity::of_scan(&source.raw, &source.brain, percentiles);

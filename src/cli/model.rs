@@ -93,6 +93,7 @@ fn info(file: Option<PathBuf>, json: bool) -> Result<(), Failure> {
     let is_named = file.is_some();
     let path = find_weights(file.as_deref()).map_err(|error| Failure::new(CONFIG, error))?;
     let weights = model::load_weights(&path).map_err(|error| Failure::new(CONFIG, error))?;
+
     let a = weights.architecture;
     let mut facts = serde_json::json!({
         "file": path,
@@ -119,6 +120,7 @@ fn fetch(model: Model, from: Origin, folder: &Path, json: bool) -> Result<(), Fa
         eprintln!("already there and complete: {}", path.display());
         return info(Some(path), json);
     }
+
     let bar = ProgressBar::new(0);
     let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
     bar.set_style(style.expect("a template without faults"));
@@ -126,6 +128,7 @@ fn fetch(model: Model, from: Origin, folder: &Path, json: bool) -> Result<(), Fa
         bar.set_length(all.unwrap_or(done));
         bar.set_position(done);
     };
+
     let fetched = model::fetch(model, from, folder, &mut progress)
         .map_err(|error| Failure::new(UNAVAILABLE, error))?;
     bar.finish_and_clear();
@@ -179,6 +182,7 @@ fn import(file: PathBuf, out: Option<PathBuf>, half: bool, json: bool) -> Result
     let name = format!("{}.safetensors", weights.architecture);
     let out = out.or_else(|| Some(model_folders().into_iter().next()?.join(name)));
     let out = out.ok_or_else(|| Failure::new(CONFIG, "no folder for weights; give --out"))?;
+
     let bytes = weights.to_safetensors(half);
     let folder = out.parent().map_or(Ok(()), std::fs::create_dir_all);
     folder

@@ -54,6 +54,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     fs::create_dir_all(&arguments.out).map_err(|error| {
         Failure::new(IO, format!("cannot create {}: {error}", arguments.out.display()))
     })?;
+
     let mut engine = Engine::start(&config).map_err(|e| Failure::new(engine_code(&e), e))?;
     let n_files = files.len() + unconverted.len();
     let prepared = unpacked.path().join("prepared");
@@ -93,6 +94,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             if stems.len() == 1 { stems[0].clone() } else { format!("{} scans", stems.len()) };
         eprintln!("warning ({whose}): {warning}");
     }
+
     if refused.is_empty() {
         return Ok(());
     }

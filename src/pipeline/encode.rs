@@ -88,7 +88,7 @@ struct EncodeContext<'s> {
     /// in parallel. With common threads, each of these would wait until a batch ends.
     pool: ThreadPool,
     /// Number of scans between the start of the first step and the end of the last.
-    n_in_hand: AtomicUsize,
+    n_in_steps: AtomicUsize,
     /// A step has ended, so no further scan is taken.
     has_ended: AtomicBool,
 }
@@ -115,16 +115,16 @@ impl<'s> EncodeContext<'s> {
     fn new(shared: &'s Shared) -> Self {
         let pool = ThreadPoolBuilder::new().thread_name(|index| format!("encode-{index}")).build();
         let pool = pool.expect("threads for each core");
-        Self { shared, pool, n_in_hand: 0.into(), has_ended: false.into() }
+        Self { shared, pool, n_in_steps: 0.into(), has_ended: false.into() }
     }
 
     fn count(&self) -> Counted<'_> {
-        self.n_in_hand.fetch_add(1, Ordering::Relaxed);
-        Counted(&self.n_in_hand)
+        self.n_in_steps.fetch_add(1, Ordering::Relaxed);
+        Counted(&self.n_in_steps)
     }
 
     fn is_empty(&self) -> bool {
-        self.n_in_hand.load(Ordering::Relaxed) == 0
+        self.n_in_steps.load(Ordering::Relaxed) == 0
     }
 
     fn is_over(&self) -> bool {
@@ -161,7 +161,7 @@ impl<'s> EncodeContext<'s> {
     }
 
     /// Stops showing the scan. The device may already encode the next one, which stays.
-    fn out_of_hand(&self, id: ScanId) {
+    fn stop_showing(&self, id: ScanId) {
         let mut status = self.shared.board.update();
         if status.in_hand.as_ref().is_some_and(|hand| hand.scan == id.short()) {
             status.in_hand = None;
@@ -277,7 +277,7 @@ impl<'r> Start<'r> {
     fn all(
         self,
         from_intake: &Receiver<Due>,
-        mut hand_on: impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
+        mut pass_on: impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
     ) -> Result<(), ScanError> {
         let Shared { board, metrics, .. } = self.context.shared;
         while !self.context.is_over() {
@@ -288,7 +288,7 @@ impl<'r> Start<'r> {
             }
 
             match from_intake.recv_timeout(IDLE) {
-                Ok(due) => self.start_and_hand_on(due, &mut hand_on)?,
+                Ok(due) => self.start_and_pass_on(due, &mut pass_on)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 // Intake has failed and reports that itself. If this stage ended first, it would
                 // look like the cause.
@@ -301,10 +301,10 @@ impl<'r> Start<'r> {
         Ok(())
     }
 
-    fn start_and_hand_on(
+    fn start_and_pass_on(
         &self,
         due: Due,
-        hand_on: &mut impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
+        pass_on: &mut impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
     ) -> Result<(), ScanError> {
         let id = due.id;
         let record = self.context.shared.store.record(&id)?;
@@ -322,10 +322,10 @@ impl<'r> Start<'r> {
         self.context.show_preparing(id);
         let work = record.map_or(Ok(None), |record| self.start(record, due))?;
         let Some(work) = work else {
-            self.context.out_of_hand(id);
+            self.context.stop_showing(id);
             return Ok(());
         };
-        hand_on(work)?;
+        pass_on(work)?;
         if is_suspect {
             self.wait_for_the_others();
         }
@@ -419,7 +419,7 @@ impl<'r> Device<'r> {
             encoded
         })?;
         if encoded.is_none() {
-            context.out_of_hand(id);
+            context.stop_showing(id);
         }
         Ok(encoded.map(|(record, made)| Work { record, facts, timings, made, _counted }))
     }
@@ -484,9 +484,9 @@ impl Finish<'_> {
             let n_tokens = tokens_per_layer(&tokens, shared.method.n_parts);
             let facts = EncodedFacts { n_tokens, timings_secs: timings.secs(), ..facts };
             self.store(record, &tokens, facts)?;
-            self.hand_on(id);
+            self.pass_on(id);
         }
-        self.context.out_of_hand(id);
+        self.context.stop_showing(id);
         Ok(())
     }
 
@@ -514,7 +514,7 @@ impl Finish<'_> {
 
     /// Passes an id to the score stage and waits while its queue is full. The score stage ends
     /// first only when the service stops. A stop may drop the id, because the journal has the scan.
-    fn hand_on(&self, id: ScanId) {
+    fn pass_on(&self, id: ScanId) {
         let board = &self.context.shared.board;
         let mut encoded = Encoded { id, queued: board.enqueue(Queue::Score, now_secs()) };
         while !self.context.is_over() {

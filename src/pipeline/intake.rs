@@ -140,7 +140,7 @@ impl Intake {
         loop {
             self.shared.board.heartbeat(StageName::Intake);
             let was_full = !self.pending.is_empty();
-            self.hand_on();
+            self.pass_on();
 
             let is_full = !self.pending.is_empty();
             let n_waiting = self.settling.n_waiting() + self.bundles.n_waiting();
@@ -444,7 +444,7 @@ impl Intake {
             && prepared.scan.canonical.volume.n_bytes() <= MAX_HANDED_BYTES;
         let prepared = goes_along.then(|| Box::new(prepared));
         self.pending.push_back(Due { id, prepared, queued });
-        self.hand_on();
+        self.pass_on();
     }
 
     /// Sends a file that can never work to quarantine. Tries others again later.
@@ -551,7 +551,7 @@ impl Intake {
 
     /// Passes scans to the encoder until its queue is full. The journal has the scans, so a stop
     /// may drop the rest.
-    fn hand_on(&mut self) {
+    fn pass_on(&mut self) {
         while let Some(due) = self.pending.pop_front() {
             match self.to_encoder.try_send(due) {
                 Ok(()) => {}

@@ -98,12 +98,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         std::thread::sleep(Duration::from_millis(20));
     };
+
     let seconds = started.elapsed().as_secs_f64();
     daemon.stop()?;
     if status.n_quarantined > 0 {
         let text = format!("{} scans were refused", status.n_quarantined);
         return Err(Failure::new(INTERNAL, text));
     }
+
     let alone = encoding_alone(&config, &scans, folder.path())?;
     let cost = cost(scans.len(), seconds, alone, rush.busy_share(), &page);
     print(&cost, arguments.json)
@@ -180,6 +182,7 @@ fn write_settings(
             path
         }
     };
+
     let address = demo::free_address().map_err(demo::io)?;
     let settings = demo::settings(folder, address, n_scans, arguments.slice_stride);
     let weights = toml::Value::from(weights.to_string_lossy().into_owned());

@@ -75,6 +75,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.scans.iter().any(|&scans| scans < 2) {
         return Err(Failure::new(USAGE, "--scans must be at least 2"));
     }
+
     if let Some(scans) = arguments.only {
         return run_one(arguments, scans);
     }
@@ -127,6 +128,7 @@ fn measure(
         Some(parent) => tempfile::tempdir_in(parent)?,
         None => tempfile::tempdir()?,
     };
+
     let config = Config::parse("")?;
     let memory = arguments.memory_mib.map_or(config.window.memory_bytes, |mib| mib << 20);
     let store = Store::open(folder.path(), memory)?;
@@ -137,14 +139,17 @@ fn measure(
         |&id: &ScanId| ScoredMember { id, parts: parts.clone(), membership: Membership::REFERENCE };
     let members: Vec<ScoredMember> = ids.iter().map(member).collect();
     let started = Instant::now();
+
     let new = ids[n_scans - 1];
     for grid in 0..arguments.grids {
         let (reach, others) = (config.scoring.reach, &ids[..n_scans - 1]);
         let n_pairs = compare_grid(&store, distances, reach, grid, new, others, || true)?;
         assert_eq!(n_pairs, others.len() as u64, "a pair for each of the others");
     }
+
     let join_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
+
     let mut kept = Kept { store: &store, n_tokens };
     let scores = score_members(&members, &[9], &config.scoring, &mut kept)?;
     let rescore_seconds = started.elapsed().as_secs_f64();
@@ -168,11 +173,13 @@ fn fill(store: &Store, arguments: &Arguments, ids: &[ScanId]) -> Result<Vec<Fore
         seeds.map(|seed| random_tokens(seed, arguments.tokens, arguments.channels)).collect()
     };
     let drawn = [0, 1, 2].map(drawn);
+
     let parts = parts_of(&drawn[0], arguments.grids);
     let mut normal = Normal::new(9);
     let mut column = |part: &Foreground| -> Vec<f32> {
         part.cells.iter().map(|_| 1.0 + normal.uniform() as f32).collect()
     };
+
     for (index, &new) in ids.iter().enumerate() {
         store.put_encoded(&record(new, index), &drawn[index % drawn.len()])?;
         let others = if index + 1 < ids.len() { &ids[..index] } else { &[] };

@@ -44,6 +44,7 @@ impl Daemon {
             .stderr(output)
             .spawn()
             .map_err(io)?;
+
         let mut daemon = Self { child, address, log };
         let started = Instant::now();
         while !status::ask(address).is_ok_and(|(_, status)| status.ready) {

@@ -63,6 +63,7 @@ pub(super) fn phantom(seed: u64, lesion: Option<Lesion>) -> Phantom {
     let n_voxels = SHAPE.n_voxels();
     let mut tissue = Vec::with_capacity(n_voxels);
     let mut inside = Vec::with_capacity(n_voxels);
+
     for offset in 0..n_voxels {
         let voxel = SHAPE.voxel(offset).map(|index| index as f64);
         let WorldPoint(world) = affine.to_world(VoxelPoint(voxel));
@@ -70,6 +71,7 @@ pub(super) fn phantom(seed: u64, lesion: Option<Lesion>) -> Phantom {
         tissue.push(subject.tissue(point, world).unwrap_or(0.0));
         inside.push(tissue[offset] > 0.0 && subject.in_lesion(world));
     }
+
     let voxels = smooth(&tissue)
         .into_iter()
         .zip(&tissue)

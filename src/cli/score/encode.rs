@@ -162,12 +162,14 @@ impl Encoding<'_> {
         let ScanError::Refused(Refusal { picture: Some(RefusalPicture(png)), .. }) = error else {
             return None;
         };
+
         let stem = companions::output_stem(&companions::stem_of(scan));
         let name = |count: usize| match count {
             1 => format!("{stem}_registration.png"),
             _ => format!("{stem}-{count}_registration.png"),
         };
         let name = (1..).map(name).find(|name| !self.pictures.contains(name))?;
+
         let folder = self.out.join("refused");
         let path = folder.join(&name);
         let written = fs::create_dir_all(&folder).and_then(|()| files::write_atomic(&path, png));

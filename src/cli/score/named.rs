@@ -52,6 +52,7 @@ pub(in crate::cli) fn expand(
         .map_err(|error| Failure::new(INTERNAL, error))?;
     let cannot_list =
         |path: &Path, e| Failure::new(IO, format!("cannot list {}: {e}", path.display()));
+
     let mut files: Vec<Named> = Vec::new();
     let mut dicom = Vec::new();
     for path in named {
@@ -74,10 +75,12 @@ pub(in crate::cli) fn expand(
             );
         }
     }
+
     // A folder and a file in it may both be named.
     let mut places = BTreeSet::new();
     files.retain(|file| places.insert(place(&file.path)));
     dicom.retain(|path| places.insert(place(path)));
+
     let refused = convert_series(&dicom, config, unpacked, &mut files)?;
     if files.is_empty() && refused.is_empty() {
         let needed = "no scan among the files; name NIfTI or DICOM files, zips or folders of them";
@@ -110,6 +113,7 @@ fn convert_series(
     let work = unpacked.join("dicom");
     let events = convert::convert(&listed, &work, &config.intake.limits, || true)
         .map_err(|error| Failure::new(IO, error))?;
+
     let first = |inputs: &[usize]| inputs.first().map_or(PathBuf::new(), |&i| dicom[i].clone());
     let mut refused = Vec::new();
     for event in events.unwrap_or_default() {

@@ -57,6 +57,7 @@ impl Scoring<'_> {
     ) -> Result<Vec<(Member, Finding)>, Failure> {
         let internal = |error: ScanError| Failure::new(INTERNAL, error);
         let columns = self.columns(&members).map_err(internal)?;
+
         let n_parts = self.engine.method.n_parts;
         let scored_member = |member: &Member| ScoredMember {
             id: member.record.id,
@@ -64,6 +65,7 @@ impl Scoring<'_> {
             membership: window.membership(member.record.id).clone(),
         };
         let scored_members: Vec<ScoredMember> = members.iter().map(scored_member).collect();
+
         let mut computed = Computed {
             columns: &columns,
             members: &members,
@@ -74,6 +76,7 @@ impl Scoring<'_> {
         let scores =
             score_members(&scored_members, &method.layers, &self.config.scoring, &mut computed)
                 .map_err(internal)?;
+
         let identity = window.identity();
         let mut scored = Vec::new();
         for (index, member) in members.into_iter().enumerate() {
@@ -91,6 +94,7 @@ impl Scoring<'_> {
                 config: &self.config,
             })
             .map_err(internal)?;
+
             let stem = &member.record.output_stem;
             for warning in &results.sidecar.warnings {
                 self.warnings.entry(warning.clone()).or_default().push(stem.clone());
