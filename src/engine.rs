@@ -63,7 +63,7 @@ pub struct Method {
     pub n_parts: usize,
     /// Edge of the encoder's patch, pixels.
     pub patch: usize,
-    /// Share of a cell's voxels that must lie in the brain.
+    /// Share of a cell's voxels that must be in the brain.
     pub min_brain_fraction: f64,
     /// Which scans are aligned to the template.
     pub alignment: AlignmentChoice,
@@ -248,14 +248,17 @@ impl Engine {
             position: config.encoder.position_resize,
             precision: config.encoder.precision,
         };
+
         if let Some(hook) = &hook {
             info!(name = hook.name(), version = hook.version(), "scans are preprocessed");
         }
+
         let (encoder, distances) =
             choose_device(config.encoder.device, &weights, &options, config.encoder.batch_slices)?;
         let projection = config.projection.channels.map(|channels| {
             Projection::new(config.projection.seed, architecture.channels, channels.get())
         });
+
         let method = Method {
             fingerprint: fingerprint(
                 config,
@@ -293,6 +296,7 @@ impl Engine {
             method = method.fingerprint,
             "engine ready"
         );
+
         let tokeniser = Tokeniser::new(
             encoder,
             projection,
@@ -300,6 +304,7 @@ impl Engine {
             method.layers.len(),
             batch_slices(config, &method.device, method.patch),
         );
+
         let fell_back = cfg!(feature = "cuda")
             && config.encoder.device == DeviceChoice::Auto
             && method.device == "cpu";
@@ -347,6 +352,7 @@ fn load_template(config: &Config) -> Result<Option<(Template, String)>, EngineEr
         warn!("no template: whole heads are refused; `oddscan model fetch` fetches it");
         return Ok(None);
     };
+
     let scan = nifti::read_scan(&path, &TEMPLATE_LIMITS).map_err(|error| {
         EngineError::Template(format!("the template {} cannot be used: {error}", path.display()))
     })?;
@@ -364,7 +370,7 @@ fn load_brain_weights(config: &Config) -> Result<Option<BrainWeights>, EngineErr
     let Some(path) = find_brain_weights(named.as_deref()) else {
         if named.is_none() && *brain == BrainChoice::Auto {
             info!(
-                "no networks for brain extraction: the template finds brains (see `oddscan model fetch --brain`)"
+                "no networks for brain extraction (`oddscan model fetch --brain`): the template is used"
             );
             return Ok(None);
         }
@@ -374,6 +380,7 @@ fn load_brain_weights(config: &Config) -> Result<Option<BrainWeights>, EngineErr
              model fetch --brain`, or set alignment.brain = \"template\""
         )));
     };
+
     let weights = model::load_brain_weights(&path).map_err(|error| {
         let path = path.display();
         EngineError::BrainNetwork(format!(
@@ -424,6 +431,7 @@ fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<
         ));
     }
     let architecture = weights.architecture;
+
     let (side, patch) = (config.volume.side, architecture.patch);
     if side % patch != 0 {
         return Err(EngineError::Misfit(format!(
@@ -431,12 +439,14 @@ fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<
             side.div_ceil(patch) * patch
         )));
     }
+
     if let Some(layer) = layers.iter().find(|&&layer| layer > architecture.depth) {
         let depth = architecture.depth;
         return Err(EngineError::Misfit(format!(
             "encoder.layers names block {layer}; {architecture} has {depth}, name 1 to {depth}"
         )));
     }
+
     let TokenSettings { slice_stride, join_views, .. } = config.tokens;
     let depth = config.tokens.depth(patch);
     if patch % depth != 0 || (join_views && depth != patch) {
@@ -445,6 +455,7 @@ fn check_fit(config: &Config, weights: &VitWeights, layers: &[usize]) -> Result<
             "tokens.slices_per_token = {depth} does not fit {architecture}; use {needed} ({patch})"
         )));
     }
+
     if slice_stride > depth {
         return Err(EngineError::Misfit(format!(
             "tokens.slice_stride = {slice_stride} skips whole tokens; use at most \
@@ -474,6 +485,7 @@ fn fingerprint(
         "volume": config.tree.get("volume"),
         "tokens": config.tree.get("tokens"),
     });
+
     // Only if it can change the tokens of scans with a brain mask. The usual template is one file,
     // and a site may fetch it later.
     if config.alignment.mode == AlignmentChoice::Always || config.alignment.template.is_some() {

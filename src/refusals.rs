@@ -61,6 +61,7 @@ pub fn misaligned(
             ("an affine that can be inverted".to_owned(), "check the header's sform and qform")
         }
     };
+
     let refusal = Refusal::new(QuarantineReason::RegistrationFailed, found, needed, action);
     pictured(refusal, scan, brain, template, best)
 }
@@ -161,6 +162,7 @@ fn pictured(
             line: &format!("found {}; needed {}", refusal.found, refusal.needed),
         })
     };
+
     match catch_unwind(AssertUnwindSafe(draw)) {
         Ok(png) => refusal.with_picture(png),
         Err(panic) => {

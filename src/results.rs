@@ -50,6 +50,7 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
             )
         },
     );
+
     let mut sidecar = Sidecar {
         standing: Standing::Scored,
         scores: Some(Scores {
@@ -70,10 +71,12 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
         clusters: finding.clusters.clone(),
         ..sidecar(record, input.window, method, config)
     };
+
     sidecar.window.heterogeneity = scoring::heterogeneity(&input.scores.references());
     sidecar.window.shared_anomalies.clone_from(shared);
     sidecar.warnings.extend(window_warnings(input, &finding));
     sidecar.warnings.extend(shared_warning(record.id, shared));
+
     let (brain_nii_gz, alignment) = optional_files(input);
     let results =
         ResultSet { map_nii_gz, mask_nii_gz, picture_png, brain_nii_gz, alignment, sidecar };
@@ -110,6 +113,7 @@ fn alignment_files(
         Some(distinctness) => format!("distinctness of the alignment {distinctness:.2}; {within}"),
         None => within,
     };
+
     let carried =
         brain::carried(template.brain(), &found.to_scan, source.raw.shape, &source.raw.affine);
     let picture_png = alignment_picture(&AlignmentPicture {

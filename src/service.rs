@@ -67,11 +67,13 @@ pub fn run(path: Option<PathBuf>) -> Result<(), ServiceError> {
     store::share_one_heap();
     let config = Config::load(path.as_deref())?;
     let log = telemetry::start_logging(&config.service.log);
+
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(ServiceError::System)?;
+
     let result = runtime.block_on(Service { path, log }.run(config));
     // A thread may still read new settings. Nobody waits for it now.
     runtime.shutdown_background();
@@ -88,15 +90,20 @@ impl Service {
         let mut terminate = signal(SignalKind::terminate()).map_err(ServiceError::System)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServiceError::System)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(ServiceError::System)?;
+
         make_folders(&config)?;
+
         let address = config.service.listen;
         let listener = telemetry::bind(address).await;
         let listener = listener.map_err(|source| ServiceError::Listen { address, source })?;
+
         notify::status("loading the model and opening the store");
         let (shared, engine) = tokio::task::block_in_place(|| build(&config))?;
+
         let pages = tokio::spawn(telemetry::serve(listener, Arc::clone(&shared)));
         let mut pipeline = Pipeline::start(&shared, engine)?;
         let waker = pipeline.waker();
+
         let incoming = config.directories.incoming.clone();
         let watcher = watcher::watch(&incoming, move |change| {
             waker.send(change).ok();
@@ -107,7 +114,9 @@ impl Service {
             debug!(%error, "no file events");
             warn!(secs, "no file events; the folder is listed on the interval only");
         }
+
         self.ready(&shared, &config);
+
         let mut watchdog = tokio::time::interval(notify::watchdog_interval());
         let mut reading: Option<JoinHandle<Result<Config, ServiceError>>> = None;
         let ended = loop {
@@ -129,6 +138,7 @@ impl Service {
                 end = pipeline.ended.recv() => break end,
             }
         };
+
         notify::stopping();
         shared.board.update().ready = false;
         shared.request_stop();
@@ -137,6 +147,7 @@ impl Service {
         tokio::task::block_in_place(|| pipeline.join());
         let flushed = shared.store.flush();
         pages.abort();
+
         match &result {
             Ok(()) => info!("stopped; the next start continues with unfinished scans"),
             Err(error) => error!(%error, "stopped by a failure"),
@@ -153,6 +164,7 @@ impl Service {
             status.method.clone_from(&shared.method.fingerprint);
         }
         shared.metrics.reload(true, now_secs());
+
         info!(
             version = env!("CARGO_PKG_VERSION"),
             pages = %config.service.listen,
@@ -203,17 +215,21 @@ impl Service {
 
 fn build(config: &Config) -> Result<(Arc<Shared>, Engine), ServiceError> {
     let engine = Engine::start(config)?;
+
     let folder = config.directories.state.join("store");
     let store = Store::open(&folder, config.window.memory_bytes).map_err(ScanError::from)?;
+
     let metrics = Metrics::with_max_cohorts(config.window.max_cohort_labels);
     let method = engine.method.clone();
     if engine.fell_back {
         metrics.encode_fallback(Fallback::Cpu);
     }
+
     let revision = option_env!("ODDSCAN_REVISION").unwrap_or("unknown");
     let version = env!("CARGO_PKG_VERSION");
     metrics.build_info(version, revision, &method.device, &store::FORMAT.to_string());
     metrics.model_info(&method.model, &method.weights_sha256[..12], &method.fingerprint[..12]);
+
     let shared = Shared::new(config.clone(), store, metrics, method)?;
     Ok((Arc::new(shared), engine))
 }

@@ -23,6 +23,7 @@ pub type LogHandle = reload::Handle<EnvFilter, Registry>;
 pub fn start_logging(filter: &str) -> LogHandle {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| of_settings(filter));
     let (filter, handle) = reload::Layer::new(filter);
+
     let registry = tracing_subscriber::registry().with(filter);
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     match journal {
@@ -86,6 +87,7 @@ async fn ready_page(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     if status.takes_work() {
         return (StatusCode::OK, "ready\n".to_owned());
     }
+
     let mut reasons: Vec<String> = status.reasons.into_iter().collect();
     if !status.ready {
         reasons.push("starting or stopping".to_owned());

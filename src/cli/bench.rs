@@ -1,4 +1,4 @@
-//! `oddscan bench`: how fast this machine does what costs most, encoding and comparing.
+//! `oddscan bench`: how fast this machine encodes and compares, which takes most of the time.
 
 mod pipeline;
 mod window;
@@ -37,27 +37,26 @@ use crate::{
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// Slices per second through the network.
+    /// Measure how many slices per second the network encodes.
     Encode(Encode),
-    /// Seconds that one new scan takes against its window: the distances alone.
+    /// Measure the distances of one new scan to its window, in seconds.
     Score(Score),
-    /// The same with reading and keeping them on this disk, and all scores again; for several
-    /// sizes.
+    /// Measure the same with the store on this disk, and with all scores, for several window sizes.
     Window(window::Arguments),
-    /// Seconds per scan and stage through the whole daemon, on made-up scans.
+    /// Measure seconds per scan and stage in the whole daemon, with made-up scans.
     Pipeline(pipeline::Arguments),
 }
 
 #[derive(clap::Args)]
 pub(super) struct Encode {
-    /// Network of random weights: dinov2_vits14, dinov2_vitb14 or dinov2_vitl14.
+    /// Network with random weights: dinov2_vits14, dinov2_vitb14 or dinov2_vitl14.
     #[arg(long, default_value = "dinov2_vits14", conflicts_with = "weights")]
     network: String,
-    /// A weights file instead.
+    /// A weights file instead of random weights.
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// Number format of the products: f16, bf16 or f32. The CPU knows f32 and, where the processor
-    /// has it, bf16. Left out, the settings' "auto".
+    /// Number format of the matrix products: f16, bf16 or f32. The CPU supports f32 and, if the
+    /// processor has it, bf16. Without this option, like "auto" in the settings.
     #[arg(long, value_parser = word::<Precision>)]
     precision: Option<Precision>,
     /// Slices per forward pass.
@@ -66,14 +65,14 @@ pub(super) struct Encode {
     /// Slices per repetition.
     #[arg(long, default_value_t = 672)]
     slices: usize,
-    /// Slices whose features are averaged on the device, as many as a token pools; --batch and
-    /// --slices are rounded up to whole groups.
+    /// Slices whose features the device averages, as many as a token pools. --batch and --slices
+    /// are rounded up to whole groups.
     #[arg(long, default_value_t = 7)]
     group: usize,
-    /// Pixels along the edge of a slice.
+    /// Edge of a slice in pixels.
     #[arg(long, default_value_t = 224)]
     side: usize,
-    /// Last block that is computed, and whose features are returned; all when left out.
+    /// Last block to compute; its features are returned. Default: the last block of the network.
     #[arg(long)]
     layer: Option<usize>,
     #[command(flatten)]
@@ -82,23 +81,23 @@ pub(super) struct Encode {
 
 #[derive(clap::Args)]
 pub(super) struct Score {
-    /// Tokens per scan, about.
+    /// Approximate number of tokens per scan.
     #[arg(long, default_value_t = 2300)]
     tokens: usize,
     /// Features per token.
     #[arg(long, default_value_t = 384)]
     channels: usize,
-    /// Scans in the window, the new one not counted.
+    /// Scans in the window without the new one.
     #[arg(long, default_value_t = 200)]
     window: usize,
     /// Grids of tokens per scan: one for each layer and view.
     #[arg(long, default_value_t = 1)]
     grids: usize,
-    /// Patches around a token that are searched; 0 searches the whole volume.
+    /// Patches to search around a token; 0 searches the whole volume.
     #[arg(long, default_value_t = 1)]
     reach: usize,
-    /// On the CPU alone: candidates of the whole volume are found with products of bf16 where the
-    /// processor has them; f32 does without.
+    /// Only for the CPU and the whole volume: bf16 finds candidates with bf16 products if the
+    /// processor has them; f32 does not use them.
     #[arg(long, value_parser = word::<Precision>, default_value = "bf16")]
     precision: Precision,
     #[command(flatten)]
@@ -107,13 +106,13 @@ pub(super) struct Score {
 
 #[derive(clap::Args)]
 struct How {
-    /// At most these instructions of the CPU: portable, avx2, avx512, avx512_bf16 or amx.
+    /// The newest CPU instructions to use: portable, avx2, avx512, avx512_bf16 or amx.
     #[arg(long, value_parser = word::<Instructions>, default_value = "amx")]
     instructions: Instructions,
     /// Device: auto, cuda or cpu.
     #[arg(long, value_parser = word::<DeviceChoice>, default_value = "auto")]
     device: DeviceChoice,
-    /// Repetitions; the median counts. One more comes before them and does not.
+    /// Number of repetitions; the median counts. One more runs first and does not count.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
     /// Print one JSON object.
@@ -121,7 +120,7 @@ struct How {
     json: bool,
 }
 
-/// One of the words that the settings file knows.
+/// Parses a word as the settings file does.
 fn word<T: DeserializeOwned>(text: &str) -> Result<T, serde::de::value::Error> {
     T::deserialize(text.into_deserializer())
 }
@@ -189,13 +188,15 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
     let (side, layer) = (arguments.side, arguments.layer.unwrap_or(architecture.depth));
     if side == 0 || !side.is_multiple_of(architecture.patch) {
         let patch = architecture.patch;
-        return Err(Failure::new(USAGE, format!("--side {side} is no multiple of {patch}")));
+        return Err(Failure::new(USAGE, format!("--side {side} is not a multiple of {patch}")));
     }
     if layer == 0 || layer > architecture.depth || arguments.batch == 0 || arguments.group == 0 {
-        return Err(Failure::new(USAGE, "--layer, --batch and --group count from 1"));
+        return Err(Failure::new(USAGE, "--layer, --batch and --group must be at least 1"));
     }
+
     let options = options(layer, arguments.precision);
     let (mut encoder, _) = devices(&weights, &options, arguments.how.device)?;
+
     let mut normal = Normal::new(1);
     let image = side * side;
     let group = arguments.group;
@@ -208,6 +209,7 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
         images.patches.truncate(n_images / group);
         images
     };
+
     let (whole, rest) = (batch_of(batch), batch_of(slices % batch));
     let once = || {
         for _ in 0..slices / batch {
@@ -230,6 +232,7 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
     let cosine = (device != "cpu" || precision != Precision::F32)
         .then(|| cosine_to_cpu(&mut *encoder, &weights, layer, side))
         .transpose()?;
+
     let n_patches = (side / architecture.patch).pow(2);
     let work = slices as f64;
     report(
@@ -251,8 +254,8 @@ fn encode(arguments: &Encode) -> Result<(), Failure> {
     )
 }
 
-/// The smallest cosine between the features of a patch from `encoder` and from the CPU engine, over
-/// two images of soft shapes, which are nearer to scans than noise is.
+/// The smallest cosine between the features of a patch from `encoder` and from the CPU engine. The
+/// two images have soft shapes, which are more like scans than noise is.
 fn cosine_to_cpu(
     encoder: &mut dyn SliceEncoder,
     weights: &VitWeights,
@@ -265,6 +268,7 @@ fn cosine_to_cpu(
         0.5 + 0.25 * ((0.05 * x + image).sin() + (0.03 * x * (0.02 * y).cos()).cos())
     };
     let pixels = (0..2 * side * side).map(pixel).collect();
+
     let images = ImageBatch::whole(2, side, weights.architecture.patch, pixels);
     let mut reference = CpuEncoder::new(weights, &options(layer, Some(Precision::F32)));
     let [found, expected] = [encoder.encode(&images), reference.encode(&images)];
@@ -276,20 +280,23 @@ fn cosine_to_cpu(
 fn score(arguments: &Score) -> Result<(), Failure> {
     let Score { tokens, channels, window, grids, reach, .. } = *arguments;
     if tokens == 0 || channels == 0 || window == 0 {
-        return Err(Failure::new(USAGE, "--tokens, --channels and --window count from 1"));
+        return Err(Failure::new(USAGE, "--tokens, --channels and --window must be at least 1"));
     }
+
     let (device, mut distances) = distances_on(arguments.how.device)?;
     if device == "cpu" && arguments.precision == Precision::F32 {
         distances = Box::new(CpuDistances::in_single());
     }
-    // As many members as differ for the caches: the rest of the window are those again.
+
+    // Enough different members to exceed the caches. The rest of the window repeats them.
     let n_distinct = window.min(16);
     let new = random_tokens(0, tokens, channels);
     let members: Vec<TokenGrid> =
         (1..=n_distinct as u64).map(|seed| random_tokens(seed, tokens, channels)).collect();
     let search =
         std::num::NonZeroUsize::new(reach).map_or(SearchReach::WholeVolume, SearchReach::Patches);
-    // A device that keeps tokens is not given them anew for each pair.
+
+    // A device that keeps tokens gets them only once, not for each pair.
     let name = |number: usize| GridName { scan: ScanId([number as u8; 32]), grid: 0 };
     let keep = |(number, tokens)| distances.keep(name(number), tokens);
     members
@@ -298,6 +305,7 @@ fn score(arguments: &Score) -> Result<(), Failure> {
         .enumerate()
         .try_for_each(keep)
         .map_err(|error| Failure::new(INTERNAL, error))?;
+
     let others: Vec<usize> = (0..window * grids).map(|other| other % n_distinct).collect();
     let names: Vec<GridName> = others.iter().map(|&other| name(other)).collect();
     let once = || {
@@ -308,6 +316,7 @@ fn score(arguments: &Score) -> Result<(), Failure> {
         Ok(())
     };
     let times = repeat(arguments.how.repeats, once)?;
+
     let n_pairs = (window * grids) as f64;
     let n_tokens = new.n_tokens();
     let per_pair = match search {
@@ -333,17 +342,19 @@ fn score(arguments: &Score) -> Result<(), Failure> {
     )
 }
 
-/// About `n_tokens` random tokens in a ball that fills half of a grid, as a brain does.
+/// About `n_tokens` random tokens in a ball that fills half of a grid, like a brain.
 fn random_tokens(seed: u64, n_tokens: usize, channels: usize) -> TokenGrid {
     let side = (2.0 * n_tokens as f64).cbrt().round().max(1.0) as usize;
     let (shape, centre) = (Shape3::cube(side), (side as f64 - 1.0) / 2.0);
     let apart = |cell: u32| -> f64 {
         shape.voxel(cell as usize).iter().map(|&at| (at as f64 - centre).powi(2)).sum()
     };
+
     let mut cells: Vec<u32> = (0..shape.n_voxels() as u32).collect();
     cells.sort_by(|&a, &b| apart(a).total_cmp(&apart(b)));
     cells.truncate(n_tokens);
     cells.sort_unstable();
+
     let mut normal = Normal::new(seed);
     let scale = (channels as f64).powf(-0.5);
     let features =
@@ -353,7 +364,7 @@ fn random_tokens(seed: u64, n_tokens: usize, channels: usize) -> TokenGrid {
 
 /// The name of the device and the distances on it.
 fn distances_on(device: DeviceChoice) -> Result<(String, Box<dyn PairDistances>), Failure> {
-    // They need no network. One block of it is made all the same, with the device.
+    // Distances need no network, but the device needs one: one block is enough.
     let named = Architecture::named("dinov2_vits14").expect("is one of the names");
     let tiny = VitWeights::random(Architecture { depth: 1, ..named }, 0);
     let (encoder, distances) = devices(&tiny, &options(1, None), device)?;

@@ -1,4 +1,4 @@
-//! `oddscan check-config`: are these settings usable?
+//! `oddscan check-config`: checks whether settings can be used.
 
 use std::path::PathBuf;
 
@@ -11,9 +11,9 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// The file.
+    /// The settings file.
     file: PathBuf,
-    /// Look at the settings alone, as on a machine that has no weights.
+    /// Check only the settings, for example on a machine without weights.
     #[arg(long)]
     settings_only: bool,
 }
@@ -27,20 +27,23 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         config.tree["preset"],
         config.directories.incoming.display()
     );
+
     for (index, rule) in config.cohorts.iter().enumerate() {
         println!("cohort rule {}, {rule}", index + 1);
     }
     let others = if config.cohorts.is_empty() { "all scans" } else { "scans that no rule takes" };
     println!("{others}: by the suffix of the file name");
+
     if arguments.settings_only {
         return Ok(());
     }
     if config.directories.incoming.try_exists().is_ok_and(|exists| !exists) {
         println!(
-            "{} does not exist: the daemon would make it",
+            "{} does not exist; the daemon will create it",
             config.directories.incoming.display()
         );
     }
+
     telemetry::start_logging("warn");
     let found = Ingredients::load_all(&config).map_err(all_but_one_said)?;
     let template = if found.has_template() { "with" } else { "without" };
@@ -51,7 +54,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What is missing, said but for the last.
+/// Prints all errors except the last, which it returns.
 fn all_but_one_said(mut missing: Vec<EngineError>) -> Failure {
     let last = missing.pop().expect("an error says what is missing");
     missing.iter().for_each(|error| say(error));

@@ -1,6 +1,6 @@
-//! `oddscan confine`: gives up rights, then becomes another program. The daemon starts the site's
-//! preprocessing this way: limits must be set between the start of a process and that of its
-//! program.
+//! `oddscan confine`: drops rights, then becomes another program. The daemon starts the site's
+//! preprocessing this way, because limits must be set after the start of a process and before the
+//! start of its program.
 
 use std::{ffi::OsString, io, os::unix::process::CommandExt, process::Command};
 
@@ -12,10 +12,10 @@ use crate::process::{
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Size of each file that it writes.
+    /// Largest size of each file that the program writes.
     #[arg(long)]
     file_bytes: u64,
-    /// Memory that it can write to.
+    /// Largest memory that the program can write to.
     #[arg(long)]
     data_bytes: Option<u64>,
     /// Program and arguments.
@@ -30,7 +30,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     child::confine(&confines).map_err(|error| Failure::new(INTERNAL, error))?;
     let error = Command::new(&arguments.command[0]).args(&arguments.command[1..]).exec();
-    // As shells say it.
+    // The exit codes of shells.
     let code = if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { CANNOT_EXECUTE };
     Err(Failure::new(code, error))
 }

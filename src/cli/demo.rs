@@ -1,4 +1,5 @@
-//! `oddscan demo`: the real daemon on a folder of its own, fed scan by scan as a scanner would.
+//! `oddscan demo`: runs the real daemon on a folder of its own and gives it one scan after another,
+//! like a scanner.
 
 pub(super) mod daemon;
 mod phantom;
@@ -24,25 +25,26 @@ use crate::{
 use daemon::Daemon;
 use scans::Scan;
 
-/// The daemon starts to score at half of the scans, or at this many: some may be refused.
+/// The daemon starts to score at half of the scans, or at this number: some may be refused.
 const MAX_MIN_SCANS: usize = 5;
 
-/// Longest time in which nothing at all happens before the demo gives up.
+/// The demo gives up after this time without any progress.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Use the scans of this folder (with `<subject>_brain` masks and `<subject>_lesion` truths
-    /// beside them, where there are any) instead of made-up brains.
+    /// Use the scans of this folder instead of made-up brains. `<subject>_brain` masks and
+    /// `<subject>_lesion` truths beside them are used, too.
     #[arg(long, value_name = "DIR")]
     scans: Option<PathBuf>,
-    /// Work in this folder, which is made and must be empty; everything in it is kept.
+    /// Work in this folder. It is created or must be empty, and everything in it is kept.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Keep everything: scans, store and log too. Without it only the results stay.
+    /// Keep everything, including scans, store and log. Otherwise only the results stay.
     #[arg(long)]
     keep: bool,
-    /// Encode every n-th slice. More is faster and coarser; the daemon's default is 2.
+    /// Encode every n-th slice. A larger number is faster and less exact; the daemon's default is
+    /// 2.
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u8).range(1..=7))]
     slice_stride: u8,
 }
@@ -52,15 +54,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = make_folder(arguments.dir.as_deref())?;
     let source = arguments.scans.as_deref();
     let scans = scans::of(source, &folder.join("scans"), scans::N_MADE_UP)?;
+
     let config = folder.join("config.toml");
     let address = free_address().map_err(io)?;
     let stride = arguments.slice_stride;
     fs::write(&config, settings(&folder, address, scans.len(), stride)).map_err(io)?;
-    // The daemon would say the same, but into its log.
+    // The daemon would report the same faults, but only in its log.
     Config::load(Some(&config)).map_err(|error| Failure::new(CONFIG, error))?;
+
     println!("{} scans; the daemon works in {}", scans.len(), folder.display());
     let mut daemon = Daemon::start(&config, address, &folder)?;
     println!("metrics while it runs: http://{address}/metrics\n");
+
     feed(&mut daemon, &scans, &folder.join("incoming"))?;
     fs::write(folder.join("metrics.prom"), status::page(address, "/metrics")?).map_err(io)?;
     daemon.stop()?;
@@ -72,6 +77,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.ok();
         }
     }
+
     println!("\nmaps, masks, pictures, sidecars: {}", folder.join("results").display());
     println!("metrics: {}", folder.join("metrics.prom").display());
     println!("took {:.0} s. Research use only.", started.elapsed().as_secs_f64());
@@ -95,12 +101,12 @@ fn make_folder(named: Option<&Path>) -> Result<PathBuf, Failure> {
     named.canonicalize().map_err(io)
 }
 
-/// An address on loopback that nobody listens on now.
+/// A free address on loopback.
 pub(super) fn free_address() -> std::io::Result<SocketAddr> {
     TcpListener::bind(("127.0.0.1", 0))?.local_addr()
 }
 
-/// Settings that suit a few scans on a desk: short waits, an early start.
+/// Settings for a few scans: short waits, and scoring starts early.
 pub(super) fn settings(folder: &Path, address: SocketAddr, n_scans: usize, stride: u8) -> String {
     let path = |name: &str| toml::Value::from(folder.join(name).to_string_lossy().into_owned());
     format!(
@@ -117,8 +123,8 @@ pub(super) fn settings(folder: &Path, address: SocketAddr, n_scans: usize, strid
     )
 }
 
-/// Drops the scans in one by one, the next as soon as the daemon has taken up the one before, and
-/// waits for the last result.
+/// Copies the scans into the incoming folder one by one, each after the daemon has accepted the one
+/// before. Then waits for the last result.
 fn feed(daemon: &mut Daemon, scans: &[Scan], incoming: &Path) -> Result<(), Failure> {
     let bar = progress_bar(scans.len());
     let mut dropped = 0;
@@ -201,11 +207,12 @@ fn row(scan: &Scan, sidecar: &Sidecar, results: &Path) -> String {
     )
 }
 
-/// Overlap of the mask with the truth, 2 |A and B| / (|A| + |B|); none where either cannot be read.
+/// Overlap of the mask with the truth, 2 |A and B| / (|A| + |B|). `None` if one cannot be read.
 fn dice(mask: &Path, truth: &Path) -> Option<f64> {
     let limits = Limits { max_file_bytes: 1 << 30, max_voxels: 1 << 28 };
     let read = |path| nifti::read_mask(path, &limits).ok();
     let (mask, truth) = (read(mask)?, read(truth)?);
+
     let count = |inside: &[bool]| inside.iter().filter(|&&inside| inside).count();
     let n_both = mask.inside.iter().zip(&truth.inside).filter(|(a, b)| **a && **b).count();
     let n_all = count(&mask.inside) + count(&truth.inside);

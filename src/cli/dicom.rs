@@ -1,4 +1,4 @@
-//! `oddscan dicom`: DICOM series to NIfTI. The daemon runs it as a process of its own.
+//! `oddscan dicom`: converts DICOM series to NIfTI. The daemon runs it as a separate process.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,20 +32,20 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// DICOM files, folders of them, or zips; what belongs together stands in their headers.
+    /// DICOM files, folders of them, or zips. Their headers say which files belong together.
     #[arg(required_unless_present = "listed")]
     inputs: Vec<PathBuf>,
-    /// Where `<number>_<description>_<suffix>.nii.gz` and a `.json` for each go.
+    /// Folder for `<number>_<description>_<suffix>.nii.gz` and a `.json` for each.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Files come by standard input, as the daemon lists them.
+    /// Read the list of files from standard input, in the form that the daemon writes.
     #[arg(long, hide = true)]
     listed: bool,
     #[arg(long, hide = true, default_value_t = u64::MAX)]
     max_voxels: u64,
     #[arg(long, hide = true, default_value_t = u64::MAX)]
     max_file_bytes: u64,
-    /// Address space.
+    /// Largest address space of this process.
     #[arg(long, hide = true)]
     memory_bytes: Option<u64>,
 }
@@ -53,12 +53,12 @@ pub(super) struct Arguments {
 /// A file to convert.
 struct Input {
     path: PathBuf,
-    /// What the caller calls it: the zip, for a file out of one.
+    /// Its number in the caller's list. A file from a zip has the number of the zip.
     number: usize,
     standing: Standing,
 }
 
-/// Files in a zip.
+/// Largest number of files in a zip.
 const MAX_MEMBERS: usize = 100_000;
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -67,10 +67,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.listed {
         confine(arguments, &limits).map_err(|error| Failure::new(INTERNAL, error))?;
     }
+
     let listed = if arguments.listed { listed()? } else { expand(&arguments.inputs)? };
     fs::create_dir_all(&arguments.out).map_err(|error| cannot_write(&arguments.out, &error))?;
     let unpacked = tempfile::Builder::new().prefix(".unpacked").tempdir_in(&arguments.out);
     let unpacked = unpacked.map_err(|error| cannot_write(&arguments.out, &error))?;
+
     let mut session = Session {
         out: &arguments.out,
         unpacked: unpacked.path(),
@@ -84,6 +86,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         io::ErrorKind::BrokenPipe => Failure::of_output(error),
         _ => cannot_write(&arguments.out, &error),
     })?;
+
     match (arguments.listed, session.n_refused, session.n_converted) {
         (true, ..) | (false, 0, 1..) => Ok(()),
         (false, 0, 0) => Err(Failure::new(REFUSED, "nothing to convert")),
@@ -95,7 +98,7 @@ fn cannot_write(folder: &Path, error: &io::Error) -> Failure {
     Failure::new(IO, format!("cannot write to {}: {error}", folder.display()))
 }
 
-/// Gives up what a broken file could do harm with.
+/// Drops rights, so that a malicious or damaged file can do little harm.
 fn confine(arguments: &Arguments, limits: &Limits) -> io::Result<()> {
     let of_volume = limits.max_voxels.saturating_mul(5).saturating_add(1 << 20);
     child::confine(&Confines {
@@ -107,15 +110,15 @@ fn confine(arguments: &Arguments, limits: &Limits) -> io::Result<()> {
 fn listed() -> Result<Vec<(Standing, PathBuf)>, Failure> {
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes).map_err(|error| Failure::new(IO, error))?;
-    decode_list(&bytes)
-        .ok_or_else(|| Failure::new(USAGE, "a list as the daemon writes it is needed"))
+    decode_list(&bytes).ok_or_else(|| Failure::new(USAGE, "a list in the daemon's form is needed"))
 }
 
-/// DICOM files and zips as named, and those in folders.
+/// The named DICOM files and zips, and those in named folders.
 fn expand(named: &[PathBuf]) -> Result<Vec<(Standing, PathBuf)>, Failure> {
     let config = Config::parse("").map_err(|error| Failure::new(INTERNAL, error))?;
     let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
         .map_err(|error| Failure::new(INTERNAL, error))?;
+
     let mut files = Vec::new();
     for path in named {
         if !path.is_dir() {
@@ -134,7 +137,7 @@ struct Session<'a> {
     out: &'a Path,
     unpacked: &'a Path,
     limits: Limits,
-    /// Names of the inputs, where a person reads the lines.
+    /// Names of the inputs, if a person reads the lines.
     names: Option<Vec<PathBuf>>,
     stems: BTreeSet<String>,
     n_converted: usize,
@@ -156,13 +159,15 @@ impl Session<'_> {
                 inputs.push(Input { path: path.clone(), number, standing: *standing });
             }
         }
+
         let mut heads: Vec<(usize, Head)> = Vec::new();
         for (index, input) in inputs.iter().enumerate() {
             if let Some(head) = self.read_head(input)? {
                 heads.push((index, head));
             }
         }
-        // Files that are nothing for us part from those that are, also within one series.
+
+        // Files that oddscan does not want are separated from the others, also within one series.
         let mut series: BTreeMap<_, Vec<(usize, &Head)>> = BTreeMap::new();
         for (index, head) in &heads {
             series
@@ -186,11 +191,13 @@ impl Session<'_> {
             max_member_bytes: self.limits.max_file_bytes,
             max_bytes,
         };
+
         let opened = open(path, max_bytes);
         let unpacked = match opened {
             Ok((file, n_bytes)) => guarded(|| unzip(file, n_bytes, &folder, &limits)),
             Err(refusal) => Ok(Ok(Err(refusal))),
         };
+
         let refusal = match unpacked {
             Ok(Ok(Ok(files))) if files.is_empty() => {
                 let (name, why) = (String::new(), "a zip without DICOM files".to_owned());
@@ -212,7 +219,7 @@ impl Session<'_> {
         match head {
             Ok(head) => Ok(Some(head)),
             Err(_) if input.standing != Standing::New => {
-                // Dealt with before, or not whole yet.
+                // The file was decided earlier, or is not whole yet.
                 Ok(None)
             }
             Err(refusal) => {
@@ -234,12 +241,14 @@ impl Session<'_> {
         };
         let all = numbers(&mut files.iter().map(|(index, _)| *index));
         let stands = |standing| files.iter().any(|&(index, _)| inputs[index].standing == standing);
+
         if stands(Standing::Growing) {
             return self.say(&Event::Waiting { inputs: all });
         }
         if !stands(Standing::New) {
             return Ok(());
         }
+
         let name = || files[0].1.name("unknown");
         if let Some(why) = unwanted {
             let name = name();
@@ -250,6 +259,7 @@ impl Session<'_> {
             let name = name();
             return self.say(&Event::Refused { name, refusal, may_grow: false, inputs: all });
         }
+
         self.say(&Event::InHand { inputs: all })?;
         for stack in dicom::stacks(files) {
             let inputs_of = numbers(&mut stack.inputs.iter().copied());
@@ -262,7 +272,8 @@ impl Session<'_> {
             match converted.unwrap_or_else(|refusal| Err(refusal.into())) {
                 Ok(converted) => {
                     self.write(&name, &converted)?;
-                    // Who converts files by hand may pass on what is said about them.
+                    // The patient stays out of lines for people, because they may pass the lines
+                    // on.
                     let patient = stack.head.patient.clone().filter(|_| self.names.is_none());
                     self.say(&Event::Converted { name, patient, inputs: inputs_of })?;
                     self.n_converted += 1;
@@ -279,7 +290,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// The same, with a number behind the description where the name is taken.
+    /// The name, with a number after the description if it is taken.
     fn free_name(&mut self, name: &str) -> String {
         let (start, suffix) = name.rsplit_once('_').unwrap_or((name, ""));
         let numbered = |count: u32| match count {
@@ -311,7 +322,8 @@ impl Session<'_> {
         self.say(&Event::Refused { name, refusal, may_grow, inputs })
     }
 
-    /// One line per event; for people with the names of the files instead of their numbers.
+    /// Prints one line per event. Lines for people have the names of the files instead of their
+    /// numbers.
     fn say(&self, event: &Event) -> io::Result<()> {
         let mut line = serde_json::to_value(event).map_err(io::Error::other)?;
         if let Some(names) = &self.names {
@@ -325,7 +337,7 @@ impl Session<'_> {
                 line.insert("files".to_owned(), files.into());
             }
         }
-        // Written at once: after a death the last line tells what was in hand.
+        // Written at once: after a crash the last line shows which files were being converted.
         let mut stdout = io::stdout().lock();
         writeln!(stdout, "{line}")?;
         stdout.flush()
@@ -343,13 +355,13 @@ fn open(path: &Path, max_bytes: u64) -> Result<(File, u64), Refusal> {
     if n_bytes > max_bytes {
         let found = format!("{n_bytes} bytes");
         let needed = format!("at most {max_bytes} (intake.max_file_mib)");
-        let action = "raise intake.max_file_mib if such files are meant";
+        let action = "raise intake.max_file_mib if such files are expected";
         return Err(Refusal::new(TooLarge, found, needed, action));
     }
     Ok((file, n_bytes))
 }
 
-/// A panic costs what was in hand.
+/// Runs `work`. A panic becomes a refusal.
 fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Refusal> {
     std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text: String =

@@ -1,4 +1,4 @@
-//! `oddscan eval`: how well do maps and masks find lesions that are known?
+//! `oddscan eval`: measures how well maps and masks find known lesions.
 
 use std::{
     fmt::Write as _,
@@ -22,15 +22,15 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Results of `oddscan score` or of the daemon.
+    /// Folder with results of `oddscan score` or of the daemon.
     #[arg(long, value_name = "DIR")]
     maps: PathBuf,
-    /// Lesion masks on the grid of the scans: `<subject>_lesion.nii.gz`. A scan without one counts
-    /// as healthy.
+    /// Folder with lesion masks on the grid of the scans: `<subject>_lesion.nii.gz`. A scan without
+    /// one counts as healthy.
     #[arg(long, value_name = "DIR")]
     truth: PathBuf,
-    /// Brain masks: `<subject>_brain.nii.gz`; the folder of the truths if not given. Without a mask
-    /// a scan's brain is where its map is not 0.
+    /// Folder with brain masks: `<subject>_brain.nii.gz`. Default: the folder of the lesion masks.
+    /// Without a mask, a scan's brain is where its map is not 0.
     #[arg(long, value_name = "DIR")]
     brain: Option<PathBuf>,
     /// Print JSON instead of tables.
@@ -38,7 +38,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// Lesion volumes at which the paper splits its figures, mm^3.
+/// Classes of lesion volume in the paper, mm^3.
 const SIZES: [(&str, f64, f64); 3] = [
     ("below 100 mm3", 0.0, 100.0),
     ("100 to 1000 mm3", 100.0, 1000.0),
@@ -54,7 +54,7 @@ struct Scan {
     n_lesion_voxels: usize,
     #[serde(skip)]
     overlap: Overlap,
-    /// Voxel figures, with lesions only.
+    /// Figures over voxels. `None` without lesions.
     voxels: Option<VoxelFigures>,
     lesions: Vec<Lesion>,
     n_false_regions: usize,
@@ -65,7 +65,7 @@ struct Scan {
 struct VoxelFigures {
     auroc: f64,
     average_precision: f64,
-    /// Dice of the best threshold for this scan.
+    /// Dice at the best threshold for this scan.
     oracle_dice: f64,
     oracle_threshold: f32,
     /// Dice of the mask that was written.
@@ -103,7 +103,7 @@ struct SizeClass {
     n_found: usize,
 }
 
-/// Scans with lesions against scans without.
+/// How well scores separate scans with lesions from scans without.
 #[derive(Debug, Serialize)]
 struct Patients {
     n_with_lesions: usize,
@@ -150,6 +150,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             Err(error) => refused.push(format!("{stem}: {error}")),
         }
     }
+
     if !scans.is_empty() {
         let evaluation = summarise(scans, voxels);
         if arguments.json {
@@ -158,6 +159,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             print!("{}", tables(&evaluation));
         }
     }
+
     for refusal in &refused {
         eprintln!("not evaluated: {refusal}");
     }
@@ -167,7 +169,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-/// The scans whose maps lie in a folder.
+/// The scans with maps in a folder.
 fn stems(maps: &Path) -> Result<Vec<String>, Failure> {
     let cannot = |error| Failure::new(IO, format!("cannot list {}: {error}", maps.display()));
     let entries = fs::read_dir(maps).map_err(cannot)?;
@@ -189,12 +191,13 @@ fn stems(maps: &Path) -> Result<Vec<String>, Failure> {
 
 type Scored = Vec<(f32, bool)>;
 
-/// The figures of one scan, and score and truth of every voxel of its brain.
+/// The figures of one scan, with score and truth of each voxel of its brain.
 fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String> {
     let text = |error: crate::domain::error::ScanError| error.to_string();
     let result = |ending: &str| arguments.maps.join(format!("{stem}_anomaly{ending}"));
     let map = nifti::read_map(&result("-map.nii.gz"), &Limits::NONE).map_err(text)?;
     let mask = on_grid(&map, &result("-mask.nii.gz"))?;
+
     let brains = arguments.brain.as_ref().unwrap_or(&arguments.truth);
     let companion = |folder: &Path, what| companions::companion(&folder.join(stem), what);
     let brain = match companion(brains, "brain") {
@@ -205,6 +208,7 @@ fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String>
         Some(path) => on_grid(&map, &path)?,
         None => vec![false; map.voxels.len()],
     };
+
     let inside = |other: &[bool]| -> Vec<bool> {
         other.iter().zip(&brain).map(|(&other, &brain)| other && brain).collect()
     };
@@ -213,6 +217,7 @@ fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String>
         .filter(|&voxel| brain[voxel])
         .map(|voxel| (map.voxels[voxel], truth[voxel]))
         .collect();
+
     let overlap = Overlap::of(mask.iter().copied().zip(truth.iter().copied()));
     let voxels = Ranking::new([scored.iter().copied()]).curve().map(|curve| VoxelFigures {
         auroc: curve.auroc,
@@ -222,10 +227,12 @@ fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String>
         dice: overlap.dice().unwrap_or(0.0),
         iou: overlap.iou().unwrap_or(0.0),
     });
+
     let voxel_mm3 = map.affine.voxel_volume_mm3();
     let n_masked = overlap.both + overlap.mask_only;
     let (lesions, marked) = (regions(truth, map.shape, 1), regions(mask, map.shape, 1));
     let Lesions { found, n_false } = Lesions::of(&lesions, &marked, map.shape, voxel_mm3);
+
     let sidecar = report::read_sidecar(&result(".json")).ok();
     let scan = Scan {
         stem: stem.to_owned(),
@@ -243,7 +250,7 @@ fn evaluate(arguments: &Arguments, stem: &str) -> Result<(Scan, Scored), String>
     Ok((scan, scored))
 }
 
-/// A mask that must lie on the grid of the map.
+/// A mask, which must be on the grid of the map.
 fn on_grid(map: &RawVolume, path: &Path) -> Result<Vec<bool>, String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let RawMask { shape, inside, affine } =
@@ -254,10 +261,11 @@ fn on_grid(map: &RawVolume, path: &Path) -> Result<Vec<bool>, String> {
             shape.0, map.shape.0
         ));
     }
+
     let (ours, theirs) = (map.affine.rows(), affine.rows());
     let distance = ours.iter().flatten().zip(theirs.iter().flatten());
     let distance = distance.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    // Half a hundredth of a millimetre: qform and sform of one file differ by rounding.
+    // 0.005 mm: qform and sform of one file differ by rounding.
     if distance > 5e-3 {
         return Err(format!(
             "{name}: found an affine that differs from the map's by up to {distance:.3}; needed \
@@ -280,6 +288,7 @@ fn summarise(scans: Vec<Scan>, voxels: Vec<Scored>) -> Evaluation {
         dice: estimate(|v| v.dice),
         iou: estimate(|v| v.iou),
     });
+
     let n_voxels: usize = voxels.iter().map(Vec::len).sum();
     let n_true: usize = scans.iter().map(|scan| scan.n_lesion_voxels).sum();
     let ranking = Ranking::new(voxels);
@@ -293,6 +302,7 @@ fn summarise(scans: Vec<Scan>, voxels: Vec<Scored>) -> Evaluation {
         prevalence: n_true as f64 / n_voxels as f64,
         dice: overlap.dice().unwrap_or(0.0),
     });
+
     let n_false: usize = scans.iter().map(|scan| scan.n_false_regions).sum();
     Evaluation {
         mean: means,
@@ -321,6 +331,7 @@ fn patients(scans: &[Scan]) -> Option<Patients> {
     let scored: Scored =
         scans.iter().filter_map(|scan| Some((scan.score?, scan.n_lesion_voxels > 0))).collect();
     let curve = |draw: &[usize]| Ranking::new([draw.iter().map(|&i| scored[i])]).curve();
+
     let all: Vec<usize> = (0..scored.len()).collect();
     let whole = curve(&all)?;
     let n_with_lesions = scored.iter().filter(|(_, ill)| *ill).count();
@@ -363,6 +374,7 @@ fn tables(evaluation: &Evaluation) -> String {
             ),
         };
     }
+
     if let Some(mean) = &evaluation.mean {
         text += "\nmean over scans with lesions [95 % interval over scans]\n";
         for (name, estimate) in [
@@ -385,6 +397,7 @@ fn tables(evaluation: &Evaluation) -> String {
             100.0 * prevalence
         );
     }
+
     if let Some(dice) = evaluation.global_oracle_dice {
         _ = writeln!(text, "mean Dice at the best single threshold: {dice:.3}");
     }
@@ -393,6 +406,7 @@ fn tables(evaluation: &Evaluation) -> String {
         _ = writeln!(text, "lesions {size}: {n_found} of {n_lesions} found");
     }
     _ = writeln!(text, "false regions per scan: {:.2}", evaluation.false_regions_per_scan);
+
     if let Some(patients) = &evaluation.patients {
         _ = writeln!(
             text,

@@ -1,4 +1,4 @@
-//! `oddscan intensity`: landmarks for intensity standardisation, learnt from scans.
+//! `oddscan intensity`: learns landmarks for intensity standardisation from scans.
 
 use std::{
     collections::BTreeMap,
@@ -28,21 +28,20 @@ use crate::{
 pub(super) enum Command {
     /// Learn the landmarks of each cohort from its scans, for `intensity.landmarks`.
     ///
-    /// Use about ten scans of each cohort or more, healthy ones where there are any. The file is
-    /// part of the method: with another one all scans are encoded again.
+    /// Use about ten scans of each cohort or more, healthy ones if possible. The file is part of
+    /// the method: with another file all scans are encoded again.
     Learn(Learn),
 }
 
 #[derive(clap::Args)]
 pub(super) struct Learn {
-    /// Settings; cohort rules and alignment are obeyed, so that scans are seen as the daemon sees
-    /// them.
+    /// Settings of the daemon. Cohort rules and alignment are applied like there.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The file to write; one that is there is replaced.
+    /// The file to write. An existing file is replaced.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Percentiles of the brain's intensities that serve as landmarks, rising.
+    /// Percentiles of the brain's intensities that serve as landmarks, in rising order.
     #[arg(long, value_delimiter = ',', default_values_t = intensity::PERCENTILES)]
     percentiles: Vec<f64>,
     /// Scans, or folders of them, as for `oddscan score`.
@@ -55,7 +54,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
     learn(&arguments)
 }
 
-/// One scan: its cohort, its identity, its own landmarks as shares of its white level.
+/// One scan: its cohort, its id, and its landmarks as shares of its level of white matter.
 struct Seen {
     cohort: String,
     id: ScanId,
@@ -67,12 +66,14 @@ fn learn(arguments: &Learn) -> Result<(), Failure> {
         .map_err(|why| Failure::new(super::USAGE, why))?;
     let mut config =
         Config::load(arguments.config.as_deref()).map_err(|e| Failure::new(CONFIG, e))?;
-    // The file that the settings name may be the one that is to be made.
+    // The file in the settings may be the one to write, so it may not exist yet.
     config.intensity.standardise = Standardise::None;
     telemetry::start_logging("warn");
+
     let unpacked = tempfile::tempdir().map_err(|error| Failure::new(IO, error))?;
     let (files, mut refused) = score::expand(&arguments.files, &config, unpacked.path())?;
     let engine = Engine::start(&config).map_err(|e| Failure::new(engine_code(&e), e))?;
+
     let mut seen: Vec<Seen> = Vec::new();
     for score::Named { path, .. } in &files {
         match look(path, &config, &engine.method, &arguments.percentiles) {
@@ -84,10 +85,12 @@ fn learn(arguments: &Learn) -> Result<(), Failure> {
             }
         }
     }
+
     let mut by_cohort: BTreeMap<String, Vec<Seen>> = BTreeMap::new();
     for scan in seen {
         by_cohort.entry(scan.cohort.clone()).or_default().push(scan);
     }
+
     let mut cohorts = BTreeMap::new();
     for (name, scans) in by_cohort {
         let values: Vec<Vec<f64>> = scans.iter().map(|scan| scan.values.clone()).collect();
@@ -99,9 +102,11 @@ fn learn(arguments: &Learn) -> Result<(), Failure> {
         let learnt = Learnt { values: mean.values().to_vec(), n_scans: scans.len(), scans };
         cohorts.insert(name, learnt);
     }
+
     for score::Refused { path, error, .. } in &refused {
         eprintln!("not used: {}: {error}", path.display());
     }
+
     let set = LandmarkSet::new(arguments.percentiles.clone(), cohorts)
         .map_err(|why| Failure::new(REFUSED, why))?;
     files::write_atomic(&arguments.out, set.to_json().as_bytes()).map_err(|error| {
@@ -111,7 +116,7 @@ fn learn(arguments: &Learn) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A scan as the daemon sees it, without encoding it.
+/// Prepares a scan like the daemon, but does not encode it.
 fn look(
     path: &Path,
     config: &Config,
@@ -126,9 +131,11 @@ fn look(
     let work = work.path().join("work");
     let (id, source) =
         read_and_find_brain(path, mask.as_deref(), &config.intake.limits, method, &work, || {})?;
+
     let json = companions::companion_json(path).map(|json| read_json(path, &json));
-    // What the daemon would refuse teaches nothing.
+    // A scan that the daemon would refuse is not used.
     let prepared = Prepared::new(id, &source, path, json, config, method)?;
+
     let white =
         preprocess::white_level(&source.raw, &source.brain).map_err(refusals::of_preprocessing)?;
     let own = intensity::of_scan(&source.raw, &source.brain, percentiles);

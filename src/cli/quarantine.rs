@@ -1,4 +1,4 @@
-//! `oddscan quarantine`: what was refused, and back with it.
+//! `oddscan quarantine`: lists refused files, puts them back, or deletes them.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::{
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
-    /// Show every refused file: why, what was needed, what to do.
+    /// Show every refused file: what was found, what is needed, what to do.
     List {
         #[command(flatten)]
         settings: Settings,
@@ -25,7 +25,7 @@ pub(super) enum Command {
         #[command(flatten)]
         entries: Entries,
     },
-    /// Delete refused files and their reasons for good.
+    /// Delete refused files and their reasons permanently.
     Drop {
         #[command(flatten)]
         settings: Settings,
@@ -53,7 +53,7 @@ impl Settings {
 pub(super) struct Entries {
     /// Entries as `list` names them, like truncated/sub-1_T1w.nii.gz.
     entries: Vec<PathBuf>,
-    /// All that were refused for one reason, like registration_failed.
+    /// All entries with this reason, like registration_failed.
     #[arg(long, value_name = "REASON", conflicts_with = "entries")]
     reason: Option<String>,
 }
@@ -64,7 +64,7 @@ impl Entries {
         let names = listed(folder)?.into_iter().map(|entry| entry.name);
         let names: Vec<PathBuf> = names.filter(|name| name.starts_with(reason)).collect();
         if names.is_empty() {
-            let text = format!("nothing was refused for the reason {reason}");
+            let text = format!("no entry has the reason {reason}");
             return Err(Failure::new(USAGE, text));
         }
         Ok(names)
@@ -121,7 +121,7 @@ fn list(folder: &Path, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Does it to every entry; one that fails does not keep the others.
+/// Applies `act` to every entry, also after a failure. Reports all failures together.
 fn each(names: &[PathBuf], act: impl Fn(&Path) -> std::io::Result<()>) -> Result<(), Failure> {
     let failed = names.iter().filter_map(|name| Some((name, act(name).err()?)));
     let failed: Vec<String> =

@@ -1,4 +1,4 @@
-//! `oddscan score`: the files are the window; no daemon, no store.
+//! `oddscan score`: scores files as one window per cohort, without daemon and store.
 
 mod encode;
 mod named;
@@ -28,20 +28,20 @@ pub(super) use named::{Named, Refused, expand};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Settings; see `config/default.toml`. Folders and the daemon's own settings are not used.
+    /// Settings; see `config/default.toml`. Its folders and `[service]` are not used.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where maps, masks, pictures and sidecars are written. There,
-    /// `refused/<stem>_registration.png` shows a scan that cannot be aligned.
+    /// Folder for maps, masks, pictures and sidecars. `refused/<stem>_registration.png` in it shows
+    /// a scan that cannot be aligned.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
-    /// Scans (.nii, .nii.gz), DICOM files or zips of them, or folders. Compared are those of one
-    /// cohort: of one file name ending (`_FLAIR`, `_T1w`), thick slices apart, or of one [[cohort]]
-    /// rule of the settings. `<subject>_brain.nii.gz` beside a scan is its brain mask,
-    /// `<stem>.json` says how it was acquired.
+    /// Scans (.nii, .nii.gz), DICOM files or zips of them, or folders. Scans of one cohort are
+    /// compared. A [[cohort]] rule of the settings chooses it, else the end of the file name
+    /// (`_FLAIR`, `_T1w`) and whether the slices are thick. `<subject>_brain.nii.gz` beside a scan
+    /// is its brain mask; `<stem>.json` says how it was acquired.
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -52,8 +52,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let unpacked = tempfile::tempdir().map_err(|error| Failure::new(IO, error))?;
     let (files, unconverted) = expand(&arguments.files, &config, unpacked.path())?;
     fs::create_dir_all(&arguments.out).map_err(|error| {
-        Failure::new(IO, format!("cannot make {}: {error}", arguments.out.display()))
+        Failure::new(IO, format!("cannot create {}: {error}", arguments.out.display()))
     })?;
+
     let mut engine = Engine::start(&config).map_err(|e| Failure::new(engine_code(&e), e))?;
     let n_files = files.len() + unconverted.len();
     let prepared = unpacked.path().join("prepared");
@@ -93,6 +94,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             if stems.len() == 1 { stems[0].clone() } else { format!("{} scans", stems.len()) };
         eprintln!("warning ({whose}): {warning}");
     }
+
     if refused.is_empty() {
         return Ok(());
     }
@@ -100,21 +102,21 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     Err(Failure::new(REFUSED, format!("{n_refused} of {n_files} files were not scored")))
 }
 
-/// Why a cohort cannot be scored, if there is nothing to compare its scans with.
+/// The reason why a cohort cannot be scored, if it has too few scans to compare.
 fn too_few(cohort: &WindowIdentity) -> Option<String> {
     let label = cohort.cohort.label();
     let (n_scans, n_references) = (cohort.members.len(), cohort.n_references());
     if n_scans < 2 {
-        Some(format!("alone in its cohort ({label}): nothing to compare with"))
+        Some(format!("alone in its cohort ({label}): there is no scan to compare it with"))
     } else if n_references < 2 {
         Some(format!(
-            "{n_references} of {n_scans} scans of its cohort ({label}) good enough to compare with (quality); \
-             2 are needed"
+            "{n_references} of {n_scans} scans of its cohort ({label}) are references ([quality]); 2 are \
+             needed"
         ))
     } else if cohort.n_patients() < 2 {
         Some(format!(
-            "the {n_references} scans of its cohort ({label}) are of one patient: nothing to compare with \
-             (window.compare_same_patient)"
+            "the {n_references} scans of its cohort ({label}) are of one patient; scans of 2 \
+             patients are needed (window.compare_same_patient)"
         ))
     } else {
         None

@@ -1,4 +1,4 @@
-//! `oddscan status`: asks the running daemon over HTTP on loopback.
+//! `oddscan status`: asks the running daemon for its status, over HTTP on loopback.
 
 use std::{
     net::SocketAddr,
@@ -21,7 +21,7 @@ pub(super) struct Arguments {
     /// Address of the daemon, instead of the one in the settings.
     #[arg(long, value_name = "ADDRESS:PORT")]
     address: Option<SocketAddr>,
-    /// Print the daemon's own JSON.
+    /// Print the JSON of the daemon.
     #[arg(long)]
     json: bool,
 }
@@ -40,7 +40,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The address in the settings. A daemon that has refused new ones is asked all the same.
+/// The address in the settings. It is used even if other settings have faults: the daemon may run
+/// with older settings.
 fn listens(path: Option<&Path>) -> Result<SocketAddr, Failure> {
     let error = match Config::load(path) {
         Ok(config) => return Ok(config.service.listen),
@@ -49,11 +50,11 @@ fn listens(path: Option<&Path>) -> Result<SocketAddr, Failure> {
     let Some(address) = path.and_then(Config::listen_in) else {
         return Err(Failure::new(CONFIG, error));
     };
-    eprintln!("{error}\nasking {address} all the same");
+    eprintln!("{error}\nstill asking {address}");
     Ok(address)
 }
 
-/// The daemon's status, as text and read.
+/// The daemon's status, as text and parsed.
 pub(super) fn ask(address: SocketAddr) -> Result<(String, Status), Failure> {
     let text = page(address, "/status.json")?;
     let status = serde_json::from_str(&text).map_err(|error| Failure::new(UNAVAILABLE, error))?;
@@ -68,7 +69,7 @@ pub(super) fn page(address: SocketAddr, path: &str) -> Result<String, Failure> {
             format!("no daemon answers on {address} ({error}); start it, or give --address"),
         )
     };
-    // Loopback never goes through the site's proxy.
+    // Requests to loopback must not go through the site's proxy.
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_global(Some(Duration::from_secs(5)))
         .proxy(None)
@@ -100,33 +101,33 @@ fn table(status: &Status) -> String {
     }
     for (name, cohort) in &status.cohorts {
         text += &format!(
-            "cohort {name}: {} scans (needs {}, holds {}), {} results to be written\n",
+            "cohort {name}: {} scans (needs {}, holds {}), {} results to write\n",
             cohort.n_scans, cohort.min_scans, cohort.max_scans, cohort.n_outdated
         );
         if let Some(ratio) = cohort.heterogeneity.filter(|&ratio| ratio > MIXED) {
             text +=
-                &format!("  warning: its scans differ as a whole ({ratio:.2}): several sources?\n");
+                &format!("  warning: the scans differ as a whole ({ratio:.2}): several sources?\n");
         }
         if cohort.n_set_aside > 0 {
             text += &format!(
-                "  {} of its scans are not good enough for others to be compared with (quality)\n",
+                "  {} of the scans are guests: others are not compared with them ([quality])\n",
                 cohort.n_set_aside
             );
         }
         if cohort.n_same_patient > 0 {
             text += &format!(
-                "  {} of its scans do not count, because their patients have another there; scans of one \
+                "  {} of the scans do not count, because their patient has another scan here; scans of one \
                  patient are not compared with each other (window.compare_same_patient)\n",
                 cohort.n_same_patient
             );
         }
         if cohort.few_patients {
-            text += "  warning: it is full with scans of too few patients, which are compared with each \
-                     other all the same\n";
+            text += "  warning: the window is full with scans of too few patients; scans of one patient are \
+                     compared with each other\n";
         }
         if cohort.n_unlike > 0 {
             text += &format!(
-                "  warning: {} of its scans look unlike the others: their sidecars say how far\n",
+                "  warning: {} of the scans look unlike the others; see their sidecars\n",
                 cohort.n_unlike
             );
         }

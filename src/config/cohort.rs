@@ -29,6 +29,7 @@ impl Checker {
             if let Some(name) = entry.get("name") {
                 key += &format!(" ({name})");
             }
+
             let name = self.cohort_name(&key, entry.remove("name"), &rules);
             let conditions = self.conditions(&key, entry.remove("match"));
             for (unknown, value) in entry {
@@ -54,6 +55,7 @@ impl Checker {
                 return String::new();
             }
         };
+
         let of_thick = name.strip_suffix(THICK).unwrap_or(&name);
         if known_suffix(of_thick).is_some() || [UNKNOWN, OTHER].contains(&name.as_str()) {
             let needed = "a name of its own is needed: scans that no rule takes go to the cohort \
@@ -73,6 +75,7 @@ impl Checker {
             self.fault(&key, shown(conditions.as_ref()), needed);
             return Vec::new();
         };
+
         let n_faults = self.n_faults();
         let found: Vec<Condition> =
             table.iter().filter_map(|(name, value)| self.condition(&key, name, value)).collect();

@@ -1,4 +1,4 @@
-//! `[directories]`: where scans come from, and where everything else goes.
+//! `[directories]`: the folder of incoming scans, and the folders for everything else.
 
 use std::path::PathBuf;
 

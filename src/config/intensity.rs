@@ -26,6 +26,7 @@ pub(super) fn read(check: &mut Checker) -> IntensitySettings {
     let ways = [("none", Standardise::None), ("nyul", Standardise::Nyul)];
     let standardise = check.word("intensity.standardise", &ways);
     let landmarks = check.path("intensity.landmarks");
+
     if standardise == Standardise::Nyul && landmarks.as_os_str().is_empty() {
         let needed = "a file is needed with intensity.standardise = \"nyul\"; `oddscan intensity \
                       learn` makes one";

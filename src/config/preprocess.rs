@@ -53,6 +53,7 @@ fn placeholders(check: &mut Checker, command: &[String]) {
         let needed = "{scan} and at least one of {out} and {mask} are needed among its words";
         check.fault(key, &found, needed);
     }
+
     let without = |word: &String| {
         PLACEHOLDERS.iter().fold(word.clone(), |word, placeholder| word.replace(placeholder, ""))
     };

@@ -52,6 +52,7 @@ fn views(check: &mut Checker) -> Vec<Axis> {
             }
         }
     }
+
     if views.is_empty() {
         check.fault(key, "[]", "at least one view is needed");
     }

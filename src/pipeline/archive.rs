@@ -90,6 +90,7 @@ impl Archive {
             })?;
             Ok::<_, ScanError>((to, n_bytes))
         };
+
         let (scan, n_bytes) = copy(scan, "reading a scan")?;
         let mask = mask.map(|mask| copy(mask, "reading a scan's brain mask"));
         Ok(Draft { scan, mask: mask.transpose()?.map(|(path, _)| path), n_bytes })
@@ -146,7 +147,8 @@ impl Archive {
             if !ScanId::from_hex(stem).is_some_and(&is_held)
                 && let Err(error) = fs::remove_file(&path)
             {
-                warn!(error = %error.kind(), "cannot remove a file without a scan from the state folder");
+                let error = error.kind();
+                warn!(%error, "cannot remove a file without a scan from the state folder");
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! What the daemon is doing now: for the status page, the service manager and the watchdog.
+//! The daemon's current state, for the status page, the service manager and the watchdog.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,19 +15,19 @@ use tracing::{info, warn};
 /// The threads of the pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StageName {
-    /// Looks for files and reads them.
+    /// Finds files and reads them.
     Intake,
-    /// Owns the encoder.
+    /// Runs the encoder.
     Encode,
-    /// Owns the windows.
+    /// Keeps the windows, scores them and writes results.
     Score,
 }
 
 impl StageName {
-    /// All stages.
+    /// All stages, in the order in which a scan passes them.
     pub const ALL: [Self; 3] = [Self::Intake, Self::Encode, Self::Score];
 
-    /// Name of the thread.
+    /// Name of the stage's thread.
     pub fn name(self) -> &'static str {
         match self {
             Self::Intake => "intake",
@@ -46,43 +46,46 @@ pub(crate) enum Queue {
     Score,
 }
 
-/// The scan that the encoder has in hand.
+/// The scan that is being encoded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InHand {
-    /// Short id.
+    /// Short id of the scan.
     pub scan: String,
-    /// Slices encoded.
+    /// Slices encoded so far.
     pub slices_done: usize,
-    /// Slices in all; 0 until the first are done.
+    /// All slices of the scan. 0 until the first batch is done.
     pub slices_all: usize,
 }
 
 /// One cohort's window.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CohortStatus {
-    /// Members now.
+    /// Number of members.
     pub n_scans: usize,
-    /// Members needed before anything is scored.
+    /// Number of counted members that scoring needs.
     pub min_scans: usize,
-    /// Members that it can hold.
+    /// Largest number of members.
     pub max_scans: usize,
-    /// How much its scans differ as a whole; near 1 for one scanner, warned of above 1.15.
+    /// How much the scans differ as a whole. Near 1 for one scanner; above 1.15 there is a warning.
     pub heterogeneity: Option<f64>,
-    /// Members that lie far from the others as a whole: another sequence or scanner?
+    /// Number of members that differ much from the others as a whole: another sequence or scanner?
     #[serde(default)]
     pub n_unlike: usize,
-    /// Members that the others are not compared with, because they are not good enough.
+    /// Number of guests: members that others are not compared with, because they miss a limit of
+    /// `[quality]`.
     #[serde(default)]
     pub n_set_aside: usize,
-    /// Members beyond the first of their patient, which do not count for `min_scans`.
+    /// Number of members that are not the first of their patient. They do not count for
+    /// `min_scans`.
     #[serde(default)]
     pub n_same_patient: usize,
-    /// Whether it is full with scans of too few patients, which are compared all the same.
+    /// Whether the window is full with scans of too few patients. Scans of one patient are then
+    /// compared with each other.
     #[serde(default)]
     pub few_patients: bool,
-    /// Results that are missing, or older than the window, and wait to be written.
+    /// Number of results that are missing, or stale and wait to be refreshed.
     pub n_outdated: usize,
-    /// Last completed scoring, seconds since 1970.
+    /// End of the last scoring, seconds since 1970. `None` before the first.
     pub last_scored_secs: Option<u64>,
 }
 
@@ -93,54 +96,54 @@ impl CohortStatus {
     }
 }
 
-/// Which files of the incoming folder are passed over.
+/// Which files of the incoming folder are passed over, in words.
 pub const PASSED_OVER: &str =
     "links, pipes, or neither named like NIfTI files (intake.accept) nor DICOM";
 
 /// Everything that `/status.json` shows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// Version of the daemon.
+    /// Version of the running daemon.
     pub version: String,
-    /// Whether it takes and processes scans.
+    /// Whether the daemon takes and processes scans.
     pub ready: bool,
-    /// Why not, in words.
+    /// Reasons against taking scans, in words.
     pub reasons: BTreeSet<String>,
-    /// Network in use.
+    /// Network in use, like `dinov2_vits14`.
     pub model: String,
-    /// Device in use.
+    /// Device in use, like `cpu` or `cuda:0`.
     pub device: String,
-    /// Fingerprint of the method.
+    /// Fingerprint of the method, 16 hex digits.
     pub method: String,
-    /// Files seen that are not whole yet.
+    /// Number of files that are not whole yet.
     pub n_settling: usize,
-    /// Files in the incoming folder that are no scans, and no JSON beside them.
+    /// Number of files in the incoming folder that are neither scans nor JSON beside scans.
     #[serde(default)]
     pub n_passed_over: usize,
-    /// Scans read that wait for the encoder.
+    /// Number of scans that wait for the encoder.
     pub n_waiting: usize,
-    /// Scans encoded that wait for their first result.
+    /// Number of encoded scans that wait for their first result.
     #[serde(default)]
     pub n_unscored: usize,
-    /// What intake is at, where that can take long: no other file is read meanwhile.
+    /// What intake is doing, if that can take long. It reads no other file meanwhile.
     #[serde(default)]
     pub intake: Option<String>,
-    /// The scan being encoded.
+    /// The scan that is being encoded. `None` if there is none.
     pub in_hand: Option<InHand>,
-    /// Windows by cohort.
+    /// State of the windows by the cohort's label.
     pub cohorts: BTreeMap<String, CohortStatus>,
-    /// Scans accepted since the start.
+    /// Number of scans accepted since the start.
     pub n_accepted: u64,
-    /// Duplicates since the start.
+    /// Number of duplicates since the start.
     pub n_duplicates: u64,
-    /// Files refused since the start.
+    /// Number of files refused since the start.
     pub n_quarantined: u64,
-    /// Results written since the start.
+    /// Number of results written since the start.
     pub n_reported: u64,
 }
 
 impl Status {
-    /// Whether it takes and processes scans, with nothing in the way.
+    /// Whether the daemon takes and processes scans and no reason stands against it.
     pub fn takes_work(&self) -> bool {
         self.ready && self.reasons.is_empty()
     }
@@ -164,11 +167,11 @@ impl Status {
     }
 }
 
-/// What the board shows. Guards of scans that wait hold it, too.
+/// The content of the board. Guards of waiting scans share it.
 #[derive(Default)]
 struct Shown {
     status: Mutex<Status>,
-    /// Since when each scan has been on its way, seconds since 1970, in no order.
+    /// When each scan was first seen, seconds since 1970, in no order.
     queues: [Mutex<Vec<u64>>; 2],
 }
 
@@ -181,7 +184,7 @@ impl Shown {
         self.queues[queue as usize].lock().expect("no holder of the lock can panic")
     }
 
-    /// Changes a queue, and its count in the status with it.
+    /// Changes a queue and its count in the status.
     fn change(&self, queue: Queue, change: impl FnOnce(&mut Vec<u64>)) {
         let mut waiting = self.queue(queue);
         change(&mut waiting);
@@ -206,54 +209,54 @@ impl Drop for Queued {
     fn drop(&mut self) {
         let is_own = |&since: &u64| since == self.since_secs;
         self.shown.change(self.queue, |waiting| {
-            // Scans of the same second are alike: it does not matter whose entry goes.
+            // Entries of the same second are equal, so any of them may be removed.
             let own = waiting.iter().position(is_own).expect("an entry per guard");
             waiting.swap_remove(own);
         });
     }
 }
 
-/// The status, and a sign of life per stage.
+/// The status, and the last heartbeat of each stage.
 pub struct Board {
     shown: Arc<Shown>,
     started: Instant,
-    /// Milliseconds from the start to the last sign of life.
+    /// Milliseconds from the start to the last heartbeat.
     heartbeats: [AtomicU64; 3],
 }
 
 impl Board {
-    /// A board on which nothing has happened.
+    /// A board for a daemon that has just started.
     pub fn new() -> Self {
         let status = Status { version: env!("CARGO_PKG_VERSION").into(), ..Status::default() };
         let shown = Shown { status: Mutex::new(status), ..Shown::default() };
         Self { shown: Arc::new(shown), started: Instant::now(), heartbeats: Default::default() }
     }
 
-    /// Counts a scan in a queue until the guard is dropped. The scan has been on its way since
-    /// then, in seconds since 1970.
+    /// Counts a scan in a queue until the guard is dropped. `since_secs` says when the scan was
+    /// first seen, in seconds since 1970.
     pub(crate) fn enqueue(&self, queue: Queue, since_secs: u64) -> Queued {
         self.shown.change(queue, |waiting| waiting.push(since_secs));
         Queued { shown: Arc::clone(&self.shown), queue, since_secs }
     }
 
-    /// How many scans wait, and since when the first of them has been on its way.
+    /// The number of waiting scans, and when the oldest of them was first seen.
     pub(crate) fn queue(&self, queue: Queue) -> (usize, Option<u64>) {
         let waiting = self.shown.queue(queue);
         (waiting.len(), waiting.iter().copied().min())
     }
 
-    /// Whether a scan is being encoded or waits for it.
+    /// Whether a scan is being encoded or waits for the encoder.
     pub fn is_encoding(&self) -> bool {
         let status = self.update();
         status.n_waiting > 0 || status.in_hand.is_some()
     }
 
-    /// The status, to be changed.
+    /// Locks the status for a change.
     pub fn update(&self) -> MutexGuard<'_, Status> {
         self.shown.status()
     }
 
-    /// The status as it is now.
+    /// A copy of the current status.
     pub fn status(&self) -> Status {
         self.update().clone()
     }
@@ -268,19 +271,19 @@ impl Board {
         }
     }
 
-    /// Says what intake is at, until the guard is dropped.
+    /// Shows what intake is doing until the guard is dropped.
     pub fn takes_long(&self, what: String) -> TakesLong<'_> {
         self.update().intake = Some(what);
         TakesLong(self)
     }
 
-    /// A stage did a piece of work, or looked and found none.
+    /// Records that a stage did a piece of work, or found none.
     pub fn heartbeat(&self, stage: StageName) {
         let millis = self.started.elapsed().as_millis() as u64;
         self.heartbeats[stage as usize].store(millis, Ordering::Relaxed);
     }
 
-    /// A stage that has shown no life within `limit`: the watchdog is fed while there is none.
+    /// A stage without a heartbeat within `limit`. While there is none, the watchdog is notified.
     pub fn silent_stage(&self, limit: Duration) -> Option<StageName> {
         let now = self.started.elapsed().as_millis() as u64;
         let silence = |stage: StageName| {
@@ -290,7 +293,8 @@ impl Board {
     }
 }
 
-/// Intake is at something that can take long. It ends with this, however it ends.
+/// Guard of a step of intake that can take long. Dropping it clears the status, also after an
+/// error.
 pub struct TakesLong<'b>(&'b Board);
 
 impl Drop for TakesLong<'_> {

@@ -1,8 +1,8 @@
 //! The second stage: turns prepared scans into stored tokens.
 //!
-//! A scan takes three steps: its first slices are cut out, the device encodes all of them, and
-//! their features become tokens. Where the device works apart from this processor the steps go on
-//! side by side, each with a scan of its own, so that the device need not wait.
+//! A scan passes three steps. The first cuts its first slices, the second encodes all slices on the
+//! device, the third makes tokens from the features. Beside a GPU the steps run in parallel, each
+//! with another scan, so that the device need not wait.
 
 mod setback;
 
@@ -40,11 +40,12 @@ use crate::{
     prepare::{Encodable, read_again},
 };
 
-/// A scan whose turn it is to be encoded.
+/// A scan to be encoded next.
 pub(super) struct Due {
-    /// The scan, which the archive and the journal hold.
+    /// The scan. Archive and journal have it.
     pub(super) id: ScanId,
-    /// What intake made of it, if that is still in memory; if not, it is made again.
+    /// What intake prepared, if it is still in memory. Otherwise this stage prepares the scan
+    /// again.
     pub(super) prepared: Option<Box<InMemory>>,
     pub(super) queued: Queued,
 }
@@ -55,44 +56,44 @@ pub(super) struct Encoded {
     pub(super) queued: Queued,
 }
 
-/// A scan that was read and made ready for the encoder.
+/// A scan that was read and prepared for the encoder.
 pub(super) struct InMemory {
     pub(super) scan: Encodable,
     pub(super) timings: Timings,
 }
 
-/// A scan in this stage, and what the last step made of it.
+/// A scan in this stage, with the product of its last step.
 struct Work<'r, M> {
     record: ScanRecord,
-    /// But for tokens and times.
+    /// Token counts and times are still missing.
     facts: EncodedFacts,
     timings: Timings,
     made: M,
     _counted: Counted<'r>,
 }
 
-/// A canonical volume whose first slices are cut out.
+/// A canonical volume with its first slices cut.
 struct Cut<'r> {
     volume: Volume,
     started: StartedVolume<'r>,
-    /// Until the device takes the scan.
+    /// Keeps the scan in the queue until the device takes it.
     queued: Queued,
 }
 
-/// What the steps share.
+/// The state that the steps share.
 struct EncodeContext<'s> {
     shared: &'s Shared,
-    /// Threads of their own, as many as all other stages share. On a CPU the encoder keeps its
-    /// threads busy for a whole batch at a time, and what the others do in parallel are thousands
-    /// of pieces of a millisecond: each would have to wait for a batch to end.
+    /// Own threads for this stage, as many as all other stages share. On a CPU, the encoder keeps
+    /// its threads busy for a whole batch. The other stages run thousands of tasks of a millisecond
+    /// in parallel. With common threads, each of these would wait until a batch ends.
     pool: ThreadPool,
-    /// Scans between the first step and the end of the last.
-    n_in_hand: AtomicUsize,
-    /// A step has: no further scan is taken.
+    /// Number of scans between the start of the first step and the end of the last.
+    n_in_steps: AtomicUsize,
+    /// A step has ended, so no further scan is taken.
     has_ended: AtomicBool,
 }
 
-/// One of the scans in hand.
+/// Counts one scan in the steps until it is dropped.
 struct Counted<'r>(&'r AtomicUsize);
 
 impl Drop for Counted<'_> {
@@ -101,7 +102,7 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// However a step ends, the others end after it.
+/// Ends all steps when one step ends, also after an error or a panic.
 struct EndsAll<'r>(&'r AtomicBool);
 
 impl Drop for EndsAll<'_> {
@@ -114,16 +115,16 @@ impl<'s> EncodeContext<'s> {
     fn new(shared: &'s Shared) -> Self {
         let pool = ThreadPoolBuilder::new().thread_name(|index| format!("encode-{index}")).build();
         let pool = pool.expect("threads for each core");
-        Self { shared, pool, n_in_hand: 0.into(), has_ended: false.into() }
+        Self { shared, pool, n_in_steps: 0.into(), has_ended: false.into() }
     }
 
     fn count(&self) -> Counted<'_> {
-        self.n_in_hand.fetch_add(1, Ordering::Relaxed);
-        Counted(&self.n_in_hand)
+        self.n_in_steps.fetch_add(1, Ordering::Relaxed);
+        Counted(&self.n_in_steps)
     }
 
     fn is_empty(&self) -> bool {
-        self.n_in_hand.load(Ordering::Relaxed) == 0
+        self.n_in_steps.load(Ordering::Relaxed) == 0
     }
 
     fn is_over(&self) -> bool {
@@ -134,8 +135,8 @@ impl<'s> EncodeContext<'s> {
         EndsAll(&self.has_ended)
     }
 
-    /// Does something with a scan. When there is nothing after it, it was asked to stop; then, and
-    /// when it fails, the journal learns so.
+    /// Runs one step for a scan. Returns `None` if the step was asked to stop or failed; the
+    /// journal then has an entry about it.
     fn attempt<T: Send>(
         &self,
         record: ScanRecord,
@@ -153,14 +154,14 @@ impl<'s> EncodeContext<'s> {
         Ok(None)
     }
 
-    /// Shows a scan as the one in hand, unless another one is.
+    /// Shows a scan as being encoded, unless another one is shown.
     fn show_preparing(&self, id: ScanId) {
         let hand = InHand { scan: id.short(), slices_done: 0, slices_all: 0 };
         self.shared.board.update().in_hand.get_or_insert(hand);
     }
 
-    /// The device may have the next scan in hand already.
-    fn out_of_hand(&self, id: ScanId) {
+    /// Stops showing the scan. The device may already encode the next one, which stays.
+    fn stop_showing(&self, id: ScanId) {
         let mut status = self.shared.board.update();
         if status.in_hand.as_ref().is_some_and(|hand| hand.scan == id.short()) {
             status.in_hand = None;
@@ -192,6 +193,7 @@ impl Encode {
         let (context, plan) = (&EncodeContext::new(&shared), &*tokeniser.plan());
         let is_async = tokeniser.is_async();
         let start = Start { context, plan };
+
         let device = Device { context, tokeniser };
         let finish = Finish { context, to_score };
         if is_async {
@@ -220,20 +222,24 @@ fn side_by_side<'r>(
 ) -> Result<(), ScanError> {
     let (to_device, started) = mpsc::sync_channel(0);
     let (to_finish, encoded) = mpsc::sync_channel(0);
-    // A step that hangs up has failed, and says so.
+    // A step that closes its channel has failed and reports that itself.
     let put_back = |record| put_back(context.shared, record);
+
     thread::scope(|scope| {
-        // Also if there are no threads to be had.
+        // The steps must also end if a thread cannot be started.
         let ends = context.ends_with_this();
+
         let starting = spawn(scope, "encode-start", move || {
             start.all(&from_intake, |work| {
                 to_device.send(work).or_else(|SendError(work)| put_back(work.record))
             })
         });
+
         let finishing = spawn(scope, "encode-finish", move || {
             let _ends = context.ends_with_this();
             encoded.iter().try_for_each(|work| finish.finish(work))
         });
+
         let encoding = spawn(scope, "encode-device", move || {
             let _ends = context.ends_with_this();
             started.iter().try_for_each(|work| {
@@ -241,6 +247,7 @@ fn side_by_side<'r>(
                 to_finish.send(work).or_else(|SendError(work)| put_back(work.record))
             })
         });
+
         let starting = joined(starting);
         drop(ends);
         joined(finishing).and(joined(encoding)).and(starting)
@@ -259,48 +266,51 @@ fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// The first step.
+/// The first step: prepares scans and cuts their first slices.
 struct Start<'r> {
     context: &'r EncodeContext<'r>,
     plan: &'r Plan,
 }
 
 impl<'r> Start<'r> {
-    /// Starts scans as they come, and hands them on, until asked to stop.
+    /// Starts arriving scans and passes them to the next step, until asked to stop.
     fn all(
         self,
         from_intake: &Receiver<Due>,
-        mut hand_on: impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
+        mut pass_on: impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
     ) -> Result<(), ScanError> {
         let Shared { board, metrics, .. } = self.context.shared;
         while !self.context.is_over() {
-            // While scans are in hand only they show life: a heartbeat here would hide that one
-            // hangs.
+            // While scans are being encoded, only they give heartbeats: one here would hide that a
+            // scan hangs.
             if self.context.is_empty() {
                 board.heartbeat(StageName::Encode);
             }
+
             match from_intake.recv_timeout(IDLE) {
-                Ok(due) => self.start_and_hand_on(due, &mut hand_on)?,
+                Ok(due) => self.start_and_pass_on(due, &mut pass_on)?,
                 Err(RecvTimeoutError::Timeout) => {}
-                // The intake has failed, and says so; a stage that ended first would be taken for
-                // the cause.
+                // Intake has failed and reports that itself. If this stage ended first, it would
+                // look like the cause.
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(IDLE),
             }
+
             let (n_waiting, oldest) = board.queue(Queue::Encode);
             metrics.queue(Stage::Encode, n_waiting, oldest);
         }
         Ok(())
     }
 
-    fn start_and_hand_on(
+    fn start_and_pass_on(
         &self,
         due: Due,
-        hand_on: &mut impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
+        pass_on: &mut impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
     ) -> Result<(), ScanError> {
         let id = due.id;
         let record = self.context.shared.store.record(&id)?;
         let record = record.filter(|record| record.state == ScanState::Ingested);
-        // What was in hand at a crash goes alone: others would be blamed for the next one, too.
+        // A scan that was being encoded at a crash is encoded alone. Otherwise other scans would be
+        // blamed for the next crash, too.
         let is_suspect = record.as_ref().is_some_and(|record| record.attempts > 0);
         if is_suspect {
             self.wait_for_the_others();
@@ -308,13 +318,14 @@ impl<'r> Start<'r> {
         if self.context.is_over() {
             return Ok(());
         }
+
         self.context.show_preparing(id);
         let work = record.map_or(Ok(None), |record| self.start(record, due))?;
         let Some(work) = work else {
-            self.context.out_of_hand(id);
+            self.context.stop_showing(id);
             return Ok(());
         };
-        hand_on(work)?;
+        pass_on(work)?;
         if is_suspect {
             self.wait_for_the_others();
         }
@@ -334,16 +345,19 @@ impl<'r> Start<'r> {
     ) -> Result<Option<Work<'r, Cut<'r>>>, ScanError> {
         let EncodeContext { shared, .. } = self.context;
         if record.attempts >= MAX_CRASHES {
-            let found = format!("{} crashes while this scan was encoded", record.attempts);
-            let action = "see the log of those times; a driver or memory fault is the usual cause";
+            let found = format!("{} crashes during the encoding of this scan", record.attempts);
+            let action =
+                "see the log of these crashes; the usual cause is a fault of driver or memory";
             let refusal = Refusal::new(QuarantineReason::Poison, found, "none", action);
             set_aside(shared, record, &refusal)?;
             return Ok(None);
         }
-        // Journalled before the start: after a crash the count tells which scans were in hand.
+
+        // Written before the start: after a crash the count shows which scans were being encoded.
         record.attempts += 1;
         shared.store.put_record(&record)?;
         let counted = self.context.count();
+
         let work = self.context.attempt(record, |record| {
             let prepared = prepared.map_or_else(|| self.prepare(record), |made| Ok(*made))?;
             let InMemory { scan, mut timings } = prepared;
@@ -363,14 +377,15 @@ impl<'r> Start<'r> {
         }))
     }
 
-    /// Reads a scan from the archive and makes it ready: after a start, or when several came at
-    /// once.
+    /// Reads a scan from the archive and prepares it. This happens after a start, or if several
+    /// scans arrived together.
     fn prepare(&self, record: &ScanRecord) -> Result<InMemory, ScanError> {
         let Shared { archive, metrics, method, .. } = self.context.shared;
         let mut timings = Timings::start(Stage::Decode);
         let (path, mask) = (archive.scan(record.id), archive.mask(record.id));
         let source =
             read_again(record, &path, mask.as_deref(), &ARCHIVED).map_err(missing_source)?;
+
         timings.switch(Stage::Preprocess);
         let scan = Encodable::new(&source, method, &record.cohort)?;
         timings.stop(&[Stage::Decode, Stage::Preprocess], metrics);
@@ -378,7 +393,7 @@ impl<'r> Start<'r> {
     }
 }
 
-/// The second step.
+/// The second step: encodes the slices.
 struct Device<'r> {
     context: &'r EncodeContext<'r>,
     tokeniser: Tokeniser,
@@ -392,10 +407,11 @@ impl<'r> Device<'r> {
         let Work { record, facts, mut timings, made, _counted } = work;
         let Cut { volume, started, queued } = made;
         let (context, id) = (self.context, record.id);
-        // In this order: a scan is always on the board.
+        // In this order the scan is on the board all the time.
         let hand = InHand { scan: id.short(), slices_done: 0, slices_all: 0 };
         context.shared.board.update().in_hand = Some(hand);
         drop(queued);
+
         let encoded = context.attempt(record, |_| {
             timings.resume(Stage::Encode);
             let encoded = self.slices(id, &volume, started);
@@ -403,12 +419,12 @@ impl<'r> Device<'r> {
             encoded
         })?;
         if encoded.is_none() {
-            context.out_of_hand(id);
+            context.stop_showing(id);
         }
         Ok(encoded.map(|(record, made)| Work { record, facts, timings, made, _counted }))
     }
 
-    /// Encodes all slices; `None` when asked to stop in the middle.
+    /// Encodes all slices. Returns `None` if asked to stop before the end.
     fn slices(
         &mut self,
         id: ScanId,
@@ -419,6 +435,7 @@ impl<'r> Device<'r> {
         if context.is_over() {
             return Ok(None);
         }
+
         let shared = context.shared;
         let batch_before = tokeniser.max_batch();
         let device = tokeniser.device().to_owned();
@@ -426,12 +443,17 @@ impl<'r> Device<'r> {
             show(shared, id, &device, progress);
             if context.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
+
         shared.metrics.device_memory(&device, tokeniser.memory());
         if tokeniser.max_batch() < batch_before {
-            warn!(slices = tokeniser.max_batch(), "the device ran out of memory; smaller batches");
+            warn!(
+                slices = tokeniser.max_batch(),
+                "the device ran out of memory; continuing with smaller batches"
+            );
             shared.metrics.encode_fallback(Fallback::SmallerBatch);
             shared.metrics.encode_batch(&device, tokeniser.max_batch());
         }
+
         match encoded {
             Ok(encoded) => Ok(Some(encoded)),
             Err(TokeniseError::Stopped) => Ok(None),
@@ -440,19 +462,20 @@ impl<'r> Device<'r> {
     }
 }
 
-/// The third step.
+/// The third step: makes tokens and stores them.
 struct Finish<'r> {
     context: &'r EncodeContext<'r>,
     to_score: SyncSender<Encoded>,
 }
 
 impl Finish<'_> {
-    /// Makes tokens, stores them, then hands on.
+    /// Makes tokens, stores them, and passes the scan to the score stage.
     fn finish(&self, work: Work<'_, EncodedVolume<'_>>) -> Result<(), ScanError> {
         let Work { record, facts, mut timings, made, .. } = work;
         let EncodeContext { shared, .. } = self.context;
         let (id, device) = (record.id, &shared.method.device);
         timings.resume(Stage::Encode);
+
         let made = self.context.attempt(record, |_| {
             Ok(Some(made.into_tokens().map_err(|error| of_device(error, device))?))
         })?;
@@ -461,13 +484,14 @@ impl Finish<'_> {
             let n_tokens = tokens_per_layer(&tokens, shared.method.n_parts);
             let facts = EncodedFacts { n_tokens, timings_secs: timings.secs(), ..facts };
             self.store(record, &tokens, facts)?;
-            self.hand_on(id);
+            self.pass_on(id);
         }
-        self.context.out_of_hand(id);
+        self.context.stop_showing(id);
         Ok(())
     }
 
-    /// Durable before the id moves on: from here the scan counts as a member.
+    /// Stores the tokens durably before the id moves to the next stage. From here the scan is a
+    /// member.
     fn store(
         &self,
         record: ScanRecord,
@@ -477,19 +501,20 @@ impl Finish<'_> {
         let shared = self.context.shared;
         let secs = facts.timings_secs.get(Stage::Encode.name());
         info!(scan = %record.id, tokens = facts.n_tokens, secs, "encoded");
+
         let (state, encoded) = (ScanState::Encoded, Some(facts));
         let done = ScanRecord { state, attempts: 0, encoded, ..record.clone() };
         let stored = shared.store.put_encoded(&done, tokens);
         if stored.is_err() {
-            // A full disk is no fault of the scan. The store may not take this either.
+            // The scan did not cause the full disk. Writing this may fail, too.
             put_back(shared, record).ok();
         }
         Ok(stored?)
     }
 
-    /// Gives an id to the score stage, waiting while its queue is full. The score stage ends first
-    /// only when the service goes down, and a stop may drop the id: the journal holds the scan.
-    fn hand_on(&self, id: ScanId) {
+    /// Passes an id to the score stage and waits while its queue is full. The score stage ends
+    /// first only when the service stops. A stop may drop the id, because the journal has the scan.
+    fn pass_on(&self, id: ScanId) {
         let board = &self.context.shared.board;
         let mut encoded = Encoded { id, queued: board.enqueue(Queue::Score, now_secs()) };
         while !self.context.is_over() {

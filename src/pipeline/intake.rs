@@ -1,5 +1,5 @@
-//! The first stage: looks at the incoming folder, waits until a file is whole, reads and archives
-//! it, and hands it to the encoder.
+//! The first stage: lists the incoming folder, waits until a file is whole, reads and archives it,
+//! and passes it to the encoder.
 
 mod passed_over;
 mod reading;
@@ -46,25 +46,25 @@ use crate::{
     watcher::Change,
 };
 
-/// A file that the service may not read is tried so often before it is set aside.
+/// A file that the service has no permission to read goes to quarantine after this many tries.
 const MAX_READS: u32 = 3;
-/// Other faults of a share are waited out for so long.
+/// A file with other faults of a share goes to quarantine after this time.
 const MAX_OUTAGE: Duration = Duration::from_secs(3600);
 /// Longest pause between two tries.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 
-/// A canonical volume up to this size goes to the encoder in memory: as many as are read at once
-/// wait before its queue, and as many in it. The default has 56 MB; of a larger one the encoder
-/// makes its own when its turn comes.
+/// A canonical volume up to this size stays in memory for the encoder. As many as are read in
+/// parallel wait before its queue, and as many again in it. The default volume has 56 MB. For a
+/// larger one, the encoder prepares the scan again later.
 const MAX_HANDED_BYTES: usize = 128 << 20;
 
-/// Events within so much time are one reason to look.
+/// Events within this time cause one listing.
 const BURST: Duration = Duration::from_millis(100);
 
-/// What was decided on a file is remembered for so long after the file is gone.
+/// The decision about a file is remembered for this long after the file is gone.
 const MISSING_PATIENCE_SECS: u64 = 30 * 24 * 3600;
 
-/// A file that could not be read or set aside.
+/// A file that could not be read or moved to quarantine.
 struct Trouble {
     n_tries: u32,
     since: Instant,
@@ -76,18 +76,18 @@ pub(super) struct Intake {
     reader: Arc<Reader>,
     woken: Receiver<Change>,
     to_encoder: SyncSender<Due>,
-    /// Accepted scans for which the encoder's queue has no room yet. While there are any, no
+    /// Accepted scans that wait because the encoder's queue is full. While there are any, no
     /// further file is read: the folder is the queue.
     pending: VecDeque<Due>,
     settling: Settling,
     troubles: HashMap<PathBuf, Trouble>,
-    /// DICOM files on their way.
+    /// DICOM files that are not converted yet.
     bundles: series::Bundles,
     passed_over: PassedOver,
     /// Output stems in use.
     stems: HashSet<String>,
     next_listing: Instant,
-    /// Files are left where they are: no need to look often.
+    /// Files stay where they are, so frequent listings are not needed.
     is_paused: bool,
 }
 
@@ -131,8 +131,8 @@ impl Intake {
         Ok(())
     }
 
-    /// Sleeps until something may have changed, a file may have settled, the encoder has room for
-    /// a file that waits, or the interval is over.
+    /// Sleeps until something may have changed, a file may have settled, the encoder's queue has
+    /// space for a waiting scan, or the interval is over.
     fn wait(&mut self) -> (Option<RescanTrigger>, SeenBy) {
         let settle = self.shared.config().intake.settle;
         let soon = (settle / 4).clamp(Duration::from_millis(50), Duration::from_secs(1));
@@ -140,7 +140,8 @@ impl Intake {
         loop {
             self.shared.board.heartbeat(StageName::Intake);
             let was_full = !self.pending.is_empty();
-            self.hand_on();
+            self.pass_on();
+
             let is_full = !self.pending.is_empty();
             let n_waiting = self.settling.n_waiting() + self.bundles.n_waiting();
             let waiting = n_waiting > 0 && !is_full && !self.is_paused;
@@ -150,6 +151,7 @@ impl Intake {
                 let is_due = now >= self.next_listing;
                 return (is_due.then_some(RescanTrigger::Interval), SeenBy::Scan);
             }
+
             let left = (until - now).min(if is_full { FULL } else { IDLE });
             match self.woken.recv_timeout(left) {
                 Ok(change) => {
@@ -168,18 +170,20 @@ impl Intake {
         }
     }
 
-    /// One look at the folder.
+    /// Lists the folder once and deals with what is there.
     fn look(&mut self, trigger: Option<RescanTrigger>, by: SeenBy) -> Result<(), ScanError> {
         let config = self.shared.config();
         let incoming = &config.directories.incoming;
         let heartbeat = || self.shared.board.heartbeat(StageName::Intake);
         let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
             .expect("the settings were checked");
+
         self.is_paused = self.is_disk_low() | self.is_hook_gone();
         let listed = ingest::list(incoming, &patterns, Links::PassedOver, heartbeat);
         if trigger.is_some() {
             self.next_listing = Instant::now() + config.intake.rescan;
         }
+
         self.shared.board.set_reason("the incoming folder cannot be read", listed.is_err());
         let Listing { scans: listed, passed_over } = match listed {
             Ok(listing) => listing,
@@ -188,27 +192,30 @@ impl Intake {
                 return Ok(());
             }
         };
+
         self.shared.metrics.listed(now_secs());
         if let Some(trigger) = trigger {
             self.shared.metrics.rescan(trigger);
         }
+
         let bundles = self.list_bundles(incoming, &patterns);
         if trigger.is_some() {
             self.forget_missing(&listed, &bundles, incoming)?;
             let others = passed_over.into_iter().chain(self.bundles.others());
             self.shared.board.update().n_passed_over = self.passed_over.look(others);
         }
+
         if self.troubles.is_empty() && !self.bundles.has_failed() {
             self.shared.board.set_reason(hook::UNSTARTED, false);
         }
+
         self.consider_files(&listed, incoming, by)?;
         self.consider_bundles(&bundles, incoming, by)?;
         self.show_waiting();
         Ok(())
     }
 
-    /// Files that are no longer there need not settle; what was decided on them is forgotten after
-    /// a while.
+    /// Forgets files that are gone: their settling at once, the decisions about them later.
     fn forget_missing(
         &mut self,
         listed: &[Candidate],
@@ -218,6 +225,7 @@ impl Intake {
         let in_bundles = bundles.iter().flat_map(|bundle| &bundle.files);
         let there: HashSet<&Path> =
             listed.iter().chain(in_bundles).map(|c| c.path.as_path()).collect();
+
         self.settling.keep_only(|path| there.contains(path));
         self.troubles.retain(|path, _| there.contains(path.as_path()));
         let there: HashSet<Vec<u8>> = there.iter().map(|path| seen_key(incoming, path)).collect();
@@ -225,7 +233,7 @@ impl Intake {
         Ok(self.shared.store.forget_missing(is_there, now_secs(), MISSING_PATIENCE_SECS)?)
     }
 
-    /// Looks at each file, and deals with those that are whole, several at once.
+    /// Considers each file, and deals with whole files, several in parallel.
     fn consider_files(
         &mut self,
         listed: &[Candidate],
@@ -247,7 +255,7 @@ impl Intake {
         batch.take().map_or(Ok(()), |files| self.deal_with(&files, incoming))
     }
 
-    /// The file, if it is its turn to be read.
+    /// Returns the file if it is to be read now.
     fn consider(
         &mut self,
         candidate: &Candidate,
@@ -261,39 +269,45 @@ impl Intake {
             Some(SeenOutcome::Reading { attempts }) => attempts,
             Some(_) => return Ok(None),
         };
+
         let companions = Companions::of(&candidate.path);
         if !self.settling.knows(&candidate.path) {
             self.shared.metrics.file_seen(by);
         }
+
         let (now, settle) = (Instant::now(), self.shared.config().intake.settle);
         let settled = self.settling.look(candidate, companions.looks(), now, settle);
         let Settled::Whole(waited) = settled else { return Ok(None) };
+
         let may_try = self.troubles.get(&candidate.path).is_none_or(|t| t.not_before <= now);
         if self.is_paused || !self.pending.is_empty() || !may_try {
             return Ok(None);
         }
+
         let came_from = below(incoming, &candidate.path).to_owned();
         let candidate = candidate.clone();
         Ok(Some(Whole { candidate, companions, came_from, patient: None, waited, n_crashes }))
     }
 
-    /// Deals with whole files, whatever they contain. While others wait for the encoder it leaves
-    /// them to a later look.
+    /// Deals with whole files. While scans wait for the encoder, a later listing deals with them.
     fn deal_with(&mut self, files: &[Whole], incoming: &Path) -> Result<(), ScanError> {
         if !self.pending.is_empty() || self.shared.stopping() {
             return Ok(());
         }
+
         if let [Whole { candidate, n_crashes, .. }] = files
             && *n_crashes >= MAX_CRASHES
         {
-            let found = format!("{n_crashes} crashes while this file was read");
+            let found = format!("{n_crashes} crashes during the reading of this file");
             return self.set_aside(candidate, incoming, &poison(found));
         }
-        // Before they are touched, durably: after a crash this tells which ones were in hand.
+        // Written durably before the files are read: after a crash it shows which ones were being
+        // read.
         for Whole { candidate, n_crashes, .. } in files {
             self.remember(candidate, incoming, SeenOutcome::Reading { attempts: n_crashes + 1 })?;
         }
         self.shared.store.flush()?;
+
         let mut decided = Ok(());
         Arc::clone(&self.reader).read_all(files, |whole, read, timings| {
             if decided.is_ok() {
@@ -333,7 +347,7 @@ impl Intake {
         self.troubles.remove(&candidate.path);
     }
 
-    /// Takes in what was read; `None` if it must be looked at again.
+    /// Accepts what was read. Returns `None` if the file must be considered again.
     fn admit(
         &mut self,
         whole: &Whole,
@@ -349,7 +363,7 @@ impl Intake {
             Taken::Duplicate(id) => {
                 self.shared.metrics.volume_ingested(IngestResult::Duplicate);
                 self.shared.board.update().n_duplicates += 1;
-                info!(scan = %id, "a copy of a known scan was left alone");
+                info!(scan = %id, "a copy of a known scan; nothing to do");
                 Some(SeenOutcome::Duplicate(id))
             }
             Taken::Scan((record, scan)) => {
@@ -359,7 +373,7 @@ impl Intake {
         })
     }
 
-    /// Archives and journals a scan that is new.
+    /// Writes a new scan into the archive and the journal.
     fn keep(
         &self,
         whole: &Whole,
@@ -371,13 +385,15 @@ impl Intake {
             Taken::Later => return Ok(Taken::Later),
         };
         let id = prepared.id;
+
         let Shared { store, archive, metrics, .. } = &*self.shared;
         let _changing = archive.changing();
-        // One that was read beside it may have the same content.
+        // A file that was read in parallel may have the same content.
         let known = store.record(&id)?;
         if known.as_ref().is_some_and(|known| !known.may_come_again()) {
             return Ok(Taken::Duplicate(id));
         }
+
         let (record, encodable) = self.new_record(whole, known, prepared)?;
         let n_bytes = draft.n_bytes;
         archive.keep(draft, id)?;
@@ -397,7 +413,7 @@ impl Intake {
         let is_own = |stem: &str| known.is_some_and(|known| known.output_stem == stem);
         let is_taken = |stem: &str| self.stems.contains(stem) && !is_own(stem);
         let output_stem = output_stem_among(path, prepared.id, is_taken);
-        // A volume of a DICOM series comes back from quarantine as a file.
+        // A volume of a DICOM series returns from quarantine as a file.
         let known_patient = || known?.header_patient.clone();
 
         let (record, encodable) = prepared.into_record(path);
@@ -407,30 +423,31 @@ impl Intake {
             output_stem,
             sequence: self.shared.store.next_sequence()?,
             first_seen_secs: now_secs().saturating_sub(whole.waited.as_secs()),
-            // Revisions go on.
+            // Revisions continue to count.
             reported: known.and_then(|known| known.reported.clone()),
             ..record
         };
         Ok((record, encodable))
     }
 
-    /// Puts a scan that the journal holds in line for the encoder. What was made of it goes along,
-    /// unless too many are before it, as where many came in one archive, or it is large.
+    /// Queues a scan of the journal for the encoder. Its prepared cube stays in memory, unless it
+    /// is large or too many scans wait before it, for example from one zip.
     fn queue(&mut self, record: &ScanRecord, prepared: InMemory) {
         let id = record.id;
         self.stems.insert(record.output_stem.clone());
         self.shared.metrics.volume_ingested(IngestResult::Accepted);
         self.shared.board.update().n_accepted += 1;
         info!(scan = %id, "accepted");
+
         let queued = self.shared.board.enqueue(Queue::Encode, record.first_seen_secs);
         let goes_along = self.pending.len() < n_at_once(&self.shared)
             && prepared.scan.canonical.volume.n_bytes() <= MAX_HANDED_BYTES;
         let prepared = goes_along.then(|| Box::new(prepared));
         self.pending.push_back(Due { id, prepared, queued });
-        self.hand_on();
+        self.pass_on();
     }
 
-    /// Sets aside what will never work; what may work later is tried again.
+    /// Sends a file that can never work to quarantine. Tries others again later.
     fn refuse(
         &mut self,
         candidate: &Candidate,
@@ -445,10 +462,11 @@ impl Intake {
             }
             ScanError::Io { .. } | ScanError::Internal { .. } => {}
         }
+
         self.look_again(candidate, incoming)?;
         if let ScanError::Io { source, .. } = &error {
             if source.kind() == io::ErrorKind::NotFound {
-                // It was taken away again; the next listing forgets it.
+                // The file is gone; the next listing forgets it.
                 return Ok(());
             }
             let hopeless = source.kind() == io::ErrorKind::PermissionDenied;
@@ -457,7 +475,7 @@ impl Intake {
             if (hopeless && n_tries >= MAX_READS) || lasted >= MAX_OUTAGE {
                 let refusal = Refusal::new(
                     QuarantineReason::Io,
-                    format!("{error} ({n_tries} times in {} s)", lasted.as_secs()),
+                    format!("{error} ({n_tries} tries in {} s)", lasted.as_secs()),
                     "a file that the service may read",
                     "check its owner and permissions, and the share, then export it again",
                 );
@@ -467,7 +485,7 @@ impl Intake {
             self.try_later(candidate);
         }
         self.shared.metrics.stage_retried(Stage::Decode);
-        warn!(%error, "a file has to wait; trying again");
+        warn!(%error, "a file must wait; trying again");
         Ok(())
     }
 
@@ -490,7 +508,7 @@ impl Intake {
         refusal: &Refusal,
     ) -> Result<(), ScanError> {
         if ingest::look_at(&candidate.path).ok() != Some(candidate.look) {
-            // Another file has that name now: it is not to be judged by this one.
+            // Another file has this name now. The refusal does not apply to it.
             return self.look_again(candidate, incoming);
         }
         let config = self.shared.config();
@@ -503,8 +521,9 @@ impl Intake {
             self.try_later(candidate);
             return self.look_again(candidate, incoming);
         }
+
         warn!(%refusal, "a file went to quarantine");
-        // Remembered too, for the case that it could not be moved.
+        // This is remembered, too, in case the file could not be moved.
         self.remember(candidate, incoming, SeenOutcome::Quarantined)?;
         self.forget(candidate);
         self.count_quarantined(refusal);
@@ -530,9 +549,9 @@ impl Intake {
         Ok(self.shared.store.put_seen(&key, &SeenFile::new(candidate.look, outcome))?)
     }
 
-    /// Gives scans to the encoder while its queue has room. The journal holds the scans, so a stop
+    /// Passes scans to the encoder until its queue is full. The journal has the scans, so a stop
     /// may drop the rest.
-    fn hand_on(&mut self) {
+    fn pass_on(&mut self) {
         while let Some(due) = self.pending.pop_front() {
             match self.to_encoder.try_send(due) {
                 Ok(()) => {}
@@ -555,7 +574,7 @@ impl Intake {
         }
     }
 
-    /// Without the program that all scans are to go through, files stay where they are.
+    /// Whether the site's preprocessing is missing. Files then stay where they are.
     fn is_hook_gone(&self) -> bool {
         let gone = self.shared.method.hook.as_ref().is_some_and(|hook| !hook.is_there());
         self.shared.metrics.paused(PauseReason::PreprocessGone, gone);
@@ -563,7 +582,7 @@ impl Intake {
         gone
     }
 
-    /// Measures the free space of every folder; below the watermark intake pauses and files stay
+    /// Measures the free space of every folder. If it is too low, intake pauses and files stay
     /// where they are.
     fn is_disk_low(&self) -> bool {
         let config = self.shared.config();
@@ -590,9 +609,9 @@ impl Intake {
     }
 }
 
-/// As many files as are read at once: each takes a processor and memory. Where the processor
-/// encodes, one is read long before its turn comes. A site's own preprocessing takes all processors
-/// or a GPU, and the others would wait for its end.
+/// How many files are read in parallel. Each needs a processor core and memory. If the CPU encodes,
+/// one is enough, because reading is much faster. A site's own preprocessing uses all cores or a
+/// GPU, so other files would only wait for it.
 pub(super) fn n_at_once(shared: &Shared) -> usize {
     match shared.config().intake.read_at_once {
         _ if shared.method.hook.is_some() => 1,
@@ -602,7 +621,7 @@ pub(super) fn n_at_once(shared: &Shared) -> usize {
     }
 }
 
-/// A path as the store remembers it: its bytes below the incoming folder.
+/// The store's key for a path: its bytes relative to the incoming folder.
 fn seen_key(incoming: &Path, path: &Path) -> Vec<u8> {
     below(incoming, path).as_os_str().as_bytes().to_vec()
 }

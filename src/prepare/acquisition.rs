@@ -36,6 +36,7 @@ pub fn acquisition(
 ) -> Acquisition {
     let mut facts = AcquisitionFacts::of(&companions::stem_of(scan), spacing_mm);
     let mut notes = Vec::new();
+
     if let Some(json) = json {
         // Only the kind of the error, because its text may contain a path.
         let read = json.map_err(|error| format!("it cannot be read ({})", error.kind()));
@@ -48,6 +49,7 @@ pub fn acquisition(
             Err(why) => notes.push(format!("the JSON beside the scan cannot be used: {why}")),
         }
     }
+
     let file_name = scan.file_name().unwrap_or_default().to_string_lossy();
     let Config { cohorts, window, .. } = config;
     let thick_mm = window.thick_slice_mm;

@@ -61,6 +61,7 @@ pub fn canonical(
     let landmarks = cohort.and_then(|cohort| method.landmarks.as_ref()?.landmarks(&cohort.name));
     let canonical = preprocess::canonicalise(raw, brain, &method.cube, aligned.as_ref(), landmarks)
         .map_err(refusals::of_preprocessing)?;
+
     let n_cells = (method.cube.side / method.patch).pow(3);
     let needed = (n_cells / CELLS_PER_FOREGROUND).max(1);
     let found = foreground_cells(&canonical.volume, [method.patch; 3], method.min_brain_fraction);

@@ -29,6 +29,7 @@ pub(super) fn window_warnings(input: &ResultInput<'_>, finding: &Finding) -> Vec
     let n_others = input.scores.others(input.index).len();
     let n_patients = input.window.n_patients().min(n_others + 1);
     let mut warnings = Vec::new();
+
     if let Some(mixed) = scoring::heterogeneity(&references).filter(|&ratio| ratio > MIXED) {
         warnings.push(format!(
             "the window mixes scans that differ as a whole: the ratio of the 90th to the 10th \
@@ -36,6 +37,7 @@ pub(super) fn window_warnings(input: &ResultInput<'_>, finding: &Finding) -> Vec
              several scanners or protocols? Compare within one source; percentiles say little here"
         ));
     }
+
     if let Some(shift) = finding.shift.filter(|&shift| shift > SHIFTED) {
         warnings.push(format!(
             "the scan looks unlike its cohort {}: its distance to the others is {shift:.2} times their \
@@ -44,6 +46,7 @@ pub(super) fn window_warnings(input: &ResultInput<'_>, finding: &Finding) -> Vec
             input.record.cohort.label()
         ));
     }
+
     if n_patients < FEW_SCANS {
         let are_told_apart = !input.window.same_patient.is_empty();
         let what = if are_told_apart { "patients" } else { "scans" };
@@ -51,6 +54,7 @@ pub(super) fn window_warnings(input: &ResultInput<'_>, finding: &Finding) -> Vec
             "the window holds {n_patients} {what}; scores become reliable from about {FEW_SCANS}"
         ));
     }
+
     if finding.n_unmatched_cells * 100 > finding.n_cells {
         warnings.push(format!(
             "{} of {} cells have no counterpart within reach in any other scan; is the scan aligned?",
@@ -64,16 +68,22 @@ pub(super) fn window_warnings(input: &ResultInput<'_>, finding: &Finding) -> Vec
 pub(super) fn shared_warning(own_id: ScanId, shared: &[SharedAnomaly]) -> Option<String> {
     let own: Vec<&SharedAnomaly> =
         shared.iter().filter(|anomaly| anomaly.members.contains(&own_id)).collect();
+
     let mut others: Vec<ScanId> =
         own.iter().flat_map(|anomaly| &anomaly.members).copied().collect();
     others.retain(|&member| member != own_id);
     others.sort_unstable();
     others.dedup();
+
     let is_filtered = own.iter().any(|anomaly| anomaly.n_excluded > 0);
-    let kept = if is_filtered { "which no longer hide it" } else { "as whole scans" };
+    let effect = if is_filtered {
+        "that part is left out of the comparison"
+    } else {
+        "they differ from the others as whole scans"
+    };
     let others: Vec<String> = others.iter().map(ScanId::short).collect();
     (!others.is_empty())
-        .then(|| format!("the scan shares something unusual with {}, {kept}", others.join(", ")))
+        .then(|| format!("the scan shares something unusual with {}; {effect}", others.join(", ")))
 }
 
 /// The warnings that need no scored window.
@@ -88,12 +98,14 @@ pub(super) fn scan_warnings(
         |fault| format!("{fault}: the scan is scored, but others are not compared with it");
     let mut warnings: Vec<String> =
         config.quality.faults(record).into_iter().map(not_good_enough).collect();
+
     if encoded.cut_fraction > 0.01 {
         warnings.push(format!(
             "{:.1} % of the brain lies outside the field of view (volume.field_of_view_mm)",
             100.0 * encoded.cut_fraction
         ));
     }
+
     warnings.extend(not_standardised(record, encoded, method));
     let n_own = window.of_same_patient(record.id).count();
     if n_own > 0 {
@@ -103,6 +115,7 @@ pub(super) fn scan_warnings(
              patient count as one and are not compared with each other (window.compare_same_patient)"
         ));
     }
+
     if window.few_patients {
         warnings.push(
             "the window is full with scans of too few patients (by sub-<label> or PatientID). Scans of \
@@ -110,6 +123,7 @@ pub(super) fn scan_warnings(
                 .to_owned(),
         );
     }
+
     warnings.extend(record.notes.iter().cloned());
     if record.cohort.name == UNKNOWN {
         warnings.push(
@@ -155,7 +169,10 @@ mod tests {
         let names = [2, 3, 4].map(|n| id(n).short()).join(", ");
         assert_eq!(
             text,
-            format!("the scan shares something unusual with {names}, which no longer hide it")
+            format!(
+                "the scan shares something unusual with {names}; that part is left out of the \
+                 comparison"
+            )
         );
         assert_eq!(shared_warning(id(5), &shared), None);
     }

@@ -1,6 +1,6 @@
-//! `oddscan bench pipeline`: scans go through the real daemon, and its own metrics say what each
-//! stage costs. Then some of them are encoded with nothing else going on: what a scan costs beyond
-//! that is everything around the encoder.
+//! `oddscan bench pipeline`: sends scans through the real daemon and reads the time of each stage
+//! from its metrics. Then it encodes some of them while nothing else runs. The difference is the
+//! cost of everything around the encoder.
 
 use std::{
     collections::BTreeMap,
@@ -33,16 +33,17 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
-    /// Made-up scans, of 2 mm; all lie in the incoming folder from the start.
+    /// Number of made-up scans with voxels of 2 mm. All are in the incoming folder from the start.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(2..))]
     scans: u64,
-    /// Scans of this folder instead, with `<subject>_brain` masks beside them, where there are any.
+    /// Use the scans of this folder instead, with `<subject>_brain` masks beside them, if there are
+    /// any.
     #[arg(long, value_name = "DIR", conflicts_with = "scans")]
     from: Option<PathBuf>,
-    /// Network of random weights: dinov2_vits14, dinov2_vitb14 or dinov2_vitl14.
+    /// Network with random weights: dinov2_vits14, dinov2_vitb14 or dinov2_vitl14.
     #[arg(long, default_value = "dinov2_vits14", conflicts_with = "weights")]
     network: String,
-    /// A weights file instead.
+    /// A weights file instead of random weights.
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
     /// Device: auto, cuda or cpu.
@@ -56,23 +57,23 @@ pub(in crate::cli) struct Arguments {
     json: bool,
 }
 
-/// What a scan costs on its way.
+/// The time that a scan takes.
 #[derive(Serialize)]
 struct Cost {
     scans: usize,
     device: String,
-    /// From the first file to the last result; starting the daemon does not count.
+    /// From the first file to the last result, without the start of the daemon.
     seconds: f64,
     seconds_per_scan: f64,
-    /// Seconds that encoding a prepared scan takes with nothing else going on.
+    /// Seconds to encode a prepared scan while nothing else runs.
     seconds_encoding_alone: f64,
-    /// Seconds that a scan spends in each stage. Stages work side by side; results that a newer
-    /// scan has made outdated are written again, and count.
+    /// Seconds that a scan spends in each stage. Stages run in parallel. The time to refresh stale
+    /// results counts, too.
     stages: BTreeMap<&'static str, f64>,
     /// Share of the encoder in the time of all stages.
     encoder_share: f64,
-    /// Share of the time from the device's first batch to its last scan in which it worked; `None`
-    /// if that was too short to be seen.
+    /// Share of busy time between the device's first batch and its last scan. `None` if that was
+    /// too short to measure.
     device_busy_share: Option<f64>,
 }
 
@@ -97,12 +98,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         std::thread::sleep(Duration::from_millis(20));
     };
+
     let seconds = started.elapsed().as_secs_f64();
     daemon.stop()?;
     if status.n_quarantined > 0 {
         let text = format!("{} scans were refused", status.n_quarantined);
         return Err(Failure::new(INTERNAL, text));
     }
+
     let alone = encoding_alone(&config, &scans, folder.path())?;
     let cost = cost(scans.len(), seconds, alone, rush.busy_share(), &page);
     print(&cost, arguments.json)
@@ -110,11 +113,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 const BUSY: &str = "oddscan_device_busy_seconds_total{device=\"";
 
-/// The time from the device's first batch to its last scan. Results that newer scans have made
-/// outdated are written again after it.
+/// The time from the device's first batch to its last scan. Stale results are refreshed after it.
 #[derive(Default)]
 struct Rush {
-    /// When the device had worked for so many seconds: first seen, and last.
+    /// Times of the first and the last look, each with the device's busy seconds until then.
     seen: Option<[(Instant, f64); 2]>,
     is_over: bool,
 }
@@ -137,7 +139,7 @@ impl Rush {
     }
 }
 
-/// So many scans are encoded again, evenly chosen from all.
+/// Number of scans that are encoded again, evenly chosen from all.
 const N_ALONE: usize = 4;
 
 /// Seconds per scan from the canonical cube to tokens, with the daemon's settings, in this process.
@@ -180,6 +182,7 @@ fn write_settings(
             path
         }
     };
+
     let address = demo::free_address().map_err(demo::io)?;
     let settings = demo::settings(folder, address, n_scans, arguments.slice_stride);
     let weights = toml::Value::from(weights.to_string_lossy().into_owned());
@@ -190,7 +193,7 @@ fn write_settings(
     Ok((config, address))
 }
 
-/// Reads the costs off the daemon's metrics.
+/// Reads the costs from the daemon's metrics.
 fn cost(
     scans: usize,
     seconds: f64,
@@ -219,7 +222,7 @@ fn of_stage(page: &str, what: &str, stage: Stage) -> f64 {
     sum(page, &name)
 }
 
-/// Sum of the samples whose names and labels begin so.
+/// Sum of the samples whose names and labels begin with `start`.
 fn sum(page: &str, start: &str) -> f64 {
     let samples = page.lines().filter(|line| line.starts_with(start));
     samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
@@ -232,7 +235,7 @@ fn print(cost: &Cost, json: bool) -> Result<(), Failure> {
     }
     let (each, alone) = (cost.seconds_per_scan, cost.seconds_encoding_alone);
     println!(
-        "{} scans through the daemon on {}: {each:.2} s each, {:.2} times as long as encoding alone ({alone:.2} s)",
+        "{} scans through the daemon on {}: {each:.2} s each, {:.2} times the time of encoding alone ({alone:.2} s)",
         cost.scans,
         cost.device,
         each / alone
@@ -241,7 +244,7 @@ fn print(cost: &Cost, json: bool) -> Result<(), Failure> {
         println!("  {stage:<12} {seconds:>8.3} s per scan");
     }
     let busy = cost.device_busy_share.map_or_else(
-        || "too short to say how busy the device was".to_owned(),
+        || "too short to measure how busy the device was".to_owned(),
         |share| format!("device busy {:.0} % from its first batch to its last scan", 100.0 * share),
     );
     println!("  encoder {:.0} % of the stages' time; {busy}", 100.0 * cost.encoder_share);

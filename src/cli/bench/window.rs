@@ -1,4 +1,5 @@
-//! `oddscan bench window`: what a scan that joins a full window costs, with the store on this disk.
+//! `oddscan bench window`: the cost of a scan that joins a full window, with the store on this
+//! disk.
 
 use std::{env, path::PathBuf, process::Command, time::Instant};
 
@@ -28,7 +29,7 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
-    /// Scans in the window; several sizes show the growth.
+    /// Scans in the window; several sizes show how the cost grows.
     #[arg(long, num_args = 1.., default_values_t = [50, 100, 200])]
     scans: Vec<usize>,
     /// Tokens per grid.
@@ -40,11 +41,11 @@ pub(in crate::cli) struct Arguments {
     /// Grids of tokens per scan: one for each view.
     #[arg(long, default_value_t = 3)]
     grids: usize,
-    /// Where the store is made, and removed afterwards. 200 scans need 3 GB, 400 need 9.
+    /// Folder for the store, which is removed afterwards. 200 scans need 3 GB, 400 need 9 GB.
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
-    /// Memory for tokens and distances, MiB, as `window.memory_mib`; that of the settings when left
-    /// out.
+    /// Memory for tokens and distances in MiB, like `window.memory_mib`. Default: that of the
+    /// settings.
     #[arg(long)]
     memory_mib: Option<u64>,
     /// The one size that a process of its own measures.
@@ -54,26 +55,27 @@ pub(in crate::cli) struct Arguments {
     pub(super) how: How,
 }
 
-/// What one size of window costs.
+/// The cost for one window size.
 #[derive(Serialize)]
 struct Cost {
     scans: usize,
-    /// Distances of a new scan to all others, with reading and keeping them.
+    /// Time for the distances of a new scan to all others, including the store.
     join_seconds: f64,
-    /// All scores of the window again, from the kept distances.
+    /// Time to score the whole window again from the stored distances.
     rescore_seconds: f64,
     disk_bytes: u64,
-    /// Largest memory of a process that did only this, filling the window included.
+    /// Largest memory of a process that did only this, including filling the window.
     peak_bytes: u64,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.tokens == 0 || arguments.channels == 0 || arguments.grids == 0 {
-        return Err(Failure::new(USAGE, "--tokens, --channels and --grids count from 1"));
+        return Err(Failure::new(USAGE, "--tokens, --channels and --grids must be at least 1"));
     }
     if arguments.scans.iter().any(|&scans| scans < 2) {
-        return Err(Failure::new(USAGE, "--scans count from 2"));
+        return Err(Failure::new(USAGE, "--scans must be at least 2"));
     }
+
     if let Some(scans) = arguments.only {
         return run_one(arguments, scans);
     }
@@ -83,7 +85,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.scans.iter().try_for_each(|&scans| run_apart(scans))
 }
 
-/// Measures one size in a process of its own: memory that another size has taken would count.
+/// Measures one size in a process of its own. Otherwise memory of other sizes would count, too.
 fn run_apart(scans: usize) -> Result<(), Failure> {
     let mut child = Command::new("/proc/self/exe");
     child.args(env::args_os().skip(1)).args(["--only", &scans.to_string()]);
@@ -126,6 +128,7 @@ fn measure(
         Some(parent) => tempfile::tempdir_in(parent)?,
         None => tempfile::tempdir()?,
     };
+
     let config = Config::parse("")?;
     let memory = arguments.memory_mib.map_or(config.window.memory_bytes, |mib| mib << 20);
     let store = Store::open(folder.path(), memory)?;
@@ -136,14 +139,17 @@ fn measure(
         |&id: &ScanId| ScoredMember { id, parts: parts.clone(), membership: Membership::REFERENCE };
     let members: Vec<ScoredMember> = ids.iter().map(member).collect();
     let started = Instant::now();
+
     let new = ids[n_scans - 1];
     for grid in 0..arguments.grids {
         let (reach, others) = (config.scoring.reach, &ids[..n_scans - 1]);
         let n_pairs = compare_grid(&store, distances, reach, grid, new, others, || true)?;
         assert_eq!(n_pairs, others.len() as u64, "a pair for each of the others");
     }
+
     let join_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
+
     let mut kept = Kept { store: &store, n_tokens };
     let scores = score_members(&members, &[9], &config.scoring, &mut kept)?;
     let rescore_seconds = started.elapsed().as_secs_f64();
@@ -157,21 +163,23 @@ fn measure(
     })
 }
 
-/// Fills a store with scans of random tokens and, but for the last scan, with distances between
-/// them, in the order in which scans come to a daemon.
+/// Fills a store with scans of random tokens and with the distances between them, in the order in
+/// which scans arrive at a daemon. The last scan has no distances yet.
 fn fill(store: &Store, arguments: &Arguments, ids: &[ScanId]) -> Result<Vec<Foreground>, Error> {
-    // Drawing features for each scan would take longest; with those of a few others, no pair is
-    // quicker.
+    // Drawing features for each scan would take most of the time. Repeated features make no pair
+    // faster.
     let drawn = |scan: u64| -> Vec<TokenGrid> {
         let seeds = (0..arguments.grids as u64).map(|grid| scan * arguments.grids as u64 + grid);
         seeds.map(|seed| random_tokens(seed, arguments.tokens, arguments.channels)).collect()
     };
     let drawn = [0, 1, 2].map(drawn);
+
     let parts = parts_of(&drawn[0], arguments.grids);
     let mut normal = Normal::new(9);
     let mut column = |part: &Foreground| -> Vec<f32> {
         part.cells.iter().map(|_| 1.0 + normal.uniform() as f32).collect()
     };
+
     for (index, &new) in ids.iter().enumerate() {
         store.put_encoded(&record(new, index), &drawn[index % drawn.len()])?;
         let others = if index + 1 < ids.len() { &ids[..index] } else { &[] };
@@ -221,7 +229,7 @@ impl WindowDistances for Kept<'_> {
 }
 
 fn id(index: usize) -> ScanId {
-    // In no order, as hashes of scans are.
+    // In no order, like hashes of scans.
     ScanId(Sha256::digest(index.to_be_bytes()).into())
 }
 
@@ -236,7 +244,7 @@ fn record(id: ScanId, index: usize) -> ScanRecord {
     }
 }
 
-/// Largest resident memory of this process, bytes; 0 where the system does not tell.
+/// Largest resident memory of this process, bytes. 0 if the system does not report it.
 fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

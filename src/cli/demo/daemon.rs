@@ -14,10 +14,10 @@ use super::super::{Failure, INTERNAL, status};
 use super::io;
 use crate::pipeline::board::Status;
 
-/// Longest start: the weights are read and hashed.
+/// Longest start. It reads and hashes the weights.
 const START: Duration = Duration::from_secs(120);
 
-/// A running `oddscan run`; killed when dropped.
+/// A running `oddscan run`. It is killed when this is dropped.
 pub(in crate::cli) struct Daemon {
     child: Child,
     address: SocketAddr,
@@ -25,8 +25,8 @@ pub(in crate::cli) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts this very program as the daemon and waits until it is ready. Its log goes to
-    /// `<folder>/daemon.log`; `config` must let it listen on `address`.
+    /// Starts this program as the daemon and waits until it is ready. Its log goes to
+    /// `<folder>/daemon.log`. `config` must make it listen on `address`.
     pub(in crate::cli) fn start(
         config: &Path,
         address: SocketAddr,
@@ -38,31 +38,32 @@ impl Daemon {
             .arg("run")
             .arg("--config")
             .arg(config)
-            // Its own log, not the journal that this program may have inherited.
+            // The daemon must write its own log and not use the journal of this program.
             .env_remove("JOURNAL_STREAM")
             .stdout(output.try_clone().map_err(io)?)
             .stderr(output)
             .spawn()
             .map_err(io)?;
+
         let mut daemon = Self { child, address, log };
         let started = Instant::now();
         while !status::ask(address).is_ok_and(|(_, status)| status.ready) {
             daemon.check_alive()?;
             if started.elapsed() > START {
-                return Err(daemon.failure("it does not get ready"));
+                return Err(daemon.failure("it does not become ready"));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
         Ok(daemon)
     }
 
-    /// What it does now.
+    /// The current status of the daemon.
     pub(in crate::cli) fn status(&mut self) -> Result<Status, Failure> {
         self.check_alive()?;
         Ok(status::ask(self.address)?.1)
     }
 
-    /// Stops it as systemd does and waits for its end.
+    /// Stops the daemon like systemd and waits for its end.
     pub(in crate::cli) fn stop(mut self) -> Result<(), Failure> {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).map_err(|error| io(error.into()))?;

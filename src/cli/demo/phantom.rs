@@ -1,8 +1,8 @@
-//! Made-up brains for the demo: FLAIR-like contrast, anatomy that varies from subject to subject,
-//! and where asked a lesion of known place. Seeded: the same number is the same brain.
+//! Made-up brains for the demo: FLAIR-like contrast, anatomy that varies between subjects, and if
+//! asked for, a lesion at a known place. The same seed gives the same brain.
 //!
-//! A mock-up of anatomy, not a model of it: enough folds, nuclei and ventricles that a healthy
-//! token finds its like in other subjects and a lesion does not. Millimetres, RAS, origin near the
+//! This only imitates anatomy. It has enough folds, nuclei and ventricles that a healthy token
+//! finds a match in other subjects and a lesion does not. Millimetres, RAS, origin near the
 //! anterior commissure.
 
 use crate::numeric::{
@@ -31,7 +31,7 @@ pub(super) struct Lesion {
     pub(super) radius_mm: f64,
 }
 
-/// One made-up scan.
+/// A made-up scan with its truth.
 pub(super) struct Phantom {
     /// The scan, skull-stripped: outside the brain it is 0.
     pub(super) scan: RawVolume,
@@ -39,7 +39,7 @@ pub(super) struct Phantom {
     pub(super) lesion: RawMask,
 }
 
-/// A plane wave; sums of them fold the cortex and vary the rims.
+/// A plane wave. Sums of waves fold the cortex and vary the rims.
 struct Wave {
     direction: [f64; 3],
     phase: f64,
@@ -63,6 +63,7 @@ pub(super) fn phantom(seed: u64, lesion: Option<Lesion>) -> Phantom {
     let n_voxels = SHAPE.n_voxels();
     let mut tissue = Vec::with_capacity(n_voxels);
     let mut inside = Vec::with_capacity(n_voxels);
+
     for offset in 0..n_voxels {
         let voxel = SHAPE.voxel(offset).map(|index| index as f64);
         let WorldPoint(world) = affine.to_world(VoxelPoint(voxel));
@@ -70,6 +71,7 @@ pub(super) fn phantom(seed: u64, lesion: Option<Lesion>) -> Phantom {
         tissue.push(subject.tissue(point, world).unwrap_or(0.0));
         inside.push(tissue[offset] > 0.0 && subject.in_lesion(world));
     }
+
     let voxels = smooth(&tissue)
         .into_iter()
         .zip(&tissue)
@@ -100,12 +102,12 @@ impl Subject {
         }
     }
 
-    /// From the scanner's to the common anatomy, mm.
+    /// Maps a point of the scanner to the common anatomy, mm.
     fn to_anatomy(&self, world: [f64; 3]) -> [f64; 3] {
         std::array::from_fn(|axis| (world[axis] - self.shift[axis]) / self.scale[axis])
     }
 
-    /// Signal at a point, `None` outside the brain.
+    /// Signal at a point. `None` outside the brain.
     fn tissue(&self, point: [f64; 3], world: [f64; 3]) -> Option<f64> {
         let healthy = self.stem(point).or_else(|| self.cerebellum(point));
         let healthy = self.cerebrum(point).or(healthy)?;
@@ -128,7 +130,7 @@ impl Subject {
             return None;
         }
         let fissure = x.abs() < 1.5 && !(0.0..24.0).contains(&z);
-        // Sulci are the sheets on which the folds change sign; grey matter lines them.
+        // Sulci are the surfaces where the folds change sign. Grey matter is beside them.
         let sulcus = depth_mm < 15.0 && fold.abs() < 0.16;
         Some(if fissure || sulcus {
             CSF
@@ -141,7 +143,7 @@ impl Subject {
         })
     }
 
-    /// Ventricles and grey nuclei; both sides are alike.
+    /// Ventricles and grey nuclei, equal on both sides.
     fn deep(&self, [x, y, z]: [f64; 3]) -> Option<f64> {
         let side = [x.abs(), y, z];
         let size = |axes: [f64; 3]| axes.map(|axis| axis * self.ventricles);
@@ -196,7 +198,7 @@ fn waves(random: &mut Normal, n: usize, length_mm: f64) -> Vec<Wave> {
     (0..n).map(|_| wave()).collect()
 }
 
-/// The folds that all people share, each moved a little.
+/// The folds that all subjects have in common, each moved a little.
 fn folds(random: &mut Normal) -> Vec<Wave> {
     let mut shared = waves(&mut Normal::new(0), 10, 30.0);
     shared.iter_mut().for_each(|wave| wave.phase += 0.5 * random.next());
@@ -212,7 +214,7 @@ fn sum(waves: &[Wave], point: [f64; 3]) -> f64 {
     waves.iter().map(wave).sum::<f64>() * (2.0 / waves.len() as f64).sqrt()
 }
 
-/// The partial volumes of a real scan: weights 1, 2, 1 along each axis.
+/// Imitates the partial volumes of a real scan: weights 1, 2, 1 along each axis.
 fn smooth(values: &[f64]) -> Vec<f64> {
     let mut smoothed = values.to_vec();
     for axis in 0..3 {

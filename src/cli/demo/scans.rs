@@ -1,4 +1,4 @@
-//! The scans that the demo feeds: made up, or those of a folder.
+//! The scans for the demo: made up, or those of a folder.
 
 use std::{
     fs, io,
@@ -15,16 +15,16 @@ use crate::{
     numeric::volume::RawVolume,
 };
 
-/// Made-up scans: enough for a window, few enough for half a minute on two cores.
+/// Number of made-up scans: enough for a window, and few enough for half a minute on two cores.
 pub(super) const N_MADE_UP: u64 = 8;
 
-/// Which of them are ill, and where.
+/// Which of them have a lesion, and where.
 const LESIONS: [(u64, Lesion); 2] = [
     (2, Lesion { centre: [34.0, -38.0, 24.0], radius_mm: 13.0 }),
     (5, Lesion { centre: [-30.0, 22.0, 30.0], radius_mm: 9.0 }),
 ];
 
-/// A scan with what lies beside it.
+/// A scan with the files beside it.
 pub(in crate::cli) struct Scan {
     path: PathBuf,
     brain: Option<PathBuf>,
@@ -37,22 +37,19 @@ impl Scan {
         Self { brain, truth, path }
     }
 
-    /// Where it lies.
     pub(in crate::cli) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its brain mask.
     pub(in crate::cli) fn brain(&self) -> Option<&Path> {
         self.brain.as_deref()
     }
 
-    /// File name.
     pub(super) fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Start of the names of its results.
+    /// Start of the file names of its results.
     pub(super) fn stem(&self) -> String {
         companions::output_stem(&companions::stem_of(&self.path))
     }
@@ -62,7 +59,8 @@ impl Scan {
         self.truth.as_deref()
     }
 
-    /// Writes it as scanners do: under another name first, then renamed. Its mask comes before it.
+    /// Writes it like a scanner: first under another name, then renamed. Its mask is written before
+    /// it.
     pub(in crate::cli) fn drop_into(&self, incoming: &Path) -> io::Result<()> {
         for path in self.brain.iter().chain([&self.path]) {
             let name = path.file_name().unwrap_or_default();
@@ -74,7 +72,7 @@ impl Scan {
     }
 }
 
-/// The scans of the folder `source`, or `n` that are made up in `folder`; at least two.
+/// The scans of the folder `source`, or `n` made-up scans in `folder`. At least two.
 pub(in crate::cli) fn of(
     source: Option<&Path>,
     folder: &Path,

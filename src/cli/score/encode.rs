@@ -1,4 +1,4 @@
-//! From the named files to members with tokens.
+//! From the named files to members of a window, with their tokens.
 
 use std::{
     collections::BTreeSet,
@@ -26,8 +26,8 @@ use crate::{
     prepare::{Prepared, Source, acquisition::read_json, read_and_find_brain},
 };
 
-/// A scan with its tokens. The voxels are read again for the report, so that memory does not grow
-/// with the number of scans beyond their tokens.
+/// A scan with its tokens. The voxels are read again for the results, so that only the tokens of
+/// all scans are in memory together.
 pub(super) struct Member {
     pub(super) path: PathBuf,
     pub(super) again: Again,
@@ -35,19 +35,19 @@ pub(super) struct Member {
     pub(super) tokens: Vec<TokenGrid>,
 }
 
-/// Where a scan is read from again: as named, or as it was prepared.
+/// Files from which a scan is read again: the named ones, or prepared copies.
 pub(super) struct Again {
     pub(super) scan: PathBuf,
     pub(super) mask: Option<PathBuf>,
 }
 
-/// Encodes scan after scan.
+/// Encodes scans one after another.
 pub(super) struct Encoding<'a> {
     pub(super) config: &'a Config,
     pub(super) engine: &'a mut Engine,
-    /// Where what was made of scans is kept.
+    /// Folder for prepared copies.
     pub(super) prepared: &'a Path,
-    /// Where results are written.
+    /// Folder for results.
     pub(super) out: &'a Path,
     pub(super) refused: &'a mut Vec<Refused>,
     /// Stems of results so far.
@@ -131,7 +131,8 @@ impl Encoding<'_> {
         Ok(Member { path: path.to_owned(), again, record, tokens })
     }
 
-    /// Keeps what was found in a scan, as the daemon's archive does, so that it is found once.
+    /// Keeps changed voxels and the found brain, like the daemon's archive, so that nothing runs
+    /// twice.
     fn keep(
         &self,
         path: &Path,
@@ -141,10 +142,9 @@ impl Encoding<'_> {
     ) -> Result<Again, ScanError> {
         let write = |ending: &str, bytes: &[u8]| {
             let path = self.prepared.join(format!("{sequence}{ending}"));
-            fs::write(&path, bytes).map(|()| path).map_err(|source| ScanError::Internal {
-                doing: "keeping what was found in a scan",
-                source,
-            })
+            fs::write(&path, bytes)
+                .map(|()| path)
+                .map_err(|source| ScanError::Internal { doing: "writing a prepared scan", source })
         };
 
         let mut again = Again { scan: path.to_owned(), mask };
@@ -157,17 +157,19 @@ impl Encoding<'_> {
         Ok(again)
     }
 
-    /// Writes the picture of a refusal, if it has one. The refusal stands without it.
+    /// Writes the picture of a refusal, if it has one. A failure to write is only reported.
     fn write_picture(&mut self, scan: &Path, error: &ScanError) -> Option<PathBuf> {
         let ScanError::Refused(Refusal { picture: Some(RefusalPicture(png)), .. }) = error else {
             return None;
         };
+
         let stem = companions::output_stem(&companions::stem_of(scan));
         let name = |count: usize| match count {
             1 => format!("{stem}_registration.png"),
             _ => format!("{stem}-{count}_registration.png"),
         };
         let name = (1..).map(name).find(|name| !self.pictures.contains(name))?;
+
         let folder = self.out.join("refused");
         let path = folder.join(&name);
         let written = fs::create_dir_all(&folder).and_then(|()| files::write_atomic(&path, png));
@@ -187,14 +189,14 @@ fn no_tokens(error: TokeniseError) -> ScanError {
             QuarantineReason::Poison,
             other.to_string(),
             "features that are numbers",
-            "score it alone, and with encoder.device = \"cpu\"; report it if it may be shared",
+            "try encoder.device = \"cpu\"; report the scan if it may be shared",
         )
         .into(),
     }
 }
 
 fn progress_bar(n_files: usize) -> ProgressBar {
-    // indicatif shows nothing where stderr is no terminal.
+    // indicatif shows nothing if stderr is not a terminal.
     let bar = ProgressBar::with_draw_target(Some(n_files as u64), ProgressDrawTarget::stderr());
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} (left {eta}) {msg}");
     bar.set_style(style.expect("a template without faults"));

@@ -1,4 +1,4 @@
-//! The files that a command line names: scans, and what is made of DICOM files among them.
+//! The files that a command line names: scans, and the volumes of DICOM files.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +17,7 @@ use crate::{
 /// A file to be read.
 pub(in crate::cli) struct Named {
     pub(in crate::cli) path: PathBuf,
-    /// Whose scan it is by its DICOM header.
+    /// Patient in the DICOM header. `None` for other files.
     pub(super) patient: Option<Patient>,
 }
 
@@ -31,7 +31,7 @@ impl From<PathBuf> for Named {
 pub(in crate::cli) struct Refused {
     pub(in crate::cli) path: PathBuf,
     pub(in crate::cli) error: String,
-    /// What shows why, if something does.
+    /// Picture that shows the reason. `None` if there is none.
     pub(in crate::cli) picture: Option<PathBuf>,
 }
 
@@ -41,8 +41,8 @@ impl Refused {
     }
 }
 
-/// Files as named, and the scans in folders. DICOM series among them are converted into `unpacked`;
-/// those that cannot be are given apart.
+/// Returns the named files and the scans in named folders. DICOM series are converted into
+/// `unpacked`. Those that cannot be converted are returned as refused.
 pub(in crate::cli) fn expand(
     named: &[PathBuf],
     config: &Config,
@@ -52,6 +52,7 @@ pub(in crate::cli) fn expand(
         .map_err(|error| Failure::new(INTERNAL, error))?;
     let cannot_list =
         |path: &Path, e| Failure::new(IO, format!("cannot list {}: {e}", path.display()));
+
     let mut files: Vec<Named> = Vec::new();
     let mut dicom = Vec::new();
     for path in named {
@@ -69,15 +70,17 @@ pub(in crate::cli) fn expand(
             dicom.push(path.clone());
         } else {
             eprintln!(
-                "{}: no scan by its name (intake.accept, intake.ignore), and no DICOM file",
+                "{}: neither a scan by its name (intake.accept, intake.ignore) nor a DICOM file",
                 path.display()
             );
         }
     }
-    // Somebody may name a folder and what lies in it.
+
+    // A folder and a file in it may both be named.
     let mut places = BTreeSet::new();
     files.retain(|file| places.insert(place(&file.path)));
     dicom.retain(|path| places.insert(place(path)));
+
     let refused = convert_series(&dicom, config, unpacked, &mut files)?;
     if files.is_empty() && refused.is_empty() {
         let needed = "no scan among the files; name NIfTI or DICOM files, zips or folders of them";
@@ -86,14 +89,14 @@ pub(in crate::cli) fn expand(
     Ok((files, refused))
 }
 
-/// Where a file lies, however it was named. What a link leads to does not matter.
+/// The real path of a file, however it was named. A link itself is not followed.
 fn place(path: &Path) -> PathBuf {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     fs::canonicalize(folder).unwrap_or(folder.to_owned()).join(path.file_name().unwrap_or_default())
 }
 
-/// Converts DICOM files as the daemon does and adds the volumes to `files`.
+/// Converts DICOM files like the daemon and adds the volumes to `files`.
 fn convert_series(
     dicom: &[PathBuf],
     config: &Config,
@@ -110,6 +113,7 @@ fn convert_series(
     let work = unpacked.join("dicom");
     let events = convert::convert(&listed, &work, &config.intake.limits, || true)
         .map_err(|error| Failure::new(IO, error))?;
+
     let first = |inputs: &[usize]| inputs.first().map_or(PathBuf::new(), |&i| dicom[i].clone());
     let mut refused = Vec::new();
     for event in events.unwrap_or_default() {
@@ -125,7 +129,8 @@ fn convert_series(
                 eprintln!("left out: {} and its series: {why}", first(&inputs).display());
             }
             Event::Waiting { inputs } => {
-                let error = "not reached: too many files before it kill the converter".to_owned();
+                let error =
+                    "not converted: the converter crashed on too many files before it".to_owned();
                 refused.push(Refused::new(first(&inputs), error));
             }
             Event::InHand { .. } => {}

@@ -1,4 +1,4 @@
-//! From members with tokens to the results of a window, which holds a whole cohort.
+//! From members with tokens to the results of a window, which has all scans of a cohort.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -29,16 +29,16 @@ use crate::{
 /// Distances from one grid of tokens of a scan to that of another.
 type Columns = BTreeMap<(ScanId, ScanId, usize), Vec<f32>>;
 
-/// Scores window after window.
+/// Scores windows one after another.
 pub(super) struct Scoring<'a> {
     pub(super) config: &'a Config,
     pub(super) engine: &'a mut Engine,
-    /// What a reader of the results should know, and of which scans.
+    /// Warnings for readers of the results, with the stems of their scans.
     pub(super) warnings: BTreeMap<String, Vec<String>>,
 }
 
 impl Scoring<'_> {
-    /// One cohort as one window, which holds all of it.
+    /// Makes one window of a whole cohort.
     pub(super) fn window(&self, key: CohortKey, members: &[Member]) -> Window {
         let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
         let mut window = Window::new(key, capacity);
@@ -57,6 +57,7 @@ impl Scoring<'_> {
     ) -> Result<Vec<(Member, Finding)>, Failure> {
         let internal = |error: ScanError| Failure::new(INTERNAL, error);
         let columns = self.columns(&members).map_err(internal)?;
+
         let n_parts = self.engine.method.n_parts;
         let scored_member = |member: &Member| ScoredMember {
             id: member.record.id,
@@ -64,6 +65,7 @@ impl Scoring<'_> {
             membership: window.membership(member.record.id).clone(),
         };
         let scored_members: Vec<ScoredMember> = members.iter().map(scored_member).collect();
+
         let mut computed = Computed {
             columns: &columns,
             members: &members,
@@ -74,6 +76,7 @@ impl Scoring<'_> {
         let scores =
             score_members(&scored_members, &method.layers, &self.config.scoring, &mut computed)
                 .map_err(internal)?;
+
         let identity = window.identity();
         let mut scored = Vec::new();
         for (index, member) in members.into_iter().enumerate() {
@@ -91,6 +94,7 @@ impl Scoring<'_> {
                 config: self.config,
             })
             .map_err(internal)?;
+
             let stem = &member.record.output_stem;
             for warning in &results.sidecar.warnings {
                 self.warnings.entry(warning.clone()).or_default().push(stem.clone());
@@ -101,7 +105,7 @@ impl Scoring<'_> {
         Ok(scored)
     }
 
-    /// All columns of a window.
+    /// Computes all columns of a window.
     fn columns(&mut self, members: &[Member]) -> Result<Columns, ScanError> {
         let (reach, distances) = (self.config.scoring.reach, self.engine.distances.as_mut());
         let mut columns = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! What lies in the incoming folder and is no scan: whoever put it there may wait for its result.
+//! Reports files in the incoming folder that are not scans. Somebody may wait for their results.
 
 use std::{collections::HashMap, mem, path::PathBuf};
 
@@ -6,13 +6,13 @@ use tracing::{debug, info};
 
 use crate::pipeline::board::PASSED_OVER;
 
-/// Files that are passed over, and whether that was said.
+/// Files that are passed over, and whether the log has named them.
 #[derive(Default)]
 pub(super) struct PassedOver(HashMap<PathBuf, bool>);
 
 impl PassedOver {
-    /// Takes in what is there now, and returns how many of that were there at the last look, too:
-    /// others may be on their way to another name.
+    /// Records the files of this listing. Returns how many were there at the last listing, too: the
+    /// others may still get another name.
     pub(super) fn look(&mut self, now: impl Iterator<Item = PathBuf>) -> usize {
         let known = mem::take(&mut self.0);
         let mut fresh = 0;

@@ -1,5 +1,5 @@
-//! From a whole file to a scan that can be encoded: copied, read, checked, identified, prepared.
-//! Nothing is written down here, so that several files can be read at once.
+//! From a whole file to a scan that can be encoded: copies, reads, checks, identifies and prepares
+//! it. Nothing here writes to store or journal, so several files can be read in parallel.
 
 use std::{
     fs, io, mem,
@@ -26,24 +26,25 @@ use crate::{
     process::hook::{self, Hook, HookOutput},
 };
 
-/// A file that has been still for long enough.
+/// A file that has settled.
 pub(super) struct Whole {
-    /// The file.
+    /// Path and size of the file.
     pub(super) candidate: Candidate,
-    /// What lies beside it.
+    /// Files beside it that belong to it.
     pub(super) companions: Companions,
-    /// Where it lies below the incoming folder, or what it was made of.
+    /// Its path relative to the incoming folder, or the DICOM source that it was made from.
     pub(super) came_from: PathBuf,
-    /// By its DICOM header.
+    /// Patient in the DICOM header. `None` for other files.
     pub(super) patient: Option<Patient>,
-    /// Since it was first seen.
+    /// Time since the file was first seen.
     pub(super) waited: Duration,
-    /// Times that the process died while it read this file.
+    /// How often the process crashed while it read this file.
     pub(super) n_crashes: u32,
 }
 
-/// Files that are read at once: at most so many, and together no larger than one alone may be. What
-/// was in hand at a crash is read alone: others would be blamed for the next one, too.
+/// Files that are read in parallel. Their number is limited, and together they are no larger than
+/// one alone may be. A file that was being read at a crash is read alone. Otherwise other files
+/// would be blamed for the next crash, too.
 pub(super) struct Batch {
     files: Vec<Whole>,
     n_bytes: u64,
@@ -56,7 +57,7 @@ impl Batch {
         Self { files: Vec::new(), n_bytes: 0, max_files, max_bytes }
     }
 
-    /// Adds a file, and returns the batches that are to be read now.
+    /// Adds a file and returns the batches that are complete.
     pub(super) fn add(&mut self, whole: Whole) -> impl Iterator<Item = Vec<Whole>> {
         let is_suspect = whole.n_crashes > 0;
         let n_bytes = whole.candidate.look.size;
@@ -69,77 +70,78 @@ impl Batch {
         before.into_iter().chain(all)
     }
 
-    /// What there is, if there is anything.
+    /// Takes the current batch, if it has any file.
     pub(super) fn take(&mut self) -> Option<Vec<Whole>> {
         self.n_bytes = 0;
         Some(mem::take(&mut self.files)).filter(|files| !files.is_empty())
     }
 }
 
-/// Memory for what is read at once, in voxels: one file alone may have all of it, and more.
+/// Limits the memory for files that are read in parallel, in voxels. One file alone may use all of
+/// it and more.
 #[derive(Default)]
-struct Room {
-    n_taken: Mutex<u64>,
-    given_back: Condvar,
+struct MemoryLimit {
+    n_reserved: Mutex<u64>,
+    released: Condvar,
 }
 
-/// Some of it.
-struct Taking<'r> {
-    room: &'r Room,
+/// A reserved part of the memory.
+struct Reserved<'r> {
+    memory: &'r MemoryLimit,
     n_voxels: u64,
 }
 
-impl Room {
-    /// Waits until there is room beside the others.
-    fn take(&self, n_voxels: u64, max_voxels: u64) -> Taking<'_> {
-        let is_full = |n_taken: &mut u64| *n_taken > 0 && *n_taken + n_voxels > max_voxels;
-        let n_taken = self.n_taken.lock().expect("no holder of the lock can panic");
-        let waited = self.given_back.wait_while(n_taken, is_full);
+impl MemoryLimit {
+    /// Waits until the memory is enough beside the other files, and reserves it.
+    fn reserve(&self, n_voxels: u64, max_voxels: u64) -> Reserved<'_> {
+        let is_full = |n_reserved: &mut u64| *n_reserved > 0 && *n_reserved + n_voxels > max_voxels;
+        let n_reserved = self.n_reserved.lock().expect("no holder of the lock can panic");
+        let waited = self.released.wait_while(n_reserved, is_full);
         *waited.expect("no holder of the lock can panic") += n_voxels;
-        Taking { room: self, n_voxels }
+        Reserved { memory: self, n_voxels }
     }
 }
 
-impl Drop for Taking<'_> {
+impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        *self.room.n_taken.lock().expect("no holder of the lock can panic") -= self.n_voxels;
-        self.room.given_back.notify_all();
+        *self.memory.n_reserved.lock().expect("no holder of the lock can panic") -= self.n_voxels;
+        self.memory.released.notify_all();
     }
 }
 
-/// What became of a whole file.
+/// The outcome of reading a whole file.
 pub(super) enum Taken<S> {
-    /// A scan that is new.
+    /// A new scan.
     Scan(S),
-    /// A copy of a known one.
+    /// A copy of a known scan.
     Duplicate(ScanId),
-    /// It changed while it was copied, so that it was not whole after all, or the service was asked
-    /// to stop meanwhile.
+    /// The file changed while it was copied, so it was not whole, or the service was asked to stop.
     Later,
 }
 
 /// A scan that was read.
 pub(super) struct ReadScan {
-    /// Its files in the archive.
+    /// Files of the scan in the archive.
     pub(super) draft: Draft,
-    /// What was made of it.
+    /// The scan, ready for the encoder.
     pub(super) prepared: Prepared,
 }
 
 /// Reads whole files.
 pub(super) struct Reader {
     shared: Arc<Shared>,
-    room: Room,
+    memory: MemoryLimit,
 }
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        // A kill may have left a scan there.
+        // A kill may have left a scan in this folder.
         clear(&hook_folder(&shared));
-        Self { shared, room: Room::default() }
+        Self { shared, memory: MemoryLimit::default() }
     }
 
-    /// Reads files at once, and hands them over in their order, as [`Reader::read`] does one.
+    /// Reads files in parallel with [`Reader::read`], and passes the results to `take` in input
+    /// order.
     pub(super) fn read_all(
         &self,
         files: &[Whole],
@@ -149,7 +151,7 @@ impl Reader {
         side_by_side(files, read, |whole, (read, timings)| take(whole, read, timings));
     }
 
-    /// Reads a file, with the times that it took; a crash is a refusal.
+    /// Reads a file and measures the times. A panic becomes a refusal.
     pub(super) fn read(&self, whole: &Whole) -> (Result<Taken<ReadScan>, ScanError>, Timings) {
         let mut timings = Timings::start(Stage::Decode);
         let read = refused_if_it_panics(&self.shared, || self.read_timed(whole, &mut timings));
@@ -170,39 +172,46 @@ impl Reader {
         if path.is_dir() {
             return Err(a_folder().into());
         }
+
         let Shared { store, archive, method, .. } = &*self.shared;
         let limits = self.shared.limits();
         let Companions { mask, json } = &whole.companions;
         let mask = mask.as_ref().map(|(path, _)| path.as_path());
         let mut draft = archive.draft(path, mask, limits.max_file_bytes, || self.heartbeat())?;
+
         let json = json.as_ref().map(|(json, _)| read_json(path, json));
         if ingest::look_at(path).ok() != Some(*look) || Companions::of(path) != whole.companions {
             return Ok(Taken::Later);
         }
+
         let t1 = companions::session_t1(path).filter(|_| method.uses_session_t1);
         let look_at_t1 = || ingest::look_at(t1.as_deref()?).ok();
         let t1_look = look_at_t1();
+
         let files = [Some(&*draft.scan), draft.mask.as_deref(), t1.as_deref()];
-        // What is no scan takes no room, and is refused.
+        // A file that is no scan needs no memory: it is refused.
         let n_voxels = |file: &Path| nifti::n_voxels(file, &limits).unwrap_or(0);
         let n_voxels = files.into_iter().flatten().map(n_voxels).sum();
         timings.pause();
-        let _room = self.room.take(n_voxels, limits.max_voxels);
+        let _reserved = self.memory.reserve(n_voxels, limits.max_voxels);
         timings.resume(Stage::Decode);
         if self.shared.stopping() {
             return Ok(Taken::Later);
         }
+
         let scan = Incoming::read(&draft.scan, draft.mask.as_deref(), &limits)?;
         let scan = scan.beside_t1(t1.as_deref(), &limits);
-        // It is still being written: half a T1 must not shape the brain of another scan.
+        // The T1 is still being written. Half a T1 must not shape the brain of another scan.
         if look_at_t1() != t1_look {
             return Ok(Taken::Later);
         }
         self.heartbeat();
+
         let id = scan.id;
         if store.record(&id)?.is_some_and(|known| !known.may_come_again()) {
             return Ok(Taken::Duplicate(id));
         }
+
         timings.switch(Stage::Preprocess);
         let hook = method.hook.as_ref().filter(|hook| hook.takes(scan.is_head()));
         let handed = match hook {
@@ -215,7 +224,8 @@ impl Reader {
         let source = find_brain(scan, handed, method)?;
         self.heartbeat();
 
-        // What cannot be encoded is refused while the file is at hand.
+        // A scan that cannot be encoded is refused here, while its file is still in the incoming
+        // folder.
         let prepared = Prepared::new(id, &source, path, json, &self.shared.config(), method)?;
         timings.switch(Stage::Decode);
         self.heartbeat();
@@ -229,7 +239,7 @@ impl Reader {
         Ok(Taken::Scan(ReadScan { draft, prepared }))
     }
 
-    /// Lets the site's own preprocessing work on a scan; nothing when asked to stop meanwhile.
+    /// Runs the site's own preprocessing on a scan. Returns `None` if asked to stop meanwhile.
     fn preprocess(
         &self,
         hook: &Hook,
@@ -243,15 +253,16 @@ impl Reader {
             self.heartbeat();
             !shared.stopping()
         });
+
         let is_unstarted = matches!(handed, Err(ScanError::Internal { doing: hook::STARTING, .. }));
         shared.board.set_reason(hook::UNSTARTED, is_unstarted);
-        // It holds a patient's scan.
+        // The folder contains a patient's scan.
         clear(&work);
         handed
     }
 }
 
-/// Does something with a scan; a panic is a refusal.
+/// Runs `work`. A panic becomes a refusal.
 pub(super) fn refused_if_it_panics<T>(
     shared: &Shared,
     work: impl FnOnce() -> Result<T, ScanError>,
@@ -263,10 +274,10 @@ pub(super) fn refused_if_it_panics<T>(
     })
 }
 
-/// A scan that crashes the reader.
+/// The refusal of a scan that crashes the reader.
 pub(super) fn poison(found: String) -> Refusal {
     let needed = "a scan that the reader understands";
-    let action = "see the log of that time; report it with its files, if they may be shared";
+    let action = "see the log of the crash; report it with the files, if they may be shared";
     Refusal::new(QuarantineReason::Poison, found, needed, action)
 }
 
@@ -275,7 +286,7 @@ fn a_folder() -> Refusal {
         QuarantineReason::Unsupported,
         "a folder with the name of a scan",
         "a NIfTI file",
-        "put files into the incoming folder; folders of files may have any other name",
+        "put files into the incoming folder; give folders a name that does not end like a scan",
     )
 }
 
@@ -283,20 +294,20 @@ fn hook_folder(shared: &Shared) -> PathBuf {
     shared.config().directories.state.join("preprocess")
 }
 
-/// Removes a folder, if it is there.
+/// Removes a folder. A missing folder is no error.
 fn clear(folder: &Path) {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            warn!(error = %error.kind(), "a work folder stays until the next time");
+            warn!(error = %error.kind(), "cannot remove a work folder; trying again later");
         }
         _ => {}
     }
 }
 
-/// A file beside a scan and what it looked like.
+/// A file beside a scan, with its size and times.
 type Companion = Option<(PathBuf, FileLook)>;
 
-/// What lies beside a scan and is read with it.
+/// The files beside a scan that are read with it.
 #[derive(PartialEq, Eq)]
 pub(super) struct Companions {
     mask: Companion,
@@ -304,7 +315,7 @@ pub(super) struct Companions {
 }
 
 impl Companions {
-    /// As they look now.
+    /// Finds them, with their current size and times.
     pub(super) fn of(scan: &Path) -> Self {
         let look = |path: Option<PathBuf>| {
             let path = path?;
@@ -361,14 +372,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_at_once_takes_no_more_room_than_one_file_may() {
-        let (room, now, most) = (Room::default(), AtomicU64::new(0), AtomicU64::new(0));
+    fn files_in_parallel_need_no_more_memory_than_one_file_may() {
+        let (memory, now, most) = (MemoryLimit::default(), AtomicU64::new(0), AtomicU64::new(0));
         let sizes = [60, 60, 30, 1, 0, 40, 100, 5, 300, 20];
         thread::scope(|scope| {
             for size in sizes {
-                let (room, now, most) = (&room, &now, &most);
+                let (memory, now, most) = (&memory, &now, &most);
                 scope.spawn(move || {
-                    let _taking = room.take(size, 100);
+                    let _reserved = memory.reserve(size, 100);
                     let together = now.fetch_add(size, Relaxed) + size;
                     most.fetch_max(together, Relaxed);
                     assert!(together <= 100.max(size), "{together} with one of {size}");
@@ -377,7 +388,7 @@ mod tests {
                 });
             }
         });
-        assert_eq!(most.into_inner(), 300, "one that is larger has it alone");
-        assert_eq!(*room.n_taken.lock().unwrap(), 0);
+        assert_eq!(most.into_inner(), 300, "a larger file is read alone");
+        assert_eq!(*memory.n_reserved.lock().unwrap(), 0);
     }
 }

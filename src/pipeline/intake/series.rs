@@ -1,9 +1,9 @@
-//! DICOM files in the incoming folder: when is a series complete, and what becomes of it.
+//! DICOM files in the incoming folder: decides when a series is complete, and what happens to it.
 //!
-//! The files directly in one folder, or one zip, are converted together, in a process of their own
-//! ([`convert`]); each volume then goes the way of a NIfTI file. Every file is remembered by
-//! itself, so that a folder which grows later gives its new series only, and a kill at any line
-//! costs nothing but a second conversion: its volumes are known by their content.
+//! The files directly in one folder, or one zip, are converted together in a process of their own
+//! ([`convert`]). Each volume is then read like a NIfTI file. The store remembers each DICOM file,
+//! so a folder that grows later gives only its new series. A kill at any line costs only a second
+//! conversion, because volumes are recognised by their content.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -32,26 +32,27 @@ use crate::{
     store::{SeenFile, SeenOutcome},
 };
 
-/// A series with gaps is waited for so many times as long as a complete one: slices may come late
-/// and in any order.
+/// A series with gaps waits this many times as long as a complete one: slices may arrive late and
+/// in any order.
 const PATIENCE: u32 = 10;
 
-/// Files that cannot be read are tried so often: about three quarters of an hour.
+/// Unreadable files are tried this many times. That takes about three quarters of an hour.
 const MAX_FAILURES: u32 = 10;
 
-/// DICOM files that are watched until they are whole.
+/// DICOM files that are not converted yet.
 #[derive(Default)]
 pub(super) struct Bundles {
     settling: Settling,
-    /// Whether files whose name leaves it open have DICOM's mark, and how they looked then.
+    /// Whether files with undecided names have DICOM's mark, and their size and times at that
+    /// check.
     marked: HashMap<PathBuf, (FileLook, bool)>,
-    /// Bundles that rest before their next conversion.
+    /// Bundles that pause before their next conversion.
     pauses: HashMap<PathBuf, Pause>,
-    /// Bundles that a look could change: whether one is whole, and for how long it has been known.
+    /// Bundles that wait: whether each is whole, and since when it has been known.
     waiting: Vec<(bool, Duration)>,
 }
 
-/// A rest between two conversions of one bundle.
+/// A pause between two conversions of one bundle.
 #[derive(Clone, Copy)]
 struct Pause {
     until: Instant,
@@ -59,42 +60,42 @@ struct Pause {
 }
 
 impl Bundles {
-    /// Bundles that a look could change.
+    /// Number of bundles that wait.
     pub(super) fn n_waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Files that are neither NIfTI by their names nor DICOM. What is said about scans beside them
-    /// is not meant.
+    /// Files that are neither NIfTI by their names nor DICOM. JSON files are left out: they
+    /// describe scans beside them.
     pub(super) fn others(&self) -> impl Iterator<Item = PathBuf> {
         let others = self.marked.iter().filter(|(_, (_, is_marked))| !is_marked);
         let others = others.map(|(path, _)| path);
         others.filter(|path| !ingest::has_ending(path, &["json"])).cloned()
     }
 
-    /// Whether one could not be dealt with and is tried again.
+    /// Whether a bundle failed and is tried again.
     pub(super) fn has_failed(&self) -> bool {
         self.pauses.values().any(|pause| pause.n_failures > 0)
     }
 
-    /// As [`Settling::waiting`], counted in bundles.
+    /// Like [`Settling::waiting`], counted in bundles.
     pub(super) fn waiting(&self, are_whole: bool) -> (usize, Option<Duration>) {
         let alike = self.waiting.iter().filter(|(is_whole, _)| *is_whole == are_whole);
         (alike.clone().count(), alike.map(|(_, age)| *age).max())
     }
 }
 
-/// A file of a bundle as it stands before a conversion.
+/// A file of a bundle before a conversion.
 struct Member<'a> {
     file: &'a Candidate,
     standing: Standing,
-    /// Since it was first seen.
+    /// Time since it was first seen.
     waited: Duration,
 }
 
 impl Intake {
-    /// The DICOM files now in the incoming folder. A folder that cannot be listed has been
-    /// reported.
+    /// Lists the DICOM files in the incoming folder. A folder that cannot be listed is reported
+    /// elsewhere.
     pub(super) fn list_bundles(&mut self, incoming: &Path, patterns: &Patterns) -> Vec<Bundle> {
         let shared = &self.shared;
         let known = mem::take(&mut self.bundles.marked);
@@ -106,9 +107,11 @@ impl Intake {
             marked.insert(file.path.clone(), (file.look, is_marked));
             is_marked
         };
+
         let heartbeat = || shared.board.heartbeat(StageName::Intake);
         let bundles =
             ingest::list_bundles(incoming, patterns, has_mark, heartbeat).unwrap_or_default();
+
         let files = bundles.iter().flat_map(|bundle| &bundle.files);
         let there: HashSet<&Path> = files.map(|file| file.path.as_path()).collect();
         self.bundles.settling.keep_only(|path| there.contains(path));
@@ -129,15 +132,17 @@ impl Intake {
                 break;
             }
             self.shared.board.heartbeat(StageName::Intake);
+
             let members = self.members(bundle, incoming, by)?;
             let fresh = || members.iter().filter(|member| member.standing != Standing::Known);
             let Some(age) = fresh().map(|member| member.waited).max() else { continue };
             let is_whole = fresh().any(|member| member.standing == Standing::New);
+
             let pause = self.bundles.pauses.get(&bundle.path);
             if pause.is_some_and(|pause| pause.until > Instant::now()) {
                 continue;
             }
-            // While the encoder's queue is full no further file is read: the folder is the queue.
+            // While the encoder's queue is full, no further file is read: the folder is the queue.
             if !is_whole || self.is_paused || !self.pending.is_empty() {
                 self.bundles.waiting.push((is_whole, age));
                 continue;
@@ -147,7 +152,7 @@ impl Intake {
         Ok(())
     }
 
-    /// Looks at every file of a bundle.
+    /// Finds the state of every file of a bundle.
     fn members<'a>(
         &mut self,
         bundle: &'a Bundle,
@@ -166,6 +171,7 @@ impl Intake {
                 members.push(Member { file, standing, waited });
                 continue;
             }
+
             if !self.bundles.settling.knows(&file.path) {
                 self.shared.metrics.file_seen(by);
             }
@@ -193,33 +199,36 @@ impl Intake {
             shared.board.heartbeat(StageName::Intake);
             !shared.stopping()
         };
+
         let started = Instant::now();
         let at_work = shared.board.takes_long("converting DICOM files".to_owned());
         let converted = convert::convert(&files, &work, &shared.limits(), alive);
         drop(at_work);
         shared.metrics.stage_finished(Stage::Decode, started.elapsed());
+
         let has_failed = match converted {
             Ok(Some(events)) => {
                 let unit = Unit { bundle, members, incoming, out: work.join("out") };
                 self.take_events(&unit, &events)?
             }
-            // Asked to stop: the next start converts it again.
+            // Asked to stop. The next start converts the bundle again.
             Ok(None) => false,
             Err(error) => {
                 self.shared.metrics.stage_failed(Stage::Decode, &error);
                 self.shared.metrics.stage_retried(Stage::Decode);
-                warn!(%error, "DICOM files have to wait; trying again");
+                warn!(%error, "DICOM files must wait; trying again");
                 true
             }
         };
+
         self.rest(bundle, has_failed);
         if let Err(error) = fresh_folder(&work) {
-            warn!(error = %error.kind(), "converted files stay until the next conversion");
+            warn!(error = %error.kind(), "cannot remove converted files; trying again later");
         }
         Ok(())
     }
 
-    /// Lets a bundle rest, so that one which keeps growing is not converted all the time; longer
+    /// Pauses a bundle, so that a growing one is not converted all the time. The pause doubles
     /// after each failure.
     fn rest(&mut self, bundle: &Bundle, has_failed: bool) {
         let settle = self.shared.config().intake.series_settle.max(Duration::from_millis(100));
@@ -229,12 +238,12 @@ impl Intake {
         self.bundles.pauses.insert(bundle.path.clone(), pause);
     }
 
-    /// How often in a row the bundle could not be dealt with.
+    /// How many times in a row the bundle failed.
     fn n_failures(&self, bundle: &Bundle) -> u32 {
         self.bundles.pauses.get(&bundle.path).map_or(0, |pause| pause.n_failures)
     }
 
-    /// Deals with what became of the series; tells whether something must be tried again.
+    /// Deals with the results of a conversion. Returns whether something must be tried again.
     fn take_events(&mut self, unit: &Unit<'_>, events: &[Event]) -> Result<bool, ScanError> {
         let mut decided = Decided::default();
         let mut refused = Vec::new();
@@ -254,6 +263,7 @@ impl Intake {
                 Series::Later => decided.later.extend(inputs),
             }
         }
+
         let n_failures = self.n_failures(unit.bundle);
         for event in events {
             match event {
@@ -276,6 +286,7 @@ impl Intake {
                 | Event::Waiting { .. } => {}
             }
         }
+
         for (name, refusal, inputs) in refused {
             self.refuse_series(unit, name, &refusal, inputs, &mut decided)?;
         }
@@ -284,12 +295,13 @@ impl Intake {
             debug!(name, folder = %unit.bundle.path.display(), "left alone");
             self.leave_alone(unit, why, &decided.without(inputs))?;
         }
+
         self.leave_alone(unit, "not mentioned by the converter", &unit.unmentioned(events))?;
         self.write_down(unit, &decided)?;
         Ok(!decided.later.is_empty() && !self.shared.stopping())
     }
 
-    /// Remembers what was decided on the files, and forgets those that must be looked at again.
+    /// Remembers the decisions about the files, and forgets files that must be considered again.
     fn write_down(&mut self, unit: &Unit<'_>, decided: &Decided) -> Result<(), ScanError> {
         for (input, outcome) in &decided.outcomes {
             self.remember_files(unit, &[*input], *outcome)?;
@@ -300,13 +312,13 @@ impl Intake {
         Ok(())
     }
 
-    /// Whether slices may still come that fill the gaps.
+    /// Whether slices may still arrive that fill the gaps.
     fn may_still_grow(&self, unit: &Unit<'_>, inputs: &[usize]) -> bool {
         let patience = self.shared.config().intake.series_settle * PATIENCE;
         !unit.bundle.is_zip && unit.since_last(inputs) < patience
     }
 
-    /// Remembers files that are nothing for us, so that they are not converted again.
+    /// Remembers files that are not scans for oddscan, so that they are not converted again.
     fn leave_alone(
         &mut self,
         unit: &Unit<'_>,
@@ -317,11 +329,15 @@ impl Intake {
             return Ok(());
         }
         self.shared.metrics.volume_ingested(IngestResult::Ignored);
-        info!(why, n_files = inputs.len(), "a series was left alone");
+        info!(
+            why,
+            n_files = inputs.len(),
+            "a series is not supported; it stays in the incoming folder"
+        );
         self.remember_files(unit, inputs, SeenOutcome::Quarantined)
     }
 
-    /// Takes in one volume, once: the way of a NIfTI file.
+    /// Reads one volume like a NIfTI file, and only once.
     fn take_series(
         &mut self,
         unit: &Unit<'_>,
@@ -333,7 +349,7 @@ impl Intake {
         let path = unit.out.join(format!("{name}.nii.gz"));
         let look = ingest::look_at(&path);
         let (Ok(look), false) = (look, unit.has_changed(inputs)) else {
-            // It was not whole after all: looked at again when it is.
+            // The series was not whole. It is considered again later.
             return Ok(Series::Later);
         };
         let n_crashes = match decided.n_crashes.get(&inputs[0]) {
@@ -341,19 +357,23 @@ impl Intake {
             None => self.crashes(unit, inputs)?,
         };
         decided.n_crashes.insert(inputs[0], n_crashes);
+
         if n_crashes >= MAX_CRASHES {
-            let found = format!("{n_crashes} crashes while this series was read");
+            let found = format!("{n_crashes} crashes during the reading of this series");
             return Ok(Series::Refused(poison(found)));
         }
-        // Before it is touched, durably: after a crash this tells which one was in hand.
+        // Written durably before the series is read: after a crash it shows which one was being
+        // read.
         let reading = SeenOutcome::Reading { attempts: n_crashes + 1 };
         self.remember_files(unit, &inputs[..1], reading)?;
         self.shared.store.flush()?;
+
         let companions = Companions::of(&path);
         let came_from = below(unit.incoming, &unit.bundle.path).to_owned();
         let waited = unit.waited(inputs);
         let candidate = Candidate { path, look };
         let whole = Whole { candidate, companions, came_from, patient, waited, n_crashes };
+
         let (read, timings) = self.reader.read(&whole);
         match self.admit(&whole, read, timings) {
             Err(error) => self.series_failed(error),
@@ -373,13 +393,13 @@ impl Intake {
             ScanError::Device(_) | ScanError::Store(_) => Err(error),
             ScanError::Io { .. } | ScanError::Internal { .. } => {
                 self.shared.metrics.stage_retried(Stage::Decode);
-                warn!(%error, "a series has to wait; trying again");
+                warn!(%error, "a series must wait; trying again");
                 Ok(Series::Later)
             }
         }
     }
 
-    /// Times that the process died with this series in hand.
+    /// How often the process crashed while it read this series.
     fn crashes(&self, unit: &Unit<'_>, inputs: &[usize]) -> Result<u32, ScanError> {
         let first = inputs[0];
         let seen = self.shared.store.seen(&unit.key(first))?;
@@ -407,9 +427,9 @@ impl Intake {
         Ok(())
     }
 
-    /// Sets the files of a series aside; those that another volume was made of stay, and only the
-    /// reason goes to quarantine. It waits with files that must be looked at again, or while there
-    /// is no quarantine.
+    /// Sends the files of a series to quarantine. Files that also gave another volume stay, and
+    /// only the reason goes to quarantine. This waits while some of the files must be considered
+    /// again, or while quarantine is not available.
     fn refuse_series(
         &mut self,
         unit: &Unit<'_>,
@@ -422,12 +442,14 @@ impl Intake {
             decided.later.extend(inputs);
             return Ok(());
         }
+
         let mut left = decided.without(inputs);
-        // Another file has that name now, or none: it is not to be judged by the old one.
+        // Files that have changed or are gone are left out: the refusal does not apply to them.
         left.retain(|input| !unit.has_changed(&[*input]));
         if left.is_empty() && !inputs.iter().any(|input| decided.is_taken(*input)) {
             return Ok(());
         }
+
         let files: Vec<PathBuf> =
             left.iter().map(|&input| unit.members[input].file.path.clone()).collect();
         let folder = self.shared.config().directories.quarantine.clone();
@@ -447,33 +469,34 @@ impl Intake {
             decided.later.extend(inputs);
             return Ok(());
         }
+
         warn!(%refusal, n_files = left.len(), "a series went to quarantine");
-        // Remembered too, for the case that they could not be moved.
+        // This is remembered, too, in case the files could not be moved.
         decided.outcomes.extend(left.into_iter().map(|input| (input, SeenOutcome::Quarantined)));
         self.count_quarantined(refusal);
         Ok(())
     }
 }
 
-/// What was decided on the files of a bundle. Written down when all its volumes are dealt with:
-/// several may lie in one file, which is known only when each of them is.
+/// The decisions about the files of a bundle. They are written after all its volumes: one file may
+/// contain several volumes, and all of them must be decided first.
 #[derive(Default)]
 struct Decided {
     outcomes: BTreeMap<usize, SeenOutcome>,
-    /// Files of which a volume must be looked at again.
+    /// Files with a volume that must be considered again.
     later: BTreeSet<usize>,
-    /// Crashes before this conversion, by the first file of a volume.
+    /// Crashes before this conversion. The key is the first file of a volume.
     n_crashes: BTreeMap<usize, u32>,
 }
 
 impl Decided {
-    /// Whether a volume was made of the file.
+    /// Whether the file gave a volume.
     fn is_taken(&self, input: usize) -> bool {
         let outcome = self.outcomes.get(&input);
         matches!(outcome, Some(SeenOutcome::Accepted(_) | SeenOutcome::Duplicate(_)))
     }
 
-    /// Those of the files on which nothing has been decided.
+    /// Those of the files without a decision.
     fn without(&self, inputs: &[usize]) -> Vec<usize> {
         let is_open =
             |input: &usize| !self.outcomes.contains_key(input) && !self.later.contains(input);
@@ -481,13 +504,13 @@ impl Decided {
     }
 }
 
-/// What became of a converted series.
+/// The outcome for a converted series.
 enum Series {
-    /// It is known now.
+    /// It is accepted or a duplicate.
     Taken(SeenOutcome),
-    /// It must be looked at again.
+    /// It must be considered again.
     Later,
-    /// It will never work.
+    /// It can never work.
     Refused(Refusal),
 }
 
@@ -496,7 +519,7 @@ struct Unit<'a> {
     bundle: &'a Bundle,
     members: &'a [Member<'a>],
     incoming: &'a Path,
-    /// Where the volumes lie.
+    /// Folder of the converted volumes.
     out: PathBuf,
 }
 
@@ -505,25 +528,25 @@ impl Unit<'_> {
         seen_key(self.incoming, &self.members[input].file.path)
     }
 
-    /// Whether one of the files is another one now.
+    /// Whether one of the files has changed or is gone.
     fn has_changed(&self, inputs: &[usize]) -> bool {
         let is_same = |file: &Candidate| ingest::look_at(&file.path).ok() == Some(file.look);
         !inputs.iter().all(|&input| is_same(self.members[input].file))
     }
 
-    /// Since the first of the files was seen.
+    /// Time since the first of the files was seen.
     fn waited(&self, inputs: &[usize]) -> Duration {
         inputs.iter().map(|&input| self.members[input].waited).max().unwrap_or_default()
     }
 
-    /// Since the last of the new files was seen.
+    /// Time since the last of the new files was seen.
     fn since_last(&self, inputs: &[usize]) -> Duration {
         let fresh = inputs.iter().map(|&input| &self.members[input]);
         let fresh = fresh.filter(|member| member.standing == Standing::New);
         fresh.map(|member| member.waited).min().unwrap_or_default()
     }
 
-    /// New files of which no event says what became of them. None, unless there is a fault; then
+    /// New files without an event. There are none unless the converter has a fault. In that case
     /// they must not be converted again and again.
     fn unmentioned(&self, events: &[Event]) -> Vec<usize> {
         let events = events.iter().filter(|event| !matches!(event, Event::InHand { .. }));

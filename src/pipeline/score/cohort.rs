@@ -1,6 +1,6 @@
-//! The window of one cohort with its current scores, and what is decided for it.
+//! The window of one cohort with its current scores, and the decisions about it.
 //!
-//! A cohort does no I/O, and the time comes in as an argument.
+//! A cohort does no I/O and gets the time as an argument.
 
 use std::{
     collections::BTreeSet,
@@ -23,18 +23,18 @@ use crate::{
 };
 
 pub(super) struct Cohort {
-    /// Members now.
+    /// Current members.
     pub(super) window: Window,
-    /// Members when it was last scored.
+    /// Members at the last scoring.
     pub(super) identity: WindowIdentity,
-    /// The same in the order of the scores.
+    /// The same members in the order of the scores.
     pub(super) scored: Vec<ScanId>,
-    /// Without any scan while there are too few.
+    /// Empty while the window has too few scans.
     pub(super) scores: WindowScores,
-    /// Members that have joined since then and wait for their first result.
+    /// Members that have joined since the last scoring and wait for their first result.
     pub(super) unscored: Vec<Unscored>,
     pub(super) cooldown: Cooldown,
-    /// Members whose results are older than the window.
+    /// Members with stale results.
     pub(super) stale: StaleResults,
     pub(super) last_scored_secs: Option<u64>,
 }
@@ -42,7 +42,7 @@ pub(super) struct Cohort {
 /// A member that has not been scored yet.
 pub(super) struct Unscored {
     pub(super) id: ScanId,
-    /// What its distances to the others took.
+    /// Time that its distances to the others took.
     pub(super) took: Duration,
     pub(super) queued: Queued,
 }
@@ -50,7 +50,7 @@ pub(super) struct Unscored {
 /// A member whose first result is to be written.
 pub(super) struct FirstResult {
     pub(super) id: ScanId,
-    /// Of a member that has just joined.
+    /// Guard of a member that has just joined. `None` for others.
     _queued: Option<Queued>,
 }
 
@@ -70,7 +70,7 @@ impl Cohort {
         }
     }
 
-    /// Takes a scan in as the newest member. Returns the members that left.
+    /// Admits a scan as the newest member. Returns the members that left.
     pub(super) fn admit(&mut self, scan: ScanId, membership: Membership) -> Vec<ScanId> {
         let gone = self.window.admit(scan, membership);
         self.stale.remove(&gone);
@@ -88,13 +88,13 @@ impl Cohort {
         !self.scores.scans.is_empty()
     }
 
-    /// Whether the window is to be scored for scans that have joined. If more scans come, it cools
-    /// down first.
+    /// Whether the window must be scored for new members. If more scans are coming, it cools down
+    /// first.
     pub(super) fn is_due(&self, now: Instant, more_come: bool) -> bool {
         !self.unscored.is_empty() && (!more_come || self.cooldown.is_over(now))
     }
 
-    /// How long scans that have joined wait at most, if there are any.
+    /// Longest wait of the new members. `None` if there are none.
     pub(super) fn due_in(&self, now: Instant) -> Option<Duration> {
         (!self.unscored.is_empty()).then(|| self.cooldown.remaining(now))
     }
@@ -102,21 +102,21 @@ impl Cohort {
     /// Whether the window must be scored before this member leaves it, so that the member has a
     /// result. `was_scored` says whether it ever had one.
     pub(super) fn must_score_before(&self, leaving: ScanId, was_scored: bool) -> bool {
-        // After a start no window has been scored yet. One that was not full may be so now.
+        // After a start, no window has been scored yet, and one that was not full may be full now.
         let has_scores = self.is_scored() && self.scored.contains(&leaving);
         let is_unscored = self.unscored.iter().any(|unscored| unscored.id == leaving);
         is_unscored || (!has_scores && !was_scored)
     }
 
-    /// Takes over what the journal and the settings say of the members.
+    /// Updates the memberships from the journal and the settings.
     pub(super) fn renew_memberships(&mut self, records: &[ScanRecord], settings: &Config) {
         for record in records {
             self.window.set_membership(record.id, settings.membership(record));
         }
     }
 
-    /// Takes over what the journal says of the members, and which results are stale for that. The
-    /// old scores go. Returns whether the window can be scored now.
+    /// Updates the members from the journal and finds stale results. Drops the old scores. Returns
+    /// whether the window can be scored now.
     pub(super) fn prepare_scoring(&mut self, records: &[ScanRecord], settings: &Config) -> bool {
         self.renew_memberships(records, settings);
         let limits = &settings.window;
@@ -158,26 +158,26 @@ impl Cohort {
         }
     }
 
-    /// How far the newest member as a whole lies from the others.
+    /// The shift of the newest member.
     pub(super) fn newest_shift(&self) -> Option<f64> {
         self.scores.shift(self.scores.scans.len().checked_sub(1)?)
     }
 
-    /// Share of the scored members that share an anomaly with others.
+    /// Fraction of the scored members that have an anomaly in common with others.
     pub(super) fn contamination(&self) -> f64 {
         let shared = self.scores.shared.iter().flat_map(|anomaly| &anomaly.members);
         shared.collect::<BTreeSet<_>>().len() as f64 / self.scored.len().max(1) as f64
     }
 
-    /// Members that lie far from their window as a whole.
+    /// Number of members whose shift is above the limit.
     fn n_unlike(&self) -> usize {
         let is_unlike = |&index: &usize| self.scores.shift(index).is_some_and(|s| s > SHIFTED);
         (0..self.scores.scans.len()).filter(is_unlike).count()
     }
 }
 
-/// The first results to be written after a scoring: those of the scans that have just joined, then
-/// those of other members that still wait for theirs.
+/// The first results to write after a scoring: first for the scans that have just joined, then for
+/// other members that still wait.
 pub(super) fn first_results(
     joined: Vec<Unscored>,
     records: &[ScanRecord],

@@ -1,5 +1,5 @@
-//! The distances between scans: computed from stored tokens, kept in the store, and read from there
-//! for a scoring.
+//! The distances between scans: computes them from stored tokens, keeps them in the store, and
+//! reads them for a scoring.
 
 use std::collections::BTreeMap;
 
@@ -20,12 +20,12 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// So many scans are compared at once where the device keeps their tokens.
+/// Number of scans per comparison if the device keeps their tokens.
 const KEPT_BATCH: usize = 32;
 
-/// Computes and keeps the columns of one grid of a scan against others. First come those whose
-/// tokens the device has, then the rest, whose tokens are read from the store. `goes_on` is asked
-/// before each pair or batch of pairs. Returns the number of pairs.
+/// Computes and stores the columns of one grid of a scan with others. The scans whose tokens the
+/// device has are first. Then follow the others, whose tokens are read from the store. `goes_on` is
+/// called before each pair or batch of pairs. Returns the number of pairs.
 pub(crate) fn compare_grid(
     store: &Store,
     distances: &mut dyn PairDistances,
@@ -36,8 +36,8 @@ pub(crate) fn compare_grid(
     mut goes_on: impl FnMut() -> bool,
 ) -> Result<u64, ScanError> {
     let Some(own) = store.tokens(&id, grid)? else { return Ok(0) };
-    // Also without any others: the device may have what the scan was before, with another brain
-    // mask.
+    // This is needed without any others, too: the device may have older tokens of the scan, made
+    // with another brain mask.
     distances.keep(GridName { scan: id, grid }, &own)?;
 
     let mut comparison = Comparison { store, distances, reach, grid, id, own };
@@ -113,7 +113,7 @@ impl Comparison<'_> {
         let columns = match found.into_iter().next().flatten() {
             Some(columns) => columns,
             None => {
-                // A device that ran out of memory may have let go of them.
+                // A device that ran out of memory may have dropped them.
                 self.distances.keep(own_name, &self.own)?;
                 self.distances.nearest(&self.own, theirs, self.reach)?
             }
@@ -122,8 +122,8 @@ impl Comparison<'_> {
     }
 }
 
-/// Computes the columns of a scan against others that the store does not hold yet. Ends early when
-/// asked to stop; the next start goes on from there. Returns the number of pairs.
+/// Computes the columns of a scan with others that the store does not have yet. Ends early when
+/// asked to stop, and the next start continues. Returns the number of pairs.
 pub(super) fn compute_missing(
     shared: &Shared,
     distances: &mut dyn PairDistances,
@@ -154,17 +154,17 @@ pub(super) fn compute_missing(
     Ok(n_pairs)
 }
 
-/// The columns that the store keeps. What is lost, and what was never kept, is computed.
+/// Reads the columns from the store. Missing columns are computed.
 pub(super) struct StoredColumns<'a> {
     pub(super) shared: &'a Shared,
     pub(super) distances: &'a mut dyn PairDistances,
     pub(super) reach: SearchReach,
-    /// Of each part of a layer.
+    /// Number of tokens in each part of a layer.
     pub(super) n_tokens: BTreeMap<ScanId, Vec<usize>>,
 }
 
 impl StoredColumns<'_> {
-    /// Tokens of one grid of a scan.
+    /// Number of tokens in one grid of a scan.
     fn n_tokens(&self, of: ScanId, grid: usize) -> usize {
         let parts = &self.n_tokens[&of];
         parts[grid % parts.len()]
@@ -175,7 +175,7 @@ impl StoredColumns<'_> {
         self.shared.store.tokens(&id, grid)?.ok_or_else(lost)
     }
 
-    /// Computes the columns of two scans again. Without the tokens of one nothing is done.
+    /// Computes the columns of two scans again. Does nothing if the tokens of one are missing.
     fn compute_again(&mut self, one: ScanId, other: ScanId, grid: usize) -> Result<(), ScanError> {
         let store = &self.shared.store;
         let tokens = (store.tokens(&one, grid)?, store.tokens(&other, grid)?);
@@ -227,9 +227,9 @@ impl WindowDistances for StoredColumns<'_> {
     }
 }
 
-/// The columns of one grid of tokens with each of others, all of them in memory. A device that
-/// keeps tokens is given those of each scan once, if every scan is `own` in turn and is among
-/// `others` only after that.
+/// The columns of one grid of tokens with each of `others`, all of them in memory. A device that
+/// keeps tokens gets those of each scan only once. For that, each scan must first be `own` and only
+/// later be among `others`.
 pub(crate) fn nearest_of_each(
     distances: &mut dyn PairDistances,
     reach: SearchReach,
@@ -264,7 +264,7 @@ mod tests {
         store::MIN_MEMORY,
     };
 
-    /// Keeps tokens as a GPU does, and counts the pairs that it had to be given.
+    /// Keeps tokens like a GPU, and counts how many it received.
     #[derive(Default)]
     struct Keeping {
         cpu: CpuDistances,

@@ -1,15 +1,15 @@
-//! The last stage: owns the windows, keeps the distances between their members, scores them, and
+//! The last stage: keeps the windows and the distances between their members, scores them, and
 //! writes the results.
 //!
-//! A new scan gets its result at once. In a flood, a large window cools down between two scorings,
-//! and the scans that come meanwhile are scored together. A result that is older than its window
-//! is stale. After a scoring that leaves no new scan waiting, the stage refreshes one stale result.
-//! While no scan is on its way it goes on refreshing. The cohorts take turns. A scan that leaves
-//! its window has had a result, unless there were never enough good scans for one. The journal
-//! knows which result belongs to which window, so that a restart goes on with the stale ones.
+//! A new scan gets its result at once. If many scans arrive, a large window cools down between two
+//! scorings, and scans that arrive meanwhile are scored together. A result that is older than its
+//! window is stale. After a scoring that leaves no new scan waiting, the stage refreshes one stale
+//! result. While no scan is being encoded, it continues refreshing. The cohorts take turns. A scan
+//! that leaves its window has had a result, unless there were never enough good scans for one. The
+//! journal knows which result belongs to which window, so a restart continues with the stale ones.
 //!
-//! This file has the loop. [`cohort`] and `domain/refresh.rs` decide, without I/O; [`columns`] has
-//! the distances, [`results`] the files.
+//! This file has the loop. [`cohort`] and `domain/refresh.rs` decide without I/O, [`columns`] has
+//! the distances, and [`results`] the files.
 
 mod cohort;
 pub(super) mod columns;
@@ -57,7 +57,7 @@ pub(super) struct Score {
     shared: Arc<Shared>,
     distances: Box<dyn PairDistances>,
     from_encoder: Receiver<Encoded>,
-    /// Members that an earlier run left in the journal.
+    /// Members in the journal from an earlier run.
     members: Vec<ScanRecord>,
     cohorts: BTreeMap<CohortKey, Cohort>,
     settings: Arc<Config>,
@@ -65,7 +65,7 @@ pub(super) struct Score {
     folder: ResultsFolder,
 }
 
-/// There is no encode stage any more.
+/// The encode stage has ended.
 struct Gone;
 
 impl Score {
@@ -92,14 +92,15 @@ impl Score {
     pub(super) fn run(mut self) -> Result<(), ScanError> {
         self.tidy_up()?;
         self.take_up()?;
-        // What the encoder still sends is a member in the journal: the next start takes it.
+        // Scans that the encoder still sends are members in the journal. The next start scores
+        // them.
         while !self.shared.stopping() {
             self.shared.board.heartbeat(StageName::Score);
             match self.next() {
                 Ok(Some(encoded)) => self.admit(encoded)?,
                 Ok(None) => {}
-                // The encode stage has failed, and says so; a stage that ended first would be taken
-                // for the cause.
+                // The encode stage has failed and reports that itself. If this stage ended first,
+                // it would look like the cause.
                 Err(Gone) => thread::sleep(IDLE),
             }
             self.show_waiting();
@@ -112,20 +113,20 @@ impl Score {
         Ok(())
     }
 
-    /// Removes what an earlier run left that is of no use to this one.
+    /// Removes columns and files of an earlier run that this run cannot use.
     fn tidy_up(&self) -> Result<(), ScanError> {
         let reach = format!("{:?}", self.settings.scoring.reach);
         let alive = || self.shared.board.heartbeat(StageName::Score);
         self.shared.store.keep_columns_made_by(&reach, alive)?;
         if let Err(error) = files::remove_leftovers(&self.settings.directories.results) {
             let error = error.kind();
-            warn!(%error, "half-written files of an earlier run stay in the results folder");
+            warn!(%error, "cannot remove half-written files from the results folder");
         }
         Ok(())
     }
 
-    /// The next scan from the encoder. The stage does not wait for it while there is a stale result
-    /// to refresh and no scan on its way.
+    /// The next scan from the encoder. The stage does not wait for it if it can refresh a stale
+    /// result and no scan is being encoded.
     fn next(&self) -> Result<Option<Encoded>, Gone> {
         let now = Instant::now();
         let refreshes = self.next_to_refresh(now).is_some() && !self.shared.board.is_encoding();
@@ -137,21 +138,21 @@ impl Score {
         }
     }
 
-    /// How long it takes until a window may be scored for scans that have joined.
+    /// The time until a window with new members may be scored.
     fn due_in(&self, now: Instant) -> Duration {
         let due = self.cohorts.values().filter_map(|cohort| cohort.due_in(now));
         due.min().unwrap_or(Duration::MAX)
     }
 
-    /// Whether a stale result may be refreshed without holding up new scans.
+    /// Whether a stale result may be refreshed without delaying new scans.
     fn may_refresh(&self, has_scored: bool) -> bool {
         let board = &self.shared.board;
         let nobody_waits = board.queue(Queue::Score).0 == 0;
         (has_scored && nobody_waits) || !board.is_encoding()
     }
 
-    /// Rebuilds the windows of an earlier run from the journal. Scans that it left without any
-    /// result come first.
+    /// Rebuilds the windows of an earlier run from the journal. Scans without any result get theirs
+    /// first.
     fn take_up(&mut self) -> Result<(), ScanError> {
         for record in mem::take(&mut self.members) {
             let took = self.enter(&record)?;
@@ -181,7 +182,7 @@ impl Score {
         self.show(&record.cohort)
     }
 
-    /// Adds a member whose first result is due at the next scoring.
+    /// Adds a member that gets its first result at the next scoring.
     fn add_unscored(&mut self, record: &ScanRecord, took: Duration, queued: Queued) {
         if let Some(cohort) = self.cohorts.get_mut(&record.cohort) {
             cohort.unscored.push(Unscored { id: record.id, took, queued });
@@ -189,7 +190,7 @@ impl Score {
     }
 
     /// Makes a scan a member and computes its distances to the others. Returns how long that took.
-    /// When the service is to stop, the next start does it.
+    /// If the service stops, the next start does this.
     fn enter(&mut self, record: &ScanRecord) -> Result<Duration, ScanError> {
         self.write_before_it_leaves(record)?;
         let started = Instant::now();
@@ -210,8 +211,7 @@ impl Score {
         Ok(started.elapsed())
     }
 
-    /// Scores the windows that new scans have joined, unless they cool down. Returns whether there
-    /// were any.
+    /// Scores the windows with new members, unless they cool down. Returns whether there were any.
     fn score_due(&mut self) -> Result<bool, ScanError> {
         let (now, board) = (Instant::now(), &self.shared.board);
         let n_unscored: usize = self.cohorts.values().map(|cohort| cohort.unscored.len()).sum();
@@ -222,8 +222,8 @@ impl Score {
         Ok(!due.is_empty())
     }
 
-    /// Scores a window anew and writes the results of those that wait for their first. The next
-    /// start takes up what a stop leaves.
+    /// Scores a window anew and writes the results of members that wait for their first. After a
+    /// stop, the next start continues.
     fn score(&mut self, key: &CohortKey, trigger: Trigger) -> Result<(), ScanError> {
         if self.shared.stopping() {
             return Ok(());
@@ -233,6 +233,7 @@ impl Score {
         let joined = mem::take(&mut cohort.unscored);
         let records = self.records_of(key)?;
         let is_scored = self.rescore(key, &records, trigger)?;
+
         let took = started.elapsed();
         for Unscored { took: own, .. } in &joined {
             let share = took / joined.len() as u32;
@@ -248,8 +249,8 @@ impl Score {
         self.show_store()
     }
 
-    /// Scores all members of a window anew from the stored columns, if there are enough of them.
-    /// Returns whether there are. Results of the window as it was are stale then.
+    /// Scores all members of a window anew from the stored columns, if there are enough members.
+    /// Returns whether there are. Earlier results then become stale.
     fn rescore(
         &mut self,
         key: &CohortKey,
@@ -277,7 +278,7 @@ impl Score {
         Ok(true)
     }
 
-    /// What the journal says of the members of a window.
+    /// The journal entries of the members of a window.
     fn records_of(&self, key: &CohortKey) -> Result<Vec<ScanRecord>, ScanError> {
         let mut records = Vec::new();
         for id in self.cohorts.get(key).map_or(&[][..], |cohort| cohort.window.members()) {
@@ -294,8 +295,8 @@ impl Score {
             let Some(record) = self.shared.store.record(id)? else { continue };
             self.shared.store.evict(&record)?;
             if let Err(error) = self.shared.archive.remove(*id) {
-                // The next start removes what the journal no longer holds.
-                warn!(scan = %id, %error, "the archived source of an evicted scan stays");
+                // The next start removes sources without a member.
+                warn!(scan = %id, %error, "cannot remove the archived source of an evicted scan");
             }
             if record.was_scored() {
                 self.shared.metrics.evicted(EvictionReason::Window);
@@ -308,8 +309,8 @@ impl Score {
         Ok(())
     }
 
-    /// Takes over new settings. A smaller window lets scans go; with other thresholds results are
-    /// stale.
+    /// Applies new settings. From a smaller window scans leave. With other thresholds results
+    /// become stale.
     fn reload(&mut self) -> Result<(), ScanError> {
         let settings = self.shared.config();
         if Arc::ptr_eq(&settings, &self.settings) {
@@ -326,8 +327,8 @@ impl Score {
         Ok(())
     }
 
-    /// Takes over how many scans a window can hold. Members that have to leave get their first
-    /// result before, scored in the window that they were in.
+    /// Applies the new size of a window. Members that must leave get their first result before
+    /// that, scored in their old window.
     fn resize(&mut self, key: &CohortKey) -> Result<(), ScanError> {
         let capacity = self.settings.window.max_scans;
         let records = self.records_of(key)?;
@@ -360,6 +361,7 @@ impl Score {
         cohort.stale.observe(now_secs());
         self.show_stale();
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
+
         let oldest = cohort.window.members().first();
         let oldest = oldest.map(|id| self.shared.store.record(id)).transpose()?.flatten();
         let status = cohort.status(&self.settings.window);
@@ -397,7 +399,7 @@ impl Score {
     }
 }
 
-/// The members of a window as the scoring sees them.
+/// The members of a window as input of the scoring.
 fn members_to_score(shared: &Shared, cohort: &Cohort) -> Result<Vec<ScoredMember>, ScanError> {
     let mut members = Vec::new();
     for (id, membership) in cohort.memberships() {
@@ -409,7 +411,7 @@ fn members_to_score(shared: &Shared, cohort: &Cohort) -> Result<Vec<ScoredMember
     Ok(members)
 }
 
-/// Tokens of each part of a layer.
+/// Number of tokens in each part of a layer.
 fn n_tokens(member: &ScoredMember) -> (ScanId, Vec<usize>) {
     (member.id, member.parts.iter().map(|part| part.cells.len()).collect())
 }
@@ -429,7 +431,7 @@ mod tests {
         store::{MIN_MEMORY, Store},
     };
 
-    /// A score stage whose windows wait for more scans: its results are notices.
+    /// A score stage whose windows wait for more scans. Its results only say so.
     pub(super) fn stage(folder: &Path) -> Score {
         for name in ["results", "state"] {
             std::fs::create_dir(folder.join(name)).unwrap();

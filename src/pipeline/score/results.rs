@@ -1,4 +1,4 @@
-//! Writes the results of members: the first ones at once, stale ones in turn.
+//! Writes the results of members: first results at once, stale ones one after another.
 
 use std::{
     fs,
@@ -28,17 +28,17 @@ use crate::{
     results::{ResultInput, build_results, result_key, sidecar},
 };
 
-/// Results are written at once for scans of so many bytes together, as they are archived. In memory
-/// a scan and its map take ten times as much, or more where it is packed well.
+/// Results are written in parallel for scans of up to this many bytes together, as archived. In
+/// memory, a scan and its map take ten times as much, or more if the file is well compressed.
 const MAX_AT_ONCE: u64 = 64 << 20;
 
-/// Whether files were written, or what panicked.
+/// Whether the files were written, or the panic of the attempt.
 type Written = thread::Result<Result<(), ScanError>>;
 
 impl Score {
-    /// Writes the results of scans that wait for their first. If the service is to stop or the
-    /// folder is away, their results stay stale and are the next to be refreshed. A scan leaves the
-    /// queue when its turn is over, also without a result.
+    /// Writes the results of scans that wait for their first. If the service stops or the folder is
+    /// unreachable, their results stay stale and are refreshed next. A scan leaves the queue after
+    /// its attempt, also without a result.
     pub(super) fn write_first(
         &mut self,
         key: &CohortKey,
@@ -81,8 +81,8 @@ impl Score {
         self.write_side_by_side(key, ids)
     }
 
-    /// How many of some results are written at once, counted from the first: as many as there are
-    /// cores for, and no more than fit into memory together.
+    /// How many of these results are written in parallel, starting with the first. Processor cores
+    /// and memory limit the number.
     fn n_at_once(&self, ids: &[ScanId]) -> usize {
         let size = |id: &ScanId| fs::metadata(self.shared.archive.scan(*id)).map_or(0, |m| m.len());
         let mut n_bytes = 0;
@@ -93,8 +93,8 @@ impl Score {
         fit.count().max(1)
     }
 
-    /// In a flood of scans the first ones may leave before their turn: they get a result now. Where
-    /// the folder is away, the stream waits for it.
+    /// If many scans arrive, the first ones may leave before they have a result. They get it here.
+    /// If the folder is unreachable, all scans wait for it.
     pub(super) fn write_before_it_leaves(&mut self, joins: &ScanRecord) -> Result<(), ScanError> {
         let key = &joins.cohort;
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
@@ -108,7 +108,7 @@ impl Score {
         self.write_if_it_waits(key, leaving)
     }
 
-    /// Writes the first result of a member, whenever the folder is there.
+    /// Writes the first result of a member. Waits while the folder is unreachable.
     pub(super) fn write_if_it_waits(
         &mut self,
         key: &CohortKey,
@@ -120,20 +120,20 @@ impl Score {
             if !self.folder.may_be_tried(Instant::now()) {
                 thread::sleep(FULL);
             } else if self.write(key, id)? == Attempt::Failed {
-                // Nor would it be written if it stayed.
+                // Waiting longer would not help.
                 break;
             }
         }
         Ok(())
     }
 
-    /// Whether a member still waits for what can be said of it now.
+    /// Whether a member still waits for its first result, or for the notice that it waits.
     pub(super) fn waits_for_first(&self, id: ScanId, is_scored: bool) -> Result<bool, ScanError> {
         let record = self.shared.store.record(&id)?;
         Ok(record.is_some_and(|record| waits_for_first(&record, is_scored)))
     }
 
-    /// The cohort whose turn it is to have a stale result refreshed, if one may be.
+    /// The cohort whose stale result is refreshed next, if refreshing is allowed now.
     pub(super) fn next_to_refresh(&self, now: Instant) -> Option<&CohortKey> {
         let stale = self.cohorts.iter().filter(|(_, cohort)| !cohort.stale.is_empty());
         let next = self.turns.next(stale.map(|(key, _)| key), now);
@@ -155,7 +155,7 @@ impl Score {
         self.show(&key)
     }
 
-    /// Writes the result of a member, or that it waits. What cannot be written stays stale.
+    /// Writes the result of a member, or the notice that it waits. After a failure it stays stale.
     fn write(&mut self, key: &CohortKey, id: ScanId) -> Result<Attempt, ScanError> {
         let attempts = self.write_side_by_side(key, &[id])?;
         let Some(&(_, attempt)) = attempts.first() else { return Ok(Attempt::Failed) };
@@ -167,8 +167,8 @@ impl Score {
         Ok(attempt)
     }
 
-    /// The same for some members at once; those that are gone are left out. What cannot be written
-    /// is up to the caller.
+    /// Does the same for several members in parallel. Members that are gone are left out. The
+    /// caller handles failures.
     fn write_side_by_side(
         &mut self,
         key: &CohortKey,
@@ -182,7 +182,7 @@ impl Score {
         let results = ResultsOf { shared: &self.shared, settings: &self.settings, cohort };
         let attempts = write_all(&self.shared, &records, |record| results.write(record));
 
-        // All of them are noted, also beside one that ends the service.
+        // All attempts are noted, also if one of them ends the service.
         let noted: Vec<Result<(ScanId, Attempt), ScanError>> = records
             .into_iter()
             .zip(attempts)
@@ -197,7 +197,7 @@ impl Score {
         Ok(noted)
     }
 
-    /// Notes what became of a result.
+    /// Notes the outcome of an attempt.
     fn note(
         &mut self,
         key: &CohortKey,
@@ -220,7 +220,7 @@ impl Score {
         Ok(attempt)
     }
 
-    /// Journals which result a scan has now.
+    /// Writes into the journal which result a scan has now.
     fn note_written(&self, cohort: &Cohort, mut record: ScanRecord) -> Result<(), ScanError> {
         let key = if cohort.is_scored() {
             result_key(&cohort.identity, &self.settings)
@@ -238,7 +238,7 @@ impl Score {
         Ok(())
     }
 
-    /// How an attempt ended; an error only if the daemon cannot go on.
+    /// How an attempt ended. Returns an error only if the daemon cannot continue.
     fn judge(&mut self, id: ScanId, done: Written) -> Result<Attempt, ScanError> {
         match done {
             Ok(Ok(())) => Ok(Attempt::Written),
@@ -246,7 +246,7 @@ impl Score {
             Err(panic) => {
                 self.shared.metrics.stage_panicked(Stage::Write);
                 let panic = panic_text(panic.as_ref());
-                error!(scan = %id, panic, "a crash while a result was written; please report it");
+                error!(scan = %id, panic, "writing a result crashed; please report it");
                 Ok(Attempt::Failed)
             }
         }
@@ -263,20 +263,20 @@ impl Score {
             warn!(scan = %id, %error, "no result written; trying again");
             return Ok(Attempt::Failed);
         }
-        // Said once, also where several fail at once.
+        // Logged once, also if several fail together.
         if self.folder.fails(Instant::now(), self.settings.intake.rescan) {
-            warn!(scan = %id, %error, "no results can be written; trying until they can");
+            warn!(scan = %id, %error, "cannot write to the results folder; trying again");
         }
         Ok(Attempt::FolderAway)
     }
 }
 
-/// Most results that are written at once.
+/// Largest number of results that are written in parallel.
 fn n_writers() -> usize {
     rayon::current_num_threads().div_ceil(4).min(4)
 }
 
-/// Writes several results in parallel. Returns for each how that ended, and the time that it took.
+/// Writes several results in parallel. Returns the outcome and the time of each.
 fn write_all(
     shared: &Shared,
     records: &[ScanRecord],
@@ -293,7 +293,7 @@ fn write_all(
     all
 }
 
-/// What results are made from.
+/// The common input of results.
 struct ResultsOf<'a> {
     shared: &'a Shared,
     settings: &'a Config,
@@ -301,7 +301,7 @@ struct ResultsOf<'a> {
 }
 
 impl ResultsOf<'_> {
-    /// The result of a member, or that it waits.
+    /// Writes the result of a member, or the notice that it waits.
     fn write(&self, record: &ScanRecord) -> Result<(), ScanError> {
         if self.cohort.is_scored() { self.write_scored(record) } else { self.write_waiting(record) }
     }
@@ -439,7 +439,7 @@ mod tests {
         };
         assert_eq!(revision(&score), 1, "the notice that it waits");
 
-        // A window that claims to be scored, but lacks the scores of this member.
+        // A window that seems to be scored, but lacks the scores of this member.
         let cohort = score.cohorts.get_mut(&key()).unwrap();
         cohort.scores.scans = vec![no_scores()];
         cohort.scores.memberships =
