@@ -13,7 +13,7 @@ use std::{
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
-use crate::{domain::scan::FileLook, files::open_regular};
+use crate::{domain::scan::FileStamp, files::open_regular};
 
 /// The patterns by which a file's name makes it a scan.
 #[derive(Debug, Clone)]
@@ -50,14 +50,14 @@ fn glob_set(patterns: &[String]) -> Result<GlobSet, globset::Error> {
 }
 
 /// Size and times of a file. Links are not followed.
-pub fn look_at(path: &Path) -> io::Result<FileLook> {
+pub fn look_at(path: &Path) -> io::Result<FileStamp> {
     let meta = fs::symlink_metadata(path)?;
 
     // Times after the year 2262, which a sender may set, wrap around. That does no harm, because
     // times are only compared for equality.
     let nanoseconds = |secs: i64, more: i64| secs.wrapping_mul(1_000_000_000).wrapping_add(more);
 
-    Ok(FileLook {
+    Ok(FileStamp {
         size: meta.len(),
         modified_ns: nanoseconds(meta.mtime(), meta.mtime_nsec()),
         changed_ns: nanoseconds(meta.ctime(), meta.ctime_nsec()),
@@ -70,7 +70,7 @@ pub struct Candidate {
     /// Path of the file, beginning with that of the listed folder.
     pub path: PathBuf,
     /// Its present size and times.
-    pub look: FileLook,
+    pub look: FileStamp,
 }
 
 /// How a listing treats links to files. Links to folders are never followed.
@@ -229,9 +229,9 @@ fn hidden(path: &Path) -> bool {
 }
 
 /// Size and times of the files that are read with a scan: its brain mask and its JSON.
-pub type Beside = [Option<FileLook>; 2];
+pub type CompanionStamps = [Option<FileStamp>; 2];
 
-type Looks = (FileLook, Beside);
+type Looks = (FileStamp, CompanionStamps);
 
 /// A file that intake watches until it has not changed for long enough.
 #[derive(Debug, Clone, Copy)]
@@ -264,7 +264,7 @@ impl Settling {
     pub fn look(
         &mut self,
         candidate: &Candidate,
-        beside: Beside,
+        beside: CompanionStamps,
         now: Instant,
         settle: Duration,
     ) -> Settled {
@@ -403,10 +403,10 @@ mod tests {
         let mut settling = Settling::default();
         let start = Instant::now();
         let at = |secs| start + Duration::from_secs(secs);
-        let look = |size| FileLook { size, modified_ns: 0, changed_ns: 0 };
+        let look = |size| FileStamp { size, modified_ns: 0, changed_ns: 0 };
         let file = |size| Candidate { path: "a.nii".into(), look: look(size) };
         let settle = Duration::from_secs(10);
-        const NONE: Beside = [None; 2];
+        const NONE: CompanionStamps = [None; 2];
         assert_eq!(settling.look(&file(1), NONE, at(0), settle), Settled::Waiting);
         assert_eq!(settling.look(&file(2), NONE, at(9), settle), Settled::Waiting);
         assert_eq!(settling.look(&file(2), NONE, at(18), settle), Settled::Waiting);

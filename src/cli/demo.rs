@@ -14,7 +14,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{CONFIG, Failure, INTERNAL, IO, USAGE, status};
+use super::{CONFIG, Failure, INTERNAL, USAGE, status};
 use crate::{
     config::Config,
     domain::finding::mask_ml,
@@ -56,9 +56,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let scans = scans::of(source, &folder.join("scans"), scans::N_MADE_UP)?;
 
     let config = folder.join("config.toml");
-    let address = free_address().map_err(io)?;
+    let address = free_address().map_err(Failure::of_file)?;
     let stride = arguments.slice_stride;
-    fs::write(&config, settings(&folder, address, scans.len(), stride)).map_err(io)?;
+    fs::write(&config, settings(&folder, address, scans.len(), stride))
+        .map_err(Failure::of_file)?;
     // The daemon would report the same faults, but only in its log.
     Config::load(Some(&config)).map_err(|error| Failure::new(CONFIG, error))?;
 
@@ -67,7 +68,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     println!("metrics while it runs: http://{address}/metrics\n");
 
     feed(&mut daemon, &scans, &folder.join("incoming"))?;
-    fs::write(folder.join("metrics.prom"), status::page(address, "/metrics")?).map_err(io)?;
+    fs::write(folder.join("metrics.prom"), status::page(address, "/metrics")?)
+        .map_err(Failure::of_file)?;
     daemon.stop()?;
 
     print_table(&scans, &folder.join("results"));
@@ -84,21 +86,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn io(error: std::io::Error) -> Failure {
-    Failure::new(IO, error)
-}
-
 fn make_folder(named: Option<&Path>) -> Result<PathBuf, Failure> {
     let Some(named) = named else {
-        let folder = tempfile::Builder::new().prefix("oddscan-demo-").tempdir().map_err(io)?;
+        let folder =
+            tempfile::Builder::new().prefix("oddscan-demo-").tempdir().map_err(Failure::of_file)?;
         return Ok(folder.keep());
     };
-    fs::create_dir_all(named).map_err(io)?;
-    if fs::read_dir(named).map_err(io)?.next().is_some() {
+    fs::create_dir_all(named).map_err(Failure::of_file)?;
+    if fs::read_dir(named).map_err(Failure::of_file)?.next().is_some() {
         let text = format!("{} is not empty; name a new folder", named.display());
         return Err(Failure::new(USAGE, text));
     }
-    named.canonicalize().map_err(io)
+    named.canonicalize().map_err(Failure::of_file)
 }
 
 /// A free address on loopback.
@@ -133,7 +132,7 @@ fn feed(daemon: &mut Daemon, scans: &[Scan], incoming: &Path) -> Result<(), Fail
         let status = daemon.status()?;
         let n_taken = (status.n_accepted + status.n_duplicates + status.n_quarantined) as usize;
         if dropped < scans.len() && n_taken == dropped && status.n_waiting == 0 {
-            scans[dropped].drop_into(incoming).map_err(io)?;
+            scans[dropped].drop_into(incoming).map_err(Failure::of_file)?;
             let line = format!("dropped {}", scans[dropped].name());
             if bar.is_hidden() {
                 eprintln!("{line}")

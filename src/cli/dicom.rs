@@ -26,7 +26,7 @@ use crate::{
     nifti::{self, Limits},
     process::{
         child::{self, Confines, Memory},
-        convert::{Event, Standing, decode_list, max_unpacked_bytes},
+        convert::{Event, FileState, decode_list, max_unpacked_bytes},
     },
 };
 
@@ -55,7 +55,7 @@ struct Input {
     path: PathBuf,
     /// Its number in the caller's list. A file from a zip has the number of the zip.
     number: usize,
-    standing: Standing,
+    standing: FileState,
 }
 
 /// Largest number of files in a zip.
@@ -107,14 +107,14 @@ fn confine(arguments: &Arguments, limits: &Limits) -> io::Result<()> {
     })
 }
 
-fn listed() -> Result<Vec<(Standing, PathBuf)>, Failure> {
+fn listed() -> Result<Vec<(FileState, PathBuf)>, Failure> {
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes).map_err(|error| Failure::new(IO, error))?;
     decode_list(&bytes).ok_or_else(|| Failure::new(USAGE, "a list in the daemon's form is needed"))
 }
 
 /// The named DICOM files and zips, and those in named folders.
-fn expand(named: &[PathBuf]) -> Result<Vec<(Standing, PathBuf)>, Failure> {
+fn expand(named: &[PathBuf]) -> Result<Vec<(FileState, PathBuf)>, Failure> {
     let config = Config::parse("").map_err(|error| Failure::new(INTERNAL, error))?;
     let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
         .map_err(|error| Failure::new(INTERNAL, error))?;
@@ -130,7 +130,7 @@ fn expand(named: &[PathBuf]) -> Result<Vec<(Standing, PathBuf)>, Failure> {
             .map_err(|e| Failure::new(IO, format!("cannot list {}: {e}", path.display())))?;
         files.extend(bundles.into_iter().flat_map(|bundle| bundle.files).map(|file| file.path));
     }
-    Ok(files.into_iter().map(|path| (Standing::New, path)).collect())
+    Ok(files.into_iter().map(|path| (FileState::New, path)).collect())
 }
 
 struct Session<'a> {
@@ -145,7 +145,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn convert_all(&mut self, listed: &[(Standing, PathBuf)]) -> io::Result<()> {
+    fn convert_all(&mut self, listed: &[(FileState, PathBuf)]) -> io::Result<()> {
         let mut inputs = Vec::new();
         for (number, (standing, path)) in listed.iter().enumerate() {
             if ingest::has_ending(path, &["zip"]) {
@@ -218,7 +218,7 @@ impl Session<'_> {
             .and_then(|(file, _)| guarded(|| dicom::read_head(file))?);
         match head {
             Ok(head) => Ok(Some(head)),
-            Err(_) if input.standing != Standing::New => {
+            Err(_) if input.standing != FileState::New => {
                 // The file was decided earlier, or is not whole yet.
                 Ok(None)
             }
@@ -242,10 +242,10 @@ impl Session<'_> {
         let all = numbers(&mut files.iter().map(|(index, _)| *index));
         let stands = |standing| files.iter().any(|&(index, _)| inputs[index].standing == standing);
 
-        if stands(Standing::Growing) {
+        if stands(FileState::Growing) {
             return self.say(&Event::Waiting { inputs: all });
         }
-        if !stands(Standing::New) {
+        if !stands(FileState::New) {
             return Ok(());
         }
 

@@ -30,6 +30,11 @@ impl Failure {
         Self { code, error: error.into() }
     }
 
+    /// Of reading or writing a file.
+    pub(crate) fn of_file(error: io::Error) -> Self {
+        Self::new(IO, error)
+    }
+
     /// Of writing to stdout.
     pub(crate) fn of_output(error: io::Error) -> Self {
         let has_reader = error.kind() != io::ErrorKind::BrokenPipe;

@@ -13,7 +13,7 @@ use std::{
 use serde_json::json;
 
 use self::{
-    encode::{Encoding, Member},
+    encode::{EncodedScan, Encoding},
     window::Scoring,
 };
 use super::{CONFIG, Failure, IO, REFUSED, engine_code};
@@ -71,7 +71,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         pictures: BTreeSet::new(),
     };
     let members = encoding.encode_all(&files)?;
-    let mut cohorts: BTreeMap<CohortKey, Vec<Member>> = BTreeMap::new();
+    let mut cohorts: BTreeMap<CohortKey, Vec<EncodedScan>> = BTreeMap::new();
     for member in members {
         cohorts.entry(member.record.cohort.clone()).or_default().push(member);
     }
@@ -123,7 +123,7 @@ fn too_few(cohort: &WindowIdentity) -> Option<String> {
     }
 }
 
-fn print_table(scored: &[(Member, Finding)], refused: &[Refused], arguments: &Arguments) {
+fn print_table(scored: &[(EncodedScan, Finding)], refused: &[Refused], arguments: &Arguments) {
     if arguments.json {
         let scans: Vec<_> = scored
             .iter()

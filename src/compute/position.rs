@@ -15,9 +15,9 @@ pub enum PositionResize {
     Size,
 }
 
-/// Resizes the embedding `[1 + trained_side^2, channels]` to a grid of `side` patches per edge: `[1
-/// + side^2, channels]`. The first row, the class position, stays. A grid of the trained size is
-/// returned unchanged.
+/// Resizes the embedding `[1 + trained_side^2, channels]` to a grid of `side` patches per edge. The
+/// result is `[1 + side^2, channels]`. The first row, the class position, stays. A grid of the
+/// trained size is returned unchanged.
 pub fn resize_position_embedding(
     embedding: &[f32],
     trained_side: usize,

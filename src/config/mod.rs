@@ -21,7 +21,10 @@ mod tokens;
 mod volume;
 mod window;
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use toml::{Table, Value};
 
@@ -137,6 +140,18 @@ impl Config {
     pub fn membership(&self, record: &ScanRecord) -> Membership {
         let patient = (!self.window.compare_same_patient).then(|| record.patient()).flatten();
         Membership { patient, is_reference: self.quality.allow(record) }
+    }
+
+    /// The address in a site's file, or the default. Other faults in the file do not matter.
+    pub fn listen_in(path: &Path) -> Option<SocketAddr> {
+        let site: Table = std::fs::read_to_string(path).ok()?.parse().ok()?;
+        let named = |tree: &Table| Some(tree.get("service")?.get("listen")?.as_str()?.parse());
+        named(&site).or_else(|| named(&defaults()))?.ok()
+    }
+
+    /// `[scoring]` as the key of a result contains it.
+    pub(crate) fn scoring_for_key(&self) -> Value {
+        scoring::for_key(&self.tree)
     }
 
     /// Reads a site's file and applies it to the defaults. Without a file the defaults alone count.

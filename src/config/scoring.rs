@@ -5,7 +5,6 @@ use std::num::NonZeroUsize;
 use toml::{Table, Value};
 
 use super::{
-    Config,
     check::{Checker, Fault},
     community,
 };
@@ -48,23 +47,20 @@ pub(super) fn rename_old(site: &mut Table, faults: &mut Vec<Fault>) {
     }
 }
 
-impl Config {
-    /// `[scoring]` as the key of a result contains it. It keeps the old name, so that older results
-    /// do not become stale.
-    pub(crate) fn scoring_for_key(&self) -> Value {
-        let mut scoring = self.tree["scoring"].clone();
-        if let Value::Table(scoring) = &mut scoring {
-            let value = scoring.remove(NEW_NAME).expect("it is in the defaults");
-            scoring.insert(OLD_NAME.to_owned(), value);
-        }
-        scoring
+/// `[scoring]` as the key of a result contains it. It keeps the old name, so that older results do
+/// not become stale.
+pub(super) fn for_key(tree: &Table) -> Value {
+    let mut scoring = tree["scoring"].clone();
+    if let Value::Table(scoring) = &mut scoring {
+        let value = scoring.remove(NEW_NAME).expect("it is in the defaults");
+        scoring.insert(OLD_NAME.to_owned(), value);
     }
+    scoring
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::config::check::faults;
+    use crate::config::{Config, check::faults};
 
     #[test]
     fn the_old_name_of_the_positional_correction_still_counts() {

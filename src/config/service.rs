@@ -1,11 +1,10 @@
 //! `[service]`: the daemon's pages, its log and its disk space.
 
-use std::{net::SocketAddr, path::Path};
+use std::net::SocketAddr;
 
-use toml::Table;
 use tracing::level_filters::LevelFilter;
 
-use super::{Config, check::Checker, defaults};
+use super::check::Checker;
 
 /// `[service]` after its check.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,15 +47,6 @@ fn log(check: &mut Checker) -> String {
         check.fault(key, format!("{filter:?}"), needed);
     }
     filter
-}
-
-impl Config {
-    /// The address in a site's file, or the default. Other faults in the file do not matter.
-    pub fn listen_in(path: &Path) -> Option<SocketAddr> {
-        let site: Table = std::fs::read_to_string(path).ok()?.parse().ok()?;
-        let named = |tree: &Table| Some(tree.get("service")?.get("listen")?.as_str()?.parse());
-        named(&site).or_else(|| named(&defaults()))?.ok()
-    }
 }
 
 #[cfg(test)]

@@ -223,7 +223,7 @@ pub struct EncodedFacts {
 
 /// Size and times of a file. When they change, the file has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileLook {
+pub struct FileStamp {
     /// Size, bytes.
     pub size: u64,
     /// Time of the last change of the content, ns since 1970.

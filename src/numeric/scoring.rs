@@ -139,7 +139,7 @@ pub fn mean_over_layers(layers: &[Vec<Option<f32>>]) -> Vec<Option<f32>> {
 /// `grids[i]` are the scores of scan `i`, whose patient has the number `patients[i]`; all are on
 /// one grid of cells. Scores stay at or above 0. Cells that no other patient has do not change.
 pub fn correct_positions(grids: &mut [ScoreGrid], patients: &[usize], share: f64) {
-    let all = Places::of(grids.iter());
+    let all = PositionSums::of(grids.iter());
     let average = all.average();
 
     let mut several: BTreeMap<usize, Vec<&ScoreGrid>> = BTreeMap::new();
@@ -147,9 +147,9 @@ pub fn correct_positions(grids: &mut [ScoreGrid], patients: &[usize], share: f64
         several.entry(patient).or_default().push(grid);
     }
     several.retain(|_, of_patient| of_patient.len() > 1);
-    let several: BTreeMap<usize, Places> = several
+    let several: BTreeMap<usize, PositionSums> = several
         .into_iter()
-        .map(|(patient, of_patient)| (patient, Places::of(of_patient)))
+        .map(|(patient, of_patient)| (patient, PositionSums::of(of_patient)))
         .collect();
 
     for (ScoreGrid { foreground, scores }, patient) in grids.iter_mut().zip(patients) {
@@ -167,9 +167,9 @@ pub fn correct_positions(grids: &mut [ScoreGrid], patients: &[usize], share: f64
 
 /// For each cell, the sum of its scores and their number. The sums are exact, so that the order of
 /// the scans changes no bit.
-struct Places(Vec<(f64, f64)>);
+struct PositionSums(Vec<(f64, f64)>);
 
-impl Places {
+impl PositionSums {
     fn of<'g>(grids: impl IntoIterator<Item = &'g ScoreGrid>) -> Self {
         let mut places = Vec::new();
         for ScoreGrid { foreground, scores } in grids {

@@ -198,11 +198,11 @@ pub struct TokenBuilder<'a> {
     depth: usize,
     /// Features per view.
     width: usize,
-    parts: Vec<Part>,
+    parts: Vec<PartBuilder>,
 }
 
 /// The tokens of one view, or of all joined.
-struct Part {
+struct PartBuilder {
     foreground: Foreground,
     /// Row of a cell in `rows`, or `None` in the background.
     token_of_cell: Vec<Option<u32>>,
@@ -213,7 +213,7 @@ struct Part {
     channels: usize,
 }
 
-impl Part {
+impl PartBuilder {
     fn new(
         volume: &Volume,
         cell: [usize; 3],
@@ -253,7 +253,7 @@ impl<'a> TokenBuilder<'a> {
         );
         let width = projection.map_or(channels, Projection::n_outputs);
         let part = |cell, channels| {
-            Part::new(volume, cell, settings.min_brain_fraction, n_layers, channels)
+            PartBuilder::new(volume, cell, settings.min_brain_fraction, n_layers, channels)
         };
         let of_view = |axis: &Axis| {
             let mut cell = [patch; 3];
@@ -299,7 +299,7 @@ impl<'a> TokenBuilder<'a> {
 
     /// The patches of a group that are encoded, numbered row by row, ascending.
     pub fn patches(&self, group: SliceGroup) -> Vec<u32> {
-        let Part { foreground, n_brain, .. } = &self.parts[self.place(group.view).0];
+        let PartBuilder { foreground, n_brain, .. } = &self.parts[self.place(group.view).0];
         let holds_brain =
             |patch: &u32| n_brain[cell_of(group, *patch as usize, self.side, foreground.shape)] > 0;
         let all = 0..(self.side * self.side) as u32;
@@ -334,7 +334,7 @@ impl<'a> TokenBuilder<'a> {
 
         let mut grids = Vec::new();
         for layer in 0..n_layers {
-            for Part { foreground, rows, channels, .. } in &self.parts {
+            for PartBuilder { foreground, rows, channels, .. } in &self.parts {
                 let rows = &rows[layer];
                 let features = match sigma > 0.0 {
                     true => halves(&smooth(foreground, rows, sigma)),

@@ -1,13 +1,16 @@
 //! The first stage: lists the incoming folder, waits until a file is whole, reads and archives it,
 //! and passes it to the encoder.
 
+mod admit;
+mod bundles;
 mod passed_over;
+mod pauses;
 mod reading;
+mod refuse;
 mod series;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    io,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{
@@ -18,31 +21,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use self::{
     passed_over::PassedOver,
-    reading::{Batch, Companions, ReadScan, Reader, Taken, Whole, poison, refused_if_it_panics},
+    reading::{Batch, Companions, ReadScan, Reader, Taken, Whole, poison},
 };
 use super::{
     FULL, IDLE, MAX_CRASHES, Shared,
     board::{Queue, StageName},
-    encode::{Due, InMemory},
+    encode::Due,
     now_secs,
     timings::Timings,
 };
 use crate::{
-    companions::output_stem_among,
-    domain::{
-        error::{QuarantineReason, Refusal, ScanError},
-        scan::{ScanId, ScanRecord},
-    },
+    domain::{error::ScanError, scan::ScanId},
     ingest::{self, Bundle, Candidate, Links, Listing, Patterns, Settled, Settling},
-    metrics::{DirectoryKind, IngestResult, PauseReason, RescanTrigger, SeenBy, Stage},
-    prepare::{Encodable, Prepared},
+    metrics::{RescanTrigger, SeenBy, Stage},
     process::hook,
     quarantine,
-    store::{SeenFile, SeenOutcome},
+    store::SeenOutcome,
     watcher::Change,
 };
 
@@ -82,7 +80,7 @@ pub(super) struct Intake {
     settling: Settling,
     troubles: HashMap<PathBuf, Trouble>,
     /// DICOM files that are not converted yet.
-    bundles: series::Bundles,
+    bundles: bundles::Bundles,
     passed_over: PassedOver,
     /// Output stems in use.
     stems: HashSet<String>,
@@ -112,7 +110,7 @@ impl Intake {
             pending,
             settling: Settling::default(),
             troubles: HashMap::new(),
-            bundles: series::Bundles::default(),
+            bundles: bundles::Bundles::default(),
             passed_over: PassedOver::default(),
             stems,
             next_listing: Instant::now(),
@@ -347,208 +345,6 @@ impl Intake {
         self.troubles.remove(&candidate.path);
     }
 
-    /// Accepts what was read. Returns `None` if the file must be considered again.
-    fn admit(
-        &mut self,
-        whole: &Whole,
-        read: Result<Taken<ReadScan>, ScanError>,
-        mut timings: Timings,
-    ) -> Result<Option<SeenOutcome>, ScanError> {
-        timings.resume(Stage::Decode);
-        let keep = |read| refused_if_it_panics(&self.shared, || self.keep(whole, read));
-        let kept = read.and_then(keep);
-        timings.stop(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
-        Ok(match kept? {
-            Taken::Later => None,
-            Taken::Duplicate(id) => {
-                self.shared.metrics.volume_ingested(IngestResult::Duplicate);
-                self.shared.board.update().n_duplicates += 1;
-                info!(scan = %id, "a copy of a known scan; nothing to do");
-                Some(SeenOutcome::Duplicate(id))
-            }
-            Taken::Scan((record, scan)) => {
-                self.queue(&record, InMemory { scan, timings });
-                Some(SeenOutcome::Accepted(record.id))
-            }
-        })
-    }
-
-    /// Writes a new scan into the archive and the journal.
-    fn keep(
-        &self,
-        whole: &Whole,
-        read: Taken<ReadScan>,
-    ) -> Result<Taken<(ScanRecord, Encodable)>, ScanError> {
-        let ReadScan { draft, prepared } = match read {
-            Taken::Scan(read) => read,
-            Taken::Duplicate(id) => return Ok(Taken::Duplicate(id)),
-            Taken::Later => return Ok(Taken::Later),
-        };
-        let id = prepared.id;
-
-        let Shared { store, archive, metrics, .. } = &*self.shared;
-        let _changing = archive.changing();
-        // A file that was read in parallel may have the same content.
-        let known = store.record(&id)?;
-        if known.as_ref().is_some_and(|known| !known.may_come_again()) {
-            return Ok(Taken::Duplicate(id));
-        }
-
-        let (record, encodable) = self.new_record(whole, known, prepared)?;
-        let n_bytes = draft.n_bytes;
-        archive.keep(draft, id)?;
-        store.put_record(&record)?;
-        metrics.bytes_ingested(n_bytes);
-        Ok(Taken::Scan((record, encodable)))
-    }
-
-    fn new_record(
-        &self,
-        whole: &Whole,
-        known: Option<ScanRecord>,
-        prepared: Prepared,
-    ) -> Result<(ScanRecord, Encodable), ScanError> {
-        let path = &whole.candidate.path;
-        let known = known.as_ref();
-        let is_own = |stem: &str| known.is_some_and(|known| known.output_stem == stem);
-        let is_taken = |stem: &str| self.stems.contains(stem) && !is_own(stem);
-        let output_stem = output_stem_among(path, prepared.id, is_taken);
-        // A volume of a DICOM series returns from quarantine as a file.
-        let known_patient = || known?.header_patient.clone();
-
-        let (record, encodable) = prepared.into_record(path);
-        let record = ScanRecord {
-            came_from: whole.came_from.to_string_lossy().into_owned(),
-            header_patient: whole.patient.clone().or_else(known_patient),
-            output_stem,
-            sequence: self.shared.store.next_sequence()?,
-            first_seen_secs: now_secs().saturating_sub(whole.waited.as_secs()),
-            // Revisions continue to count.
-            reported: known.and_then(|known| known.reported.clone()),
-            ..record
-        };
-        Ok((record, encodable))
-    }
-
-    /// Queues a scan of the journal for the encoder. Its prepared cube stays in memory, unless it
-    /// is large or too many scans wait before it, for example from one zip.
-    fn queue(&mut self, record: &ScanRecord, prepared: InMemory) {
-        let id = record.id;
-        self.stems.insert(record.output_stem.clone());
-        self.shared.metrics.volume_ingested(IngestResult::Accepted);
-        self.shared.board.update().n_accepted += 1;
-        info!(scan = %id, "accepted");
-
-        let queued = self.shared.board.enqueue(Queue::Encode, record.first_seen_secs);
-        let goes_along = self.pending.len() < n_at_once(&self.shared)
-            && prepared.scan.canonical.volume.n_bytes() <= MAX_HANDED_BYTES;
-        let prepared = goes_along.then(|| Box::new(prepared));
-        self.pending.push_back(Due { id, prepared, queued });
-        self.pass_on();
-    }
-
-    /// Sends a file that can never work to quarantine. Tries others again later.
-    fn refuse(
-        &mut self,
-        candidate: &Candidate,
-        incoming: &Path,
-        error: ScanError,
-    ) -> Result<(), ScanError> {
-        self.shared.metrics.stage_failed(Stage::Decode, &error);
-        match error {
-            ScanError::Device(_) | ScanError::Store(_) => return Err(error),
-            ScanError::Refused(refusal) => {
-                return self.set_aside(candidate, incoming, &refusal);
-            }
-            ScanError::Io { .. } | ScanError::Internal { .. } => {}
-        }
-
-        self.look_again(candidate, incoming)?;
-        if let ScanError::Io { source, .. } = &error {
-            if source.kind() == io::ErrorKind::NotFound {
-                // The file is gone; the next listing forgets it.
-                return Ok(());
-            }
-            let hopeless = source.kind() == io::ErrorKind::PermissionDenied;
-            let trouble = self.try_later(candidate);
-            let (n_tries, lasted) = (trouble.n_tries, trouble.since.elapsed());
-            if (hopeless && n_tries >= MAX_READS) || lasted >= MAX_OUTAGE {
-                let refusal = Refusal::new(
-                    QuarantineReason::Io,
-                    format!("{error} ({n_tries} tries in {} s)", lasted.as_secs()),
-                    "a file that the service may read",
-                    "check its owner and permissions, and the share, then export it again",
-                );
-                return self.set_aside(candidate, incoming, &refusal);
-            }
-        } else {
-            self.try_later(candidate);
-        }
-        self.shared.metrics.stage_retried(Stage::Decode);
-        warn!(%error, "a file must wait; trying again");
-        Ok(())
-    }
-
-    /// Tries a file again after a pause that doubles each time.
-    fn try_later(&mut self, candidate: &Candidate) -> &Trouble {
-        let now = Instant::now();
-        let settle = self.shared.config().intake.settle;
-        let trouble = self.troubles.entry(candidate.path.clone());
-        let trouble = trouble.or_insert(Trouble { n_tries: 0, since: now, not_before: now });
-        let pause = settle.saturating_mul(1 << trouble.n_tries.min(16)).min(MAX_PAUSE);
-        trouble.n_tries += 1;
-        trouble.not_before = now + pause;
-        trouble
-    }
-
-    fn set_aside(
-        &mut self,
-        candidate: &Candidate,
-        incoming: &Path,
-        refusal: &Refusal,
-    ) -> Result<(), ScanError> {
-        if ingest::look_at(&candidate.path).ok() != Some(candidate.look) {
-            // Another file has this name now. The refusal does not apply to it.
-            return self.look_again(candidate, incoming);
-        }
-        let config = self.shared.config();
-        let folder = &config.directories.quarantine;
-        let came_from = candidate.path.strip_prefix(incoming).unwrap_or(&candidate.path);
-        debug!(path = %candidate.path.display(), "to quarantine");
-        let moved = quarantine::quarantine(folder, &candidate.path, came_from, refusal, now_secs());
-        if let Err(error) = moved {
-            warn!(error = %error.kind(), "quarantine is not available; a refused file waits");
-            self.try_later(candidate);
-            return self.look_again(candidate, incoming);
-        }
-
-        warn!(%refusal, "a file went to quarantine");
-        // This is remembered, too, in case the file could not be moved.
-        self.remember(candidate, incoming, SeenOutcome::Quarantined)?;
-        self.forget(candidate);
-        self.count_quarantined(refusal);
-        Ok(())
-    }
-
-    fn count_quarantined(&self, refusal: &Refusal) {
-        let config = self.shared.config();
-        self.shared.metrics.volume_ingested(IngestResult::Quarantined);
-        self.shared.metrics.quarantined(refusal.reason);
-        let n_files = quarantine::count_quarantined(&config.directories.quarantine);
-        self.shared.metrics.quarantine_files(n_files);
-        self.shared.board.update().n_quarantined += 1;
-    }
-
-    fn remember(
-        &self,
-        candidate: &Candidate,
-        incoming: &Path,
-        outcome: SeenOutcome,
-    ) -> Result<(), ScanError> {
-        let key = seen_key(incoming, &candidate.path);
-        Ok(self.shared.store.put_seen(&key, &SeenFile::new(candidate.look, outcome))?)
-    }
-
     /// Passes scans to the encoder until its queue is full. The journal has the scans, so a stop
     /// may drop the rest.
     fn pass_on(&mut self) {
@@ -572,40 +368,6 @@ impl Intake {
             let oldest = age.map(|age| now_secs().saturating_sub(age.as_secs()));
             metrics.queue(stage, n_files, oldest);
         }
-    }
-
-    /// Whether the site's preprocessing is missing. Files then stay where they are.
-    fn is_hook_gone(&self) -> bool {
-        let gone = self.shared.method.hook.as_ref().is_some_and(|hook| !hook.is_there());
-        self.shared.metrics.paused(PauseReason::PreprocessGone, gone);
-        self.shared.board.set_reason(hook::GONE, gone);
-        gone
-    }
-
-    /// Measures the free space of every folder. If it is too low, intake pauses and files stay
-    /// where they are.
-    fn is_disk_low(&self) -> bool {
-        let config = self.shared.config();
-        let Shared { board, metrics, .. } = &*self.shared;
-        let folders = &config.directories;
-        let mut low = false;
-        for (kind, key, folder) in [
-            (DirectoryKind::Incoming, "incoming", &folders.incoming),
-            (DirectoryKind::Output, "results", &folders.results),
-            (DirectoryKind::Quarantine, "quarantine", &folders.quarantine),
-            (DirectoryKind::State, "state", &folders.state),
-        ] {
-            let space = rustix::fs::statvfs(folder.as_path());
-            let free = space.ok().map(|space| space.f_bavail * space.f_frsize);
-            metrics.filesystem_avail(kind, free);
-            if kind != DirectoryKind::Incoming {
-                board.set_reason(&format!("the {key} folder cannot be reached"), free.is_none());
-                low |= free.is_some_and(|free| free < config.service.min_free_bytes);
-            }
-        }
-        self.shared.metrics.paused(PauseReason::DiskLow, low);
-        self.shared.board.set_reason("paused: disk low (service.min_free_mib)", low);
-        low
     }
 }
 

@@ -82,7 +82,7 @@ pub enum Event {
 
 /// The state of a file before the conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum FileState {
     /// An earlier conversion has handled it. Its series is converted again only if new files
     /// joined.
     Known,
@@ -92,7 +92,7 @@ pub enum Standing {
     Growing,
 }
 
-impl Standing {
+impl FileState {
     fn letter(self) -> u8 {
         match self {
             Self::Known => b'k',
@@ -103,8 +103,8 @@ impl Standing {
 }
 
 /// Writes a list of files for the command: for each file a letter, the path and a zero byte.
-fn encode_list(files: &[(Standing, PathBuf)]) -> Vec<u8> {
-    let entry = |(standing, path): &(Standing, PathBuf)| {
+fn encode_list(files: &[(FileState, PathBuf)]) -> Vec<u8> {
+    let entry = |(standing, path): &(FileState, PathBuf)| {
         [&[standing.letter()], path.as_os_str().as_bytes(), &[0]].concat()
     };
     files.iter().flat_map(entry).collect()
@@ -112,11 +112,11 @@ fn encode_list(files: &[(Standing, PathBuf)]) -> Vec<u8> {
 
 /// Reads the daemon's list of files: for each file a letter, the path and a zero byte. `None` if a
 /// letter is unknown.
-pub fn decode_list(bytes: &[u8]) -> Option<Vec<(Standing, PathBuf)>> {
+pub fn decode_list(bytes: &[u8]) -> Option<Vec<(FileState, PathBuf)>> {
     let entries = bytes.strip_suffix(&[0]).unwrap_or(bytes).split(|&byte| byte == 0);
     let entry = |entry: &[u8]| {
         let (letter, path) = entry.split_first()?;
-        let all = [Standing::Known, Standing::New, Standing::Growing];
+        let all = [FileState::Known, FileState::New, FileState::Growing];
         let standing = all.into_iter().find(|standing| standing.letter() == *letter)?;
         Some((standing, PathBuf::from(OsStr::from_bytes(path))))
     };
@@ -150,7 +150,7 @@ fn own(source: io::Error) -> ScanError {
 /// of each series. Files that no event names made no volume. `alive` is called during the
 /// conversion. If it returns false, the conversion stops, and the result is `None`.
 pub fn convert(
-    files: &[(Standing, PathBuf)],
+    files: &[(FileState, PathBuf)],
     work: &Path,
     limits: &Limits,
     mut alive: impl FnMut() -> bool,
@@ -271,7 +271,7 @@ fn read_events(work: &Path) -> Vec<Event> {
 }
 
 fn run_once(
-    files: &[(Standing, PathBuf)],
+    files: &[(FileState, PathBuf)],
     work: &Path,
     limits: &Limits,
     alive: &mut dyn FnMut() -> bool,
@@ -347,9 +347,9 @@ mod tests {
     #[test]
     fn a_list_of_files_survives_any_name() {
         let files = vec![
-            (Standing::New, PathBuf::from("a\nb")),
-            (Standing::Known, PathBuf::from(OsStr::from_bytes(b"\xff \"'"))),
-            (Standing::Growing, PathBuf::from("/c")),
+            (FileState::New, PathBuf::from("a\nb")),
+            (FileState::Known, PathBuf::from(OsStr::from_bytes(b"\xff \"'"))),
+            (FileState::Growing, PathBuf::from("/c")),
         ];
         assert_eq!(decode_list(&encode_list(&files)).unwrap(), files);
         assert_eq!(decode_list(b"").unwrap(), []);

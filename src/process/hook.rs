@@ -141,7 +141,7 @@ pub struct HookOutput {
 }
 
 /// How a run ended.
-enum Run {
+enum RunEnd {
     Done,
     GivenUp,
     /// A person, the service manager or the system ended it.
@@ -224,26 +224,26 @@ impl Hook {
             let scan = work.join("scan.nii.gz");
             copy_compressed(file, &scan).map_err(own)?;
             match self.run_once(work, &mut alive).map_err(own)? {
-                Run::Done => break,
-                Run::GivenUp => return Ok(None),
+                RunEnd::Done => break,
+                RunEnd::GivenUp => return Ok(None),
                 // A system short of memory may have killed it, so one death proves nothing.
-                Run::Ended(Signal::KILL) if n_killed == 0 => n_killed += 1,
-                Run::Ended(Signal::KILL) => {
+                RunEnd::Ended(Signal::KILL) if n_killed == 0 => n_killed += 1,
+                RunEnd::Ended(Signal::KILL) => {
                     return Err(self
                         .failed("was killed twice, perhaps because the system is short of memory")
                         .into());
                 }
-                Run::Ended(signal) => {
+                RunEnd::Ended(signal) => {
                     let what = format!("ended from outside by signal {}", signal.as_raw());
                     return Err(unstarted("running the preprocessing program", what));
                 }
-                Run::Unstarted(code) => {
+                RunEnd::Unstarted(code) => {
                     let what = if code == NOT_FOUND { "not found" } else { "not executable" };
                     let what =
                         format!("it, or a program that it calls, is {what} (exit code {code})");
                     return Err(unstarted(STARTING, what));
                 }
-                Run::Failed(how) => return Err(self.failed(how).into()),
+                RunEnd::Failed(how) => return Err(self.failed(how).into()),
             }
         }
 
@@ -267,7 +267,7 @@ impl Hook {
         Ok(Some(HookOutput { voxels, mask, facts }))
     }
 
-    fn run_once(&self, work: &Path, alive: &mut dyn FnMut() -> bool) -> io::Result<Run> {
+    fn run_once(&self, work: &Path, alive: &mut dyn FnMut() -> bool) -> io::Result<RunEnd> {
         let at = |name: &str| work.join(name).to_string_lossy().into_owned();
         let files = [
             ("{scan}", at("scan.nii.gz")),
@@ -302,26 +302,26 @@ impl Hook {
         debug!(said, name = self.settings.name, "the preprocessing program said");
         let status = match ended {
             Ended::Alone(status) => status,
-            Ended::Stopped(_, Stop::GivenUp) => return Ok(Run::GivenUp),
+            Ended::Stopped(_, Stop::GivenUp) => return Ok(RunEnd::GivenUp),
             Ended::Stopped(_, Stop::TooLong) => {
                 warn_said(&said);
                 let secs = timeout.as_secs_f64();
-                return Ok(Run::Failed(format!(
+                return Ok(RunEnd::Failed(format!(
                     "took more than {secs} s (preprocess.timeout_secs)"
                 )));
             }
             Ended::Stopped(_, Stop::TooMuch) => {
                 warn_said(&said);
-                return Ok(Run::Failed(too_much(max_bytes)));
+                return Ok(RunEnd::Failed(too_much(max_bytes)));
             }
         };
 
         if status.success() {
-            return Ok(Run::Done);
+            return Ok(RunEnd::Done);
         }
         thread::sleep(STOP_SHOWS);
         if !alive() {
-            return Ok(Run::GivenUp);
+            return Ok(RunEnd::GivenUp);
         }
         warn_said(&said);
         Ok(judged(status, max_bytes))
@@ -427,9 +427,9 @@ fn too_much(max_bytes: u64) -> String {
     format!("wrote more than {} MiB (preprocess.max_output_mib)", max_bytes >> 20)
 }
 
-fn judged(status: ExitStatus, max_bytes: u64) -> Run {
+fn judged(status: ExitStatus, max_bytes: u64) -> RunEnd {
     if let Some(signal) = child::ended_from_outside(status) {
-        return Run::Ended(signal);
+        return RunEnd::Ended(signal);
     }
     let signal = status.signal();
     // A shell reports the signal of a program that it ran as exit code 128 + signal.
@@ -437,13 +437,13 @@ fn judged(status: ExitStatus, max_bytes: u64) -> Run {
     let fsize = Signal::XFSZ.as_raw();
 
     match signal {
-        Some(signal) if signal == fsize => Run::Failed(too_much(max_bytes)),
-        Some(signal) => Run::Failed(format!("died of signal {signal}")),
-        None if code == 128 + fsize => Run::Failed(too_much(max_bytes)),
+        Some(signal) if signal == fsize => RunEnd::Failed(too_much(max_bytes)),
+        Some(signal) => RunEnd::Failed(format!("died of signal {signal}")),
+        None if code == 128 + fsize => RunEnd::Failed(too_much(max_bytes)),
         None if code == i32::from(NOT_FOUND) || code == i32::from(CANNOT_EXECUTE) => {
-            Run::Unstarted(code as u8)
+            RunEnd::Unstarted(code as u8)
         }
-        None => Run::Failed(format!("ended with exit code {code}")),
+        None => RunEnd::Failed(format!("ended with exit code {code}")),
     }
 }
 
@@ -546,10 +546,10 @@ mod tests {
     #[test]
     fn a_death_is_told_by_its_signal_or_exit_code() {
         let told = |raw: i32| match judged(ExitStatus::from_raw(raw), 3 << 20) {
-            Run::Failed(how) => how,
-            Run::Ended(signal) => format!("signal {}", signal.as_raw()),
-            Run::Unstarted(code) => format!("unstarted {code}"),
-            Run::Done | Run::GivenUp => String::new(),
+            RunEnd::Failed(how) => how,
+            RunEnd::Ended(signal) => format!("signal {}", signal.as_raw()),
+            RunEnd::Unstarted(code) => format!("unstarted {code}"),
+            RunEnd::Done | RunEnd::GivenUp => String::new(),
         };
         assert_eq!(told(3 << 8), "ended with exit code 3");
         assert_eq!(told(127 << 8), "unstarted 127");

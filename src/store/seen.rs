@@ -3,12 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::{db::Store, error::StoreError, record};
-use crate::domain::scan::{FileLook, ScanId};
+use crate::domain::scan::{FileStamp, ScanId};
 
 /// The decision about a file with this size and these times.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenFile {
-    look: FileLook,
+    look: FileStamp,
     /// The decision about the file.
     pub outcome: SeenOutcome,
     /// When the file was first found missing, seconds since 1970.
@@ -35,12 +35,12 @@ pub enum SeenOutcome {
 
 impl SeenFile {
     /// A decision about a file with this size and these times.
-    pub fn new(look: FileLook, outcome: SeenOutcome) -> Self {
+    pub fn new(look: FileStamp, outcome: SeenOutcome) -> Self {
         Self { look, outcome, absent_since_secs: None }
     }
 
     /// Whether the file still has the same size and times.
-    pub fn is_same(&self, look: &FileLook) -> bool {
+    pub fn is_same(&self, look: &FileStamp) -> bool {
         self.look == *look
     }
 }

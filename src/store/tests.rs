@@ -11,7 +11,7 @@ use crate::{
     domain::{
         acquisition::AcquisitionFacts,
         cohort::CohortKey,
-        scan::{EncodedFacts, FileLook, ScanId, ScanRecord, ScanState},
+        scan::{EncodedFacts, FileStamp, ScanId, ScanRecord, ScanState},
     },
     numeric::{geometry::Shape3, scoring::PairColumns, token::TokenGrid},
 };
@@ -162,18 +162,18 @@ fn columns_made_in_another_way_are_dropped() {
 fn seen_files_are_known_until_they_change_or_go() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
-    let look = FileLook { size: 5, modified_ns: 1, changed_ns: 2 };
+    let look = FileStamp { size: 5, modified_ns: 1, changed_ns: 2 };
     let seen = SeenFile::new(look, SeenOutcome::Accepted(id(1)));
     store.put_seen(b"a.nii", &seen).unwrap();
     assert!(store.seen(b"a.nii").unwrap().unwrap().is_same(&look));
-    assert!(!seen.is_same(&FileLook { size: 6, ..look }));
+    assert!(!seen.is_same(&FileStamp { size: 6, ..look }));
 }
 
 #[test]
 fn a_share_that_was_away_for_a_while_is_not_forgotten() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
-    let look = FileLook { size: 5, modified_ns: 1, changed_ns: 2 };
+    let look = FileStamp { size: 5, modified_ns: 1, changed_ns: 2 };
     store.put_seen(b"a.nii", &SeenFile::new(look, SeenOutcome::Quarantined)).unwrap();
     let is_known = || store.seen(b"a.nii").unwrap().is_some_and(|seen| seen.is_same(&look));
     for (is_there, now, known) in

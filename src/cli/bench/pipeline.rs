@@ -12,7 +12,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::word;
+use super::common::word;
 use crate::{
     cli::{
         CONFIG, Failure, INTERNAL, USAGE,
@@ -78,14 +78,15 @@ struct Cost {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let folder = tempfile::Builder::new().prefix("oddscan-bench-").tempdir().map_err(demo::io)?;
+    let folder =
+        tempfile::Builder::new().prefix("oddscan-bench-").tempdir().map_err(Failure::of_file)?;
     let made_up = folder.path().join("scans");
     let scans = scans::of(arguments.from.as_deref(), &made_up, arguments.scans)?;
     let (config, address) = write_settings(arguments, folder.path(), scans.len())?;
     let mut daemon = Daemon::start(&config, address, folder.path())?;
     let started = Instant::now();
     for scan in &scans {
-        scan.drop_into(&folder.path().join("incoming")).map_err(demo::io)?;
+        scan.drop_into(&folder.path().join("incoming")).map_err(Failure::of_file)?;
     }
     let mut rush = Rush::default();
     let (status, page) = loop {
@@ -172,23 +173,23 @@ fn write_settings(
     word::<DeviceChoice>(&arguments.device)
         .map_err(|_| Failure::new(USAGE, "--device is auto, cuda or cpu"))?;
     let weights = match &arguments.weights {
-        Some(path) => path.canonicalize().map_err(demo::io)?,
+        Some(path) => path.canonicalize().map_err(Failure::of_file)?,
         None => {
             let network = Architecture::named(&arguments.network)
                 .ok_or_else(|| Failure::new(USAGE, "no such network; see --help"))?;
             let path = folder.join("random.safetensors");
             let random = VitWeights::random(network, 0).to_safetensors(true);
-            fs::write(&path, random).map_err(demo::io)?;
+            fs::write(&path, random).map_err(Failure::of_file)?;
             path
         }
     };
 
-    let address = demo::free_address().map_err(demo::io)?;
+    let address = demo::free_address().map_err(Failure::of_file)?;
     let settings = demo::settings(folder, address, n_scans, arguments.slice_stride);
     let weights = toml::Value::from(weights.to_string_lossy().into_owned());
     let encoder = format!("[encoder]\nweights = {weights}\ndevice = \"{}\"\n", arguments.device);
     let config = folder.join("config.toml");
-    fs::write(&config, settings + &encoder).map_err(demo::io)?;
+    fs::write(&config, settings + &encoder).map_err(Failure::of_file)?;
     Config::load(Some(&config)).map_err(|error| Failure::new(CONFIG, error))?;
     Ok((config, address))
 }

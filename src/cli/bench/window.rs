@@ -6,7 +6,7 @@ use std::{env, path::PathBuf, process::Command, time::Instant};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{How, distances_on, random_tokens};
+use super::common::{How, distances_on, random_tokens};
 use crate::{
     cli::{Failure, INTERNAL, NO_READER, USAGE},
     config::Config,

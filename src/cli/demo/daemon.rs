@@ -11,7 +11,6 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::super::{Failure, INTERNAL, status};
-use super::io;
 use crate::pipeline::board::Status;
 
 /// Longest start. It reads and hashes the weights.
@@ -33,17 +32,17 @@ impl Daemon {
         folder: &Path,
     ) -> Result<Self, Failure> {
         let log = folder.join("daemon.log");
-        let output = File::create(&log).map_err(io)?;
-        let child = Command::new(std::env::current_exe().map_err(io)?)
+        let output = File::create(&log).map_err(Failure::of_file)?;
+        let child = Command::new(std::env::current_exe().map_err(Failure::of_file)?)
             .arg("run")
             .arg("--config")
             .arg(config)
             // The daemon must write its own log and not use the journal of this program.
             .env_remove("JOURNAL_STREAM")
-            .stdout(output.try_clone().map_err(io)?)
+            .stdout(output.try_clone().map_err(Failure::of_file)?)
             .stderr(output)
             .spawn()
-            .map_err(io)?;
+            .map_err(Failure::of_file)?;
 
         let mut daemon = Self { child, address, log };
         let started = Instant::now();
@@ -66,13 +65,13 @@ impl Daemon {
     /// Stops the daemon like systemd and waits for its end.
     pub(in crate::cli) fn stop(mut self) -> Result<(), Failure> {
         let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).map_err(|error| io(error.into()))?;
-        let end = self.child.wait().map_err(io)?;
+        kill_process(pid, Signal::TERM).map_err(|error| Failure::of_file(error.into()))?;
+        let end = self.child.wait().map_err(Failure::of_file)?;
         if end.success() { Ok(()) } else { Err(self.failure(&format!("it ended with {end}"))) }
     }
 
     fn check_alive(&mut self) -> Result<(), Failure> {
-        match self.child.try_wait().map_err(io)? {
+        match self.child.try_wait().map_err(Failure::of_file)? {
             None => Ok(()),
             Some(end) => Err(self.failure(&format!("it ended with {end}"))),
         }

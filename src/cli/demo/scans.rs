@@ -99,8 +99,8 @@ fn listed(folder: &Path) -> Result<Vec<Scan>, Failure> {
 
 /// Writes made-up scans and the masks of their lesions into a folder.
 fn made_up(folder: &Path, n: u64) -> Result<Vec<Scan>, Failure> {
-    fs::create_dir_all(folder).map_err(super::io)?;
-    (0..n).map(|index| make_up(folder, index).map_err(super::io)).collect()
+    fs::create_dir_all(folder).map_err(Failure::of_file)?;
+    (0..n).map(|index| make_up(folder, index).map_err(Failure::of_file)).collect()
 }
 
 fn make_up(folder: &Path, index: u64) -> io::Result<Scan> {

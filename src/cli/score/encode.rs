@@ -28,7 +28,7 @@ use crate::{
 
 /// A scan with its tokens. The voxels are read again for the results, so that only the tokens of
 /// all scans are in memory together.
-pub(super) struct Member {
+pub(super) struct EncodedScan {
     pub(super) path: PathBuf,
     pub(super) again: Again,
     pub(super) record: ScanRecord,
@@ -57,9 +57,9 @@ pub(super) struct Encoding<'a> {
 }
 
 impl Encoding<'_> {
-    pub(super) fn encode_all(&mut self, files: &[Named]) -> Result<Vec<Member>, Failure> {
+    pub(super) fn encode_all(&mut self, files: &[Named]) -> Result<Vec<EncodedScan>, Failure> {
         let bar = progress_bar(files.len());
-        let mut members: Vec<Member> = Vec::new();
+        let mut members: Vec<EncodedScan> = Vec::new();
         for file in files {
             let path = &file.path;
             bar.set_message(companions::stem_of(path));
@@ -92,7 +92,7 @@ impl Encoding<'_> {
         file: &Named,
         sequence: u64,
         bar: &ProgressBar,
-    ) -> Result<Member, ScanError> {
+    ) -> Result<EncodedScan, ScanError> {
         let path = file.path.as_path();
         let mask = companions::companion_mask(path);
         let limits = self.config.intake.limits;
@@ -128,7 +128,7 @@ impl Encoding<'_> {
             encoded: Some(EncodedFacts { n_tokens, timings_secs, ..scan.facts() }),
             ..record
         };
-        Ok(Member { path: path.to_owned(), again, record, tokens })
+        Ok(EncodedScan { path: path.to_owned(), again, record, tokens })
     }
 
     /// Keeps changed voxels and the found brain, like the daemon's archive, so that nothing runs

@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     domain::patient::Patient,
     ingest::{self, Links, Patterns},
-    process::convert::{self, Event, Standing},
+    process::convert::{self, Event, FileState},
 };
 
 /// A file to be read.
@@ -107,7 +107,7 @@ fn convert_series(
         return Ok(Vec::new());
     }
     // The process works in a folder of its own.
-    let absolute = |path: &PathBuf| std::path::absolute(path).map(|path| (Standing::New, path));
+    let absolute = |path: &PathBuf| std::path::absolute(path).map(|path| (FileState::New, path));
     let listed: Result<Vec<_>, _> = dicom.iter().map(absolute).collect();
     let listed = listed.map_err(|error| Failure::new(IO, error))?;
     let work = unpacked.join("dicom");

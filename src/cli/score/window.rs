@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::encode::{Again, Member};
+use super::encode::{Again, EncodedScan};
 use crate::{
     cli::{Failure, INTERNAL, IO},
     config::Config,
@@ -39,7 +39,7 @@ pub(super) struct Scoring<'a> {
 
 impl Scoring<'_> {
     /// Makes one window of a whole cohort.
-    pub(super) fn window(&self, key: CohortKey, members: &[Member]) -> Window {
+    pub(super) fn window(&self, key: CohortKey, members: &[EncodedScan]) -> Window {
         let capacity = self.config.window.max_scans.max(members.len().try_into().expect("not 0"));
         let mut window = Window::new(key, capacity);
         for member in members {
@@ -52,14 +52,14 @@ impl Scoring<'_> {
     pub(super) fn score(
         &mut self,
         window: &Window,
-        members: Vec<Member>,
+        members: Vec<EncodedScan>,
         out: &Path,
-    ) -> Result<Vec<(Member, Finding)>, Failure> {
+    ) -> Result<Vec<(EncodedScan, Finding)>, Failure> {
         let internal = |error: ScanError| Failure::new(INTERNAL, error);
         let columns = self.columns(&members).map_err(internal)?;
 
         let n_parts = self.engine.method.n_parts;
-        let scored_member = |member: &Member| ScoredMember {
+        let scored_member = |member: &EncodedScan| ScoredMember {
             id: member.record.id,
             parts: parts_of(&member.tokens, n_parts),
             membership: window.membership(member.record.id).clone(),
@@ -106,7 +106,7 @@ impl Scoring<'_> {
     }
 
     /// Computes all columns of a window.
-    fn columns(&mut self, members: &[Member]) -> Result<Columns, ScanError> {
+    fn columns(&mut self, members: &[EncodedScan]) -> Result<Columns, ScanError> {
         let (reach, distances) = (self.config.scoring.reach, self.engine.distances.as_mut());
         let mut columns = BTreeMap::new();
         let n_grids = members.first().map_or(0, |member| member.tokens.len());
@@ -132,7 +132,7 @@ impl Scoring<'_> {
 /// The columns of a window in memory.
 struct Computed<'a> {
     columns: &'a Columns,
-    members: &'a [Member],
+    members: &'a [EncodedScan],
     distances: &'a mut dyn PairDistances,
     reach: SearchReach,
 }

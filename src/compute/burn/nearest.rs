@@ -50,8 +50,8 @@ impl<B: Backend> BurnDistances<B> {
 
     fn whole_volume(
         &mut self,
-        first: &Tokens<'_>,
-        second: &Tokens<'_>,
+        first: &BothFormats<'_>,
+        second: &BothFormats<'_>,
     ) -> Result<PairColumns, DeviceError> {
         if first.n_tokens() == 0 || second.n_tokens() == 0 {
             return Ok(PairColumns::unmatched(first.n_tokens(), second.n_tokens()));
@@ -71,8 +71,8 @@ impl<B: Backend> BurnDistances<B> {
     /// Compares all tokens of `second` with `rows` tokens of `first` at a time.
     fn blocks(
         &self,
-        first: &Tokens<'_>,
-        second: &Tokens<'_>,
+        first: &BothFormats<'_>,
+        second: &BothFormats<'_>,
         rows: usize,
     ) -> Result<PairColumns, ExecutionError> {
         let all = self.upload(second.half, second.channels);
@@ -122,7 +122,7 @@ impl<B: Backend> PairDistances for BurnDistances<B> {
             return self.cpu.nearest(first, second, reach);
         }
         assert_eq!(first.channels(), second.channels(), "tokens of one method");
-        let (a, b) = (Tokens::of(first), Tokens::of(second));
+        let (a, b) = (BothFormats::of(first), BothFormats::of(second));
         // A device may round A B^T and B A^T differently, so each pair is computed in one order.
         if in_order(a.half, b.half) {
             return self.whole_volume(&a, &b);
@@ -132,13 +132,13 @@ impl<B: Backend> PairDistances for BurnDistances<B> {
 }
 
 /// The tokens of one scan, for the device and for the host.
-struct Tokens<'a> {
+struct BothFormats<'a> {
     channels: usize,
     half: &'a [f16],
     single: Vec<f32>,
 }
 
-impl<'a> Tokens<'a> {
+impl<'a> BothFormats<'a> {
     fn of(grid: &'a TokenGrid) -> Self {
         let half = grid.features();
         let mut single = vec![0.0; half.len()];
@@ -154,7 +154,7 @@ impl<'a> Tokens<'a> {
         &self.single[token * self.channels..(token + 1) * self.channels]
     }
 
-    fn distance(&self, token: usize, other: &Tokens<'_>, other_token: usize) -> f32 {
+    fn distance(&self, token: usize, other: &BothFormats<'_>, other_token: usize) -> f32 {
         squared_distance(self.row(token), other.row(other_token)).sqrt()
     }
 }

@@ -21,7 +21,7 @@ pub(super) struct Ready {
     /// same address.
     of: Option<Arc<Vec<f16>>>,
     values: Vec<f32>,
-    places: Option<Places>,
+    places: Option<TokenPlaces>,
 }
 
 impl Ready {
@@ -33,7 +33,7 @@ impl Ready {
         if !self.is_of(grid) {
             self.of = None;
             self.values.resize(grid.features().len(), 0.0);
-            let places = self.places.insert(Places::of(grid));
+            let places = self.places.insert(TokenPlaces::of(grid));
             // A few rows at a time, so that their lengths are computed while they are in the cache.
             let (width, rows) = (grid.channels(), (ROWS * grid.channels()).max(1));
             let parts = self.values.par_chunks_mut(rows).zip(grid.features().par_chunks(rows));
@@ -49,26 +49,26 @@ impl Ready {
 pub(super) fn both<'a>(
     ready: &'a mut [Ready; 2],
     grids: [&'a TokenGrid; 2],
-) -> (Tokens<'a>, Tokens<'a>) {
+) -> (ReadyTokens<'a>, ReadyTokens<'a>) {
     if ready[0].is_of(grids[1]) || ready[1].is_of(grids[0]) {
         ready.swap(0, 1);
     }
     for (ready, grid) in ready.iter_mut().zip(grids) {
         ready.make(grid);
     }
-    (Tokens::of(grids[0], &ready[0]), Tokens::of(grids[1], &ready[1]))
+    (ReadyTokens::of(grids[0], &ready[0]), ReadyTokens::of(grids[1], &ready[1]))
 }
 
 /// The tokens of one scan in single precision.
-pub(super) struct Tokens<'a> {
+pub(super) struct ReadyTokens<'a> {
     pub(super) grid: &'a TokenGrid,
     /// `[n_tokens, channels]`.
     pub(super) values: &'a [f32],
     /// Their places, and their squared lengths.
-    pub(super) places: &'a Places,
+    pub(super) places: &'a TokenPlaces,
 }
 
-impl<'a> Tokens<'a> {
+impl<'a> ReadyTokens<'a> {
     fn of(grid: &'a TokenGrid, ready: &'a Ready) -> Self {
         let places = ready.places.as_ref().expect("was made ready");
         Self { grid, values: &ready.values, places }
@@ -85,7 +85,7 @@ impl<'a> Tokens<'a> {
 }
 
 /// The places of the tokens of a scan.
-pub(super) struct Places {
+pub(super) struct TokenPlaces {
     shape: Shape3,
     /// For each cell, and for the end of the grid, how many tokens come before it.
     before: Vec<usize>,
@@ -95,7 +95,7 @@ pub(super) struct Places {
     pub(super) norms: Vec<f32>,
 }
 
-impl Places {
+impl TokenPlaces {
     /// The places of a grid's tokens, without their lengths.
     fn of(grid: &TokenGrid) -> Self {
         let (shape, cells) = (grid.shape(), grid.cells());

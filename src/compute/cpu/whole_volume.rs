@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{
     product::{Element, Kernel, MAX_ROWS, Panels, Rows, WIDTH, multiply_panels},
     search::{Slots, keep_nearest, nearest_among, round_row},
-    tokens::Tokens,
+    tokens::ReadyTokens,
 };
 use crate::numeric::scoring::PairColumns;
 
@@ -35,8 +35,8 @@ pub(super) struct Factors<E> {
 /// for close tokens through cancellation, even more in bf16.
 pub(super) fn whole_volume<E: Element>(
     kernel: Kernel<E>,
-    first: &Tokens<'_>,
-    second: &Tokens<'_>,
+    first: &ReadyTokens<'_>,
+    second: &ReadyTokens<'_>,
     factors: &mut Factors<E>,
 ) -> PairColumns {
     let channels = first.grid.channels();
@@ -57,7 +57,7 @@ pub(super) fn whole_volume<E: Element>(
 /// Rounds the tokens to the format of the products, pads their rows with zeros, and computes the
 /// squared lengths of the rounded tokens. With these lengths, the distances are those of the
 /// rounded tokens, without a further error.
-fn round<E: Element>(tokens: &Tokens<'_>, rows: &mut Vec<E>, norms: &mut Vec<f32>) {
+fn round<E: Element>(tokens: &ReadyTokens<'_>, rows: &mut Vec<E>, norms: &mut Vec<f32>) {
     let channels = tokens.grid.channels();
     let stride = E::padded(channels);
     let n = tokens.grid.n_tokens();
@@ -73,8 +73,8 @@ fn round<E: Element>(tokens: &Tokens<'_>, rows: &mut Vec<E>, norms: &mut Vec<f32
 
 struct Search<'a, E> {
     kernel: Kernel<E>,
-    first: &'a Tokens<'a>,
-    second: &'a Tokens<'a>,
+    first: &'a ReadyTokens<'a>,
+    second: &'a ReadyTokens<'a>,
     rows: Rows<'a, E>,
     row_norms: &'a [f32],
     panels: &'a Panels<E>,
@@ -167,7 +167,7 @@ impl Kept {
 fn exact<E: Element>(
     token: &[f32],
     norm: f32,
-    other: &Tokens<'_>,
+    other: &ReadyTokens<'_>,
     slots: impl Iterator<Item = Kept> + Clone,
 ) -> f32 {
     let smallest = slots.clone().map(|slot| slot.squared).fold(f32::INFINITY, f32::min);

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::{
     dots::{LEFT, Products, RIGHT, dots},
     search::{NO_TOKEN, Nearest, Own, Slots, distances_to, keep_in_reach},
-    tokens::Tokens,
+    tokens::ReadyTokens,
 };
 use crate::numeric::{geometry::Shape3, scoring::PairColumns, token::cells_per_patch};
 
@@ -19,7 +19,11 @@ use crate::numeric::{geometry::Shape3, scoring::PairColumns, token::cells_per_pa
 /// along each axis. Every product is computed once and counts for both directions. If two tokens
 /// are equally near, within the rounding of products in f32 (some 1e-5 of their squared lengths),
 /// either may be chosen.
-pub(super) fn within_reach(first: &Tokens<'_>, second: &Tokens<'_>, reach: usize) -> PairColumns {
+pub(super) fn within_reach(
+    first: &ReadyTokens<'_>,
+    second: &ReadyTokens<'_>,
+    reach: usize,
+) -> PairColumns {
     let reach = cells_per_patch(first.grid.shape()).map(|n| n * reach);
     let (rows, columns) = Search { first, second, reach }.run();
     let (first_to_second, second_to_first) =
@@ -37,7 +41,7 @@ fn nearest_of(slots: &Slots<RIGHT>) -> u32 {
 
 /// The distances to the tokens in `nearest`. They are computed from the differences, because |a|^2
 /// + |b|^2 - 2ab is wrong for close tokens through cancellation.
-fn exact(nearest: &[u32], own: &Tokens<'_>, other: &Tokens<'_>) -> Vec<f32> {
+fn exact(nearest: &[u32], own: &ReadyTokens<'_>, other: &ReadyTokens<'_>) -> Vec<f32> {
     let mut distances = vec![f32::INFINITY; nearest.len()];
     let width = own.grid.channels();
     let rows = own.values.par_chunks(ROWS * width.max(1)).zip(nearest.par_chunks(ROWS));
@@ -51,8 +55,8 @@ fn exact(nearest: &[u32], own: &Tokens<'_>, other: &Tokens<'_>) -> Vec<f32> {
 const ROWS: usize = 256;
 
 struct Search<'a> {
-    first: &'a Tokens<'a>,
-    second: &'a Tokens<'a>,
+    first: &'a ReadyTokens<'a>,
+    second: &'a ReadyTokens<'a>,
     reach: [usize; 3],
 }
 

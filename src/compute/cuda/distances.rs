@@ -83,7 +83,7 @@ impl OnGpu {
 /// `tokens_t` in `nearest.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Tokens {
+struct DeviceTokens {
     features: u64,
     norms: u64,
     places: u64,
@@ -92,7 +92,7 @@ struct Tokens {
 }
 
 // SAFETY: the layout is exactly that which the kernels read.
-unsafe impl DeviceRepr for Tokens {}
+unsafe impl DeviceRepr for DeviceTokens {}
 
 /// Tokens that stay on the GPU while there is memory for them. Those that were used longest ago are
 /// removed first.
@@ -256,8 +256,8 @@ impl Gpu {
     }
 
     /// The argument for kernels of this stream. It is valid only while the grid exists.
-    fn tokens(&self, grid: &OnGpu, start: usize) -> Tokens {
-        Tokens {
+    fn tokens(&self, grid: &OnGpu, start: usize) -> DeviceTokens {
+        DeviceTokens {
             features: grid.features.device_ptr(&self.stream).0,
             norms: grid.norms.device_ptr(&self.stream).0,
             places: grid.places.device_ptr(&self.stream).0,
@@ -270,7 +270,7 @@ impl Gpu {
     fn search(
         &mut self,
         first: &OnGpu,
-        others: &[Tokens],
+        others: &[DeviceTokens],
         most: usize,
         reach: SearchReach,
     ) -> Result<(), Failure> {

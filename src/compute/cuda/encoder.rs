@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use super::{
     failure::Failure,
     module::{compile, threads},
-    parts::{Extent, PART, Part, parts, tables},
+    parts::{BatchPart, Extent, PART, parts, tables},
 };
 use crate::{
     compute::{EncoderOptions, position::resize_position_embedding},
@@ -413,7 +413,7 @@ where
         workspace: &mut Workspace<T>,
         results: &mut PinnedHostSlice<f32>,
         images: &ImageBatch,
-        parts: &[Part],
+        parts: &[BatchPart],
         per_layer: usize,
     ) -> Result<(), Failure> {
         let per_group = images.group * images.n_pixels();

@@ -47,27 +47,27 @@ impl Extent {
 
 /// Groups of a batch that go through the network together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct BatchPart {
     pub(super) groups: Range<usize>,
     pub(super) extent: Extent,
 }
 
 /// Cuts a batch into parts of whole groups with about `max_rows` tokens each. Each image has
 /// `n_first` tokens before its patches.
-pub(super) fn parts(images: &ImageBatch, n_first: usize, max_rows: usize) -> Vec<Part> {
-    let mut parts: Vec<Part> = Vec::new();
+pub(super) fn parts(images: &ImageBatch, n_first: usize, max_rows: usize) -> Vec<BatchPart> {
+    let mut parts: Vec<BatchPart> = Vec::new();
     for (index, patches) in images.patches.iter().enumerate() {
         let (n_images, n_means) = (images.group, patches.len());
         let own = Extent { n_images, n_rows: n_images * (n_first + n_means), n_means };
         match parts.last_mut() {
-            Some(Part { groups, extent })
+            Some(BatchPart { groups, extent })
                 if extent.n_rows + own.n_rows <= max_rows
                     && extent.n_images + n_images <= MAX_PART =>
             {
                 groups.end += 1;
                 *extent = extent.plus(own);
             }
-            _ => parts.push(Part { groups: index..index + 1, extent: own }),
+            _ => parts.push(BatchPart { groups: index..index + 1, extent: own }),
         }
     }
     parts
@@ -76,7 +76,7 @@ pub(super) fn parts(images: &ImageBatch, n_first: usize, max_rows: usize) -> Vec
 /// The tables of a part (see `kernels.cu`), and the number of tokens of its longest image.
 pub(super) fn tables(
     images: &ImageBatch,
-    part: &Part,
+    part: &BatchPart,
     n_first: usize,
     n_patches: usize,
 ) -> (Vec<i32>, usize) {
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn parts_are_whole_groups_and_end_where_rows_would_be_too_many() {
         let found = |max_rows| parts(&images(), 1, max_rows);
-        let part = |groups, extent| Part { groups, extent };
+        let part = |groups, extent| BatchPart { groups, extent };
         assert_eq!(found(18), [part(0..3, extent(6, 18, 6))]);
         assert_eq!(found(17), [part(0..2, extent(4, 8, 2)), part(2..3, extent(2, 10, 4))]);
         assert_eq!(found(1).len(), 3);
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn tables_say_what_each_row_is_and_which_rows_are_averaged() {
-        let part = Part { groups: 0..2, extent: extent(4, 12, 2) };
+        let part = BatchPart { groups: 0..2, extent: extent(4, 12, 2) };
         let (entries, longest) = tables(&images(), &part, 2, 4);
         assert_eq!((entries.len(), longest), (part.extent.n_entries(), 4));
         let (places, rest) = entries.split_at(4);

@@ -16,7 +16,7 @@ use crate::{
     domain::{
         error::{QuarantineReason, Refusal, ScanError, panic_text},
         patient::Patient,
-        scan::{FileLook, ScanId},
+        scan::{FileStamp, ScanId},
     },
     ingest::{self, Candidate},
     metrics::Stage,
@@ -305,7 +305,7 @@ fn clear(folder: &Path) {
 }
 
 /// A file beside a scan, with its size and times.
-type Companion = Option<(PathBuf, FileLook)>;
+type Companion = Option<(PathBuf, FileStamp)>;
 
 /// The files beside a scan that are read with it.
 #[derive(PartialEq, Eq)]
@@ -328,7 +328,7 @@ impl Companions {
         }
     }
 
-    pub(super) fn looks(&self) -> ingest::Beside {
+    pub(super) fn looks(&self) -> ingest::CompanionStamps {
         [&self.mask, &self.json].map(|companion| companion.as_ref().map(|(_, look)| *look))
     }
 }
@@ -347,7 +347,7 @@ mod tests {
         let whole = |(size, n_crashes): (u64, u32)| Whole {
             candidate: Candidate {
                 path: PathBuf::new(),
-                look: FileLook { size, modified_ns: 0, changed_ns: 0 },
+                look: FileStamp { size, modified_ns: 0, changed_ns: 0 },
             },
             companions: Companions { mask: None, json: None },
             came_from: PathBuf::new(),

@@ -6,7 +6,7 @@
 //! conversion, because volumes are recognised by their content.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     mem,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -16,18 +16,19 @@ use tracing::{debug, info, warn};
 
 use super::{
     super::{MAX_CRASHES, board::StageName, now_secs},
-    Companions, Intake, MAX_PAUSE, Whole, below, poison, seen_key,
+    Companions, Intake, MAX_PAUSE, Whole, below,
+    bundles::Pause,
+    poison, seen_key,
 };
 use crate::{
     domain::{
         error::{QuarantineReason, Refusal, ScanError},
         patient::Patient,
-        scan::FileLook,
     },
     files::fresh_folder,
-    ingest::{self, Bundle, Candidate, Patterns, Settled, Settling},
+    ingest::{self, Bundle, Candidate, Patterns, Settled},
     metrics::{IngestResult, SeenBy, Stage},
-    process::convert::{self, Event, Standing},
+    process::convert::{self, Event, FileState},
     quarantine,
     store::{SeenFile, SeenOutcome},
 };
@@ -39,56 +40,10 @@ const PATIENCE: u32 = 10;
 /// Unreadable files are tried this many times. That takes about three quarters of an hour.
 const MAX_FAILURES: u32 = 10;
 
-/// DICOM files that are not converted yet.
-#[derive(Default)]
-pub(super) struct Bundles {
-    settling: Settling,
-    /// Whether files with undecided names have DICOM's mark, and their size and times at that
-    /// check.
-    marked: HashMap<PathBuf, (FileLook, bool)>,
-    /// Bundles that pause before their next conversion.
-    pauses: HashMap<PathBuf, Pause>,
-    /// Bundles that wait: whether each is whole, and since when it has been known.
-    waiting: Vec<(bool, Duration)>,
-}
-
-/// A pause between two conversions of one bundle.
-#[derive(Clone, Copy)]
-struct Pause {
-    until: Instant,
-    n_failures: u32,
-}
-
-impl Bundles {
-    /// Number of bundles that wait.
-    pub(super) fn n_waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Files that are neither NIfTI by their names nor DICOM. JSON files are left out: they
-    /// describe scans beside them.
-    pub(super) fn others(&self) -> impl Iterator<Item = PathBuf> {
-        let others = self.marked.iter().filter(|(_, (_, is_marked))| !is_marked);
-        let others = others.map(|(path, _)| path);
-        others.filter(|path| !ingest::has_ending(path, &["json"])).cloned()
-    }
-
-    /// Whether a bundle failed and is tried again.
-    pub(super) fn has_failed(&self) -> bool {
-        self.pauses.values().any(|pause| pause.n_failures > 0)
-    }
-
-    /// Like [`Settling::waiting`], counted in bundles.
-    pub(super) fn waiting(&self, are_whole: bool) -> (usize, Option<Duration>) {
-        let alike = self.waiting.iter().filter(|(is_whole, _)| *is_whole == are_whole);
-        (alike.clone().count(), alike.map(|(_, age)| *age).max())
-    }
-}
-
 /// A file of a bundle before a conversion.
-struct Member<'a> {
+struct BundleFile<'a> {
     file: &'a Candidate,
-    standing: Standing,
+    standing: FileState,
     /// Time since it was first seen.
     waited: Duration,
 }
@@ -134,9 +89,9 @@ impl Intake {
             self.shared.board.heartbeat(StageName::Intake);
 
             let members = self.members(bundle, incoming, by)?;
-            let fresh = || members.iter().filter(|member| member.standing != Standing::Known);
+            let fresh = || members.iter().filter(|member| member.standing != FileState::Known);
             let Some(age) = fresh().map(|member| member.waited).max() else { continue };
-            let is_whole = fresh().any(|member| member.standing == Standing::New);
+            let is_whole = fresh().any(|member| member.standing == FileState::New);
 
             let pause = self.bundles.pauses.get(&bundle.path);
             if pause.is_some_and(|pause| pause.until > Instant::now()) {
@@ -158,7 +113,7 @@ impl Intake {
         bundle: &'a Bundle,
         incoming: &Path,
         by: SeenBy,
-    ) -> Result<Vec<Member<'a>>, ScanError> {
+    ) -> Result<Vec<BundleFile<'a>>, ScanError> {
         let config = self.shared.config();
         let (intake, now) = (&config.intake, Instant::now());
         let settle = if bundle.is_zip { intake.settle } else { intake.series_settle };
@@ -167,8 +122,8 @@ impl Intake {
             let seen = self.shared.store.seen(&seen_key(incoming, &file.path))?;
             let seen = seen.filter(|seen| seen.is_same(&file.look)).map(|seen| seen.outcome);
             if !matches!(seen, None | Some(SeenOutcome::Reading { .. })) {
-                let (standing, waited) = (Standing::Known, Duration::ZERO);
-                members.push(Member { file, standing, waited });
+                let (standing, waited) = (FileState::Known, Duration::ZERO);
+                members.push(BundleFile { file, standing, waited });
                 continue;
             }
 
@@ -177,10 +132,10 @@ impl Intake {
             }
             let (standing, waited) = match self.bundles.settling.look(file, [None; 2], now, settle)
             {
-                Settled::Waiting => (Standing::Growing, Duration::ZERO),
-                Settled::Whole(waited) => (Standing::New, waited),
+                Settled::Waiting => (FileState::Growing, Duration::ZERO),
+                Settled::Whole(waited) => (FileState::New, waited),
             };
-            members.push(Member { file, standing, waited });
+            members.push(BundleFile { file, standing, waited });
         }
         Ok(members)
     }
@@ -188,11 +143,11 @@ impl Intake {
     fn convert_bundle(
         &mut self,
         bundle: &Bundle,
-        members: &[Member<'_>],
+        members: &[BundleFile<'_>],
         incoming: &Path,
     ) -> Result<(), ScanError> {
         let work = self.shared.config().directories.state.join("dicom");
-        let files: Vec<(Standing, PathBuf)> =
+        let files: Vec<(FileState, PathBuf)> =
             members.iter().map(|member| (member.standing, member.file.path.clone())).collect();
         let shared = &self.shared;
         let alive = || {
@@ -517,7 +472,7 @@ enum Series {
 /// One conversion.
 struct Unit<'a> {
     bundle: &'a Bundle,
-    members: &'a [Member<'a>],
+    members: &'a [BundleFile<'a>],
     incoming: &'a Path,
     /// Folder of the converted volumes.
     out: PathBuf,
@@ -542,7 +497,7 @@ impl Unit<'_> {
     /// Time since the last of the new files was seen.
     fn since_last(&self, inputs: &[usize]) -> Duration {
         let fresh = inputs.iter().map(|&input| &self.members[input]);
-        let fresh = fresh.filter(|member| member.standing == Standing::New);
+        let fresh = fresh.filter(|member| member.standing == FileState::New);
         fresh.map(|member| member.waited).min().unwrap_or_default()
     }
 
@@ -551,7 +506,7 @@ impl Unit<'_> {
     fn unmentioned(&self, events: &[Event]) -> Vec<usize> {
         let events = events.iter().filter(|event| !matches!(event, Event::InHand { .. }));
         let mentioned: BTreeSet<usize> = events.flat_map(Event::inputs).copied().collect();
-        let is_new = |input: &usize| self.members[*input].standing == Standing::New;
+        let is_new = |input: &usize| self.members[*input].standing == FileState::New;
         let new = (0..self.members.len()).filter(is_new);
         new.filter(|input| !mentioned.contains(input)).collect()
     }

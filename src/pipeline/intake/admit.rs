@@ -1,0 +1,124 @@
+//! Takes in a scan that was read: archived, journalled, in line for the encoder.
+
+use tracing::info;
+
+use super::{
+    Intake, MAX_HANDED_BYTES, n_at_once,
+    reading::{ReadScan, Taken, Whole, refused_if_it_panics},
+};
+use crate::{
+    companions::output_stem_among,
+    domain::{error::ScanError, scan::ScanRecord},
+    metrics::{IngestResult, Stage},
+    pipeline::{
+        Shared,
+        board::Queue,
+        encode::{Due, InMemory},
+        now_secs,
+        timings::Timings,
+    },
+    prepare::{Encodable, Prepared},
+    store::SeenOutcome,
+};
+
+impl Intake {
+    /// Accepts what was read. Returns `None` if the file must be considered again.
+    pub(super) fn admit(
+        &mut self,
+        whole: &Whole,
+        read: Result<Taken<ReadScan>, ScanError>,
+        mut timings: Timings,
+    ) -> Result<Option<SeenOutcome>, ScanError> {
+        timings.resume(Stage::Decode);
+        let keep = |read| refused_if_it_panics(&self.shared, || self.keep(whole, read));
+        let kept = read.and_then(keep);
+        timings.stop(&[Stage::Decode, Stage::Preprocess], &self.shared.metrics);
+        Ok(match kept? {
+            Taken::Later => None,
+            Taken::Duplicate(id) => {
+                self.shared.metrics.volume_ingested(IngestResult::Duplicate);
+                self.shared.board.update().n_duplicates += 1;
+                info!(scan = %id, "a copy of a known scan; nothing to do");
+                Some(SeenOutcome::Duplicate(id))
+            }
+            Taken::Scan((record, scan)) => {
+                self.queue(&record, InMemory { scan, timings });
+                Some(SeenOutcome::Accepted(record.id))
+            }
+        })
+    }
+
+    /// Writes a new scan into the archive and the journal.
+    pub(super) fn keep(
+        &self,
+        whole: &Whole,
+        read: Taken<ReadScan>,
+    ) -> Result<Taken<(ScanRecord, Encodable)>, ScanError> {
+        let ReadScan { draft, prepared } = match read {
+            Taken::Scan(read) => read,
+            Taken::Duplicate(id) => return Ok(Taken::Duplicate(id)),
+            Taken::Later => return Ok(Taken::Later),
+        };
+        let id = prepared.id;
+
+        let Shared { store, archive, metrics, .. } = &*self.shared;
+        let _changing = archive.changing();
+        // A file that was read in parallel may have the same content.
+        let known = store.record(&id)?;
+        if known.as_ref().is_some_and(|known| !known.may_come_again()) {
+            return Ok(Taken::Duplicate(id));
+        }
+
+        let (record, encodable) = self.new_record(whole, known, prepared)?;
+        let n_bytes = draft.n_bytes;
+        archive.keep(draft, id)?;
+        store.put_record(&record)?;
+        metrics.bytes_ingested(n_bytes);
+        Ok(Taken::Scan((record, encodable)))
+    }
+
+    pub(super) fn new_record(
+        &self,
+        whole: &Whole,
+        known: Option<ScanRecord>,
+        prepared: Prepared,
+    ) -> Result<(ScanRecord, Encodable), ScanError> {
+        let path = &whole.candidate.path;
+        let known = known.as_ref();
+        let is_own = |stem: &str| known.is_some_and(|known| known.output_stem == stem);
+        let is_taken = |stem: &str| self.stems.contains(stem) && !is_own(stem);
+        let output_stem = output_stem_among(path, prepared.id, is_taken);
+        // A volume of a DICOM series returns from quarantine as a file.
+        let known_patient = || known?.header_patient.clone();
+
+        let (record, encodable) = prepared.into_record(path);
+        let record = ScanRecord {
+            came_from: whole.came_from.to_string_lossy().into_owned(),
+            header_patient: whole.patient.clone().or_else(known_patient),
+            output_stem,
+            sequence: self.shared.store.next_sequence()?,
+            first_seen_secs: now_secs().saturating_sub(whole.waited.as_secs()),
+            // Revisions continue to count.
+            reported: known.and_then(|known| known.reported.clone()),
+            ..record
+        };
+        Ok((record, encodable))
+    }
+
+    /// Queues a scan of the journal for the encoder. Its prepared cube stays in memory, unless it
+    /// is large or too many scans wait before it, for example from one zip.
+    pub(super) fn queue(&mut self, record: &ScanRecord, prepared: InMemory) {
+        let id = record.id;
+        self.stems.insert(record.output_stem.clone());
+        self.shared.metrics.volume_ingested(IngestResult::Accepted);
+        self.shared.board.update().n_accepted += 1;
+        info!(scan = %id, "accepted");
+
+        let queued = self.shared.board.enqueue(Queue::Encode, record.first_seen_secs);
+        let goes_along = self.pending.len() < n_at_once(&self.shared)
+            && prepared.scan.canonical.volume.n_bytes() <= MAX_HANDED_BYTES;
+        let prepared = goes_along.then(|| Box::new(prepared));
+        self.pending.push_back(Due { id, prepared, queued });
+        self.pass_on();
+    }
+}
