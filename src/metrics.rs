@@ -153,9 +153,9 @@ impl Metrics {
 impl Metrics {
     /// Number of scans that wait in a stage or are processed by it. The oldest arrived at
     /// `oldest_secs` (seconds since 1970); `None` if the stage is empty.
-    pub fn queue(&self, stage: Stage, n_studies: usize, oldest_secs: Option<u64>) {
+    pub fn queue(&self, stage: Stage, n_scans: usize, oldest_secs: Option<u64>) {
         let stage = [stage.name()];
-        self.0.queue_studies.with_label_values(&stage).set(n_studies as f64);
+        self.0.queue_studies.with_label_values(&stage).set(n_scans as f64);
         self.0.queue_oldest_time.with_label_values(&stage).set(oldest_secs.unwrap_or(0) as f64);
     }
 
@@ -284,7 +284,7 @@ impl Metrics {
     }
 
     /// Rank of a scan within its window, in [0, 1].
-    pub fn study_percentile(&self, cohort: &str, percentile: f64) {
+    pub fn scan_percentile(&self, cohort: &str, percentile: f64) {
         let label = self.0.own_label(cohort).unwrap_or(OTHER_COHORTS);
         self.0.percentile.with_label_values(&[label]).observe(percentile);
     }
@@ -378,10 +378,10 @@ mod tests {
         let success = "oddscan_score_last_success_timestamp_seconds{cohort=\"flair\"}";
         assert_eq!((value(&metrics, runs), value(&metrics, success)), (Some(0.0), Some(0.0)));
 
-        metrics.score_run("flair", ScoreResult::SkippedTooFew, Trigger::NewStudy, 1_700_000_000);
+        metrics.score_run("flair", ScoreResult::SkippedTooFew, Trigger::NewScan, 1_700_000_000);
         assert_eq!((value(&metrics, runs), value(&metrics, success)), (Some(0.0), Some(0.0)));
 
-        metrics.score_run("flair", ScoreResult::Ok, Trigger::NewStudy, 1_700_000_000);
+        metrics.score_run("flair", ScoreResult::Ok, Trigger::NewScan, 1_700_000_000);
         assert_eq!((value(&metrics, runs), value(&metrics, success)), (Some(1.0), Some(1.7e9)));
     }
 
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_queue_has_no_oldest_study() {
+    fn an_empty_queue_has_no_oldest_scan() {
         let metrics = Metrics::new();
         let oldest = "oddscan_queue_oldest_study_timestamp_seconds{stage=\"encode\"}";
         metrics.queue(Stage::Encode, 2, Some(1_700_000_000));

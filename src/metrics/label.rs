@@ -109,7 +109,7 @@ label! {
     /// What started a scoring run.
     Trigger {
         /// A scan joined the window.
-        NewStudy = "new_study",
+        NewScan = "new_study",
         /// A start or a changed configuration.
         Reload = "reload",
     }

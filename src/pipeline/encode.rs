@@ -20,7 +20,7 @@ use std::{
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tracing::{info, warn};
 
-use self::setback::{crashed, fail, missing_source, put_back, set_aside};
+use self::setback::{crashed, fail, missing_source, put_back, send_to_quarantine};
 use super::{
     ARCHIVED, FULL, IDLE, MAX_CRASHES, Shared,
     board::{InHand, Queue, Queued, StageName},
@@ -349,7 +349,7 @@ impl<'r> Start<'r> {
             let action =
                 "see the log of these crashes; the usual cause is a fault of driver or memory";
             let refusal = Refusal::new(QuarantineReason::Poison, found, "none", action);
-            set_aside(shared, record, &refusal)?;
+            send_to_quarantine(shared, record, &refusal)?;
             return Ok(None);
         }
 

@@ -54,7 +54,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(300);
 /// A canonical volume up to this size stays in memory for the encoder. As many as are read in
 /// parallel wait before its queue, and as many again in it. The default volume has 56 MB. For a
 /// larger one, the encoder prepares the scan again later.
-const MAX_HANDED_BYTES: usize = 128 << 20;
+const MAX_IN_MEMORY_BYTES: usize = 128 << 20;
 
 /// Events within this time cause one listing.
 const BURST: Duration = Duration::from_millis(100);
@@ -297,7 +297,7 @@ impl Intake {
             && *n_crashes >= MAX_CRASHES
         {
             let found = format!("{n_crashes} crashes during the reading of this file");
-            return self.set_aside(candidate, incoming, &poison(found));
+            return self.send_to_quarantine(candidate, incoming, &poison(found));
         }
         // Written durably before the files are read: after a crash it shows which ones were being
         // read.

@@ -185,7 +185,7 @@ impl Nearest {
 
 /// A token, its place along x and its squared length.
 #[derive(Clone, Copy)]
-pub(super) struct Own {
+pub(super) struct QueryToken {
     pub(super) token: u32,
     pub(super) x: i32,
     pub(super) norm: f32,
@@ -204,7 +204,7 @@ vectorised! {
     /// of the others, it stores a nearer token if that is at most `reach` away along x.
     fn keep_in_reach(
         products: &[f32; RIGHT],
-        own: Own,
+        own: QueryToken,
         others: &Group<'_>,
         reach: i32,
         nearest: &mut Slots<RIGHT>,

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{
     dots::{LEFT, Products, RIGHT, dots},
-    search::{NO_TOKEN, Nearest, Own, Slots, distances_to, keep_in_reach},
+    search::{NO_TOKEN, Nearest, QueryToken, Slots, distances_to, keep_in_reach},
     tokens::ReadyTokens,
 };
 use crate::numeric::{geometry::Shape3, scoring::PairColumns, token::cells_per_patch};
@@ -128,7 +128,7 @@ impl Search<'_> {
                 dots(rows[0], rows[1], self.first.grid.channels(), &mut products);
                 let others = others.group(start, n);
                 for ((row, products), nearest) in block.clone().zip(&products).zip(&mut nearest) {
-                    let own = Own { token: row as u32, x: own.x[row], norm: own.norms[row] };
+                    let own = QueryToken { token: row as u32, x: own.x[row], norm: own.norms[row] };
                     keep_in_reach(products, own, &others, reach_x as i32, nearest, columns);
                 }
             }

@@ -17,7 +17,7 @@ use crate::{
 /// Sends a scan that can never work to quarantine. Returns errors that end the service.
 pub(super) fn fail(shared: &Shared, record: ScanRecord, error: ScanError) -> Result<(), ScanError> {
     match error {
-        ScanError::Refused(refusal) => set_aside(shared, record, &refusal),
+        ScanError::Refused(refusal) => send_to_quarantine(shared, record, &refusal),
         // If a device fails with this scan several times, the scan may be the cause. So the journal
         // keeps the attempt. The service manager restarts the daemon.
         ScanError::Device(DeviceError::Failed { .. }) => Err(error),
@@ -40,7 +40,7 @@ pub(super) fn put_back(shared: &Shared, mut record: ScanRecord) -> Result<(), Sc
 
 /// Sends the archived copy of an accepted scan to quarantine. Its file in the incoming folder
 /// stays.
-pub(super) fn set_aside(
+pub(super) fn send_to_quarantine(
     shared: &Shared,
     mut record: ScanRecord,
     refusal: &Refusal,

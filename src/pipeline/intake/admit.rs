@@ -3,7 +3,7 @@
 use tracing::info;
 
 use super::{
-    Intake, MAX_HANDED_BYTES, n_at_once,
+    Intake, MAX_IN_MEMORY_BYTES, n_at_once,
     reading::{ReadScan, Taken, Whole, refused_if_it_panics},
 };
 use crate::{
@@ -116,7 +116,7 @@ impl Intake {
 
         let queued = self.shared.board.enqueue(Queue::Encode, record.first_seen_secs);
         let goes_along = self.pending.len() < n_at_once(&self.shared)
-            && prepared.scan.canonical.volume.n_bytes() <= MAX_HANDED_BYTES;
+            && prepared.scan.canonical.volume.n_bytes() <= MAX_IN_MEMORY_BYTES;
         let prepared = goes_along.then(|| Box::new(prepared));
         self.pending.push_back(Due { id, prepared, queued });
         self.pass_on();

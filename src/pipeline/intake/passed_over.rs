@@ -15,18 +15,18 @@ impl PassedOver {
     /// others may still get another name.
     pub(super) fn look(&mut self, now: impl Iterator<Item = PathBuf>) -> usize {
         let known = mem::take(&mut self.0);
-        let mut fresh = 0;
+        let mut n_unnamed = 0;
         for path in now {
             let was_said = known.get(&path).copied();
             if was_said == Some(false) {
                 debug!(path = %path.display(), "passed over");
-                fresh += 1;
+                n_unnamed += 1;
             }
             self.0.insert(path, was_said.is_some());
         }
-        if fresh > 0 {
+        if n_unnamed > 0 {
             info!(
-                files = fresh,
+                files = n_unnamed,
                 "passed over in the incoming folder: {PASSED_OVER}; service.log = \"debug\" names them"
             );
         }

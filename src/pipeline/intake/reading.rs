@@ -214,14 +214,14 @@ impl Reader {
 
         timings.switch(Stage::Preprocess);
         let hook = method.hook.as_ref().filter(|hook| hook.takes(scan.is_head()));
-        let handed = match hook {
+        let hook_output = match hook {
             None => None,
             Some(hook) => match self.preprocess(hook, &draft.scan, &scan)? {
                 None => return Ok(Taken::Later),
-                handed => handed,
+                hook_output => hook_output,
             },
         };
-        let source = find_brain(scan, handed, method)?;
+        let source = find_brain(scan, hook_output, method)?;
         self.heartbeat();
 
         // A scan that cannot be encoded is refused here, while its file is still in the incoming
@@ -249,16 +249,17 @@ impl Reader {
         let shared = &self.shared;
         let work = hook_folder(shared);
         let _at_work = shared.board.takes_long(format!("preprocessing by {}", hook.name()));
-        let handed = hook.run(file, &scan.raw, &work, &shared.limits(), || {
+        let hook_output = hook.run(file, &scan.raw, &work, &shared.limits(), || {
             self.heartbeat();
             !shared.stopping()
         });
 
-        let is_unstarted = matches!(handed, Err(ScanError::Internal { doing: hook::STARTING, .. }));
+        let is_unstarted =
+            matches!(hook_output, Err(ScanError::Internal { doing: hook::STARTING, .. }));
         shared.board.set_reason(hook::UNSTARTED, is_unstarted);
         // The folder contains a patient's scan.
         clear(&work);
-        handed
+        hook_output
     }
 }
 

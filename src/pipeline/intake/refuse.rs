@@ -26,7 +26,7 @@ impl Intake {
         match error {
             ScanError::Device(_) | ScanError::Store(_) => return Err(error),
             ScanError::Refused(refusal) => {
-                return self.set_aside(candidate, incoming, &refusal);
+                return self.send_to_quarantine(candidate, incoming, &refusal);
             }
             ScanError::Io { .. } | ScanError::Internal { .. } => {}
         }
@@ -47,7 +47,7 @@ impl Intake {
                     "a file that the service may read",
                     "check its owner and permissions, and the share, then export it again",
                 );
-                return self.set_aside(candidate, incoming, &refusal);
+                return self.send_to_quarantine(candidate, incoming, &refusal);
             }
         } else {
             self.try_later(candidate);
@@ -69,7 +69,7 @@ impl Intake {
         trouble
     }
 
-    pub(super) fn set_aside(
+    pub(super) fn send_to_quarantine(
         &mut self,
         candidate: &Candidate,
         incoming: &Path,

@@ -89,9 +89,9 @@ impl Intake {
             self.shared.board.heartbeat(StageName::Intake);
 
             let members = self.members(bundle, incoming, by)?;
-            let fresh = || members.iter().filter(|member| member.standing != FileState::Known);
-            let Some(age) = fresh().map(|member| member.waited).max() else { continue };
-            let is_whole = fresh().any(|member| member.standing == FileState::New);
+            let undecided = || members.iter().filter(|member| member.standing != FileState::Known);
+            let Some(age) = undecided().map(|member| member.waited).max() else { continue };
+            let is_whole = undecided().any(|member| member.standing == FileState::New);
 
             let pause = self.bundles.pauses.get(&bundle.path);
             if pause.is_some_and(|pause| pause.until > Instant::now()) {
@@ -176,7 +176,7 @@ impl Intake {
             }
         };
 
-        self.rest(bundle, has_failed);
+        self.pause(bundle, has_failed);
         if let Err(error) = fresh_folder(&work) {
             warn!(error = %error.kind(), "cannot remove converted files; trying again later");
         }
@@ -185,11 +185,11 @@ impl Intake {
 
     /// Pauses a bundle, so that a growing one is not converted all the time. The pause doubles
     /// after each failure.
-    fn rest(&mut self, bundle: &Bundle, has_failed: bool) {
+    fn pause(&mut self, bundle: &Bundle, has_failed: bool) {
         let settle = self.shared.config().intake.series_settle.max(Duration::from_millis(100));
         let n_failures = if has_failed { self.n_failures(bundle) + 1 } else { 0 };
-        let rest = settle.saturating_mul(1 << n_failures.min(16)).min(MAX_PAUSE.max(settle));
-        let pause = Pause { until: Instant::now() + rest, n_failures };
+        let length = settle.saturating_mul(1 << n_failures.min(16)).min(MAX_PAUSE.max(settle));
+        let pause = Pause { until: Instant::now() + length, n_failures };
         self.bundles.pauses.insert(bundle.path.clone(), pause);
     }
 
@@ -496,9 +496,9 @@ impl Unit<'_> {
 
     /// Time since the last of the new files was seen.
     fn since_last(&self, inputs: &[usize]) -> Duration {
-        let fresh = inputs.iter().map(|&input| &self.members[input]);
-        let fresh = fresh.filter(|member| member.standing == FileState::New);
-        fresh.map(|member| member.waited).min().unwrap_or_default()
+        let new = inputs.iter().map(|&input| &self.members[input]);
+        let new = new.filter(|member| member.standing == FileState::New);
+        new.map(|member| member.waited).min().unwrap_or_default()
     }
 
     /// New files without an event. There are none unless the converter has a fault. In that case

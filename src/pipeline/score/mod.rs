@@ -218,7 +218,7 @@ impl Score {
         let more_come = board.is_encoding() || board.queue(Queue::Score).0 > n_unscored;
         let due = self.cohorts.iter().filter(|(_, cohort)| cohort.is_due(now, more_come));
         let due: Vec<CohortKey> = due.map(|(key, _)| key.clone()).collect();
-        due.iter().try_for_each(|key| self.score(key, Trigger::NewStudy))?;
+        due.iter().try_for_each(|key| self.score(key, Trigger::NewScan))?;
         Ok(!due.is_empty())
     }
 

@@ -103,7 +103,7 @@ impl Score {
 
         let was_scored = !self.waits_for_first(leaving, true)?;
         if cohort.must_score_before(leaving, was_scored) {
-            self.score(key, Trigger::NewStudy)?;
+            self.score(key, Trigger::NewScan)?;
         }
         self.write_if_it_waits(key, leaving)
     }
@@ -337,7 +337,7 @@ impl ResultsOf<'_> {
         let folder = &settings.directories.results;
         report::write_results(folder, &record.output_stem, &results).map_err(writing)?;
 
-        shared.metrics.study_percentile(record.cohort.label(), finding.percentile);
+        shared.metrics.scan_percentile(record.cohort.label(), finding.percentile);
         info!(
             scan = %id,
             window = cohort.identity.id,
