@@ -139,6 +139,8 @@ impl<'a> Storages<'a> {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
     use super::*;
     use proptest::prelude::*;
     use std::io::Write;

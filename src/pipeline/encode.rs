@@ -366,13 +366,16 @@ impl<'r> Start<'r> {
             let volume = scan.canonical.volume;
             let started = self.plan.start(&volume);
             timings.pause();
-            Ok(Some((facts, timings, Cut { volume, started, queued })))
+            Ok(Some((facts, timings, volume, started)))
         })?;
-        Ok(work.map(|(record, (facts, timings, made))| Work {
+
+        // The guard stays out of the attempt: a scan that fails is on the board until the journal
+        // says what became of it.
+        Ok(work.map(|(record, (facts, timings, volume, started))| Work {
             record,
             facts,
             timings,
-            made,
+            made: Cut { volume, started, queued },
             _counted: counted,
         }))
     }

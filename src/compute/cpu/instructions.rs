@@ -1,6 +1,12 @@
 //! The instructions that the kernels use: the widest of the processor.
 
-use std::{fmt, sync::OnceLock};
+use std::{
+    fmt,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU8, Ordering},
+    },
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,16 +28,25 @@ pub enum Instructions {
 
 static IN_USE: OnceLock<Instructions> = OnceLock::new();
 
+/// The lowest limit so far, as a number.
+static LIMIT: AtomicU8 = AtomicU8::new(u8::MAX);
+
 impl Instructions {
     /// The set that the kernels of this process use.
     pub fn in_use() -> Self {
-        *IN_USE.get_or_init(Self::best)
+        let is_allowed = |set: &Self| *set as u8 <= LIMIT.load(Ordering::Relaxed);
+        let best = || {
+            let best = Self::best();
+            let sets = [Self::Amx, Self::Avx512Bf16, Self::Avx512, Self::Avx2];
+            sets.into_iter().filter(|set| *set <= best).find(is_allowed).unwrap_or(Self::Portable)
+        };
+        *IN_USE.get_or_init(best)
     }
 
-    /// Limits the instructions to this set, for measurements and tests. It has no effect after the
-    /// first kernel has run.
+    /// Limits the instructions to this set, for measurements and tests. The lowest of several limits
+    /// counts. It has no effect after the first kernel has run.
     pub fn limit(self) {
-        IN_USE.get_or_init(|| self.min(Self::best()));
+        LIMIT.fetch_min(self as u8, Ordering::Relaxed);
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -104,8 +104,12 @@ impl Cohort {
     pub(super) fn must_score_before(&self, leaving: ScanId, was_scored: bool) -> bool {
         // After a start, no window has been scored yet, and one that was not full may be full now.
         let has_scores = self.is_scored() && self.scored.contains(&leaving);
-        let is_unscored = self.unscored.iter().any(|unscored| unscored.id == leaving);
-        is_unscored || (!has_scores && !was_scored)
+        self.is_unscored(leaving) || (!has_scores && !was_scored)
+    }
+
+    /// Whether a member waits for the next scoring.
+    pub(super) fn is_unscored(&self, member: ScanId) -> bool {
+        self.unscored.iter().any(|unscored| unscored.id == member)
     }
 
     /// Updates the memberships from the journal and the settings.

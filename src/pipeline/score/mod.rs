@@ -336,8 +336,11 @@ impl Score {
         cohort.renew_memberships(&records, &self.settings);
 
         let leaving = cohort.window.leaving(capacity);
-        let waits = leaving.iter().map(|&id| self.waits_for_first(id, true));
-        if waits.collect::<Result<Vec<_>, _>>()?.contains(&true) {
+        let mut waits = leaving.iter().any(|&id| cohort.is_unscored(id));
+        for &id in &leaving {
+            waits |= self.waits_for_first(id, true)?;
+        }
+        if waits {
             self.score(key, Trigger::Reload)?;
             for id in leaving {
                 self.write_if_it_waits(key, id)?;
@@ -418,14 +421,14 @@ fn n_tokens(member: &ScoredMember) -> (ScanId, Vec<usize>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, sync::mpsc};
+    use std::{num::NonZeroUsize, path::Path, sync::mpsc};
 
     use half::f16;
 
     use super::{cohort::tests::key, *};
     use crate::{
         compute::cpu::CpuDistances,
-        domain::scan::ScanState,
+        domain::scan::{Reported, ScanState},
         metrics::Metrics,
         numeric::{geometry::Shape3, token::TokenGrid},
         store::{MIN_MEMORY, Store},
@@ -471,6 +474,33 @@ mod tests {
         let hour = Duration::from_secs(3600);
         let cohort = score.cohorts.get_mut(&key()).unwrap();
         cohort.cooldown = Cooldown::after(hour, Instant::now() + hour);
+    }
+
+    #[test]
+    fn a_member_that_leaves_a_smaller_window_before_its_turn_gets_its_result_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut score = stage(folder.path());
+        let _encoding = score.shared.board.enqueue(Queue::Encode, 0);
+        arrive(&mut score, 1);
+        cool_down(&mut score);
+        arrive(&mut score, 2);
+        arrive(&mut score, 3);
+
+        // Scans that another method has scored, and that were encoded again.
+        for n in [1, 2] {
+            let record = score.shared.store.record(&ScanId([n; 32])).unwrap().unwrap();
+            let reported = Some(Reported { revision: 1, key: "old".to_owned() });
+            score.shared.store.put_record(&ScanRecord { reported, ..record }).unwrap();
+        }
+        let mut smaller = (*score.settings).clone();
+        smaller.window.max_scans = NonZeroUsize::MIN;
+        score.shared.set_config(smaller);
+        score.reload().unwrap();
+
+        assert!(folder.path().join("results/scan-2_anomaly.json").exists());
+        let cohort = &score.cohorts[&key()];
+        assert_eq!(cohort.window.members(), [ScanId([3; 32])]);
+        assert!(cohort.unscored.is_empty());
     }
 
     #[test]

@@ -177,7 +177,8 @@ impl Score {
         let Some(cohort) = self.cohorts.get(key) else { return Ok(Vec::new()) };
         let mut records = Vec::new();
         for id in ids {
-            records.extend(self.shared.store.record(id)?);
+            // A scan that has left its window keeps the result that it has.
+            records.extend(self.shared.store.record(id)?.filter(ScanRecord::is_member));
         }
         let results = ResultsOf { shared: &self.shared, settings: &self.settings, cohort };
         let attempts = write_all(&self.shared, &records, |record| results.write(record));
