@@ -112,7 +112,11 @@ impl Service {
             let secs = config.intake.rescan.as_secs_f64();
             // The error names folders, and folders can name patients.
             debug!(%error, "no file events");
-            warn!(secs, "no file events; the folder is listed on the interval only");
+            warn!(
+                secs,
+                "file events are not available; only listings every intake.rescan_secs find new \
+                 files"
+            );
         }
 
         self.ready(&shared, &config);
@@ -271,7 +275,10 @@ fn feed_watchdog(shared: &Shared) {
             notify::watchdog();
             shared.metrics.watchdog_notified();
         }
-        Some(stage) => error!(stage = stage.name(), "a stage hangs; the watchdog is not notified"),
+        Some(stage) => error!(
+            stage = stage.name(),
+            "a stage hangs; systemd restarts the daemon unless the stage recovers"
+        ),
     }
 }
 

@@ -149,7 +149,7 @@ fn feed(daemon: &mut Daemon, scans: &[Scan], incoming: &Path) -> Result<(), Fail
         if last.0 != status {
             last = (status, Instant::now());
         } else if last.1.elapsed() > PATIENCE {
-            let text = format!("the daemon does nothing any more: {}", status.line());
+            let text = format!("the daemon makes no progress any more: {}", status.line());
             return Err(Failure::new(INTERNAL, text));
         }
         std::thread::sleep(Duration::from_millis(200));

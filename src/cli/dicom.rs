@@ -354,7 +354,9 @@ fn open(path: &Path, max_bytes: u64) -> Result<(File, u64), Refusal> {
     })?;
     if n_bytes > max_bytes {
         let found = format!("{n_bytes} bytes");
-        let needed = format!("at most {max_bytes} (intake.max_file_mib)");
+        let needed = format!(
+            "at most {max_bytes} bytes (intake.max_file_mib; sixteen times that for a zip)"
+        );
         let action = "raise intake.max_file_mib if such files are expected";
         return Err(Refusal::new(TooLarge, found, needed, action));
     }

@@ -22,7 +22,7 @@ pub(crate) const INTERNAL: u8 = 70;
 pub(crate) const IO: u8 = 74;
 pub(crate) const CONFIG: u8 = 78;
 
-/// What a shell says of a program that SIGPIPE has ended.
+/// Exit code that a shell reports for a program ended by SIGPIPE.
 pub(crate) const NO_READER: u8 = 128 + 13;
 
 impl Failure {

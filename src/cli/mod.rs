@@ -29,7 +29,7 @@ pub(crate) use failure::{
 
 /// Notices unusual brain MRI scans without training anything. Research use only.
 ///
-/// oddscan compares every scan with the other scans of its window, piece by piece, through the eyes
+/// oddscan compares every scan with the other scans of its window, piece by piece, by the features
 /// of a frozen vision model (DINOv2). A piece that finds no close match in other patients is
 /// anomalous. It writes an anomaly map, a mask, a picture and a JSON file for every scan.
 ///
@@ -45,11 +45,12 @@ struct Arguments {
 enum Command {
     /// Run the daemon: watch the incoming folder, score, write results, serve metrics.
     Run {
-        /// Settings; see `config/default.toml` for every key. Without it the defaults.
+        /// Settings file; `config/default.toml` lists every key. Without this option, the defaults
+        /// apply.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Score some files once: they are each other's window.
+    /// Score files once, each compared with the others.
     Score(score::Arguments),
     /// Measure how well maps and masks find lesions that are known.
     Eval(eval::Arguments),

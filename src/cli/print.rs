@@ -38,7 +38,7 @@ pub(super) fn eprint(text: fmt::Arguments<'_>) {
     io::stderr().write_fmt(text).ok();
 }
 
-/// What a command gives, or the failure to print that has ended it.
+/// Runs `work`. Returns its result, or the failure to print that ended it.
 pub(super) fn until_print_fails(work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
     panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         let failure = payload.downcast::<Failure>();

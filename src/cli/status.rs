@@ -101,7 +101,8 @@ fn table(status: &Status) -> String {
     }
     for (name, cohort) in &status.cohorts {
         text += &format!(
-            "cohort {name}: {} scans (needs {}, holds {}), {} results to write\n",
+            "cohort {name}: {} scans (needs {} patients, holds at most {} scans), {} results to \
+             write\n",
             cohort.n_scans, cohort.min_scans, cohort.max_scans, cohort.n_outdated
         );
         if let Some(ratio) = cohort.heterogeneity.filter(|&ratio| ratio > MIXED) {

@@ -58,12 +58,12 @@ impl Checker {
 
         let of_thick = name.strip_suffix(THICK).unwrap_or(&name);
         if known_suffix(of_thick).is_some() || [UNKNOWN, OTHER].contains(&name.as_str()) {
-            let needed = "a name of its own is needed: scans that no rule takes go to the cohort \
-                          of their suffix, and would be mixed with these";
+            let needed = "another name is needed: scans that no rule takes use this name for \
+                          their suffix, and would join this cohort";
             self.fault(&key, format!("{name:?}"), needed);
         }
         if before.iter().any(|rule| rule.name == name) {
-            self.fault(&key, format!("{name:?}"), "each name once is needed");
+            self.fault(&key, format!("{name:?}"), "a name that no other rule has is needed");
         }
         name
     }
@@ -213,13 +213,13 @@ mod tests {
             "cohort 1 (\"T1 3T\").match.suffix = \"T1\": one of T1w, T2w, FLAIR",
             "cohort 1 (\"T1 3T\").match.field_strength_t = [3.5, 2.5]: a range [low, high]",
             "cohort 1 (\"T1 3T\").match.feild = 3: there is no such condition, only suffix, max",
-            "cohort 2 (\"t1w\").name = \"t1w\": a name of its own is needed",
+            "cohort 2 (\"t1w\").name = \"t1w\": another name is needed",
             "cohort 2 (\"t1w\").match = { manufacturer = \"GE*\" }: one of suffix, series and file",
             "cohort 2 (\"t1w\").colour = \"red\": a rule has only name and match",
             "cohort 3.name = (absent): 1 to 40 characters",
             "cohort 3.match.series = \"[\": a shell pattern is needed (unclosed character class",
             "cohort 4 (\"a\").match = (absent): a table of conditions is needed",
-            "cohort 5 (\"a\").name = \"a\": each name once is needed",
+            "cohort 5 (\"a\").name = \"a\": a name that no other rule has is needed",
             "cohort 5 (\"a\").match.max_spacing_mm = 0: a number above 0 is needed",
             "cohort 5 (\"a\").match.echo_time_ms = 3.0: a range [low, high]",
         ];

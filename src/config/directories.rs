@@ -33,8 +33,8 @@ pub(super) fn read(check: &mut Checker) -> Directories {
     ];
     for (key, folder) in written {
         if folder.starts_with(incoming) {
-            let needed = "a folder outside directories.incoming is needed, or own files would be \
-                          taken for scans";
+            let needed = "a folder outside directories.incoming is needed; otherwise oddscan \
+                          would read its own files as scans";
             check.fault(key, format!("{folder:?}"), needed);
         }
     }

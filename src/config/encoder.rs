@@ -68,7 +68,7 @@ fn layers(check: &mut Checker) -> Vec<usize> {
     layers.dedup();
     let is_repeated = |(n, layer)| listed[..n].contains(layer);
     if listed.iter().enumerate().any(is_repeated) {
-        check.fault(key, toml::Value::Array(listed), "each block once is needed");
+        check.fault(key, toml::Value::Array(listed), "no block may appear twice");
     }
     layers
 }
@@ -94,6 +94,6 @@ mod tests {
         let site = "encoder.layers = [9, 3]";
         assert_eq!(Config::parse(site).unwrap().encoder.layers, [3, 9]);
         let found = faults("encoder.layers = [3, 9, 3]");
-        assert_eq!(found, ["encoder.layers = [3, 9, 3]: each block once is needed"]);
+        assert_eq!(found, ["encoder.layers = [3, 9, 3]: no block may appear twice"]);
     }
 }

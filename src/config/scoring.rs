@@ -40,7 +40,7 @@ pub(super) fn rename_old(site: &mut Table, faults: &mut Vec<Fault>) {
         faults.push(Fault {
             key: format!("scoring.{OLD_NAME}"),
             found: value.to_string(),
-            needed: format!("this is the old name of scoring.{NEW_NAME}; one of both is needed"),
+            needed: format!("this is the old name of scoring.{NEW_NAME}; remove one of the two"),
         });
     } else {
         scoring.insert(NEW_NAME.to_owned(), value);
@@ -69,7 +69,7 @@ mod tests {
         assert_eq!(old.scoring.positional_correction, 0.5);
         assert_eq!(old.tree, new.tree);
         let found = faults("[scoring]\nplace_share = 0.5\npositional_correction = 0.5");
-        let needed = "this is the old name of scoring.positional_correction; one of both is needed";
+        let needed = "this is the old name of scoring.positional_correction; remove one of the two";
         assert_eq!(found, [format!("scoring.place_share = 0.5: {needed}")]);
     }
 

@@ -62,6 +62,6 @@ mod tests {
         let found = faults("window.thick_slice_mm = -1");
         assert!(found[0].starts_with("window.thick_slice_mm = -1: "), "{found:?}");
         let found = faults("[[cohort]]\nname = \"flair-thick\"\nsuffix = \"FLAIR\"");
-        assert!(found[0].contains("a name of its own is needed"), "{found:?}");
+        assert!(found[0].contains("another name is needed"), "{found:?}");
     }
 }

@@ -381,8 +381,8 @@ impl<'a> Dataset<'a> {
         }
         if each.len() != n_frames {
             return refuse(
-                format!("{n_frames} frames, but the places of {}", each.len()),
-                "a place for every frame (per-frame functional groups)",
+                format!("{n_frames} frames, but positions for {}", each.len()),
+                "a position for every frame (per-frame functional groups)",
                 "export single slices, or the enhanced image without changes",
             );
         }

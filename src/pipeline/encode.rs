@@ -348,7 +348,8 @@ impl<'r> Start<'r> {
             let found = format!("{} crashes during the encoding of this scan", record.attempts);
             let action =
                 "see the log of these crashes; the usual cause is a fault of driver or memory";
-            let refusal = Refusal::new(QuarantineReason::Poison, found, "none", action);
+            let needed = "a scan that the encoder processes without a crash";
+            let refusal = Refusal::new(QuarantineReason::Poison, found, needed, action);
             send_to_quarantine(shared, record, &refusal)?;
             return Ok(None);
         }

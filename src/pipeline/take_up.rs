@@ -34,8 +34,8 @@ pub(super) fn take_up(shared: &Shared) -> Result<TakenUp, ScanError> {
     })?;
     for mut record in records {
         up.stems.insert(record.output_stem.clone());
-        // Its archived source is what another program, or none, made of it. It stays as it is, with
-        // its results, and is a member again when the settings are as they were.
+        // Another program, or none, prepared the archived source of this scan. Source and results
+        // stay as they are. The scan is a member again when the settings name that program again.
         if !hook::is_prepared_alike(&record, shared.method.hook.as_deref()) {
             continue;
         }

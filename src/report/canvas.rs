@@ -24,7 +24,7 @@ pub(super) const TOP: usize = 88;
 pub(super) const INK: Rgb888 = Rgb888::new(228, 230, 235);
 /// Colour of side texts.
 pub(super) const FAINT: Rgb888 = Rgb888::new(140, 146, 158);
-/// Colour of the outline of a finding.
+/// Colour of the outline of the mask, and of the scan's brain in alignment pictures.
 pub(super) const OUTLINE: Rgb888 = Rgb888::new(60, 220, 235);
 const BACKGROUND: Rgb888 = Rgb888::new(13, 14, 18);
 

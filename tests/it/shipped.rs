@@ -88,9 +88,9 @@ fn exercised() -> Metrics {
         metrics.window(&cohort, [40, 1, 2], 8, 200, Some(1_700_000_000));
         metrics.window_contamination(&cohort, 0.2);
         metrics.window_likeness(&cohort, Some(1.04), Some(1.1));
-        metrics.score_run(&cohort, ScoreResult::Ok, Trigger::NewStudy, 1_700_000_000);
+        metrics.score_run(&cohort, ScoreResult::Ok, Trigger::NewScan, 1_700_000_000);
         metrics.pairs_computed(&cohort, 39);
-        metrics.study_percentile(&cohort, 0.5);
+        metrics.scan_percentile(&cohort, 0.5);
     }
     for &kind in OutputKind::ALL {
         metrics.output_written(kind, true);

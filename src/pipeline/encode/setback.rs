@@ -96,7 +96,7 @@ pub(super) fn crashed(shared: &Shared, panic: &(dyn std::any::Any + Send)) -> Sc
     Refusal::new(
         QuarantineReason::Poison,
         format!("a crash while encoding ({})", panic_text(panic)),
-        "none",
+        "a scan that the encoder processes without a crash",
         "report it with the file, if it may be shared",
     )
     .into()

@@ -53,7 +53,7 @@ impl Intake {
             self.try_later(candidate);
         }
         self.shared.metrics.stage_retried(Stage::Decode);
-        warn!(%error, "a file must wait; trying again");
+        warn!(%error, "a file could not be read or prepared; trying again later");
         Ok(())
     }
 

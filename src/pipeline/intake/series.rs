@@ -171,7 +171,7 @@ impl Intake {
             Err(error) => {
                 self.shared.metrics.stage_failed(Stage::Decode, &error);
                 self.shared.metrics.stage_retried(Stage::Decode);
-                warn!(%error, "DICOM files must wait; trying again");
+                warn!(%error, "DICOM files could not be converted; trying again later");
                 true
             }
         };
@@ -348,7 +348,7 @@ impl Intake {
             ScanError::Device(_) | ScanError::Store(_) => Err(error),
             ScanError::Io { .. } | ScanError::Internal { .. } => {
                 self.shared.metrics.stage_retried(Stage::Decode);
-                warn!(%error, "a series must wait; trying again");
+                warn!(%error, "a volume of a series could not be read; trying again later");
                 Ok(Series::Later)
             }
         }
