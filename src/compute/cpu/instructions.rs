@@ -43,8 +43,8 @@ impl Instructions {
         *IN_USE.get_or_init(best)
     }
 
-    /// Limits the instructions to this set, for measurements and tests. The lowest of several limits
-    /// counts. It has no effect after the first kernel has run.
+    /// Limits the instructions to this set, for measurements and tests. Of several limits the
+    /// lowest counts. It has no effect after the first kernel has run.
     pub fn limit(self) {
         LIMIT.fetch_min(self as u8, Ordering::Relaxed);
     }
