@@ -94,7 +94,7 @@ fn a_scan_that_is_no_reference_does_not_fill_the_window() {
         .args([1, 2].map(|n| site.path(&format!("incoming/sub-{n}_T1w.nii.gz"))));
     let (_, stderr, code) = said(&score.output().unwrap());
     assert_eq!(code, Some(65));
-    assert!(stderr.contains("1 of 2 scans of its cohort (t1w) good enough"), "{stderr}");
+    assert!(stderr.contains("1 of 2 scans of its cohort (t1w) are references"), "{stderr}");
 }
 
 #[test]
