@@ -25,7 +25,7 @@ use crate::{
         registration::{self, Template},
         volume::{RawMask, RawVolume},
     },
-    process::hook::HookOutput,
+    process::hook::{Hook, HookOutput},
     refusals,
 };
 use acquisition::{Acquisition, acquisition};
@@ -73,6 +73,11 @@ impl Incoming {
     fn without_alignment(self) -> Result<Source, ScanError> {
         let brain = self.brain.map_err(refusals::of_preprocessing)?;
         Ok(Source::unaligned(self.raw, self.grid, brain, self.brain_from))
+    }
+
+    /// The site's own preprocessing, if it takes this scan.
+    pub(crate) fn hook<'m>(&self, method: &'m Method) -> Option<&'m Hook> {
+        method.hook.as_deref().filter(|hook| hook.takes(self.is_head()))
     }
 
     fn has_mask(&self) -> bool {
@@ -234,7 +239,7 @@ pub fn read_and_find_brain(
         alive();
         true
     };
-    let hook_output = match method.hook.as_ref().filter(|hook| hook.takes(scan.is_head())) {
+    let hook_output = match scan.hook(method) {
         None => None,
         Some(hook) => hook.run(path, &scan.raw, work, limits, always)?,
     };

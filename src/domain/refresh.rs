@@ -66,22 +66,22 @@ impl StaleResults {
         self.queue.extend(stale);
     }
 
-    /// Removes and returns the next one.
+    /// Removes and returns the member to be refreshed next.
     pub fn take_next(&mut self) -> Option<ScanId> {
         self.queue.pop_front()
     }
 
-    /// Puts some before all others, in their order.
+    /// Puts these members before all others, in their order.
     pub fn put_first(&mut self, ids: Vec<ScanId>) {
         ids.into_iter().rev().for_each(|id| self.queue.push_front(id));
     }
 
-    /// Puts some after all others, in their order.
+    /// Puts these members after all others, in their order.
     pub fn put_last(&mut self, ids: impl IntoIterator<Item = ScanId>) {
         self.queue.extend(ids);
     }
 
-    /// Removes some, at any position.
+    /// Removes these members, wherever they are.
     pub fn remove(&mut self, ids: &[ScanId]) {
         self.queue.retain(|id| !ids.contains(id));
     }

@@ -165,7 +165,7 @@ pub fn score_members(
     let (tokens, shared) = if settings.filter_shared {
         score_tokens_filtered(&groups, layers, n_parts, settings, distances)?
     } else {
-        let scores = score_tokens(members, &groups, layers, n_parts, settings, distances)?;
+        let scores = score_tokens(&groups, layers, n_parts, settings, distances)?;
         (scores, Vec::new())
     };
     let views = views(&groups, &tokens, n_parts, settings.positional_correction);
@@ -251,7 +251,6 @@ impl TokenScores {
 /// Scores all tokens, scan by scan, so that the columns of a large window need not be in memory
 /// together.
 fn score_tokens(
-    members: &[ScoredMember],
     groups: &Groups<'_>,
     layers: &[usize],
     n_parts: usize,
@@ -263,7 +262,7 @@ fn score_tokens(
 
     // In the order of their ids, because the store holds the columns to one scan in this order.
     // Data read for one column is then still cached for the next.
-    let mut members: Vec<&ScoredMember> = members.iter().collect();
+    let mut members: Vec<&ScoredMember> = groups.all.iter().collect();
     members.sort_by_key(|member| member.id);
 
     for member in members {

@@ -7,7 +7,7 @@ use std::{
 
 use oddscan::{
     nifti::{self, Limits},
-    numeric::{projection::Normal, volume::RawVolume},
+    numeric::{geometry::Affine, projection::Normal, volume::RawVolume},
     report::{FileFacts, Sidecar},
 };
 use rustix::process::Signal;
@@ -29,12 +29,17 @@ fn configure(site: &Site, more: &[&str]) {
     site.configure(2, &[&[template.as_str()], more].concat());
 }
 
-fn heads() -> [RawVolume; 2] {
-    let poses = [
+/// Two poses, far apart.
+pub fn poses() -> [Affine; 2] {
+    [
         placed(8.0, [0.92, 0.95, 0.9], [8.0, -10.0, 4.0]),
         placed(-10.0, [1.0, 0.98, 0.95], [-5.0, 9.0, -8.0]),
-    ];
-    [head(1, &poses[0], T1, false), head(2, &poses[1], T1, false)]
+    ]
+}
+
+fn heads() -> [RawVolume; 2] {
+    let [first, second] = poses();
+    [head(1, &first, T1, false), head(2, &second, T1, false)]
 }
 
 /// The grid of a head with nothing but noise.

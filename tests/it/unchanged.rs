@@ -21,8 +21,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    alignment::{T1, head, placed, template_image},
+    alignment::{T1, head, template_image},
     dicom::{SOON, brain_series},
+    optional_results::poses,
     shipped::repository,
     support::{Site, brain, names, oddscan, said, scan_bytes, skip},
 };
@@ -91,11 +92,7 @@ fn site(preset: &str) -> Option<Site> {
     write("sub-3_brain.nii.gz", &mask(4));
     write("sub-4_T1w.nii.gz", &guest(5));
 
-    let poses = [
-        placed(8.0, [0.92, 0.95, 0.9], [8.0, -10.0, 4.0]),
-        placed(-10.0, [1.0, 0.98, 0.95], [-5.0, 9.0, -8.0]),
-    ];
-    for (number, pose) in (5..).zip(poses) {
+    for (number, pose) in (5..).zip(poses()) {
         let head = head(number, &pose, T1, false);
         write(&format!("sub-{number}_FLAIR.nii.gz"), &oddscan::nifti::encode_volume(&head));
     }

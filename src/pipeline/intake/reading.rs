@@ -213,8 +213,7 @@ impl Reader {
         }
 
         timings.switch(Stage::Preprocess);
-        let hook = method.hook.as_ref().filter(|hook| hook.takes(scan.is_head()));
-        let hook_output = match hook {
+        let hook_output = match scan.hook(method) {
             None => None,
             Some(hook) => match self.preprocess(hook, &draft.scan, &scan)? {
                 None => return Ok(Taken::Later),
