@@ -267,6 +267,12 @@ impl Metrics {
         self.0.window_contamination.with_label_values(&[cohort]).set(share);
     }
 
+    /// Number of a window's members that only their tokens show to be of one person with others.
+    pub fn window_hidden_follow_ups(&self, cohort: &str, n_scans: usize) {
+        let Some(cohort) = self.0.own_label(cohort) else { return };
+        self.0.window_hidden_follow_ups.with_label_values(&[cohort]).set(n_scans as f64);
+    }
+
     /// A scoring run of a cohort ended at `now_secs` (seconds since 1970).
     pub fn score_run(&self, cohort: &str, result: ScoreResult, trigger: Trigger, now_secs: u64) {
         let own = self.0.own_label(cohort);

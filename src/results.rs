@@ -28,7 +28,7 @@ use crate::{
         picture::{self, PictureInput},
     },
 };
-use warnings::{scan_warnings, shared_warning, window_warnings};
+use warnings::{follow_up_warning, scan_warnings, shared_warning, window_warnings};
 
 pub use input::ResultInput;
 pub use warnings::MIXED;
@@ -74,7 +74,9 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
 
     sidecar.window.heterogeneity = scoring::heterogeneity(&input.scores.references());
     sidecar.window.shared_anomalies.clone_from(shared);
+    sidecar.window.hidden_follow_ups.clone_from(&input.scores.follow_ups.groups);
     sidecar.warnings.extend(window_warnings(input, &finding));
+    sidecar.warnings.extend(follow_up_warning(input));
     sidecar.warnings.extend(shared_warning(record.id, shared));
 
     let (brain_nii_gz, alignment) = optional_files(input);
@@ -200,6 +202,7 @@ pub(crate) fn sidecar(
             heterogeneity: None,
             set_aside: window.set_aside.clone(),
             same_patient: window.same_patient.clone(),
+            hidden_follow_ups: Vec::new(),
             few_patients: window.few_patients,
             shared_anomalies: Vec::new(),
             members: window.members.clone(),

@@ -126,6 +126,13 @@ fn table(status: &Status) -> String {
             text += "  warning: the window is full with scans of too few patients; scans of one patient are \
                      compared with each other\n";
         }
+        if cohort.n_hidden_follow_ups > 0 {
+            text += &format!(
+                "  warning: {} of the scans look like follow-up scans of one person, but their names do not \
+                 say so; see their sidecars (scoring.follow_up_ratio)\n",
+                cohort.n_hidden_follow_ups
+            );
+        }
         if cohort.n_unlike > 0 {
             text += &format!(
                 "  warning: {} of the scans look unlike the others; see their sidecars\n",

@@ -58,7 +58,8 @@ const PRESETS: [(&str, &str); 2] = [
     ("fast", "[tokens]\nviews = [\"axial\", \"sagittal\"]\nslice_stride = 7\n"),
     (
         "paper",
-        "[scoring]\nreach_patches = 0\nkeep_fraction = 0.3\npositional_correction = 0.0\n[tokens]\n\
+        "[scoring]\nreach_patches = 0\nkeep_fraction = 0.3\npositional_correction = 0.0\n\
+         follow_up_ratio = 0.0\n[tokens]\n\
          join_views = true\nslices_per_token = 0\nslice_stride = 1\nskip_background = false\n\
          projection = 128\nsmoothing_patches = 0.0\n",
     ),
@@ -151,7 +152,7 @@ impl Config {
 
     /// `[scoring]` as the key of a result contains it.
     pub(crate) fn scoring_for_key(&self) -> Value {
-        scoring::for_key(&self.tree)
+        scoring::for_key(&self.tree, self.scoring.follow_up_ratio)
     }
 
     /// Reads a site's file and applies it to the defaults. Without a file the defaults alone count.
@@ -204,7 +205,7 @@ fn check(tree: Table, faults: Vec<Fault>) -> Result<Config, ConfigError> {
     let check = &mut Checker::new(tree.clone(), faults);
     let presets =
         [("fast", Preset::Fast), ("balanced", Preset::Balanced), ("paper", Preset::Paper)];
-    let config = Config {
+    let mut config = Config {
         preset: check.word("preset", &presets),
         directories: directories::read(check),
         intake: intake::read(check),
@@ -223,6 +224,10 @@ fn check(tree: Table, faults: Vec<Fault>) -> Result<Config, ConfigError> {
         service: service::read(check),
         tree,
     };
+    if config.window.compare_same_patient {
+        // Scans of one patient are to be compared, whatever shows that they are of one.
+        config.scoring.follow_up_ratio = 0.0;
+    }
 
     match check.finish() {
         faults if faults.is_empty() => Ok(config),
@@ -256,6 +261,7 @@ mod tests {
         assert!(paper.tokens.join_views && !config.tokens.join_views);
         assert_eq!((paper.tokens.depth(14), config.tokens.depth(14)), (14, 7));
         assert_eq!((paper.scoring.keep.get(), paper.scoring.positional_correction), (0.3, 0.0));
+        assert_eq!((paper.scoring.follow_up_ratio, config.scoring.follow_up_ratio), (0.0, 0.6));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod brain_weights;
 pub mod cohort;
 pub mod error;
 pub mod finding;
+pub mod follow_up;
 pub mod head;
 pub mod landmarks;
 pub mod patient;

@@ -9,7 +9,12 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{error::ScanError, scan::ScanId, window::Membership};
+use super::{
+    error::ScanError,
+    follow_up::{self, FollowUps, MemberDistances, find_follow_ups},
+    scan::ScanId,
+    window::Membership,
+};
 use crate::numeric::{
     community::{self, CommunitySettings},
     mask::{ScoreGrid, joined_scores},
@@ -33,6 +38,9 @@ pub struct Scoring {
     pub clean_scans: Fraction,
     /// Smallest region of the mask, mm^3.
     pub min_cluster_mm3: f64,
+    /// Two scans whose tokens are nearer to each other than this share of the usual distance are
+    /// taken for scans of one person. 0 turns the search off.
+    pub follow_up_ratio: f64,
     /// Whether to look for anomalies that several scans share.
     pub filter_shared: bool,
     /// How to look for them.
@@ -113,6 +121,8 @@ pub struct WindowScores {
     pub memberships: Vec<Membership>,
     /// Anomalies that several members share.
     pub shared: Vec<SharedAnomaly>,
+    /// Scans that are taken for scans of one person by their tokens alone.
+    pub follow_ups: FollowUps,
 }
 
 impl WindowScores {
@@ -139,18 +149,22 @@ impl WindowScores {
         scoring::label_free_threshold(&profiles, 0, clean)
     }
 
-    /// Positions of the references of other patients.
+    /// Positions of the references of other people.
     fn compared_with(&self, index: usize) -> impl Iterator<Item = usize> {
         let own = &self.memberships[index];
-        let is_compared =
-            move |&other: &usize| other != index && own.is_compared_with(&self.memberships[other]);
+        let is_compared = move |&other: &usize| {
+            other != index
+                && own.is_compared_with(&self.memberships[other])
+                && !self.follow_ups.has(index, other)
+        };
         (0..self.scans.len()).filter(is_compared)
     }
 }
 
 /// The scores of every member of a window, in the order of `members`.
 ///
-/// Each member is compared with the references of other patients. A guest (a member that is no
+/// Each member is compared with the references of other people: those of other patients that are no
+/// hidden follow-up scans of it (`domain/follow_up.rs`). A guest (a member that is no
 /// reference) changes nothing for the others. Without it the references have the same scores,
 /// corrections by place and shared anomalies.
 pub fn score_members(
@@ -160,7 +174,8 @@ pub fn score_members(
     distances: &mut dyn WindowDistances,
 ) -> Result<WindowScores, ScanError> {
     let n_parts = members.first().map_or(0, |member| member.parts.len());
-    let groups = Groups::of(members);
+    let follow_ups = follow_ups(members, settings.follow_up_ratio, distances)?;
+    let groups = Groups::of(members, &follow_ups);
 
     let (tokens, shared) = if settings.filter_shared {
         score_tokens_filtered(&groups, layers, n_parts, settings, distances)?
@@ -180,27 +195,96 @@ pub fn score_members(
         scans,
         memberships: members.iter().map(|member| member.membership.clone()).collect(),
         shared,
+        follow_ups,
     })
+}
+
+/// The grid of tokens that shows which scans are of one person.
+const FOLLOW_UP_GRID: usize = 0;
+
+/// Finds hidden follow-up scans by the medians of the columns of one grid.
+fn follow_ups(
+    members: &[ScoredMember],
+    ratio: f64,
+    distances: &mut dyn WindowDistances,
+) -> Result<FollowUps, ScanError> {
+    let n_references = members.iter().filter(|member| member.is_reference()).count();
+    if ratio <= 0.0 || n_references <= follow_up::MIN_OTHERS {
+        return Ok(FollowUps::default());
+    }
+
+    let mut medians = MemberDistances::default();
+    // In the order of their ids, as in `score_tokens`.
+    let mut order: Vec<usize> = (0..members.len()).collect();
+    order.sort_by_key(|&index| members[index].id);
+    for index in order {
+        let own = &members[index];
+        let matters = |&other: &usize| {
+            let theirs = &members[other];
+            let is_compared = own.is_reference() || theirs.is_reference();
+            other != index && is_compared && !own.is_of_same_patient(theirs)
+        };
+        let others: Vec<usize> = (0..members.len()).filter(matters).collect();
+        let ids: Vec<ScanId> = others.iter().map(|&other| members[other].id).collect();
+        let columns = distances.columns(own.id, &ids, FOLLOW_UP_GRID)?;
+        let found: Vec<Option<f64>> = columns.into_par_iter().map(median_of_finite).collect();
+        for (other, median) in others.into_iter().zip(found) {
+            if let Some(median) = median {
+                medians.set(index, other, median);
+            }
+        }
+    }
+
+    let roles: Vec<(ScanId, Membership)> =
+        members.iter().map(|member| (member.id, member.membership.clone())).collect();
+    Ok(find_follow_ups(&roles, &medians, ratio))
+}
+
+fn median_of_finite(mut distances: Vec<f32>) -> Option<f64> {
+    distances.retain(|distance| distance.is_finite());
+    (!distances.is_empty()).then(|| scoring::quantile(&mut distances, 0.5))
 }
 
 /// The members of a window, split into references and guests.
 struct Groups<'a> {
     all: &'a [ScoredMember],
+    /// Where each is in `all`.
+    positions: BTreeMap<ScanId, usize>,
+    follow_ups: &'a FollowUps,
     references: Vec<&'a ScoredMember>,
     guests: Vec<&'a ScoredMember>,
 }
 
 impl<'a> Groups<'a> {
-    fn of(all: &'a [ScoredMember]) -> Self {
+    fn of(all: &'a [ScoredMember], follow_ups: &'a FollowUps) -> Self {
         let (references, guests) = all.iter().partition(|member| member.is_reference());
-        Self { all, references, guests }
+        let positions = all.iter().enumerate().map(|(index, member)| (member.id, index)).collect();
+        Self { all, positions, follow_ups, references, guests }
     }
 
-    /// A number for the member's patient: the position of that patient's first scan.
-    fn patient(&self, member: &ScoredMember) -> usize {
-        let is_theirs =
-            |other: &ScoredMember| other.id == member.id || other.is_of_same_patient(member);
-        self.all.iter().position(is_theirs).unwrap_or_default()
+    /// Whether two scans are of one person, by their patient or by their tokens.
+    fn are_of_one_person(&self, one: &ScoredMember, other: &ScoredMember) -> bool {
+        let [first, second] = [one, other].map(|member| self.positions[&member.id]);
+        one.is_of_same_patient(other) || self.follow_ups.has(first, second)
+    }
+
+    /// A number for the person of each reference: the position of that person's first reference.
+    fn persons(&self) -> Vec<usize> {
+        let number = |own: &&ScoredMember| {
+            let is_theirs =
+                |other: &&ScoredMember| other.id == own.id || self.are_of_one_person(other, own);
+            self.references.iter().position(is_theirs).unwrap_or_default()
+        };
+        self.references.iter().map(number).collect()
+    }
+
+    /// The same numbers with that of a guest at the end, which the guest's own references share.
+    fn persons_beside(&self, guest: &ScoredMember, persons: &[usize]) -> Vec<usize> {
+        let own = self.references.len();
+        let number = |(reference, &person): (&&ScoredMember, &usize)| {
+            if self.are_of_one_person(reference, guest) { own } else { person }
+        };
+        self.references.iter().zip(persons).map(number).chain([own]).collect()
     }
 }
 
@@ -267,7 +351,7 @@ fn score_tokens(
 
     for member in members {
         for tokens in token_sets(layers, n_parts) {
-            let nearest = nearest(member, &groups.references, &none, tokens, distances)?;
+            let nearest = nearest(member, groups, &none, tokens, distances)?;
             scores.add(member, tokens, &nearest, settings.keep);
         }
     }
@@ -290,7 +374,7 @@ fn score_tokens_filtered(
     for tokens in token_sets(layers, n_parts) {
         let mut window: Vec<NearestDistances> = references
             .iter()
-            .map(|member| nearest(member, references, &none, tokens, distances))
+            .map(|member| nearest(member, groups, &none, tokens, distances))
             .collect::<Result<_, _>>()?;
         let found = leave_out_shared(&mut window, references, tokens, settings, distances)?;
         shared.extend(found.anomalies);
@@ -299,7 +383,7 @@ fn score_tokens_filtered(
             scores.add(member, tokens, nearest, settings.keep);
         }
         for guest in guests {
-            let nearest = nearest(guest, references, &found.excluded, tokens, distances)?;
+            let nearest = nearest(guest, groups, &found.excluded, tokens, distances)?;
             scores.add(guest, tokens, &nearest, settings.keep);
         }
     }
@@ -307,22 +391,23 @@ fn score_tokens_filtered(
 }
 
 /// Distances of a member to all references but itself, as if these had no `excluded` tokens.
-/// Distances to scans of the same patient are infinite.
+/// Distances to scans of the same person are infinite.
 fn nearest(
     member: &ScoredMember,
-    references: &[&ScoredMember],
+    groups: &Groups<'_>,
     excluded: &[Vec<usize>],
     tokens: TokenSet,
     distances: &mut dyn WindowDistances,
 ) -> Result<NearestDistances, ScanError> {
     let n_tokens = member.parts[tokens.part].cells.len();
-    let others = references.iter().zip(excluded).filter(|(other, _)| other.id != member.id);
-    let compared = others.clone().filter(|(other, _)| !other.is_of_same_patient(member));
+    let is_own = |other: &ScoredMember| groups.are_of_one_person(other, member);
+    let others = groups.references.iter().zip(excluded).filter(|(other, _)| other.id != member.id);
+    let compared = others.clone().filter(|(other, _)| !is_own(other));
     let ids: Vec<ScanId> = compared.map(|(other, _)| other.id).collect();
     let mut found = distances.columns(member.id, &ids, tokens.grid)?.into_iter();
 
     let columns = others.map(|(other, excluded)| {
-        if other.is_of_same_patient(member) {
+        if is_own(other) {
             return Ok(vec![f32::INFINITY; n_tokens]);
         }
         let column = found.next().expect("a column per scan that was asked for");
@@ -375,7 +460,7 @@ fn views(
     positional_correction: f64,
 ) -> BTreeMap<ScanId, Vec<ScoreGrid>> {
     let Groups { references, guests, .. } = groups;
-    let patients: Vec<usize> = references.iter().map(|member| groups.patient(member)).collect();
+    let persons = groups.persons();
     let mut views: BTreeMap<ScanId, Vec<ScoreGrid>> = BTreeMap::new();
 
     for part in 0..n_parts {
@@ -388,15 +473,10 @@ fn views(
 
         if positional_correction > 0.0 {
             for (grid, guest) in guest_grids.iter_mut().zip(guests) {
-                correct_guest(
-                    grid,
-                    groups.patient(guest),
-                    &grids,
-                    &patients,
-                    positional_correction,
-                );
+                let persons = groups.persons_beside(guest, &persons);
+                correct_guest(grid, &grids, &persons, positional_correction);
             }
-            scoring::correct_positions(&mut grids, &patients, positional_correction);
+            scoring::correct_positions(&mut grids, &persons, positional_correction);
         }
 
         for (member, grid) in references.iter().zip(grids).chain(guests.iter().zip(guest_grids)) {
@@ -406,19 +486,13 @@ fn views(
     views
 }
 
-/// Corrects the scores of a guest by the references' scores at the same places.
-fn correct_guest(
-    guest: &mut ScoreGrid,
-    patient: usize,
-    references: &[ScoreGrid],
-    patients: &[usize],
-    share: f64,
-) {
+/// Corrects the scores of a guest by the references' scores at the same places. `persons` are the
+/// numbers of their people, that of the guest last.
+fn correct_guest(guest: &mut ScoreGrid, references: &[ScoreGrid], persons: &[usize], share: f64) {
     let grids = references.iter().chain([&*guest]);
     let mut grids: Vec<ScoreGrid> = grids.cloned().collect();
-    let patients = [patients, &[patient]].concat();
 
-    scoring::correct_positions(&mut grids, &patients, share);
+    scoring::correct_positions(&mut grids, persons, share);
     *guest = grids.pop().expect("it was put there");
 }
 
@@ -527,6 +601,73 @@ mod tests {
             });
             assert_ne!(score(&strangers).scans[0], scores.scans[0]);
             assert_eq!(score(&strangers).others(0).len(), 4);
+        }
+    }
+
+    /// The same, but the scans 2, 5 and 8 are near each other.
+    struct WithFollowUps;
+
+    impl WindowDistances for WithFollowUps {
+        fn column(
+            &mut self,
+            of: ScanId,
+            other: ScanId,
+            grid: usize,
+        ) -> Result<Vec<f32>, ScanError> {
+            let are_near = [of, other].iter().all(|id| [2, 5, 8].contains(&id.0[0]));
+            let share = if are_near { 0.2 } else { 1.0 };
+            let column = MadeUp.column(of, other, grid)?;
+            Ok(column.into_iter().map(|distance| share * distance).collect())
+        }
+
+        fn column_without(
+            &mut self,
+            of: ScanId,
+            other: ScanId,
+            grid: usize,
+            _: &[usize],
+        ) -> Result<Vec<f32>, ScanError> {
+            self.column(of, other, grid)
+        }
+    }
+
+    #[test]
+    fn hidden_follow_up_scans_are_scored_as_those_of_a_known_patient() {
+        let settings = Config::parse("").unwrap().scoring;
+        // The last is a guest.
+        let member = |n: u8, patient: Option<&str>| ScoredMember {
+            id: ScanId([n; 32]),
+            parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
+            membership: Membership {
+                is_reference: n != 8,
+                patient: patient.and_then(Patient::of_header),
+            },
+        };
+        let hidden: Vec<ScoredMember> = (1..=8).map(|n| member(n, None)).collect();
+        let of_one = |n: u8| [2, 5, 8].contains(&n).then_some("a");
+        let known: Vec<ScoredMember> = (1..=8).map(|n| member(n, of_one(n))).collect();
+
+        for (positional_correction, filter_shared) in [(0.0, false), (0.0, true), (0.3, false)] {
+            let settings = Scoring { positional_correction, filter_shared, ..settings };
+            let score = |members: &[ScoredMember], settings: &Scoring| {
+                score_members(members, &[9], settings, &mut WithFollowUps).unwrap()
+            };
+            let found = score(&hidden, &settings);
+            let told = score(&known, &settings);
+            assert_eq!(found.scans, told.scans);
+            assert_eq!(found.follow_ups.groups, [[2, 5, 8].map(|n| ScanId([n; 32]))]);
+            assert!(told.follow_ups.groups.is_empty());
+            for index in 0..hidden.len() {
+                assert_eq!(found.others(index), told.others(index));
+                assert_eq!(found.shift(index), told.shift(index));
+                let clean = settings.clean_scans;
+                assert_eq!(found.threshold(index, clean), told.threshold(index, clean));
+            }
+
+            let off = score(&hidden, &Scoring { follow_up_ratio: 0.0, ..settings });
+            assert_eq!((off.others(1).len(), found.others(1).len()), (6, 5));
+            assert_ne!(off.scans[1], found.scans[1]);
+            assert_eq!(off.follow_ups, FollowUps::default());
         }
     }
 }

@@ -64,6 +64,7 @@ pub(super) struct Families {
     pub(super) window_heterogeneity: GaugeVec,
     pub(super) window_drift: GaugeVec,
     pub(super) window_contamination: GaugeVec,
+    pub(super) window_hidden_follow_ups: GaugeVec,
     pub(super) score_runs: IntCounterVec,
     pub(super) score_success_time: GaugeVec,
     pub(super) score_pairs: IntCounterVec,
@@ -230,6 +231,11 @@ impl Families {
             window_contamination: r.gauges(
                 "window_contamination_ratio",
                 "Fraction of a window's scans that have an anomaly in common with other scans.",
+                &["cohort"],
+            ),
+            window_hidden_follow_ups: r.gauges(
+                "window_hidden_follow_ups",
+                "Scans of a window that are taken for scans of one person with others, although their names do not say so (scoring.follow_up_ratio).",
                 &["cohort"],
             ),
             score_runs: r.counters(

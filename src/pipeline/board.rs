@@ -83,6 +83,10 @@ pub struct CohortStatus {
     /// compared with each other.
     #[serde(default)]
     pub few_patients: bool,
+    /// Number of members that are taken for scans of one person with others because of their tokens
+    /// (`scoring.follow_up_ratio`).
+    #[serde(default)]
+    pub n_hidden_follow_ups: usize,
     /// Number of results that are missing, or stale and wait to be refreshed.
     pub n_outdated: usize,
     /// End of the last scoring, seconds since 1970. `None` before the first.

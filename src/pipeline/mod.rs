@@ -16,6 +16,7 @@ mod take_up;
 mod timings;
 
 pub(crate) use score::columns::{compare_grid, nearest_of_each};
+pub(crate) use shared::log_nearest_pair;
 
 use std::{
     panic::AssertUnwindSafe,

@@ -9,10 +9,15 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use tracing::debug;
+
 use super::{archive::Archive, board::Board};
 use crate::{
     config::Config,
-    domain::error::ScanError,
+    domain::{
+        error::ScanError,
+        follow_up::{FollowUps, NearestPair},
+    },
     engine::Method,
     metrics::Metrics,
     nifti::Limits,
@@ -115,6 +120,14 @@ pub(super) fn side_by_side<T: Sync, R: Send>(
             take(thing, thread.join().expect("it does not panic"));
         }
     });
+}
+
+/// Logs the pair of scans of a window that are nearest to each other, for sites that choose
+/// `scoring.follow_up_ratio`.
+pub(crate) fn log_nearest_pair(follow_ups: &FollowUps) {
+    if let Some(NearestPair { ratio, scans: [one, other] }) = follow_ups.nearest {
+        debug!(scan = %one, %other, ratio, "nearest pair of the window");
+    }
 }
 
 /// Seconds since 1970.

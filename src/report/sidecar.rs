@@ -110,6 +110,11 @@ pub struct WindowFacts {
     /// other.
     #[serde(default)]
     pub same_patient: Vec<Vec<ScanId>>,
+    /// Groups of members that are taken for scans of one person, because their tokens are much
+    /// nearer to each other than usual (`scoring.follow_up_ratio`). Members of a group were not
+    /// compared with each other. Absent if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden_follow_ups: Vec<Vec<ScanId>>,
     /// Whether scans of one patient were compared after all, because a full window had too few
     /// patients.
     #[serde(default)]
@@ -299,6 +304,7 @@ pub(super) mod tests {
                 heterogeneity: None,
                 set_aside: Vec::new(),
                 same_patient: Vec::new(),
+                hidden_follow_ups: Vec::new(),
                 few_patients: false,
                 shared_anomalies: Vec::new(),
                 members: vec![ScanId([7; 32])],

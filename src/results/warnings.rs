@@ -64,6 +64,35 @@ pub(super) fn window_warnings(input: &ResultInput<'_>, finding: &Finding) -> Vec
     warnings
 }
 
+/// Names the scans that only their tokens show to be of the same person.
+pub(super) fn follow_up_warning(input: &ResultInput<'_>) -> Option<String> {
+    let ResultInput { scores, index, config, .. } = input;
+    let (positions, others): (Vec<usize>, Vec<ScanId>) = scores.follow_ups.of(*index).unzip();
+    let has_patient = |position: usize| scores.memberships[position].patient.is_some();
+    let names_differ = has_patient(*index) && positions.into_iter().any(has_patient);
+    follow_up_text(&others, config.scoring.follow_up_ratio, names_differ)
+}
+
+/// `names_differ` says that the scans are of different patients by their names or headers.
+fn follow_up_text(others: &[ScanId], ratio: f64, names_differ: bool) -> Option<String> {
+    if others.is_empty() {
+        return None;
+    }
+    let others: Vec<String> = others.iter().map(ScanId::short).collect();
+    let cause = if names_differ {
+        "Their names or headers state different patients: has a number been mixed up? "
+    } else {
+        ""
+    };
+    Some(format!(
+        "the tokens of this scan and of {} are nearer to each other than {ratio} of the usual distance \
+         in the window (scoring.follow_up_ratio). They are taken for scans of one person, and are not \
+         compared with each other. {cause}If they are of one person, name them sub-<label> alike. If \
+         they are of different people, set scoring.follow_up_ratio = 0",
+        others.join(", ")
+    ))
+}
+
 /// Names the scans that share an anomaly with this one, over all layers and views.
 pub(super) fn shared_warning(own_id: ScanId, shared: &[SharedAnomaly]) -> Option<String> {
     let own: Vec<&SharedAnomaly> =
@@ -155,6 +184,17 @@ fn not_standardised(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hidden_follow_up_scan_is_named_with_what_to_do() {
+        let others = [2, 3].map(|n| ScanId([n; 32]));
+        let text = follow_up_text(&others, 0.6, false).unwrap();
+        let names = others.map(|id| id.short()).join(", ");
+        assert!(text.contains(&format!("of {names} are nearer to each other than 0.6")), "{text}");
+        assert!(text.contains("sub-<label>") && !text.contains("mixed up"), "{text}");
+        assert!(follow_up_text(&others, 0.6, true).unwrap().contains("different patients"));
+        assert_eq!(follow_up_text(&[], 0.6, true), None);
+    }
 
     #[test]
     fn everyone_who_shares_something_at_any_view_is_named_once() {

@@ -52,6 +52,7 @@ fn sidecar(score: f32) -> Sidecar {
             heterogeneity: None,
             set_aside: Vec::new(),
             same_patient: Vec::new(),
+            hidden_follow_ups: Vec::new(),
             few_patients: false,
             shared_anomalies: Vec::new(),
             members: Vec::new(),

@@ -87,6 +87,7 @@ fn exercised() -> Metrics {
         let cohort = format!("cohort_{cohort}");
         metrics.window(&cohort, [40, 1, 2], 8, 200, Some(1_700_000_000));
         metrics.window_contamination(&cohort, 0.2);
+        metrics.window_hidden_follow_ups(&cohort, 2);
         metrics.window_likeness(&cohort, Some(1.04), Some(1.1));
         metrics.score_run(&cohort, ScoreResult::Ok, Trigger::NewScan, 1_700_000_000);
         metrics.pairs_computed(&cohort, 39);

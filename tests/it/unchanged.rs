@@ -124,6 +124,8 @@ fn of_sidecar(site: &Site, bytes: &[u8]) -> (String, usize) {
     if let Some(value) = scoring.remove("positional_correction") {
         scoring.insert("place_share".to_owned(), value);
     }
+    // This setting is newer. It changes no scores here.
+    scoring.remove("follow_up_ratio");
     keys["encoder"].as_object_mut().unwrap().remove("device");
     let warnings = keys.remove("warnings").unwrap();
 

@@ -20,7 +20,7 @@ use crate::{
         scoring::{PairColumns, SearchReach},
         token::TokenGrid,
     },
-    pipeline::nearest_of_each,
+    pipeline::{log_nearest_pair, nearest_of_each},
     prepare::read_again,
     report,
     results::{ResultInput, build_results},
@@ -76,6 +76,7 @@ impl Scoring<'_> {
         let scores =
             score_members(&scored_members, &method.layers, &self.config.scoring, &mut computed)
                 .map_err(internal)?;
+        log_nearest_pair(&scores.follow_ups);
 
         let identity = window.identity();
         let mut scored = Vec::new();

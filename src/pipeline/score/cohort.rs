@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    config::{Config, WindowSettings},
+    config::{Config, Scoring, WindowSettings},
     domain::{
         cohort::CohortKey,
         refresh::{Cooldown, StaleResults, is_stale, waits_for_first},
@@ -145,6 +145,14 @@ impl Cohort {
         self.scored.iter().map(membership).collect()
     }
 
+    /// How the window is scored now. Where scans of one patient are compared because there are too
+    /// few patients, hidden follow-up scans are compared, too.
+    pub(super) fn scoring(&self, settings: &Config) -> Scoring {
+        let scoring = settings.scoring;
+        let ratio = if self.identity.few_patients { 0.0 } else { scoring.follow_up_ratio };
+        Scoring { follow_up_ratio: ratio, ..scoring }
+    }
+
     /// What the status page shows.
     pub(super) fn status(&self, limits: &WindowSettings) -> CohortStatus {
         let n_patients = self.identity.n_patients();
@@ -157,6 +165,7 @@ impl Cohort {
             n_set_aside: self.identity.set_aside.len(),
             n_same_patient: self.identity.n_references() - n_patients,
             few_patients: self.identity.few_patients,
+            n_hidden_follow_ups: self.scores.follow_ups.n_scans(),
             n_outdated: self.stale.len() + self.unscored.len(),
             last_scored_secs: self.last_scored_secs,
         }
@@ -328,9 +337,11 @@ pub(super) mod tests {
         records.iter().for_each(|record| drop(cohort.admit(record.id, reference(""))));
         assert!(!cohort.prepare_scoring(&records, &settings(2, 4)), "it may still get others");
         assert!(cohort.memberships().iter().all(|(_, own)| own.patient.is_some()));
+        assert_eq!(cohort.scoring(&settings(2, 4)), settings(2, 4).scoring);
 
         assert!(cohort.prepare_scoring(&records, &settings(2, 3)));
         assert!(cohort.identity.few_patients);
+        assert_eq!(cohort.scoring(&settings(2, 3)).follow_up_ratio, 0.0);
         assert!(cohort.memberships().iter().all(|(_, own)| own.patient.is_none()));
     }
 

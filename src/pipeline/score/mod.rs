@@ -36,7 +36,7 @@ use super::{
     IDLE, Shared,
     board::{Queue, Queued, StageName},
     encode::Encoded,
-    now_secs,
+    log_nearest_pair, now_secs,
 };
 use crate::{
     config::Config,
@@ -272,7 +272,9 @@ impl Score {
             n_tokens: members.iter().map(n_tokens).collect(),
         };
         let layers = &shared.method.layers;
-        cohort.scores = score_members(&members, layers, &settings.scoring, &mut stored)?;
+        let scoring = cohort.scoring(settings);
+        cohort.scores = score_members(&members, layers, &scoring, &mut stored)?;
+        log_nearest_pair(&cohort.scores.follow_ups);
         cohort.last_scored_secs = Some(now_secs());
         shared.metrics.score_run(key.label(), ScoreResult::Ok, trigger, now_secs());
         Ok(true)
@@ -379,6 +381,7 @@ impl Score {
         );
         metrics.window_likeness(key.label(), status.heterogeneity, cohort.newest_shift());
         metrics.window_contamination(key.label(), cohort.contamination());
+        metrics.window_hidden_follow_ups(key.label(), status.n_hidden_follow_ups);
         self.shared.board.update().cohorts.insert(key.label().to_owned(), status);
         Ok(())
     }
