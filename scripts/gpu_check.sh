@@ -63,8 +63,8 @@ if [ -n "$scans" ] && [ -n "$weights" ]; then
     for device in cuda cpu; do
         printf '[encoder]\ndevice = "%s"\n[tokens]\nslice_stride = 7\n' "$device" >"$out/$device.toml"
         start=$(date +%s%N)
-        ODDSCAN_WEIGHTS=$weights "$oddscan" score --config "$out/$device.toml" --out "$out/$device" --json "$scans" \
-            >"$out/$device.json" || status=1
+        ODDSCAN_WEIGHTS=$weights "$oddscan" score --force --config "$out/$device.toml" --out "$out/$device" --json \
+            "$scans" >"$out/$device.json" || status=1
         echo "scored on $device: $((($(date +%s%N) - start) / 1000000)) ms"
     done
     python3 "$here/compare_results.py" "$out/cuda" "$out/cpu" || status=1

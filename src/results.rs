@@ -88,7 +88,14 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
 fn finding_of(input: &ResultInput<'_>) -> Result<Finding, ScanError> {
     let ResultInput { source, scores, index, method, config, .. } = input;
     let placement = GridPlacement { cube_side: method.cube.side, cube: source.cube(method)? };
-    Ok(finding(&source.raw, &source.brain, &placement, scores, *index, &config.scoring))
+    let found = finding(&source.raw, &source.brain, &placement, scores, *index, &config.scoring);
+    let percentile = found.percentile.filter(|_| !is_forced(input));
+    Ok(Finding { percentile, ..found })
+}
+
+/// Whether the window is scored although it has fewer patients than the settings ask for.
+fn is_forced(input: &ResultInput<'_>) -> bool {
+    input.window.n_patients() < input.config.window.min_scans
 }
 
 /// The files that `[results]` asks for: brain mask and alignment.
@@ -281,9 +288,12 @@ pub(crate) fn result_key(window: &WindowIdentity, config: &Config) -> String {
 }
 
 fn summary(finding: &Finding, n_others: usize) -> String {
-    let n_lower = (finding.percentile * n_others as f64).round();
+    let rank = finding.percentile.map_or(String::new(), |percentile| {
+        let n_lower = (percentile * n_others as f64).round();
+        format!(", higher than {n_lower} of {n_others} other scans")
+    });
     format!(
-        "score {:.3}, higher than {n_lower} of {n_others} other scans; mask {:.1} ml in {} region{}",
+        "score {:.3}{rank}; mask {:.1} ml in {} region{}",
         finding.score_top1_mean,
         finding.mask_ml(),
         finding.clusters.len(),

@@ -14,7 +14,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{CONFIG, Failure, INTERNAL, USAGE, status};
+use super::{CONFIG, Failure, INTERNAL, USAGE, score::percent, status};
 use crate::{
     config::Config,
     domain::finding::mask_ml,
@@ -198,10 +198,10 @@ fn row(scan: &Scan, sidecar: &Sidecar, results: &Path) -> String {
         format!("{hit}, Dice {dice:.2}")
     });
     format!(
-        "{:<28} {:>7.3} {:>10.0}% {:>8.1}  {lesion}",
+        "{:<28} {:>7.3} {:>11} {:>8.1}  {lesion}",
         scan.stem(),
         scores.top1_mean,
-        100.0 * scores.percentile,
+        percent(scores.percentile),
         mask_ml(&sidecar.clusters),
     )
 }

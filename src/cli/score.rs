@@ -38,6 +38,10 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
+    /// Score cohorts with fewer patients than `window.min_scans`, too. Their results have no
+    /// percentile and say little.
+    #[arg(long)]
+    force: bool,
     /// Scans (.nii, .nii.gz), DICOM files or zips of them, or folders. Scans of one cohort are
     /// compared. A [[cohort]] rule of the settings chooses it, else the end of the file name
     /// (`_FLAIR`, `_T1w`) and whether the slices are thick. `<subject>_brain.nii.gz` beside a scan
@@ -80,7 +84,8 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut scored = Vec::new();
     for (key, members) in cohorts {
         let window = scoring.window(key, &members);
-        if let Some(error) = too_few(&window.identity()) {
+        let min_scans = if arguments.force { 0 } else { config.window.min_scans };
+        if let Some(error) = too_few(&window.identity(), min_scans) {
             let all = members.into_iter().map(|member| (member.path, error.clone()));
             refused.extend(all.map(|(path, error)| Refused::new(path, error)));
             continue;
@@ -102,10 +107,12 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     Err(Failure::new(REFUSED, format!("{n_refused} of {n_files} files were not scored")))
 }
 
-/// The reason why a cohort cannot be scored, if it has too few scans to compare.
-fn too_few(cohort: &WindowIdentity) -> Option<String> {
+/// The reason why a cohort cannot be scored, if it has too few scans to compare: `min_scans` is the
+/// number of patients that it needs.
+fn too_few(cohort: &WindowIdentity, min_scans: usize) -> Option<String> {
     let label = cohort.cohort.label();
     let (n_scans, n_references) = (cohort.members.len(), cohort.n_references());
+    let n_patients = cohort.n_patients();
     if n_scans < 2 {
         Some(format!("alone in its cohort ({label}): there is no scan to compare it with"))
     } else if n_references < 2 {
@@ -113,10 +120,16 @@ fn too_few(cohort: &WindowIdentity) -> Option<String> {
             "{n_references} of {n_scans} scans of its cohort ({label}) are references ([quality]); 2 are \
              needed"
         ))
-    } else if cohort.n_patients() < 2 {
+    } else if n_patients < 2 {
         Some(format!(
             "the {n_references} scans of its cohort ({label}) are of one patient; scans of 2 \
              patients are needed (window.compare_same_patient)"
+        ))
+    } else if n_patients < min_scans {
+        let what = if cohort.same_patient.is_empty() { "reference scans" } else { "patients" };
+        Some(format!(
+            "its cohort ({label}) has {n_patients} {what}; {min_scans} are needed (window.min_scans). Add \
+             scans, lower window.min_scans, or give --force: results of fewer scans say little"
         ))
     } else {
         None
@@ -151,11 +164,11 @@ fn print_table(scored: &[(EncodedScan, Finding)], refused: &[Refused], arguments
     }
     for (member, finding) in scored {
         println!(
-            "{:<36} {:>8.3} {:>8.3} {:>10.0}% {:>9.1}",
+            "{:<36} {:>8.3} {:>8.3} {:>11} {:>9.1}",
             member.record.output_stem,
             finding.score_top1_mean,
             finding.score_max,
-            100.0 * finding.percentile,
+            percent(finding.percentile),
             finding.mask_ml()
         );
     }
@@ -166,6 +179,11 @@ fn print_table(scored: &[(EncodedScan, Finding)], refused: &[Refused], arguments
         }
     }
     println!("results in {}   (research use only)", arguments.out.display());
+}
+
+/// A percentile for a table; `-` if there is none.
+pub(super) fn percent(percentile: Option<f64>) -> String {
+    percentile.map_or("-".to_owned(), |share| format!("{:.0}%", 100.0 * share))
 }
 
 fn refused_json(refused: &Refused) -> serde_json::Value {

@@ -33,8 +33,8 @@ pub struct Finding {
     /// Mean of the highest 1 % of the scores: steadier than the maximum.
     pub score_top1_mean: f32,
     /// Share of the other scans of the window with a lower `score_top1_mean` (ties count half),
-    /// in [0, 1].
-    pub percentile: f64,
+    /// in [0, 1]. `None` if the window has too few scans for it to mean anything.
+    pub percentile: Option<f64>,
     /// How far the scan as a whole is from the others, compared with how far they are from each
     /// other. 1 is typical; `None` without others.
     pub shift: Option<f64>,
@@ -90,7 +90,7 @@ pub fn finding(
     Finding {
         score_max: own.max,
         score_top1_mean: own.top1_mean,
-        percentile: scoring::percentile(own.top1_mean, &other_tops),
+        percentile: Some(scoring::percentile(own.top1_mean, &other_tops)),
         shift: scores.shift(index),
         threshold,
         n_cells: own.cells.len(),

@@ -39,8 +39,9 @@ pub struct Scores {
     pub max: f32,
     /// Mean of the highest 1 % of the scores.
     pub top1_mean: f32,
-    /// Share of the window's other scans with a lower `top1_mean`, in [0, 1].
-    pub percentile: f64,
+    /// Share of the window's other scans with a lower `top1_mean`, in [0, 1]. Null if the window has
+    /// fewer patients than `window.min_scans` (`oddscan score --force`).
+    pub percentile: Option<f64>,
     /// How far the scan as a whole is from the others, relative to how far they are from each
     /// other. 1 means that it is like them.
     pub shift: Option<f64>,
@@ -276,7 +277,7 @@ pub(super) mod tests {
             scores: Some(Scores {
                 max: 1.5,
                 top1_mean: 1.25,
-                percentile: 0.9,
+                percentile: Some(0.9),
                 shift: Some(1.1),
                 n_cells: 100,
                 n_unmatched_cells: 1,

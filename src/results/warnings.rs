@@ -30,6 +30,16 @@ pub(super) fn window_warnings(input: &ResultInput<'_>, finding: &Finding) -> Vec
     let n_patients = input.window.n_patients().min(n_others + 1);
     let mut warnings = Vec::new();
 
+    if finding.percentile.is_none() {
+        let (found, needed) = (input.window.n_patients(), input.config.window.min_scans);
+        let what = if input.window.same_patient.is_empty() { "scans" } else { "patients" };
+        warnings.push(format!(
+            "the window holds {found} {what} to compare with, and window.min_scans asks for {needed}; it \
+             was scored because of --force. So there is no percentile. Score, map and mask say little \
+             here. Add scans"
+        ));
+    }
+
     if let Some(mixed) = scoring::heterogeneity(&references).filter(|&ratio| ratio > MIXED) {
         warnings.push(format!(
             "the window mixes scans that differ as a whole: the ratio of the 90th to the 10th \

@@ -179,6 +179,41 @@ fn a_refused_file_is_reported_and_the_others_are_scored() {
 }
 
 #[test]
+fn a_cohort_of_too_few_patients_is_scored_only_by_force_and_without_percentiles() {
+    let site = Site::new(8, &[]);
+    let scans = site.path("scans");
+    fs::create_dir(&scans).unwrap();
+    for seed in 1..=3 {
+        fs::write(scans.join(format!("sub-{seed}_T1w.nii.gz")), scan_bytes(seed)).unwrap();
+    }
+    let score = |more: &[&str]| {
+        let mut score = oddscan();
+        score.arg("score").args(more).arg("--config").arg(site.path("config.toml"));
+        said(&score.arg("--out").arg(site.path("results")).arg(&scans).output().unwrap())
+    };
+    let (_, stderr, code) = score(&[]);
+    assert_eq!(code, Some(65), "{stderr}");
+    assert!(stderr.contains("its cohort (t1w) has 3 reference scans; 8 are needed"), "{stderr}");
+    assert!(stderr.contains("window.min_scans") && stderr.contains("--force"), "{stderr}");
+    assert_eq!(names(&site.path("results")), Vec::<String>::new());
+
+    let (stdout, stderr, code) = score(&["--force"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let row = stdout.lines().find(|line| line.starts_with("sub-1_T1w")).unwrap();
+    assert!(row.split_whitespace().any(|cell| cell == "-") && !row.contains('%'), "{stdout}");
+    assert!(stderr.contains("there is no percentile"), "{stderr}");
+    let sidecar = site.sidecar("sub-1_T1w").unwrap();
+    let scores = sidecar.scores.clone().unwrap();
+    assert!(scores.percentile.is_none() && scores.max > 0.0, "{scores:?}");
+    let says = |text: &str| sidecar.warnings.iter().any(|warning| warning.contains(text));
+    assert!(says("window.min_scans asks for 8"), "{:?}", sidecar.warnings);
+
+    let (stdout, _, _) = score(&["--force", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(report["scored"][0].get("percentile"), Some(&serde_json::Value::Null));
+}
+
+#[test]
 fn a_brain_mask_beside_a_scan_is_used() {
     let site = Site::new(2, &[]);
     let scans = site.path("scans");

@@ -20,7 +20,7 @@ fn sidecar(score: f32) -> Sidecar {
     let scores = Scores {
         max: score,
         top1_mean: score,
-        percentile: 0.5,
+        percentile: Some(0.5),
         shift: None,
         n_cells: 1,
         n_unmatched_cells: 0,

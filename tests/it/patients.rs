@@ -73,7 +73,7 @@ fn sessions_of_a_patient_count_once_and_are_not_compared_with_each_other() {
     assert!(apart.iter().all(says) && !says(&site.sidecar("sub-2_T1w").unwrap()));
     let series = |state| format!("oddscan_window_studies{{cohort=\"t1w\",state=\"{state}\"}}");
     assert_eq!(["active", "same_patient"].map(|s| site.metric(&series(s))), [3.0, 2.0]);
-    assert!(apart.iter().all(|sidecar| sidecar.scores.as_ref().unwrap().percentile == 1.0));
+    assert!(apart.iter().all(|sidecar| sidecar.scores.as_ref().unwrap().percentile == Some(1.0)));
 
     // If they are compared with each other, they look normal.
     site.configure(3, &["window.compare_same_patient = true"]);
@@ -163,6 +163,51 @@ fn a_session_scores_as_it_would_without_the_others_of_its_patient() {
     assert!(score("beside") == alone, "bit for bit");
     site.configure(2, &[NOT_CORRECTED, "window.compare_same_patient = true"]);
     assert!(score("together") != alone);
+}
+
+#[test]
+fn a_session_under_another_name_is_found_by_its_tokens_and_not_compared() {
+    const NOT_CORRECTED: &str = "scoring.positional_correction = 0.0";
+    let site = Site::new(2, &[NOT_CORRECTED]);
+    let scans = site.path("scans");
+    fs::create_dir(&scans).unwrap();
+    let put = |name: &str, bytes: &[u8]| fs::write(scans.join(name), bytes).unwrap();
+    for seed in 2..=6 {
+        put(&format!("sub-{seed}_T1w.nii.gz"), &scan_bytes(seed));
+    }
+    put("sub-1_T1w.nii.gz", &session(1, 1));
+    let score = |out: &str| {
+        let mut score = oddscan();
+        score.args(["score", "--config"]).arg(site.path("config.toml"));
+        let output = score.arg("--out").arg(site.path(out)).arg(&scans).output().unwrap();
+        let (_, stderr, code) = said(&output);
+        assert_eq!(code, Some(0), "{stderr}");
+        let map = fs::read(site.path(out).join("sub-1_T1w_anomaly-map.nii.gz")).unwrap();
+        (map, stderr)
+    };
+    let (alone, stderr) = score("alone");
+    assert!(!stderr.contains("follow_up_ratio"), "{stderr}");
+
+    put("sub-9_T1w.nii.gz", &session(1, 2));
+    let (beside, stderr) = score("results");
+    assert!(beside == alone, "bit for bit");
+    assert!(stderr.contains("scoring.follow_up_ratio = 0"), "{stderr}");
+    let [first, second, other] =
+        ["sub-1_T1w", "sub-9_T1w", "sub-2_T1w"].map(|stem| site.sidecar(stem).unwrap());
+    let mut pair = vec![first.scan_id, second.scan_id];
+    pair.sort();
+    let says = |sidecar: &Sidecar, text: &str| sidecar.warnings.iter().any(|w| w.contains(text));
+    for sidecar in [&first, &second] {
+        assert_eq!(sidecar.window.hidden_follow_ups, [pair.clone()]);
+        assert!(says(sidecar, "taken for scans of one person"), "{:?}", sidecar.warnings);
+        // The names say that these are two people.
+        assert!(says(sidecar, "different patients"), "{:?}", sidecar.warnings);
+    }
+    assert_eq!(other.window.hidden_follow_ups, [pair]);
+    assert!(!says(&other, "one person"), "{:?}", other.warnings);
+
+    site.configure(2, &[NOT_CORRECTED, "scoring.follow_up_ratio = 0"]);
+    assert!(score("together").0 != alone);
 }
 
 #[test]

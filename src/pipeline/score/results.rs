@@ -338,13 +338,15 @@ impl ResultsOf<'_> {
         let folder = &settings.directories.results;
         report::write_results(folder, &record.output_stem, &results).map_err(writing)?;
 
-        shared.metrics.scan_percentile(record.cohort.label(), finding.percentile);
+        if let Some(percentile) = finding.percentile {
+            shared.metrics.scan_percentile(record.cohort.label(), percentile);
+        }
         info!(
             scan = %id,
             window = cohort.identity.id,
             scans = cohort.scores.scans.len(),
             score = format!("{:.3}", finding.score_top1_mean),
-            percentile = format!("{:.2}", finding.percentile),
+            percentile = finding.percentile.map(|percentile| format!("{percentile:.2}")),
             "result written"
         );
         Ok(())
