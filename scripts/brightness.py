@@ -4,6 +4,9 @@
     brightness.py SCANS OUT             SCANS holds <subject>_<modality>.nii.gz and <subject>_brain.nii.gz
     oddscan eval --maps OUT --truth SCANS
 
+`oddscan eval` computes this baseline for each map, too, and prints its voxel figures. These maps are for the other
+figures: lesions and regions of the masks.
+
 The map is the scan, smoothed by 1 mm inside the brain. The mask holds the brightest 1 % of the brain; `oddscan
 eval` needs one. Needs nibabel and scipy.
 """

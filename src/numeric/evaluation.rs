@@ -2,6 +2,9 @@
 //! counts of lesions. Definitions as in scikit-learn (AUROC, average precision) and MedPy (Dice,
 //! Jaccard); nothing is binned.
 
+pub mod baseline;
+pub mod froc;
+
 use rayon::prelude::*;
 
 use super::{geometry::Shape3, mask::Region, projection::Normal};
@@ -121,6 +124,29 @@ impl Ranking {
         })
     }
 
+    /// For each share, which must rise, the lowest score that at most this share of the false scores
+    /// exceeds. Equal ones are merged, so that the result falls strictly.
+    pub fn thresholds(&self, shares: &[f64]) -> Vec<f32> {
+        let n_false = (self.packed.len() - self.n_true()) as f64;
+        let mut thresholds = Vec::new();
+        let mut last = None;
+        let mut n_above = 0;
+        let mut shares = shares.iter().map(|share| share * n_false).peekable();
+
+        for (score, run) in self.steps() {
+            while shares.next_if(|&most| f64::from(n_above) > most).is_some() {
+                thresholds.extend(last);
+            }
+            last = Some(score);
+            n_above += run.iter().filter(|&&entry| entry & 1 == 0).count() as u32;
+        }
+        if shares.peek().is_some() {
+            thresholds.extend(last);
+        }
+        thresholds.dedup();
+        thresholds
+    }
+
     /// The single threshold with the highest mean Dice of the groups; `None` if nothing is true.
     pub fn global_oracle(&self) -> Option<GlobalOracle> {
         let mut n_true = vec![0_u64; self.n_groups];
@@ -211,26 +237,53 @@ impl std::iter::Sum for Overlap {
 pub struct Lesions {
     /// Volume of each lesion, mm^3, and whether the mask meets it.
     pub found: Vec<(f64, bool)>,
-    /// Regions of the mask that meet no lesion.
+    /// Normal hyperintensities that the mask meets.
+    pub n_normal_met: usize,
+    /// Regions of the mask that meet a normal hyperintensity and no lesion.
+    pub n_on_normal: usize,
+    /// Regions of the mask that meet neither.
     pub n_false: usize,
 }
 
 impl Lesions {
-    /// Compares the connected regions of the truth and of the mask on a grid of `shape`.
-    pub fn of(lesions: &[Region], marked: &[Region], shape: Shape3, voxel_mm3: f64) -> Self {
+    /// Compares the connected regions of the truth and of the mask on a grid of `shape`. `normal`
+    /// are hyperintensities that count as normal.
+    pub fn of(
+        lesions: &[Region],
+        normal: &[Region],
+        marked: &[Region],
+        shape: Shape3,
+        voxel_mm3: f64,
+    ) -> Self {
         let lookup = |regions: &[Region]| {
             let mut inside = vec![false; shape.n_voxels()];
             regions.iter().flatten().for_each(|&voxel| inside[voxel] = true);
             inside
         };
-        let (in_lesion, in_mask) = (lookup(lesions), lookup(marked));
+        let [in_lesion, in_normal, in_mask] = [lesions, normal, marked].map(lookup);
         let meets = |region: &Region, other: &[bool]| region.iter().any(|&voxel| other[voxel]);
+
         let lesion = |r: &Region| (r.len() as f64 * voxel_mm3, meets(r, &in_mask));
+        let off_lesions = marked.iter().filter(|region| !meets(region, &in_lesion));
+        let (on_normal, others): (Vec<&Region>, Vec<&Region>) =
+            off_lesions.partition(|region| meets(region, &in_normal));
         Self {
             found: lesions.iter().map(lesion).collect(),
-            n_false: marked.iter().filter(|region| !meets(region, &in_lesion)).count(),
+            n_normal_met: normal.iter().filter(|region| meets(region, &in_mask)).count(),
+            n_on_normal: on_normal.len(),
+            n_false: others.len(),
         }
     }
+}
+
+/// Ranks by two keys: a larger first key is ranked higher, and among equal ones a larger second
+/// key. Equal pairs have one rank.
+pub fn ranks(keys: &[(f64, f32)]) -> Vec<f32> {
+    let compare = |a: &(f64, f32), b: &(f64, f32)| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1));
+    let mut sorted = keys.to_vec();
+    sorted.sort_unstable_by(compare);
+    let rank = |key| sorted.partition_point(|other| compare(other, key).is_lt()) as f32;
+    keys.iter().map(rank).collect()
 }
 
 /// Resamples of a bootstrap.
@@ -313,8 +366,32 @@ mod tests {
         assert_eq!((overlap.dice(), overlap.iou()), (Some(2.0 / 6.0), Some(1.0 / 5.0)));
         assert_eq!(Overlap::default().dice(), None);
         let all = |inside: &[bool]| regions(inside.to_vec(), shape, 1);
-        let lesions = Lesions::of(&all(&truth), &all(&mask), shape, 8.0);
-        assert_eq!(lesions, Lesions { found: vec![(16.0, true), (8.0, false)], n_false: 1 });
+        let found = vec![(16.0, true), (8.0, false)];
+        let lesions = Lesions::of(&all(&truth), &[], &all(&mask), shape, 8.0);
+        assert_eq!(
+            lesions,
+            Lesions { found: found.clone(), n_normal_met: 0, n_on_normal: 0, n_false: 1 }
+        );
+        // The region at voxel 11 is on a normal hyperintensity. The mask does not meet the other.
+        let lesions = Lesions::of(&all(&truth), &[vec![11], vec![9]], &all(&mask), shape, 8.0);
+        assert_eq!(lesions, Lesions { found, n_normal_met: 1, n_on_normal: 1, n_false: 0 });
+    }
+
+    #[test]
+    fn thresholds_by_the_share_of_healthy_voxels_above_them() {
+        // False: 6, 5, 4, 4 and 1. True: 7 and 3.
+        let scores = [6.0, 7.0, 5.0, 4.0, 4.0, 3.0, 1.0];
+        let truth = [false, true, false, false, false, true, false];
+        let ranking = ranking(&scores, &truth);
+        // None of five is above 6, one above 5, two above 4, four above 3 and above 1.
+        assert_eq!(ranking.thresholds(&[0.1, 0.2, 0.45, 0.5, 0.8]), [6.0, 5.0, 4.0, 1.0]);
+        assert!(ranking.thresholds(&[]).is_empty());
+    }
+
+    #[test]
+    fn the_second_key_breaks_ties_of_the_first() {
+        let keys = [(0.5, 9.0), (0.9, 1.0), (0.9, 2.0), (0.1, 3.0), (0.9, 1.0)];
+        assert_eq!(ranks(&keys), [1.0, 2.0, 4.0, 0.0, 2.0]);
     }
 
     #[test]

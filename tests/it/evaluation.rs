@@ -82,6 +82,53 @@ fn assert_close(found: &Value, expected: &Value, what: &str) {
     assert!((found - expected).abs() < 1e-9, "{what}: {found} instead of {expected}");
 }
 
+fn assert_baselines_and_sources(found: &Value, expected: &Value) {
+    let baselines = found["baselines"].as_array().unwrap();
+    let names: Vec<&str> = baselines.iter().map(|of| of["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["brightness", "darkness", "deviation"]);
+    for baseline in &baselines[..2] {
+        let name = baseline["name"].as_str().unwrap();
+        assert_means(baseline, &expected["baselines"][name], name);
+        assert_close(
+            &baseline["map_average_precision"],
+            &found["mean"]["average_precision"]["value"],
+            name,
+        );
+    }
+
+    let sources = found["sources"].as_array().unwrap();
+    let expected = expected["sources"].as_array().unwrap();
+    assert_eq!(sources.len(), expected.len());
+    for (source, expected) in sources.iter().zip(expected) {
+        for count in ["source", "n_lesions", "n_found"] {
+            assert_eq!(source[count], expected[count]);
+        }
+        assert_means(source, expected, "source");
+    }
+}
+
+/// As the threshold falls, a lesion that was found stays found.
+fn assert_curve(found: &Value) {
+    let points = found["froc"]["points"].as_array().unwrap();
+    let n_found = |point: &Value| -> u64 {
+        point["n_found"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum()
+    };
+    let threshold = |point: &Value| point["threshold"].as_f64().unwrap();
+    assert!(points.len() > 2, "{points:?}");
+    for pair in points.windows(2) {
+        assert!(threshold(&pair[0]) > threshold(&pair[1]), "{pair:?}");
+        assert!(n_found(&pair[0]) <= n_found(&pair[1]), "{pair:?}");
+    }
+    assert!(n_found(points.last().unwrap()) > 0, "{points:?}");
+}
+
+fn assert_means(found: &Value, expected: &Value, what: &str) {
+    assert_eq!(found["n_scans"], expected["n_scans"], "{what}");
+    for figure in ["auroc", "average_precision", "oracle_dice"] {
+        assert_close(&found[figure], &expected[figure], what);
+    }
+}
+
 #[test]
 fn the_figures_are_those_of_scikit_learn_medpy_and_scipy() {
     let Some(mut cases) = python("evaluation_cases.py", "medpy") else { return };
@@ -90,7 +137,8 @@ fn the_figures_are_those_of_scikit_learn_medpy_and_scipy() {
         ["results", "truth", "expected.json"].map(|name| folder.path().join(name));
     run(cases.args([&results, &truth, &expected]));
     for number in 0..8_u8 {
-        let stem = format!("sub-{number}_T1w");
+        let source = if number < 4 { 'a' } else { 'b' };
+        let stem = format!("sub-{source}-{number}_T1w");
         write_sidecar(&results, &stem, &sidecar(f32::from(number) / 10.0)).unwrap();
     }
     let expected: Value = serde_json::from_slice(&fs::read(expected).unwrap()).unwrap();
@@ -98,8 +146,12 @@ fn the_figures_are_those_of_scikit_learn_medpy_and_scipy() {
     let mut eval = oddscan();
     let output = eval.arg("eval").arg("--maps").arg(&results).arg("--truth").arg(&truth);
     let (table, stderr, code) = said(&output.output().unwrap());
-    assert_eq!(code, Some(0), "{stderr}");
-    assert!(table.contains("95 % interval") && table.contains("false regions"), "{table}");
+    assert_eq!((stderr.as_str(), code), ("", Some(0)));
+    let parts =
+        ["95 % interval", "share of lesions", "brightness", "by source", "regions on normal"];
+    for part in parts {
+        assert!(table.contains(part), "no {part}: {table}");
+    }
     let (json, _, _) = said(&output.arg("--json").output().unwrap());
     let found: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(unread(output), (String::new(), Some(141)));
@@ -112,7 +164,9 @@ fn the_figures_are_those_of_scikit_learn_medpy_and_scipy() {
         let n_found = lesions.iter().filter(|lesion| lesion["found"] == true).count();
         assert_eq!(Value::from(lesions.len()), expected["n_lesions"], "{name}");
         assert_eq!(Value::from(n_found), expected["n_found"], "{name}");
-        assert_eq!(scan["n_false_regions"], expected["n_false_regions"], "{name}");
+        for count in ["n_false_regions", "n_regions_on_normal", "n_normal", "n_normal_met"] {
+            assert_eq!(scan[count], expected[count], "{count} of {name}");
+        }
         assert_eq!(scan["voxels"].is_null(), expected["auroc"].is_null(), "{name}");
         for figure in ["auroc", "average_precision", "oracle_dice", "dice", "iou"] {
             if !scan["voxels"].is_null() {
@@ -120,6 +174,8 @@ fn the_figures_are_those_of_scikit_learn_medpy_and_scipy() {
             }
         }
     }
+    assert_baselines_and_sources(&found, &expected);
+    assert_curve(&found);
     for figure in ["auroc", "average_precision", "oracle_dice", "dice"] {
         assert_close(&found["pooled"][figure], &expected["pooled"][figure], figure);
     }
@@ -147,4 +203,20 @@ fn a_truth_on_another_grid_is_refused_with_both_grids() {
     let (_, stderr, code) = said(&output.output().unwrap());
     assert_eq!(code, Some(65));
     assert!(stderr.contains("a_lesion.nii.gz: found a grid of"), "{stderr}");
+}
+
+#[test]
+fn without_the_scans_one_line_says_what_baselines_need() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let map = oddscan::nifti::encode_volume(&crate::support::brain(1));
+    fs::write(path("a_T1w_anomaly-map.nii.gz"), &map).unwrap();
+    fs::write(path("a_T1w_anomaly-mask.nii.gz"), &map).unwrap();
+    let mut eval = oddscan();
+    let output =
+        eval.arg("eval").arg("--maps").arg(folder.path()).arg("--truth").arg(folder.path());
+    let (_, stderr, code) = said(&output.output().unwrap());
+    assert_eq!(code, Some(0));
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains("no baselines") && stderr.contains("--scans"), "{stderr}");
 }
