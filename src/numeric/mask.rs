@@ -120,6 +120,18 @@ pub fn score_map(
     map
 }
 
+/// The scores at the centres of the cells of another grid over the same cube, as [`score_map`] has
+/// them there.
+pub fn at_cells(foreground: &Foreground, scores: &[f32], cells: &Foreground) -> Vec<f32> {
+    let (from, to) = (foreground.shape, cells.shape);
+    let grid = dense(foreground, scores);
+    let place = |cell: &u32| {
+        let at = to.voxel(*cell as usize);
+        [0, 1, 2].map(|a| (at[a] as f64 + 0.5) * from.0[a] as f64 / to.0[a] as f64 - 0.5)
+    };
+    cells.cells.par_iter().map(|cell| interpolate(&grid, from, place(cell)) as f32).collect()
+}
+
 /// Rounds to 14 significant bits, 6e-5 of the value at most. The lower bits mean nothing and take a
 /// third of the space in a file.
 fn rounded(value: f32) -> f32 {

@@ -15,13 +15,19 @@ pub mod preprocess;
 pub mod registration;
 pub mod resample;
 pub mod slice;
+pub mod smoothing;
 
 pub mod projection;
 pub mod token;
 
+pub mod fine;
+pub mod range;
+
 pub mod mask;
 pub mod scoring;
 mod smallest;
+
+pub mod fusion;
 
 pub mod quality;
 

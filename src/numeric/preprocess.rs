@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use thiserror::Error;
 
 use super::{
+    fine::FineVolume,
     geometry::{Affine, AffineError, Shape3, WorldPoint},
     intensity::{self, Landmarks, Scale},
     volume::{RawMask, RawVolume, Volume, interpolate},
@@ -36,6 +37,8 @@ pub struct Canonical {
     pub brain_ml: f64,
     /// Share of the brain outside the cube, in [0, 1].
     pub cut_fraction: f64,
+    /// The intensities on a finer grid than that of tokens, as the scanner gave them.
+    pub fine: FineVolume,
     /// Whether its intensities were mapped to landmarks. Not if there are none for it, or if it has
     /// too few distinct values.
     pub is_standardised: bool,
@@ -167,9 +170,12 @@ pub fn canonicalise(
     let is_standardised = standard.is_some();
     let scale = standard.unwrap_or(Scale::Plain { white });
 
-    let (voxels, inside) = resample(raw, brain, &cube, settings.side, &scale);
-    let volume = Volume { side: settings.side, voxels, brain: inside, affine: cube };
-    Ok(Canonical { volume, brain_ml, cut_fraction, is_standardised })
+    let side = settings.side;
+    let Resampled { intensities, voxels, inside } = resample(raw, brain, &cube, side, &scale);
+    let spacing_mm = settings.field_of_view_mm / side as f64;
+    let fine = FineVolume::of(&intensities, &inside, side, spacing_mm);
+    let volume = Volume { side, voxels, brain: inside, affine: cube };
+    Ok(Canonical { volume, fine, brain_ml, cut_fraction, is_standardised })
 }
 
 fn share(inside: &[bool]) -> f64 {
@@ -234,32 +240,45 @@ fn cut_fraction(brain: &RawMask, cube: &Affine, side: usize) -> f64 {
     cut as f64 / all.max(1) as f64
 }
 
+/// A scan in the cube, voxel by voxel.
+struct Resampled {
+    /// As the scanner gave them; 0 outside the brain.
+    intensities: Vec<f32>,
+    /// Scaled to [0, 1].
+    voxels: Vec<f32>,
+    inside: Vec<bool>,
+}
+
 fn resample(
     raw: &RawVolume,
     brain: &RawMask,
     cube: &Affine,
     side: usize,
     scale: &Scale,
-) -> (Vec<f32>, Vec<bool>) {
+) -> Resampled {
     let to_raw = raw.affine.inverse().after(cube);
     let around = brain.voxel_box();
     let shape = Shape3::cube(side);
 
+    let mut intensities = vec![0.0; shape.n_voxels()];
     let mut voxels = vec![0.0; shape.n_voxels()];
     let mut inside = vec![false; shape.n_voxels()];
-    let rows = voxels.par_chunks_mut(side).zip(inside.par_chunks_mut(side));
-    rows.enumerate().for_each(|(row, (voxels, inside))| {
+    let rows = intensities.par_chunks_mut(side).zip(voxels.par_chunks_mut(side));
+    let rows = rows.zip(inside.par_chunks_mut(side));
+    rows.enumerate().for_each(|(row, ((intensities, voxels), inside))| {
         let (y, z) = ((row % side) as f64, (row / side) as f64);
         for x in to_raw.row_within(y, z, around, side) {
             let place = to_raw.apply([x as f64, y, z]);
             if brain.at(place) {
                 inside[x] = true;
-                voxels[x] = scale.value(trilinear(raw, place)) as f32;
+                let intensity = trilinear(raw, place);
+                intensities[x] = intensity as f32;
+                voxels[x] = scale.value(intensity) as f32;
             }
         }
     });
 
-    (voxels, inside)
+    Resampled { intensities, voxels, inside }
 }
 
 /// The intensity between voxel centres; places beyond the grid count as 0.

@@ -48,8 +48,8 @@ pub struct Fraction(f64);
 
 impl Fraction {
     /// `None` unless `share` is in (0, 1].
-    pub fn new(share: f64) -> Option<Self> {
-        (share > 0.0 && share <= 1.0).then_some(Self(share))
+    pub const fn new(share: f64) -> Option<Self> {
+        if share > 0.0 && share <= 1.0 { Some(Self(share)) } else { None }
     }
 
     /// The share as a number.

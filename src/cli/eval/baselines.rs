@@ -154,8 +154,7 @@ fn fine(
     };
     let canonical = preprocess::canonicalise(raw, brain, &CUBE, aligned.as_ref(), None)
         .map_err(|error| format!("no deviation: {error}"))?;
-    let volume = canonical.volume;
-    Ok(Fine { case: index, cube: *volume.affine(), volume: FineVolume::of(&volume) })
+    Ok(Fine { case: index, cube: *canonical.volume.affine(), volume: canonical.fine })
 }
 
 /// What the deviation reaches in the scans of one window.

@@ -6,53 +6,18 @@ use rayon::prelude::*;
 
 use crate::numeric::{
     fine::FineVolume,
-    geometry::Shape3,
     scoring::quantile,
+    smoothing::smoothed_within,
     volume::{RawMask, RawVolume},
 };
 
 /// Standard deviation of the Gaussian that smooths the brightness, mm.
 pub const SIGMA_MM: f64 = 1.0;
 
-/// The Gaussian ends here, standard deviations. It is the default of SciPy.
-const REACH_SIGMAS: f64 = 4.0;
-
 /// The scan's intensity, smoothed inside the brain; 0 outside. `brain` is on the scan's grid.
-///
-/// Smoothed intensities are divided by the smoothed brain (normalised convolution, Knutsson and
-/// Westin 1993), so that the background does not darken the brain's rim.
 pub fn brightness(scan: &RawVolume, brain: &RawMask) -> Vec<f32> {
     let sigmas = scan.affine.spacing_mm().map(|spacing| SIGMA_MM / spacing);
-    let within = scan.within(brain).voxels.into_iter().map(f64::from).collect();
-    let sums = smoothed(within, scan.shape, sigmas);
-    let weights = brain.inside.iter().map(|&inside| f64::from(u8::from(inside))).collect();
-    let weights = smoothed(weights, scan.shape, sigmas);
-
-    let values = sums.into_iter().zip(weights).zip(&brain.inside);
-    values
-        .map(|((sum, weight), &inside)| if inside { (sum / weight) as f32 } else { 0.0 })
-        .collect()
-}
-
-/// A Gaussian along each axis. Places beyond the grid count as 0.
-fn smoothed(values: Vec<f64>, shape: Shape3, sigmas: [f64; 3]) -> Vec<f64> {
-    (0..3).fold(values, |values, axis| smoothed_along(axis, &values, shape, sigmas[axis]))
-}
-
-fn smoothed_along(axis: usize, values: &[f64], shape: Shape3, sigma: f64) -> Vec<f64> {
-    let reach = (REACH_SIGMAS * sigma + 0.5) as usize;
-    let weight = |apart: usize| (-0.5 * (apart as f64 / sigma).powi(2)).exp();
-    let weights: Vec<f64> = (0..=reach).map(weight).collect();
-
-    let n = shape.0[axis];
-    let stride: usize = shape.0[..axis].iter().product();
-    let sum_at = |offset: usize| -> f64 {
-        let at = offset / stride % n;
-        let line = offset - at * stride;
-        let near = at.saturating_sub(reach)..(at + reach + 1).min(n);
-        near.map(|other| weights[other.abs_diff(at)] * values[line + other * stride]).sum()
-    };
-    (0..values.len()).into_par_iter().map(sum_at).collect()
+    smoothed_within(&scan.voxels, &brain.inside, scan.shape, sigmas)
 }
 
 /// Fewest other scans whose median says what is usual at a place.
@@ -96,7 +61,10 @@ fn dense(volume: &FineVolume) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::numeric::{geometry::Affine, token::Foreground};
+    use crate::numeric::{
+        geometry::{Affine, Shape3},
+        token::Foreground,
+    };
 
     /// A scan of voxels of 1 by 2 by 4 mm, and its brain.
     fn scan(shape: [usize; 3], voxels: &[f32], inside: &[bool]) -> (RawVolume, RawMask) {
@@ -147,6 +115,7 @@ mod tests {
     fn fine(cells: &[u32], values: &[f32]) -> FineVolume {
         let foreground = Foreground { shape: Shape3::cube(2), cells: cells.to_vec() };
         FineVolume {
+            depths: vec![0; cells.len()],
             foreground,
             values: values.iter().map(|&value| f16::from_f32(value)).collect(),
         }
