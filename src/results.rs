@@ -12,14 +12,14 @@ use crate::{
     domain::{
         cohort::modality_of,
         error::ScanError,
-        finding::{Finding, finding},
+        finding::{Finding, Place, finding, parts_of_map},
         scan::{BrainSource, EncodedFacts, ScanRecord},
         window::WindowIdentity,
         window_scores::WindowScores,
     },
     engine::Method,
     nifti,
-    numeric::{brain, mask::GridPlacement, registration::Template, scoring},
+    numeric::{brain, fusion::FusedMap, mask::GridPlacement, registration::Template, scoring},
     prepare::Source,
     report::{
         AlignmentFiles, AlignmentPicture, EncoderFacts, IntensityFacts, MethodFacts, QualityFacts,
@@ -38,7 +38,11 @@ pub(crate) use warnings::SHIFTED;
 pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), ScanError> {
     let ResultInput { record, source, method, config, .. } = input;
     let WindowScores { shared, .. } = input.scores;
-    let finding = finding_of(input)?;
+    let fused = fused_map(input)?;
+    let place = place(input)?;
+    let finding = finding_of(input, &place, fused.as_ref());
+    let parts = fused.as_ref().filter(|_| config.results.parts);
+    let parts = parts.map(|fused| parts_of_map(&place, fused).concat());
 
     // Compressing the map takes as long as everything else together.
     let (map_nii_gz, (mask_nii_gz, picture_png)) = rayon::join(
@@ -60,11 +64,20 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
             shift: finding.shift,
             n_cells: finding.n_cells,
             n_unmatched_cells: finding.n_unmatched_cells,
+            excess: finding.tail.map(|tail| tail.excess),
+            tail_probability: finding.tail.map(|tail| tail.probability),
+            least_tail_probability: finding.tail.map(|tail| tail.least_probability),
+            stands_out: finding.tail.and_then(|tail| tail.stands_out),
+            usual_volume_ml: finding.tail.map(|tail| tail.usual_volume_ml),
         }),
         threshold: Some(ThresholdFacts {
             value: finding.threshold.is_finite().then_some(finding.threshold),
             false_positive_fraction: config.scoring.false_positives.get(),
-            min_cluster_mm3: config.scoring.min_cluster_mm3,
+            min_cluster_mm3: if input.scores.is_bright(input.index) {
+                config.scoring.min_bright_cluster_mm3
+            } else {
+                config.scoring.min_cluster_mm3
+            },
             chosen_by: "median and quartiles of this map, reach of the tail in the other scans"
                 .to_owned(),
         }),
@@ -80,17 +93,36 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
     sidecar.warnings.extend(shared_warning(record.id, shared));
 
     let (brain_nii_gz, alignment) = optional_files(input);
-    let results =
-        ResultSet { map_nii_gz, mask_nii_gz, picture_png, brain_nii_gz, alignment, sidecar };
+    let parts_nii_gz = parts.map(|parts| nifti::encode_parts(&source.grid, &parts));
+    let results = ResultSet {
+        map_nii_gz,
+        mask_nii_gz,
+        picture_png,
+        brain_nii_gz,
+        parts_nii_gz,
+        alignment,
+        sidecar,
+    };
     Ok((results, finding))
 }
 
-fn finding_of(input: &ResultInput<'_>) -> Result<Finding, ScanError> {
-    let ResultInput { source, scores, index, method, config, .. } = input;
+/// The map of tokens and intensities; `None` if the map is that of tokens alone.
+fn fused_map(input: &ResultInput<'_>) -> Result<Option<FusedMap>, ScanError> {
+    let ResultInput { scores, index, fines, .. } = input;
+    let evidence = scores.evidence.as_ref();
+    evidence.map(|found| found.map(*index, &scores.scans[*index], *fines)).transpose()
+}
+
+fn place<'a>(input: &ResultInput<'a>) -> Result<Place<'a>, ScanError> {
+    let ResultInput { source, method, .. } = input;
     let placement = GridPlacement { cube_side: method.cube.side, cube: source.cube(method)? };
-    let found = finding(&source.raw, &source.brain, &placement, scores, *index, &config.scoring);
+    Ok(Place { scan: &source.raw, brain: &source.brain, placement })
+}
+
+fn finding_of(input: &ResultInput<'_>, place: &Place<'_>, fused: Option<&FusedMap>) -> Finding {
+    let found = finding(place, input.scores, input.index, fused, &input.config.scoring);
     let percentile = found.percentile.filter(|_| !is_forced(input));
-    Ok(Finding { percentile, ..found })
+    Finding { percentile, ..found }
 }
 
 /// Whether the window is scored although it has fewer patients than the settings ask for.
@@ -229,6 +261,7 @@ pub(crate) fn sidecar(
                 "encoder": config.tree.get("encoder"),
                 "tokens": config.tree.get("tokens"),
                 "scoring": config.tree.get("scoring"),
+                "evidence": config.tree.get("evidence"),
                 "community": config.tree.get("community"),
             }),
         },
@@ -269,6 +302,7 @@ pub(crate) fn result_key(window: &WindowIdentity, config: &Config) -> String {
         "method": window.cohort.method,
         "scoring": config.scoring_for_key(),
         "community": config.tree.get("community"),
+        "evidence": config.tree.get("evidence"),
     });
     // Each part is added only if it is not empty or default. So results from before the part
     // existed keep their key.

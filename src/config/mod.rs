@@ -9,6 +9,7 @@ mod cohort;
 mod community;
 mod directories;
 mod encoder;
+mod evidence;
 mod intake;
 mod intensity;
 mod preprocess;
@@ -39,6 +40,7 @@ pub use self::{
     check::Fault,
     directories::Directories,
     encoder::{DeviceChoice, Encoder},
+    evidence::{EvidenceSettings, SequenceWeights},
     intake::Intake,
     intensity::{IntensitySettings, Standardise},
     preprocess::{PLACEHOLDERS, PreprocessChoice, PreprocessSettings},
@@ -59,8 +61,9 @@ const PRESETS: [(&str, &str); 2] = [
     (
         "paper",
         "[scoring]\nreach_patches = 0\nkeep_fraction = 0.3\npositional_correction = 0.0\n\
-         follow_up_ratio = 0.0\n[tokens]\n\
-         join_views = true\nslices_per_token = 0\nslice_stride = 1\nskip_background = false\n\
+         follow_up_ratio = 0.0\nmask = \"always\"\n[evidence]\nflair_brightness = 0.0\n\
+         flair_range = 0.0\nt1w_range = 0.0\nt2w_brightness = 0.0\nother_range = 0.0\n\
+         rim_mm = 0.0\n[tokens]\njoin_views = true\nslices_per_token = 0\nslice_stride = 1\nskip_background = false\n\
          projection = 128\nsmoothing_patches = 0.0\n",
     ),
 ];
@@ -99,6 +102,8 @@ pub struct Config {
     pub quality: QualityLimits,
     pub window: WindowSettings,
     pub scoring: Scoring,
+    /// How much intensities count beside tokens.
+    pub evidence: EvidenceSettings,
     /// Optional files beside the results.
     pub results: ResultSettings,
     pub service: ServiceSettings,
@@ -220,6 +225,7 @@ fn check(tree: Table, faults: Vec<Fault>) -> Result<Config, ConfigError> {
         quality: quality::read(check),
         window: window::read(check),
         scoring: scoring::read(check),
+        evidence: evidence::read(check),
         results: results::read(check),
         service: service::read(check),
         tree,

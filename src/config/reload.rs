@@ -44,7 +44,9 @@ impl Config {
         }
         // A preset changes as a whole at the restart, but it also sets keys here that need none.
         if newer.preset != self.preset {
-            keep_value(&mut tree, &self.tree, "scoring");
+            for section in ["scoring", "evidence"] {
+                keep_value(&mut tree, &self.tree, section);
+            }
         }
         check(tree, Vec::new())
     }
@@ -114,6 +116,7 @@ mod tests {
                     "encoder.position_resize" => "size",
                     "encoder.precision" => "f32",
                     "service.listen" => "127.0.0.1:9465",
+                    "scoring.mask" => "always",
                     "service.log" => "debug",
                     _ => "/elsewhere",
                 };
@@ -198,6 +201,7 @@ mod tests {
         let reloaded = old.reloaded(&paper).unwrap();
         assert_eq!(reloaded.scoring, old.scoring);
         assert_eq!(reloaded.tree["scoring"], old.tree["scoring"]);
+        assert_eq!(reloaded.tree["evidence"], old.tree["evidence"]);
         assert!(reloaded.results.brain_mask);
     }
 }

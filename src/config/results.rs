@@ -10,12 +10,15 @@ pub struct ResultSettings {
     /// A picture and a transform that show how the template is aligned to the scan. Only for
     /// aligned scans.
     pub alignment: bool,
+    /// What each kind of evidence adds to the map.
+    pub parts: bool,
 }
 
 pub(super) fn read(check: &mut Checker) -> ResultSettings {
     ResultSettings {
         brain_mask: check.flag("results.brain_mask"),
         alignment: check.flag("results.alignment"),
+        parts: check.flag("results.parts"),
     }
 }
 

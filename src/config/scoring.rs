@@ -8,7 +8,7 @@ use super::{
     check::{Checker, Fault},
     community,
 };
-pub use crate::domain::window_scores::Scoring;
+pub use crate::domain::window_scores::{MaskPolicy, Scoring};
 use crate::numeric::{community::CommunitySettings, scoring::SearchReach};
 
 const OLD_NAME: &str = "place_share";
@@ -26,6 +26,12 @@ pub(super) fn read(check: &mut Checker) -> Scoring {
         false_positives: check.share("scoring.false_positive_fraction", 0.25),
         clean_scans: check.share("scoring.clean_scan_fraction", 1.0),
         min_cluster_mm3: check.number("scoring.min_cluster_mm3", 0.0..=1e6),
+        min_bright_cluster_mm3: check.number("scoring.min_bright_cluster_mm3", 0.0..=1e6),
+        alarm_probability: check.number("scoring.alarm_probability", 0.0..=1.0),
+        mask: check.word(
+            "scoring.mask",
+            &[("standing_out", MaskPolicy::StandingOut), ("always", MaskPolicy::Always)],
+        ),
         follow_up_ratio: check.number("scoring.follow_up_ratio", 0.0..=1.0),
         filter_shared: false,
         community: CommunitySettings::default(),

@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::window_scores::{Scoring, WindowScores};
+use super::window_scores::{MaskPolicy, Scoring, WindowScores};
 use crate::numeric::{
-    geometry::VoxelPoint,
-    mask::{GridPlacement, Region, regions_above, score_map},
-    scoring,
+    fusion::{FusedMap, Parts},
+    geometry::{Shape3, VoxelPoint},
+    mask::{GridPlacement, Region, cell_of_voxel, regions_above, score_map},
+    scoring::MapProfile,
+    tail::{self, UsualRegions},
     volume::{RawMask, RawVolume},
 };
 
@@ -23,6 +25,59 @@ pub struct Cluster {
     pub peak_voxel: [usize; 3],
     /// World position of that value, mm, RAS+.
     pub peak_world_mm: [f64; 3],
+    /// What the evidence says about it. `None` if the map is that of tokens alone.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<RegionEvidence>,
+}
+
+/// What the evidence says about a region.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RegionEvidence {
+    /// Volume, ml, times mean height above the reference, spreads ([`tail::excess`]).
+    pub excess: f64,
+    /// The probability that a usual scan of the window has a region of at least this excess.
+    pub tail_probability: f64,
+    /// What to beware of. Regions with a mark come after all others.
+    pub marks: Vec<RegionMark>,
+    /// Share of each kind of evidence in the map here; they add up to 1.
+    pub shares: Shares,
+}
+
+/// Why a region may not be what it seems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RegionMark {
+    /// At least half of it lies in the outer 4 mm of the brain, where remains of skull and dura are.
+    Rim,
+    /// It touches the end of the field of view.
+    CutEdge,
+}
+
+/// Share of each kind of evidence, in [0, 1].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Shares {
+    /// Of the tokens.
+    pub tokens: f64,
+    /// Of the scan's own brightness.
+    pub brightness: f64,
+    /// Of intensities beyond the range of the other scans.
+    pub range: f64,
+}
+
+/// What the window says about a scan as a whole.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tail {
+    /// Sum of the excesses of its regions.
+    pub excess: f64,
+    /// The probability that a usual scan of the window has a region as large and high as its
+    /// largest.
+    pub probability: f64,
+    /// The least probability that the window can claim.
+    pub least_probability: f64,
+    /// Whether that is unusual. `None` if the window is too small to say.
+    pub stands_out: Option<bool>,
+    /// Volume that a usual scan of the window has above the reference height, ml.
+    pub usual_volume_ml: f64,
 }
 
 /// The scores of one scan against its window, and the map and mask on the scan's own grid.
@@ -48,8 +103,11 @@ pub struct Finding {
     pub clusters: Vec<Cluster>,
     /// Anomaly score per voxel of the scan's own grid, x fastest; 0 outside the brain.
     pub map: Vec<f32>,
-    /// Voxels above the threshold in clusters that are large enough; same grid.
+    /// Voxels above the threshold in clusters that are large enough; same grid. Empty if the scan
+    /// does not stand out, unless the settings say otherwise.
     pub mask: Vec<bool>,
+    /// What the window says about the scan as a whole. `None` if its map is that of tokens alone.
+    pub tail: Option<Tail>,
 }
 
 impl Finding {
@@ -65,43 +123,196 @@ pub fn mask_ml(clusters: &[Cluster]) -> f64 {
     clusters.iter().fold(0.0, |sum, cluster| sum + cluster.volume_mm3 / 1000.0)
 }
 
-/// The finding of member `index` of a scored window, on the grid of its scan.
+/// A scan on its own grid, as far as its map needs it.
+pub struct Place<'a> {
+    /// The scan.
+    pub scan: &'a RawVolume,
+    /// Its brain, on the same grid.
+    pub brain: &'a RawMask,
+    /// Where the cells lie.
+    pub placement: GridPlacement,
+}
+
+/// The finding of member `index` of a scored window, on the grid of its scan. `fused` is its map
+/// ([`super::evidence::WindowEvidence::map`]); without it, the map is that of its tokens.
 pub fn finding(
-    scan: &RawVolume,
-    brain: &RawMask,
-    placement: &GridPlacement,
+    place: &Place<'_>,
     scores: &WindowScores,
     index: usize,
+    fused: Option<&FusedMap>,
     settings: &Scoring,
 ) -> Finding {
+    let Place { scan, brain, placement } = place;
     let own = &scores.scans[index];
-    let other_tops: Vec<f32> = scores.others(index).iter().map(|other| other.top1_mean).collect();
-
-    let map = score_map(&own.foreground, &own.cells, placement, brain);
+    let (foreground, cells) = match fused {
+        Some(map) => (&map.foreground, &map.values),
+        None => (&own.foreground, &own.cells),
+    };
+    let map = score_map(foreground, cells, placement, brain);
     let threshold = scores.threshold(index, settings.clean_scans);
-    let min_voxels = (settings.min_cluster_mm3 / scan.affine.voxel_volume_mm3()).ceil() as usize;
-    let regions = regions_above(&map, scan.shape, threshold, min_voxels.max(1));
+    let tail = tail_of(scores, index, settings);
 
+    let has_mask = settings.mask == MaskPolicy::Always
+        || tail.is_none_or(|tail| tail.stands_out != Some(false));
+    let mut regions = Vec::new();
+    if has_mask {
+        let min_voxels = min_voxels(scores.is_bright(index), scan, settings);
+        regions = regions_above(&map, scan.shape, threshold, min_voxels);
+    }
     let mut mask = vec![false; map.len()];
     for &voxel in regions.iter().flatten() {
         mask[voxel] = true;
     }
 
+    let judge = fused.map(|fused| Judge::new(place, scores, index, fused));
+    let mut clusters: Vec<Cluster> = regions
+        .iter()
+        .map(|region| {
+            let evidence = judge.as_ref().and_then(|judge| judge.evidence(region, &map));
+            cluster(region, &map, scan, evidence)
+        })
+        .collect();
+    if judge.is_some() {
+        rank(&mut clusters);
+    }
+
     Finding {
         score_max: own.max,
         score_top1_mean: own.top1_mean,
-        percentile: Some(scoring::percentile(own.top1_mean, &other_tops)),
+        percentile: Some(scores.percentile(index)),
         shift: scores.shift(index),
         threshold,
         n_cells: own.cells.len(),
         n_unmatched_cells: own.n_unmatched,
-        clusters: regions.iter().map(|region| cluster(region, &map, scan)).collect(),
+        clusters,
         map,
         mask,
+        tail,
     }
 }
 
-fn cluster(region: &Region, map: &[f32], raw: &RawVolume) -> Cluster {
+/// What each kind of evidence adds to the map of a scan, on the scan's grid: tokens, brightness,
+/// range.
+pub fn parts_of_map(place: &Place<'_>, fused: &FusedMap) -> [Vec<f32>; 3] {
+    let Parts { tokens, brightness, range } = &fused.parts;
+    [tokens, brightness, range]
+        .map(|part| score_map(&fused.foreground, part, &place.placement, place.brain))
+}
+
+fn min_voxels(is_bright: bool, scan: &RawVolume, settings: &Scoring) -> usize {
+    let min_mm3 =
+        if is_bright { settings.min_bright_cluster_mm3 } else { settings.min_cluster_mm3 };
+    ((min_mm3 / scan.affine.voxel_volume_mm3()).ceil() as usize).max(1)
+}
+
+fn tail_of(scores: &WindowScores, index: usize, settings: &Scoring) -> Option<Tail> {
+    let (usual, evidence) = (scores.usual_regions(index)?, scores.evidence.as_ref()?);
+    let own = &evidence.excesses[index];
+    let probability = usual.probability(own.first().copied().unwrap_or(0.0));
+    let can_say = usual.least_probability() <= settings.alarm_probability;
+    Some(Tail {
+        // Not `sum`: without regions it gives -0, and results would show the sign.
+        excess: own.iter().fold(0.0, |sum, excess| sum + excess),
+        probability,
+        least_probability: usual.least_probability(),
+        stands_out: can_say.then_some(probability <= settings.alarm_probability),
+        usual_volume_ml: scores.usual_volume_ml(index, settings.clean_scans).unwrap_or(0.0),
+    })
+}
+
+/// The outer part of the brain in which remains of skull and dura are, mm.
+const RIM_MM: f32 = 4.0;
+
+/// Judges the regions of one scan.
+struct Judge<'a> {
+    fused: &'a FusedMap,
+    usual: Option<UsualRegions>,
+    profile: MapProfile,
+    shape: Shape3,
+    voxel_mm3: f64,
+    /// For each fine cell its position in the map.
+    positions: Vec<Option<u32>>,
+    to_cell: Box<dyn Fn([usize; 3]) -> Option<usize>>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(place: &Place<'a>, scores: &WindowScores, index: usize, fused: &'a FusedMap) -> Self {
+        let cells = fused.foreground.shape;
+        Self {
+            fused,
+            usual: scores.usual_regions(index),
+            profile: scores.profiles[index],
+            shape: place.scan.shape,
+            voxel_mm3: place.scan.affine.voxel_volume_mm3(),
+            positions: fused.foreground.token_of_cell(),
+            to_cell: Box::new(cell_of_voxel(cells, &place.placement, &place.scan.affine)),
+        }
+    }
+
+    fn evidence(&self, region: &Region, map: &[f32]) -> Option<RegionEvidence> {
+        let heights = region.iter().map(|&voxel| map[voxel]);
+        let excess = tail::excess(heights, &self.profile, self.voxel_mm3);
+        Some(RegionEvidence {
+            excess,
+            tail_probability: self.usual?.probability(excess),
+            marks: self.marks(region),
+            shares: self.shares(region),
+        })
+    }
+
+    /// The positions in the map of the cells in which a region lies, one per voxel.
+    fn cells<'r>(&'r self, region: &'r Region) -> impl Iterator<Item = usize> + 'r {
+        let cell = |&voxel: &usize| self.positions[(self.to_cell)(self.shape.voxel(voxel))?];
+        region.iter().filter_map(cell).map(|position| position as usize)
+    }
+
+    fn marks(&self, region: &Region) -> Vec<RegionMark> {
+        let depths: Vec<f32> = self.cells(region).map(|cell| self.fused.depths_mm[cell]).collect();
+        let n_outer = depths.iter().filter(|&&depth| depth <= RIM_MM).count();
+        let is_at_end = |&voxel: &usize| {
+            let voxel = self.shape.voxel(voxel);
+            (0..3).any(|axis| voxel[axis] == 0 || voxel[axis] + 1 == self.shape.0[axis])
+        };
+
+        let mut marks = Vec::new();
+        if 2 * n_outer >= depths.len() {
+            marks.push(RegionMark::Rim);
+        }
+        if region.iter().any(is_at_end) {
+            marks.push(RegionMark::CutEdge);
+        }
+        marks
+    }
+
+    fn shares(&self, region: &Region) -> Shares {
+        let Parts { tokens, brightness, range } = &self.fused.parts;
+        let sum = |part: &[f32]| {
+            self.cells(region).fold(0.0, |sum, cell| sum + f64::from(part[cell].max(0.0)))
+        };
+        let [tokens, brightness, range] = [tokens, brightness, range].map(|part| sum(part));
+        let all = (tokens + brightness + range).max(f64::MIN_POSITIVE);
+        Shares { tokens: tokens / all, brightness: brightness / all, range: range / all }
+    }
+}
+
+/// Puts the most unusual region first, and those with marks last.
+fn rank(clusters: &mut [Cluster]) {
+    let key = |cluster: &Cluster| {
+        let evidence = cluster.evidence.as_ref();
+        (evidence.is_some_and(|e| !e.marks.is_empty()), evidence.map_or(0.0, |e| e.excess))
+    };
+    clusters.sort_by(|a, b| {
+        let ((marked_a, a), (marked_b, b)) = (key(a), key(b));
+        marked_a.cmp(&marked_b).then(b.total_cmp(&a))
+    });
+}
+
+fn cluster(
+    region: &Region,
+    map: &[f32],
+    raw: &RawVolume,
+    evidence: Option<RegionEvidence>,
+) -> Cluster {
     // The first of equal peaks, so that the result does not depend on the search.
     let peak = region
         .iter()
@@ -115,5 +326,6 @@ fn cluster(region: &Region, map: &[f32], raw: &RawVolume) -> Cluster {
         peak_score: map[peak],
         peak_voxel,
         peak_world_mm: raw.affine.to_world(VoxelPoint(peak_voxel.map(|v| v as f64))).0,
+        evidence,
     }
 }

@@ -9,6 +9,7 @@ pub mod brain_network;
 pub mod brain_weights;
 pub mod cohort;
 pub mod error;
+pub mod evidence;
 pub mod finding;
 pub mod follow_up;
 pub mod head;

@@ -11,16 +11,28 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error::ScanError,
+    evidence::{EvidenceMember, FineVolumes, WindowEvidence},
     follow_up::{self, FollowUps, MemberDistances, find_follow_ups},
     scan::ScanId,
     window::Membership,
 };
 use crate::numeric::{
     community::{self, CommunitySettings},
+    fusion::Weights,
     mask::{ScoreGrid, joined_scores},
     scoring::{self, Fraction, MapProfile, NearestDistances, ScanScores, SearchReach},
+    tail::UsualRegions,
     token::{Foreground, TokenGrid},
 };
+
+/// Which scans have a mask that is not empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaskPolicy {
+    /// All with regions above the threshold.
+    Always,
+    /// Those that stand out, and those whose window is too small to say whether they do.
+    StandingOut,
+}
 
 /// How a window is scored.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,6 +50,12 @@ pub struct Scoring {
     pub clean_scans: Fraction,
     /// Smallest region of the mask, mm^3.
     pub min_cluster_mm3: f64,
+    /// The same where brightness counts in the map, mm^3.
+    pub min_bright_cluster_mm3: f64,
+    /// A scan stands out if its largest region is at most this likely in a usual scan.
+    pub alarm_probability: f64,
+    /// Which scans have a mask.
+    pub mask: MaskPolicy,
     /// Two scans whose tokens are nearer to each other than this share of the usual distance are
     /// taken for scans of one person. 0 turns the search off.
     pub follow_up_ratio: f64,
@@ -73,7 +91,7 @@ pub trait WindowDistances {
 }
 
 /// A member of a window with the places of its tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ScoredMember {
     /// Content hash of the scan.
     pub id: ScanId,
@@ -81,6 +99,8 @@ pub struct ScoredMember {
     pub parts: Vec<Foreground>,
     /// Whether it is a reference or a guest, and its patient.
     pub membership: Membership,
+    /// How much each kind of evidence weighs in its map.
+    pub weights: Weights,
 }
 
 impl ScoredMember {
@@ -110,6 +130,9 @@ pub fn parts_of(grids: &[TokenGrid], n_parts: usize) -> Vec<Foreground> {
     grids[..n_parts].iter().map(|grid| grid.foreground().clone()).collect()
 }
 
+/// The highest threshold of a map in which brightness counts, spreads above its median.
+const MAX_BRIGHT_THRESHOLD: f64 = 1.6;
+
 /// The scores of a window.
 #[derive(Debug, Clone, Default)]
 pub struct WindowScores {
@@ -123,6 +146,8 @@ pub struct WindowScores {
     pub shared: Vec<SharedAnomaly>,
     /// Scans that are taken for scans of one person by their tokens alone.
     pub follow_ups: FollowUps,
+    /// The evidence of intensities; `None` if all maps are those of tokens alone.
+    pub evidence: Option<WindowEvidence>,
 }
 
 impl WindowScores {
@@ -142,11 +167,55 @@ impl WindowScores {
         scoring::shift(&self.scans[index], &self.others(index))
     }
 
-    /// Threshold of the map of member `index`: [`scoring::label_free_threshold`].
+    /// Threshold of the map of member `index`: [`scoring::label_free_threshold`]. Brightness needs
+    /// no other scan to be compared with. So where it counts, the threshold is at most
+    /// [`MAX_BRIGHT_THRESHOLD`], also in a window in which every scan has a lesion.
     pub(crate) fn threshold(&self, index: usize, clean: Fraction) -> f32 {
         let others = self.compared_with(index).map(|other| self.profiles[other]);
-        let profiles: Vec<MapProfile> = [self.profiles[index]].into_iter().chain(others).collect();
-        scoring::label_free_threshold(&profiles, 0, clean)
+        let own = self.profiles[index];
+        let profiles: Vec<MapProfile> = [own].into_iter().chain(others).collect();
+        let threshold = scoring::label_free_threshold(&profiles, 0, clean);
+        if self.is_bright(index) && own.spread > 0.0 {
+            threshold.min((own.median + MAX_BRIGHT_THRESHOLD * own.spread) as f32)
+        } else {
+            threshold
+        }
+    }
+
+    /// Whether brightness counts in the map of member `index`.
+    pub fn is_bright(&self, index: usize) -> bool {
+        self.evidence.as_ref().is_some_and(|evidence| evidence.is_bright(index))
+    }
+
+    /// Share of the others that member `index` ranks above, by the sum of the excesses of its
+    /// regions, or by the mean of its highest token scores if all maps are those of tokens alone:
+    /// [`scoring::percentile`].
+    pub fn percentile(&self, index: usize) -> f64 {
+        let rank = |member: usize| match &self.evidence {
+            Some(evidence) => evidence.excesses[member].iter().sum::<f64>() as f32,
+            None => self.scans[member].top1_mean,
+        };
+        let others: Vec<f32> = self.compared_with(index).map(rank).collect();
+        scoring::percentile(rank(index), &others)
+    }
+
+    /// Volume that a usual scan of the window has above the reference height of its map, ml: that of
+    /// the scan which a share `clean` of the others stays below.
+    pub fn usual_volume_ml(&self, index: usize, clean: Fraction) -> Option<f64> {
+        let evidence = self.evidence.as_ref()?;
+        let others = self.compared_with(index).map(|other| evidence.volumes_ml[other] as f32);
+        let mut others: Vec<f32> = others.collect();
+        (!others.is_empty()).then(|| scoring::quantile(&mut others, clean.get()))
+    }
+
+    /// What regions member `index` has if nothing in it is unusual. `None` if all maps are those of
+    /// tokens alone.
+    pub fn usual_regions(&self, index: usize) -> Option<UsualRegions> {
+        let evidence = self.evidence.as_ref()?;
+        let others: Vec<usize> = self.compared_with(index).collect();
+        let excesses =
+            others.iter().map(|&other| &evidence.excesses[other][..]).collect::<Vec<_>>();
+        Some(UsualRegions::of(&excesses, others.len(), evidence.is_bright(index)))
     }
 
     /// Positions of the references of other people.
@@ -172,6 +241,7 @@ pub fn score_members(
     layers: &[usize],
     settings: &Scoring,
     distances: &mut dyn WindowDistances,
+    fines: &dyn FineVolumes,
 ) -> Result<WindowScores, ScanError> {
     let n_parts = members.first().map_or(0, |member| member.parts.len());
     let follow_ups = follow_ups(members, settings.follow_up_ratio, distances)?;
@@ -189,10 +259,20 @@ pub fn score_members(
         .par_iter()
         .map(|member| ScanScores::new(joined_scores(&views[&member.id])))
         .collect();
-    let profile = |scan: &ScanScores| MapProfile::new(scan.cells.clone(), settings.false_positives);
+    let (evidence, profiles) = if members.iter().all(|m| m.weights.are_of_tokens_alone()) {
+        let top = settings.false_positives;
+        let profile = |scan: &ScanScores| MapProfile::new(scan.cells.clone(), top);
+        (None, scans.par_iter().map(profile).collect())
+    } else {
+        let members = groups.evidence_members();
+        let (evidence, profiles) =
+            WindowEvidence::of(members, &scans, settings.false_positives, fines)?;
+        (Some(evidence), profiles)
+    };
     Ok(WindowScores {
-        profiles: scans.par_iter().map(profile).collect(),
+        profiles,
         scans,
+        evidence,
         memberships: members.iter().map(|member| member.membership.clone()).collect(),
         shared,
         follow_ups,
@@ -266,6 +346,22 @@ impl<'a> Groups<'a> {
     fn are_of_one_person(&self, one: &ScoredMember, other: &ScoredMember) -> bool {
         let [first, second] = [one, other].map(|member| self.positions[&member.id]);
         one.is_of_same_patient(other) || self.follow_ups.has(first, second)
+    }
+
+    /// The members as far as their intensities matter.
+    fn evidence_members(&self) -> Vec<EvidenceMember> {
+        let own_references = |own: &ScoredMember| {
+            let is_theirs =
+                |other: &&&ScoredMember| other.id == own.id || self.are_of_one_person(other, own);
+            self.references.iter().filter(is_theirs).map(|other| other.id).collect()
+        };
+        let member = |own: &ScoredMember| EvidenceMember {
+            id: own.id,
+            weights: own.weights,
+            own_references: own_references(own),
+            is_reference: own.is_reference(),
+        };
+        self.all.iter().map(member).collect()
     }
 
     /// A number for the person of each reference: the position of that person's first reference.
@@ -499,6 +595,7 @@ fn correct_guest(guest: &mut ScoreGrid, references: &[ScoreGrid], persons: &[usi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::evidence::NoFineVolumes;
     use crate::{config::Config, domain::patient::Patient, numeric::geometry::Shape3};
 
     /// Distances that depend on the scan, the token and the other scan.
@@ -529,10 +626,11 @@ mod tests {
         let member = |n: u8, is_reference| ScoredMember {
             id: ScanId([n; 32]),
             parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
+            weights: Weights::OF_TOKENS_ALONE,
             membership: Membership { is_reference, patient: None },
         };
         let score_by = |settings: &Scoring, members: &[ScoredMember]| {
-            score_members(members, &[9], settings, &mut MadeUp).unwrap()
+            score_members(members, &[9], settings, &mut MadeUp, &NoFineVolumes).unwrap()
         };
         let score = |members: &[ScoredMember]| score_by(&settings, members);
         let references = [1, 3, 4, 5].map(|n| member(n, true));
@@ -565,6 +663,7 @@ mod tests {
         let member = |n: u8, patient: Option<&str>| ScoredMember {
             id: ScanId([n; 32]),
             parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
+            weights: Weights::OF_TOKENS_ALONE,
             membership: Membership {
                 is_reference: n != 6,
                 patient: patient.and_then(Patient::of_header),
@@ -582,7 +681,7 @@ mod tests {
         for (positional_correction, filter_shared) in [(0.0, false), (0.0, true), (0.3, false)] {
             let settings = Scoring { positional_correction, filter_shared, ..settings };
             let score = |members: &[ScoredMember]| {
-                score_members(members, &[9], &settings, &mut MadeUp).unwrap()
+                score_members(members, &[9], &settings, &mut MadeUp, &NoFineVolumes).unwrap()
             };
             let scores = score(&all);
             for index in [0, 2, 5] {
@@ -638,6 +737,7 @@ mod tests {
         let member = |n: u8, patient: Option<&str>| ScoredMember {
             id: ScanId([n; 32]),
             parts: vec![Foreground { shape: Shape3([5, 5, 2]), cells: (0..50).collect() }; 3],
+            weights: Weights::OF_TOKENS_ALONE,
             membership: Membership {
                 is_reference: n != 8,
                 patient: patient.and_then(Patient::of_header),
@@ -650,7 +750,7 @@ mod tests {
         for (positional_correction, filter_shared) in [(0.0, false), (0.0, true), (0.3, false)] {
             let settings = Scoring { positional_correction, filter_shared, ..settings };
             let score = |members: &[ScoredMember], settings: &Scoring| {
-                score_members(members, &[9], settings, &mut WithFollowUps).unwrap()
+                score_members(members, &[9], settings, &mut WithFollowUps, &NoFineVolumes).unwrap()
             };
             let found = score(&hidden, &settings);
             let told = score(&known, &settings);

@@ -16,8 +16,9 @@ use crate::{
     process::hook::Hook,
 };
 
-/// Increases whenever the code computes other tokens from the same settings and weights.
-const TOKENS_VERSION: u32 = 3;
+/// Increases whenever the code computes other tokens, or other intensities beside them, from the
+/// same settings and weights.
+const TOKENS_VERSION: u32 = 4;
 
 /// Everything that shapes the tokens and the scores. Sidecars show it, and the fingerprint
 /// separates scans that must not be compared.

@@ -14,4 +14,4 @@ mod write;
 pub use crate::domain::scan::Limits;
 pub use header::Grid;
 pub use read::{Scan, n_voxels, read_map, read_mask, read_scan};
-pub use write::{encode_map, encode_mask, encode_scan, encode_volume};
+pub use write::{encode_map, encode_mask, encode_parts, encode_scan, encode_volume};

@@ -41,6 +41,19 @@ pub fn encode_mask(grid: &Grid, inside: &[bool], what: &str) -> Vec<u8> {
     write(&header, grid.shape, inside.iter().map(|&i| [u8::from(i)]))
 }
 
+/// The bytes of a `.nii.gz` with three f32 volumes on the scan's grid, one after the other: what
+/// tokens, brightness and range add to the anomaly map.
+///
+/// # Panics
+/// If there are not three values per voxel.
+pub fn encode_parts(grid: &Grid, values: &[f32]) -> Vec<u8> {
+    let mut header = result_header(grid, NiftiType::Float32, "parts of the anomaly map");
+    header.dim[0] = 4;
+    header.dim[4] = 3;
+    let [nx, ny, nz] = grid.shape.0;
+    write(&header, Shape3([nx, ny, 3 * nz]), values.iter().map(|v| v.to_le_bytes()))
+}
+
 /// The bytes of a plain `.nii.gz` with f32 voxels and the geometry in the sform, for the demo and
 /// tests.
 pub fn encode_volume(volume: &RawVolume) -> Vec<u8> {

@@ -33,6 +33,8 @@ pub struct FineVolume {
     pub values: Vec<f16>,
     /// For each cell the depth of its centre in the brain, in sixteenths of a mm, at most 255.
     pub depths: Vec<u8>,
+    /// Edge of a cell, mm.
+    pub cell_mm: f64,
 }
 
 impl FineVolume {
@@ -55,6 +57,7 @@ impl FineVolume {
             depths: cells.iter().map(depth).collect(),
             values: standardised(&values).into_iter().map(f16::from_f32).collect(),
             foreground: Foreground { shape, cells },
+            cell_mm,
         }
     }
 

@@ -22,6 +22,10 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// Those of a map that is made of tokens alone.
+    pub const OF_TOKENS_ALONE: Self =
+        Self { tokens: 1.0, brightness: 0.0, range: 0.0, rim_mm: 0.0 };
+
     /// Whether the map is that of the tokens alone.
     pub fn are_of_tokens_alone(&self) -> bool {
         self.brightness == 0.0 && self.range == 0.0 && self.rim_mm == 0.0
@@ -37,6 +41,8 @@ pub struct FusedMap {
     pub values: Vec<f32>,
     /// What each kind of evidence adds.
     pub parts: Parts,
+    /// The depth of each cell in the brain, mm, at most 15.9.
+    pub depths_mm: Vec<f32>,
 }
 
 /// What each kind of evidence adds to a map, for each of its cells.
@@ -55,7 +61,8 @@ pub struct Parts {
 /// rim of the brain.
 pub fn fuse(tokens: &ScanScores, fine: &FineVolume, beyond: &[f32], weights: &Weights) -> FusedMap {
     let scores = at_cells(&tokens.foreground, &tokens.cells, &fine.foreground);
-    let fades: Vec<f32> = fine.depths_mm().map(|depth| fade(depth, weights.rim_mm)).collect();
+    let depths_mm: Vec<f32> = fine.depths_mm().collect();
+    let fades: Vec<f32> = depths_mm.iter().map(|&depth| fade(depth, weights.rim_mm)).collect();
     let weighted = |values: &[f32], weight: f64| -> Vec<f32> {
         let values = values.iter().zip(&fades);
         values.map(|(value, fade)| weight as f32 * value * fade).collect()
@@ -68,7 +75,7 @@ pub fn fuse(tokens: &ScanScores, fine: &FineVolume, beyond: &[f32], weights: &We
     };
     let sums = parts.tokens.iter().zip(&parts.brightness).zip(&parts.range);
     let values = sums.map(|((tokens, brightness), range)| tokens + brightness + range).collect();
-    FusedMap { foreground: fine.foreground.clone(), values, parts }
+    FusedMap { foreground: fine.foreground.clone(), values, parts, depths_mm }
 }
 
 fn fade(depth_mm: f32, rim_mm: f64) -> f32 {
@@ -92,6 +99,7 @@ mod tests {
             foreground,
             values: [0.0, 1.0, 0.0, 4.0, 0.0].map(f16::from_f32).to_vec(),
             depths: vec![48, 96, 255, 96, 24],
+            cell_mm: 1.0,
         };
         let weights = Weights { tokens: 1.0, brightness: 0.5, range: 2.0, rim_mm: 6.0 };
         let map = fuse(&tokens, &fine, &[0.0, 0.0, 0.25, 0.0, 1.0], &weights);
@@ -99,7 +107,7 @@ mod tests {
         assert_eq!(map.values, [0.0, -1.5, -0.5, 4.0, 0.75]);
         assert_eq!(map.parts.brightness, [0.0, 0.5, 0.0, 2.0, 0.0]);
         assert_eq!(map.parts.range, [0.0, 0.0, 0.5, 0.0, 0.5]);
-        let alone = Weights { tokens: 1.0, brightness: 0.0, range: 0.0, rim_mm: 0.0 };
+        let alone = Weights::OF_TOKENS_ALONE;
         assert_eq!(fuse(&tokens, &fine, &[9.0; 5], &alone).values, [0.0, -2.0, -1.0, 2.0, 1.0]);
         assert!(alone.are_of_tokens_alone() && !weights.are_of_tokens_alone());
     }

@@ -120,6 +120,17 @@ pub fn score_map(
     map
 }
 
+/// The cell of a grid over the cube in which a voxel of the scan lies; `None` outside the cube.
+pub fn cell_of_voxel(
+    cells: Shape3,
+    placement: &GridPlacement,
+    scan: &Affine,
+) -> impl Fn([usize; 3]) -> Option<usize> + use<> {
+    let to_cells =
+        cells_of_cube(cells, placement.cube_side).after(&placement.cube.inverse()).after(scan);
+    move |voxel| cells.nearest(to_cells.apply(voxel.map(|v| v as f64)))
+}
+
 /// The scores at the centres of the cells of another grid over the same cube, as [`score_map`] has
 /// them there.
 pub fn at_cells(foreground: &Foreground, scores: &[f32], cells: &Foreground) -> Vec<f32> {

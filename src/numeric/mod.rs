@@ -28,6 +28,7 @@ pub mod scoring;
 mod smallest;
 
 pub mod fusion;
+pub mod tail;
 
 pub mod quality;
 

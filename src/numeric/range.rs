@@ -206,6 +206,7 @@ mod tests {
             foreground: Foreground { shape: Shape3([values.len(), 1, 1]), cells },
             values: values.iter().map(|&value| f16::from_f32(value)).collect(),
             depths: vec![0; values.len()],
+            cell_mm: 1.0,
         }
     }
 

@@ -36,7 +36,7 @@ use crate::{
         scan::{EncodedFacts, ScanId, ScanRecord, ScanState},
     },
     metrics::{Fallback, Stage},
-    numeric::{token::TokenGrid, volume::Volume},
+    numeric::{fine::FineVolume, preprocess::Canonical, token::TokenGrid, volume::Volume},
     prepare::{Encodable, read_again},
 };
 
@@ -67,6 +67,7 @@ struct Work<'r, M> {
     record: ScanRecord,
     /// Token counts and times are still missing.
     facts: EncodedFacts,
+    fine: FineVolume,
     timings: Timings,
     made: M,
     _counted: Counted<'r>,
@@ -364,17 +365,18 @@ impl<'r> Start<'r> {
             let InMemory { scan, mut timings } = prepared;
             timings.resume(Stage::Encode);
             let facts = scan.facts();
-            let volume = scan.canonical.volume;
+            let Canonical { volume, fine, .. } = scan.canonical;
             let started = self.plan.start(&volume);
             timings.pause();
-            Ok(Some((facts, timings, volume, started)))
+            Ok(Some((facts, fine, timings, volume, started)))
         })?;
 
         // The guard stays out of the attempt: a scan that fails is on the board until the journal
         // says what became of it.
-        Ok(work.map(|(record, (facts, timings, volume, started))| Work {
+        Ok(work.map(|(record, (facts, fine, timings, volume, started))| Work {
             record,
             facts,
+            fine,
             timings,
             made: Cut { volume, started, queued },
             _counted: counted,
@@ -408,7 +410,7 @@ impl<'r> Device<'r> {
         &mut self,
         work: Work<'r, Cut<'r>>,
     ) -> Result<Option<Work<'r, EncodedVolume<'r>>>, ScanError> {
-        let Work { record, facts, mut timings, made, _counted } = work;
+        let Work { record, facts, fine, mut timings, made, _counted } = work;
         let Cut { volume, started, queued } = made;
         let (context, id) = (self.context, record.id);
         // In this order the scan is on the board all the time.
@@ -425,7 +427,7 @@ impl<'r> Device<'r> {
         if encoded.is_none() {
             context.stop_showing(id);
         }
-        Ok(encoded.map(|(record, made)| Work { record, facts, timings, made, _counted }))
+        Ok(encoded.map(|(record, made)| Work { record, facts, fine, timings, made, _counted }))
     }
 
     /// Encodes all slices. Returns `None` if asked to stop before the end.
@@ -475,7 +477,7 @@ struct Finish<'r> {
 impl Finish<'_> {
     /// Makes tokens, stores them, and passes the scan to the score stage.
     fn finish(&self, work: Work<'_, EncodedVolume<'_>>) -> Result<(), ScanError> {
-        let Work { record, facts, mut timings, made, .. } = work;
+        let Work { record, facts, fine, mut timings, made, .. } = work;
         let EncodeContext { shared, .. } = self.context;
         let (id, device) = (record.id, &shared.method.device);
         timings.resume(Stage::Encode);
@@ -487,7 +489,7 @@ impl Finish<'_> {
             timings.stop(&[Stage::Encode], &shared.metrics);
             let n_tokens = tokens_per_layer(&tokens, shared.method.n_parts);
             let facts = EncodedFacts { n_tokens, timings_secs: timings.secs(), ..facts };
-            self.store(record, &tokens, facts)?;
+            self.store(record, &tokens, &fine, facts)?;
             self.pass_on(id);
         }
         self.context.stop_showing(id);
@@ -500,6 +502,7 @@ impl Finish<'_> {
         &self,
         record: ScanRecord,
         tokens: &[TokenGrid],
+        fine: &FineVolume,
         facts: EncodedFacts,
     ) -> Result<(), ScanError> {
         let shared = self.context.shared;
@@ -508,7 +511,7 @@ impl Finish<'_> {
 
         let (state, encoded) = (ScanState::Encoded, Some(facts));
         let done = ScanRecord { state, attempts: 0, encoded, ..record.clone() };
-        let stored = shared.store.put_encoded(&done, tokens);
+        let stored = shared.store.put_encoded(&done, tokens, Some(fine));
         if stored.is_err() {
             // The scan did not cause the full disk. Writing this may fail, too.
             put_back(shared, record).ok();

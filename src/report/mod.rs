@@ -32,6 +32,8 @@ pub struct ResultSet {
     pub picture_png: Vec<u8>,
     /// The brain on the scan's grid, `.nii.gz`, if the settings ask for it.
     pub brain_nii_gz: Option<Vec<u8>>,
+    /// What each kind of evidence adds to the map, `.nii.gz`, if the settings ask for it.
+    pub parts_nii_gz: Option<Vec<u8>>,
     /// The template's place, if the settings ask for it and the scan was aligned.
     pub alignment: Option<AlignmentFiles>,
     /// The sidecar. [`write_results`] fills in its `files`.
@@ -79,6 +81,7 @@ pub fn write_results(folder: &Path, stem: &str, results: &ResultSet) -> io::Resu
         mask: facts("-mask.nii.gz", &results.mask_nii_gz)?,
         picture: facts(".png", &results.picture_png)?,
         brain: optional("-brain.nii.gz", results.brain_nii_gz.as_ref())?,
+        parts: optional("-parts.nii.gz", results.parts_nii_gz.as_ref())?,
         alignment_picture: optional("-alignment.png", picture)?,
         alignment_transform: optional("-alignment.tfm", transform)?,
     };
@@ -111,6 +114,7 @@ mod tests {
             mask_nii_gz: format!("mask {content}").into_bytes(),
             picture_png: format!("picture {content}").into_bytes(),
             brain_nii_gz: None,
+            parts_nii_gz: None,
             alignment: None,
             sidecar: Sidecar { revision, ..scored() },
         }

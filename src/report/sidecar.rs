@@ -39,7 +39,8 @@ pub struct Scores {
     pub max: f32,
     /// Mean of the highest 1 % of the scores.
     pub top1_mean: f32,
-    /// Share of the window's other scans with a lower `top1_mean`, in [0, 1]. Null if the window has
+    /// Share of the window's other scans with a lower `excess`, or with a lower `top1_mean` if the map
+    /// is that of tokens alone, in [0, 1]. Null if the window has
     /// fewer patients than `window.min_scans` (`oddscan score --force`).
     pub percentile: Option<f64>,
     /// How far the scan as a whole is from the others, relative to how far they are from each
@@ -49,6 +50,24 @@ pub struct Scores {
     pub n_cells: usize,
     /// Number of cells whose tokens have no candidate within reach in any other scan.
     pub n_unmatched_cells: usize,
+    /// Sum of the excesses of the regions of the map: volume, ml, times mean height above the
+    /// reference, in spreads. Null, like all below, if the map is that of tokens alone.
+    #[serde(default)]
+    pub excess: Option<f64>,
+    /// The probability that a scan of this window in which nothing is unusual has a region as large
+    /// and high as the largest of this scan.
+    #[serde(default)]
+    pub tail_probability: Option<f64>,
+    /// The least probability that the window can claim: with n others, 1 / (n + 1).
+    #[serde(default)]
+    pub least_tail_probability: Option<f64>,
+    /// Whether `tail_probability` is at most `scoring.alarm_probability`. If not, nothing stands
+    /// out. Null if the window is too small to say.
+    #[serde(default)]
+    pub stands_out: Option<bool>,
+    /// Volume that a usual scan of this window has above the reference height of its map, ml.
+    #[serde(default)]
+    pub usual_volume_ml: Option<f64>,
 }
 
 /// The threshold of the mask, and how it was chosen.
@@ -182,6 +201,9 @@ pub struct Files {
     /// The brain in which the scan was scored (`results.brain_mask`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub brain: Option<FileFacts>,
+    /// What each kind of evidence adds to the map (`results.parts`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<FileFacts>,
     /// Picture of the template's place in the scan (`results.alignment`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alignment_picture: Option<FileFacts>,
@@ -281,6 +303,11 @@ pub(super) mod tests {
                 shift: Some(1.1),
                 n_cells: 100,
                 n_unmatched_cells: 1,
+                excess: None,
+                tail_probability: None,
+                least_tail_probability: None,
+                stands_out: None,
+                usual_volume_ml: None,
             }),
             threshold: None,
             clusters: Vec::new(),

@@ -2,7 +2,10 @@
 
 use crate::{
     config::Config,
-    domain::{scan::ScanRecord, window::WindowIdentity, window_scores::WindowScores},
+    domain::{
+        evidence::FineVolumes, scan::ScanRecord, window::WindowIdentity,
+        window_scores::WindowScores,
+    },
     engine::Method,
     prepare::Source,
 };
@@ -23,4 +26,6 @@ pub struct ResultInput<'a> {
     pub method: &'a Method,
     /// Settings in force, for thresholds and optional files.
     pub config: &'a Config,
+    /// The intensities of the members.
+    pub fines: &'a dyn FineVolumes,
 }

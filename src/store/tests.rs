@@ -57,8 +57,8 @@ fn everything_comes_back_bit_for_bit_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     {
         let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
-        store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1), tokens(3)]).unwrap();
-        store.put_encoded(&record(2, ScanState::Encoded), &[tokens(2), tokens(4)]).unwrap();
+        store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1), tokens(3)], None).unwrap();
+        store.put_encoded(&record(2, ScanState::Encoded), &[tokens(2), tokens(4)], None).unwrap();
         store.put_columns(id(1), id(2), 1, &columns(1)).unwrap();
         store.flush().unwrap();
     }
@@ -80,7 +80,7 @@ fn an_evicted_scan_leaves_only_its_entry() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     for n in [1, 2, 3] {
-        store.put_encoded(&record(n, ScanState::Encoded), &[tokens(n)]).unwrap();
+        store.put_encoded(&record(n, ScanState::Encoded), &[tokens(n)], None).unwrap();
     }
     store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
     store.put_columns(id(2), id(3), 0, &columns(2)).unwrap();
@@ -101,7 +101,7 @@ fn tokens_without_a_manifest_are_swept_away() {
     let folder = tempfile::tempdir().unwrap();
     {
         let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
-        store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
+        store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)], None).unwrap();
         // The state after a kill between the chunks and the manifest.
         put_blob(&store.chunks, &grid_key(id(9), 0), &[1; 100_000]).unwrap();
         store.put_columns(id(1), id(9), 0, &columns(1)).unwrap();
@@ -116,7 +116,7 @@ fn tokens_without_a_manifest_are_swept_away() {
 fn damage_is_an_error_that_names_the_scan() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
-    store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
+    store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)], None).unwrap();
     let (key, value) = store.chunks.iter().next().unwrap().unwrap();
     let mut bad = value.to_vec();
     bad[1000] ^= 1;
@@ -192,7 +192,7 @@ fn turning_the_window_twenty_times_keeps_the_disk_bounded() {
     let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
     let window = 4_u8;
     for turn in 0..window * 20 {
-        store.put_encoded(&record(turn, ScanState::Encoded), &[tokens(turn)]).unwrap();
+        store.put_encoded(&record(turn, ScanState::Encoded), &[tokens(turn)], None).unwrap();
         if turn >= window {
             store.evict(&record(turn - window, ScanState::Encoded)).unwrap();
         }
@@ -213,7 +213,7 @@ fn no_page_is_so_large_that_the_cache_does_not_count_it() {
     for (one, other) in (0..40).flat_map(|one| (0..one).map(move |other| (one, other))) {
         store.put_columns(id(one), id(other), 0, &columns).unwrap();
     }
-    store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1), tokens(2)]).unwrap();
+    store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1), tokens(2)], None).unwrap();
     let files = std::fs::read_dir(folder.path().join("blobs")).unwrap().count();
     assert_eq!(files, 0, "pages in files of their own");
 }
@@ -222,7 +222,7 @@ fn no_page_is_so_large_that_the_cache_does_not_count_it() {
 fn tokens_that_an_older_version_put_in_larger_chunks_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
-    store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)]).unwrap();
+    store.put_encoded(&record(1, ScanState::Encoded), &[tokens(1)], None).unwrap();
     let prefix = grid_key(id(1), 0);
     let mut blob = Blob::open(&store.chunks, prefix.clone(), "tokens").unwrap().unwrap();
     let mut bytes = vec![0; blob.length as usize];

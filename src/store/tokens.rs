@@ -15,6 +15,7 @@ use super::{
 use crate::{
     domain::scan::{ScanId, ScanRecord},
     numeric::{
+        fine::FineVolume,
         geometry::Shape3,
         token::{Foreground, TokenGrid},
     },
@@ -24,7 +25,32 @@ use crate::{
 #[derive(Serialize, Deserialize)]
 pub(super) struct Manifest {
     pub(super) grids: Vec<GridShape>,
+    /// The intensities. `None` for scans from before they were kept.
+    #[serde(default)]
+    fine: Option<FineShape>,
 }
+
+/// The shape of the intensities of a scan.
+#[derive(Serialize, Deserialize)]
+struct FineShape {
+    shape: [usize; 3],
+    cell_mm: f64,
+    n_cells: usize,
+}
+
+impl FineShape {
+    fn n_voxels(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// A bit per cell of the grid, then a value and a depth per cell of the brain.
+    fn n_bytes(&self) -> u64 {
+        (self.n_voxels().div_ceil(8) + 3 * self.n_cells) as u64
+    }
+}
+
+/// The intensities lie beside the token grids, under the number after the last one.
+const FINE: usize = u16::MAX as usize;
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct GridShape {
@@ -42,7 +68,14 @@ impl GridShape {
 impl Store {
     /// Stores the grids of tokens of a scan with its journal entry. Both are durable on return. A
     /// kill in between leaves the old state.
-    pub fn put_encoded(&self, record: &ScanRecord, grids: &[TokenGrid]) -> Result<(), StoreError> {
+    ///
+    /// `fine` are the intensities beside them; tests of tokens alone have none.
+    pub fn put_encoded(
+        &self,
+        record: &ScanRecord,
+        grids: &[TokenGrid],
+        fine: Option<&FineVolume>,
+    ) -> Result<(), StoreError> {
         let mut shapes = Vec::new();
         for (index, grid) in grids.iter().enumerate() {
             let mut bytes = cast_slice::<u32, u8>(grid.cells()).to_vec();
@@ -56,7 +89,8 @@ impl Store {
         }
 
         let id = record.id.0;
-        let manifest = record::seal_json(&Manifest { grids: shapes });
+        let fine = fine.map(|fine| self.put_fine(record.id, fine)).transpose()?;
+        let manifest = record::seal_json(&Manifest { grids: shapes, fine });
         let entry = record::seal_json(record);
 
         (&self.manifests, &self.journal)
@@ -86,6 +120,44 @@ impl Store {
     /// the features.
     pub fn foreground(&self, id: &ScanId, grid: usize) -> Result<Option<Foreground>, StoreError> {
         Ok(self.open_tokens(id, grid)?.map(|(found, ..)| found))
+    }
+
+    fn put_fine(&self, id: ScanId, fine: &FineVolume) -> Result<FineShape, StoreError> {
+        let FineVolume { foreground, values, depths, cell_mm } = fine;
+        let mut bytes = vec![0_u8; foreground.shape.n_voxels().div_ceil(8)];
+        for &cell in &foreground.cells {
+            bytes[cell as usize / 8] |= 1 << (cell % 8);
+        }
+        bytes.extend_from_slice(cast_slice::<f16, u8>(values));
+        bytes.extend_from_slice(depths);
+        put_blob(&self.chunks, &grid_key(id, FINE), &bytes)?;
+        let (shape, n_cells) = (foreground.shape.0, foreground.cells.len());
+        Ok(FineShape { shape, cell_mm: *cell_mm, n_cells })
+    }
+
+    /// The intensities of a scan; `None` if the scan has none.
+    pub fn fine(&self, id: &ScanId) -> Result<Option<FineVolume>, StoreError> {
+        let Some(found) = self.manifest(id)?.and_then(|manifest| manifest.fine) else {
+            return Ok(None);
+        };
+        let lost = || StoreError::Damaged { what: "intensities", scan: id.short() };
+        let blob = Blob::open(&self.chunks, grid_key(*id, FINE), "intensities")?;
+        let mut blob = blob.filter(|blob| blob.length == found.n_bytes()).ok_or_else(lost)?;
+
+        let mut bits = vec![0_u8; found.n_voxels().div_ceil(8)];
+        let mut values = vec![f16::ZERO; found.n_cells];
+        let mut depths = vec![0_u8; found.n_cells];
+        blob.fill(&mut bits)?;
+        blob.fill(cast_slice_mut(&mut values))?;
+        blob.fill(&mut depths)?;
+
+        let is_set = |&cell: &u32| bits[cell as usize / 8] & (1 << (cell % 8)) != 0;
+        let cells: Vec<u32> = (0..found.n_voxels() as u32).filter(is_set).collect();
+        if cells.len() != found.n_cells {
+            return Err(lost());
+        }
+        let foreground = Foreground { shape: Shape3(found.shape), cells };
+        Ok(Some(FineVolume { foreground, values, depths, cell_mm: found.cell_mm }))
     }
 
     /// The cells and channels of one grid of tokens. The blob is then at the start of the features.

@@ -81,9 +81,10 @@ fn scores(grids: &mut Grids, enabled: bool) -> WindowScores {
         id: id(scan),
         parts: vec![grid.foreground().clone()],
         membership: Membership::REFERENCE,
+        weights: Weights::OF_TOKENS_ALONE,
     };
     let members: Vec<ScoredMember> = grids.0.iter().enumerate().map(member).collect();
-    score_members(&members, &[9], &settings, grids).unwrap()
+    score_members(&members, &[9], &settings, grids, &NoFineVolumes).unwrap()
 }
 
 /// Mean score in the lesion, and the 99th percentile of all scores away from it.

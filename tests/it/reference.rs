@@ -228,10 +228,15 @@ fn scores(
     let member = |scan| {
         let part = |part| goldens.tokens(case, scan, LAYERS[0], part).foreground().clone();
         let parts = (0..case.tokens.n_parts()).map(part).collect();
-        ScoredMember { id: id(scan), parts, membership: Membership::REFERENCE }
+        ScoredMember {
+            id: id(scan),
+            parts,
+            membership: Membership::REFERENCE,
+            weights: Weights::OF_TOKENS_ALONE,
+        }
     };
     let members: Vec<ScoredMember> = (0..N_SCANS).map(member).collect();
-    score_members(&members, &LAYERS, &settings, &mut Columns(columns)).unwrap()
+    score_members(&members, &LAYERS, &settings, &mut Columns(columns), &NoFineVolumes).unwrap()
 }
 
 #[test]

@@ -12,13 +12,17 @@ use crate::{
     config::Config,
     domain::{
         PairDistances,
+        acquisition::AcquisitionFacts,
         cohort::CohortKey,
         error::ScanError,
+        evidence::FineVolumes,
         scan::{ScanId, ScanRecord, ScanState},
         window::Membership,
         window_scores::{ScoredMember, WindowDistances, parts_of, score_members},
     },
     numeric::{
+        fine::FineVolume,
+        geometry::Shape3,
         projection::Normal,
         scoring::PairColumns,
         token::{Foreground, TokenGrid},
@@ -135,8 +139,12 @@ fn measure(
     let ids: Vec<ScanId> = (0..n_scans).map(id).collect();
     let parts = fill(&store, arguments, &ids)?;
     let n_tokens: Vec<usize> = parts.iter().map(|part| part.cells.len()).collect();
-    let member =
-        |&id: &ScanId| ScoredMember { id, parts: parts.clone(), membership: Membership::REFERENCE };
+    let member = |&id: &ScanId| ScoredMember {
+        id,
+        parts: parts.clone(),
+        membership: Membership::REFERENCE,
+        weights: config.evidence.weights(&AcquisitionFacts::of("scan_FLAIR", [1.0; 3])),
+    };
     let members: Vec<ScoredMember> = ids.iter().map(member).collect();
     let started = Instant::now();
 
@@ -151,7 +159,7 @@ fn measure(
     let started = Instant::now();
 
     let mut kept = Kept { store: &store, n_tokens };
-    let scores = score_members(&members, &[9], &config.scoring, &mut kept)?;
+    let scores = score_members(&members, &[9], &config.scoring, &mut kept, &KeptVolumes(&store))?;
     let rescore_seconds = started.elapsed().as_secs_f64();
     assert_eq!(scores.scans.len(), n_scans, "every scan has scores");
     Ok(Cost {
@@ -180,8 +188,9 @@ fn fill(store: &Store, arguments: &Arguments, ids: &[ScanId]) -> Result<Vec<Fore
         part.cells.iter().map(|_| 1.0 + normal.uniform() as f32).collect()
     };
 
+    let fine = random_volume();
     for (index, &new) in ids.iter().enumerate() {
-        store.put_encoded(&record(new, index), &drawn[index % drawn.len()])?;
+        store.put_encoded(&record(new, index), &drawn[index % drawn.len()], Some(&fine))?;
         let others = if index + 1 < ids.len() { &ids[..index] } else { &[] };
         for (grid, part) in parts.iter().enumerate() {
             for &other in others {
@@ -193,6 +202,30 @@ fn fill(store: &Store, arguments: &Arguments, ids: &[ScanId]) -> Result<Vec<Fore
     }
     store.flush()?;
     Ok(parts)
+}
+
+/// Intensities of a ball of the size of a brain, in a cube of 176 mm.
+fn random_volume() -> FineVolume {
+    const SIDE: usize = 224;
+    let shape = Shape3::cube(SIDE);
+    let mut normal = Normal::new(7);
+    let intensities: Vec<f32> = (0..shape.n_voxels()).map(|_| normal.uniform() as f32).collect();
+    let is_inside = |offset: usize| {
+        let centre = SIDE as f64 / 2.0;
+        let apart = shape.voxel(offset).map(|at| (at as f64 - centre).powi(2));
+        apart.iter().sum::<f64>() < 90.0_f64.powi(2)
+    };
+    let brain: Vec<bool> = (0..shape.n_voxels()).map(is_inside).collect();
+    FineVolume::of(&intensities, &brain, SIDE, 176.0 / SIDE as f64)
+}
+
+/// The intensities of the store.
+struct KeptVolumes<'a>(&'a Store);
+
+impl FineVolumes for KeptVolumes<'_> {
+    fn fine(&self, scan: ScanId) -> Result<FineVolume, ScanError> {
+        Ok(self.0.fine(&scan)?.expect("all intensities were kept"))
+    }
 }
 
 /// The columns of the store.

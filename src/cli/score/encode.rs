@@ -22,7 +22,7 @@ use crate::{
     },
     engine::Engine,
     files,
-    numeric::token::TokenGrid,
+    numeric::{fine::FineVolume, token::TokenGrid},
     prepare::{Prepared, Source, acquisition::read_json, read_and_find_brain},
 };
 
@@ -33,6 +33,7 @@ pub(super) struct EncodedScan {
     pub(super) again: Again,
     pub(super) record: ScanRecord,
     pub(super) tokens: Vec<TokenGrid>,
+    pub(super) fine: FineVolume,
 }
 
 /// Files from which a scan is read again: the named ones, or prepared copies.
@@ -128,7 +129,7 @@ impl Encoding<'_> {
             encoded: Some(EncodedFacts { n_tokens, timings_secs, ..scan.facts() }),
             ..record
         };
-        Ok(EncodedScan { path: path.to_owned(), again, record, tokens })
+        Ok(EncodedScan { path: path.to_owned(), again, record, tokens, fine: scan.canonical.fine })
     }
 
     /// Keeps changed voxels and the found brain, like the daemon's archive, so that nothing runs

@@ -10,6 +10,7 @@ use crate::{
         GridName, PairDistances,
         cohort::CohortKey,
         error::ScanError,
+        evidence::FineVolumes,
         finding::Finding,
         scan::ScanId,
         window::Window,
@@ -17,6 +18,7 @@ use crate::{
     },
     engine::Engine,
     numeric::{
+        fine::FineVolume,
         scoring::{PairColumns, SearchReach},
         token::TokenGrid,
     },
@@ -63,6 +65,7 @@ impl Scoring<'_> {
             id: member.record.id,
             parts: parts_of(&member.tokens, n_parts),
             membership: window.membership(member.record.id).clone(),
+            weights: self.config.evidence.weights(&member.record.acquisition),
         };
         let scored_members: Vec<ScoredMember> = members.iter().map(scored_member).collect();
 
@@ -72,10 +75,17 @@ impl Scoring<'_> {
             distances: self.engine.distances.as_mut(),
             reach: self.config.scoring.reach,
         };
+        let fines =
+            Fines(members.iter().map(|member| (member.record.id, member.fine.clone())).collect());
         let method = &self.engine.method;
-        let scores =
-            score_members(&scored_members, &method.layers, &self.config.scoring, &mut computed)
-                .map_err(internal)?;
+        let scores = score_members(
+            &scored_members,
+            &method.layers,
+            &self.config.scoring,
+            &mut computed,
+            &fines,
+        )
+        .map_err(internal)?;
         log_nearest_pair(&scores.follow_ups);
 
         let identity = window.identity();
@@ -93,6 +103,7 @@ impl Scoring<'_> {
                 window: &identity,
                 method: &self.engine.method,
                 config: self.config,
+                fines: &fines,
             })
             .map_err(internal)?;
 
@@ -127,6 +138,15 @@ impl Scoring<'_> {
             }
         }
         Ok(columns)
+    }
+}
+
+/// The intensities of all members of a window, in memory.
+struct Fines(BTreeMap<ScanId, FineVolume>);
+
+impl FineVolumes for Fines {
+    fn fine(&self, scan: ScanId) -> Result<FineVolume, ScanError> {
+        Ok(self.0[&scan].clone())
     }
 }
 

@@ -116,6 +116,7 @@ mod tests {
         let foreground = Foreground { shape: Shape3::cube(2), cells: cells.to_vec() };
         FineVolume {
             depths: vec![0; cells.len()],
+            cell_mm: 1.0,
             foreground,
             values: values.iter().map(|&value| f16::from_f32(value)).collect(),
         }

@@ -316,7 +316,7 @@ mod tests {
             let cohort = CohortKey { name: "t1w".into(), method: "m".into() };
             let (state, sequence) = (ScanState::Encoded, u64::from(n));
             let record = ScanRecord { state, sequence, ..ScanRecord::new(id(n), cohort) };
-            store.put_encoded(&record, &[tokens]).unwrap();
+            store.put_encoded(&record, &[tokens], None).unwrap();
         }
         store
     }

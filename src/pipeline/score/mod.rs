@@ -14,6 +14,7 @@
 mod cohort;
 pub(super) mod columns;
 mod results;
+mod volumes;
 
 use std::{
     collections::BTreeMap,
@@ -31,6 +32,7 @@ use tracing::{info, warn};
 use self::{
     cohort::{Cohort, Unscored, first_results},
     columns::{StoredColumns, compute_missing},
+    volumes::StoredVolumes,
 };
 use super::{
     IDLE, Shared,
@@ -264,16 +266,17 @@ impl Score {
             return Ok(false);
         }
 
-        let members = members_to_score(shared, cohort)?;
+        let members = members_to_score(shared, cohort, records, settings)?;
         let mut stored = StoredColumns {
             shared: shared.as_ref(),
             distances: distances.as_mut(),
             reach: settings.scoring.reach,
             n_tokens: members.iter().map(n_tokens).collect(),
         };
+        let fines = StoredVolumes { shared: shared.as_ref() };
         let layers = &shared.method.layers;
         let scoring = cohort.scoring(settings);
-        cohort.scores = score_members(&members, layers, &scoring, &mut stored)?;
+        cohort.scores = score_members(&members, layers, &scoring, &mut stored, &fines)?;
         log_nearest_pair(&cohort.scores.follow_ups);
         cohort.last_scored_secs = Some(now_secs());
         shared.metrics.score_run(key.label(), ScoreResult::Ok, trigger, now_secs());
@@ -406,13 +409,19 @@ impl Score {
 }
 
 /// The members of a window as input of the scoring.
-fn members_to_score(shared: &Shared, cohort: &Cohort) -> Result<Vec<ScoredMember>, ScanError> {
+fn members_to_score(
+    shared: &Shared,
+    cohort: &Cohort,
+    records: &[ScanRecord],
+    settings: &Config,
+) -> Result<Vec<ScoredMember>, ScanError> {
     let mut members = Vec::new();
-    for (id, membership) in cohort.memberships() {
+    for ((id, membership), record) in cohort.memberships().into_iter().zip(records) {
         let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
         let foreground = |part| shared.store.foreground(&id, part)?.ok_or_else(lost);
         let parts = (0..shared.method.n_parts).map(foreground).collect::<Result<_, _>>()?;
-        members.push(ScoredMember { id, parts, membership });
+        let weights = settings.evidence.weights(&record.acquisition);
+        members.push(ScoredMember { id, parts, membership, weights });
     }
     Ok(members)
 }
@@ -466,7 +475,7 @@ mod tests {
             sequence: u64::from(n),
             ..ScanRecord::new(ScanId([n; 32]), key())
         };
-        score.shared.store.put_encoded(&record, &[tokens]).unwrap();
+        score.shared.store.put_encoded(&record, &[tokens], None).unwrap();
         let queued = score.shared.board.enqueue(Queue::Score, 0);
         score.admit(Encoded { id: record.id, queued }).unwrap();
         score.score_due().unwrap();

@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 use super::{
     Score,
     cohort::{Cohort, FirstResult},
+    volumes::StoredVolumes,
 };
 use crate::{
     config::Config,
@@ -334,6 +335,7 @@ impl ResultsOf<'_> {
             window: &cohort.identity,
             method: &shared.method,
             config: settings,
+            fines: &StoredVolumes { shared },
         })?;
         let folder = &settings.directories.results;
         report::write_results(folder, &record.output_stem, &results).map_err(writing)?;
