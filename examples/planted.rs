@@ -30,7 +30,8 @@ use oddscan::{
     domain::{
         PairDistances, SliceEncoder,
         error::ScanError,
-        finding::finding,
+        evidence::NoFineVolumes,
+        finding::{Place, finding},
         scan::ScanId,
         window::Membership,
         window_scores::{
@@ -42,6 +43,7 @@ use oddscan::{
     nifti::Limits,
     numeric::{
         evaluation::{Ranking, mean},
+        fusion::Weights,
         mask::{GridPlacement, score_map},
         preprocess::cube_affine,
         projection::Normal,
@@ -278,7 +280,7 @@ impl Bench {
 
     fn score(&mut self) -> Result<WindowScores> {
         let Self { window, method, scoring, .. } = self;
-        Ok(score_members(&window.members(), &method.layers, scoring, window)?)
+        Ok(score_members(&window.members(), &method.layers, scoring, window, &NoFineVolumes)?)
     }
 
     fn plant(&mut self, index: usize, diameter_mm: f64, contrast: f64) -> Result<Found> {
@@ -291,8 +293,8 @@ impl Bench {
         let scores = self.score()?;
         let placement =
             GridPlacement { cube_side: self.method.cube.side, cube: source.cube(&self.method)? };
-        let (scan, brain) = (&source.raw, &source.brain);
-        let finding = finding(scan, brain, &placement, &scores, index, &self.scoring);
+        let place = Place { scan: &source.raw, brain: &source.brain, placement };
+        let finding = finding(&place, &scores, index, None, &self.scoring);
         self.window.restore(index, healthy);
         let brain = &source.brain.inside;
         let voxels = (0..brain.len()).filter(|&voxel| brain[voxel]);
@@ -407,6 +409,7 @@ fn id(index: usize) -> ScanId {
 impl Window {
     fn members(&self) -> Vec<ScoredMember> {
         let member = |(index, grids): (usize, &Vec<TokenGrid>)| ScoredMember {
+            weights: Weights::OF_TOKENS_ALONE,
             id: id(index),
             parts: parts_of(grids, grids.len()),
             membership: Membership::REFERENCE,

@@ -28,6 +28,7 @@ use oddscan::{
     domain::{
         PairDistances,
         error::ScanError,
+        evidence::NoFineVolumes,
         scan::ScanId,
         window::Membership,
         window_scores::{ScoredMember, WindowDistances, parts_of, score_members},
@@ -37,6 +38,7 @@ use oddscan::{
     nifti::{self, Limits},
     numeric::{
         evaluation::{Overlap, Ranking, mean},
+        fusion::Weights,
         geometry::Shape3,
         mask::{GridPlacement, score_map},
         preprocess::cube_affine,
@@ -606,6 +608,7 @@ fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
     let member = |(index, grids): (usize, &Vec<TokenGrid>)| {
         let n_parts = grids.len() / variant.layers.len();
         ScoredMember {
+            weights: Weights::OF_TOKENS_ALONE,
             id: id(index),
             parts: parts_of(grids, n_parts),
             membership: Membership::REFERENCE,
@@ -613,7 +616,8 @@ fn score(scans: &[Scan], variant: &Variant, window: &str) -> Result<Outcome> {
     };
     let members: Vec<ScoredMember> = grids.iter().enumerate().map(member).collect();
     let mut grids = Grids { scans: grids, reach: settings.reach, columns: BTreeMap::new() };
-    let mut found = score_members(&members, &variant.layers, &settings, &mut grids)?;
+    let mut found =
+        score_members(&members, &variant.layers, &settings, &mut grids, &NoFineVolumes)?;
     if variant.z_score {
         z_scores(&mut found.scans);
     }

@@ -16,7 +16,7 @@ use prometheus::{GaugeVec, TextEncoder};
 
 pub use self::label::{
     DirectoryKind, EvictionReason, Fallback, IngestResult, MemoryState, OutputKind, PauseReason,
-    RescanTrigger, ScoreResult, SeenBy, Stage, Trigger,
+    RescanTrigger, ScoreResult, SeenBy, Stage, Trigger, Verdict,
 };
 use self::{
     families::{Families, set_info},
@@ -293,6 +293,15 @@ impl Metrics {
     pub fn scan_percentile(&self, cohort: &str, percentile: f64) {
         let label = self.0.own_label(cohort).unwrap_or(OTHER_COHORTS);
         self.0.percentile.with_label_values(&[label]).observe(percentile);
+    }
+}
+
+/// Verdicts on scans.
+impl Metrics {
+    /// A result was written that says whether anything stands out.
+    pub fn verdict(&self, cohort: &str, verdict: Verdict) {
+        let label = self.0.own_label(cohort).unwrap_or(OTHER_COHORTS);
+        self.0.verdicts.with_label_values(&[label, verdict.name()]).inc();
     }
 }
 

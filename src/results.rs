@@ -12,14 +12,20 @@ use crate::{
     domain::{
         cohort::modality_of,
         error::ScanError,
-        finding::{Finding, Place, finding, parts_of_map},
+        finding::{Finding, Place, Tail, finding, parts_of_map},
         scan::{BrainSource, EncodedFacts, ScanRecord},
         window::WindowIdentity,
         window_scores::WindowScores,
     },
     engine::Method,
     nifti,
-    numeric::{brain, fusion::FusedMap, mask::GridPlacement, registration::Template, scoring},
+    numeric::{
+        brain,
+        fusion::FusedMap,
+        mask::GridPlacement,
+        registration::Template,
+        scoring::{self, MapProfile},
+    },
     prepare::Source,
     report::{
         AlignmentFiles, AlignmentPicture, EncoderFacts, IntensityFacts, MethodFacts, QualityFacts,
@@ -169,8 +175,7 @@ fn alignment_files(
 
 fn picture(input: &ResultInput<'_>, finding: &Finding) -> Vec<u8> {
     let ResultInput { record, source, scores, index, .. } = input;
-    let others = scores.others(*index);
-    let own = scores.scans[*index].top1_mean;
+    let n_others = scores.others(*index).len();
     picture::render(&PictureInput {
         scan: &source.raw,
         brain: &source.brain,
@@ -178,11 +183,23 @@ fn picture(input: &ResultInput<'_>, finding: &Finding) -> Vec<u8> {
         mask: &finding.mask,
         threshold: finding.threshold,
         focus: finding.clusters.first().map(|largest| largest.peak_world_mm),
-        top: others.iter().map(|other| other.top1_mean).fold(own, f32::max),
+        top: top_of_colours(scores, *index),
         title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
-        summary: &summary(finding, others.len()),
+        summary: &summary(finding, n_others),
         quality: &quality(record),
     })
+}
+
+/// The map value at the upper end of the colours. In maps with intensities it lies as many spreads
+/// above the median in all scans, and in maps of tokens alone it is the highest of the window.
+fn top_of_colours(scores: &WindowScores, index: usize) -> f32 {
+    const SPREADS: f64 = 5.0;
+    if scores.evidence.is_some() {
+        let MapProfile { median, spread, .. } = scores.profiles[index];
+        return (median + SPREADS * spread) as f32;
+    }
+    let others = scores.others(index);
+    others.iter().map(|other| other.top1_mean).fold(scores.scans[index].top1_mean, f32::max)
 }
 
 /// The quality of the scan as a line for the picture.
@@ -326,8 +343,18 @@ fn summary(finding: &Finding, n_others: usize) -> String {
         let n_lower = (percentile * n_others as f64).round();
         format!(", higher than {n_lower} of {n_others} other scans")
     });
+    let verdict = finding.tail.map_or(String::new(), |tail| {
+        let Tail { probability, least_probability, .. } = tail;
+        match tail.stands_out {
+            Some(true) => format!("STANDS OUT (tail probability {probability:.2}); "),
+            Some(false) => format!("Nothing stands out (tail probability {probability:.2}); "),
+            None => format!(
+                "Too few scans to say whether it stands out (least probability {least_probability:.2}); "
+            ),
+        }
+    });
     format!(
-        "score {:.3}{rank}; mask {:.1} ml in {} region{}",
+        "{verdict}score {:.3}{rank}; mask {:.1} ml in {} region{}",
         finding.score_top1_mean,
         finding.mask_ml(),
         finding.clusters.len(),

@@ -19,7 +19,11 @@ use self::{
 use super::{CONFIG, Failure, IO, REFUSED, engine_code};
 use crate::{
     config::Config,
-    domain::{cohort::CohortKey, finding::Finding, window::WindowIdentity},
+    domain::{
+        cohort::CohortKey,
+        finding::{Finding, Tail},
+        window::WindowIdentity,
+    },
     engine::Engine,
     telemetry,
 };
@@ -149,6 +153,8 @@ fn print_table(scored: &[(EncodedScan, Finding)], refused: &[Refused], arguments
                     "score_top1_mean": finding.score_top1_mean,
                     "percentile": finding.percentile,
                     "mask_ml": finding.mask_ml(),
+                    "tail_probability": finding.tail.map(|tail| tail.probability),
+                    "stands_out": finding.tail.and_then(|tail| tail.stands_out),
                 })
             })
             .collect();
@@ -158,18 +164,19 @@ fn print_table(scored: &[(EncodedScan, Finding)], refused: &[Refused], arguments
     }
     if !scored.is_empty() {
         println!(
-            "{:<36} {:>8} {:>8} {:>11} {:>9}",
-            "scan", "score", "max", "percentile", "mask ml"
+            "{:<36} {:>8} {:>8} {:>11} {:>9} {:>11}",
+            "scan", "score", "max", "percentile", "mask ml", "stands out"
         );
     }
     for (member, finding) in scored {
         println!(
-            "{:<36} {:>8.3} {:>8.3} {:>11} {:>9.1}",
+            "{:<36} {:>8.3} {:>8.3} {:>11} {:>9.1} {:>11}",
             member.record.output_stem,
             finding.score_top1_mean,
             finding.score_max,
             percent(finding.percentile),
-            finding.mask_ml()
+            finding.mask_ml(),
+            verdict(finding.tail)
         );
     }
     for Refused { path, error, picture } in refused {
@@ -179,6 +186,13 @@ fn print_table(scored: &[(EncodedScan, Finding)], refused: &[Refused], arguments
         }
     }
     println!("results in {}   (research use only)", arguments.out.display());
+}
+
+/// Whether a scan stands out, with its tail probability; `-` if its map is of tokens alone.
+fn verdict(tail: Option<Tail>) -> String {
+    let Some(Tail { probability, stands_out, .. }) = tail else { return "-".to_owned() };
+    let verdict = stands_out.map_or("?", |stands_out| if stands_out { "yes" } else { "no" });
+    format!("{verdict} {probability:.2}")
 }
 
 /// A percentile for a table; `-` if there is none.

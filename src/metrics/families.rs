@@ -12,7 +12,7 @@ use prometheus::{
 
 use super::label::{
     ERROR_CLASSES, EvictionReason, Fallback, IngestResult, OTHER_COHORTS, OutputKind, PauseReason,
-    RescanTrigger, ScoreResult, SeenBy, Stage, Trigger,
+    RescanTrigger, ScoreResult, SeenBy, Stage, Trigger, Verdict,
 };
 use crate::domain::error::QuarantineReason;
 
@@ -69,6 +69,7 @@ pub(super) struct Families {
     pub(super) score_success_time: GaugeVec,
     pub(super) score_pairs: IntCounterVec,
     pub(super) percentile: HistogramVec,
+    pub(super) verdicts: IntCounterVec,
 
     pub(super) end_to_end: Histogram,
     pub(super) outputs: IntCounterVec,
@@ -259,6 +260,11 @@ impl Families {
                 &["cohort"],
                 PERCENTILE_BUCKETS,
             ),
+            verdicts: r.counters(
+                "study_results_total",
+                "Results written, by whether anything stands out in the scan.",
+                &["cohort", "verdict"],
+            ),
 
             end_to_end: r.histogram(
                 "end_to_end_duration_seconds",
@@ -343,6 +349,9 @@ impl Families {
         }
         self.score_pairs.with_label_values(&[cohort]);
         self.percentile.with_label_values(&[cohort]);
+        for verdict in Verdict::ALL {
+            self.verdicts.with_label_values(&[cohort, verdict.name()]);
+        }
     }
 
     /// The cohort's own label, or `None` beyond the cap. A new cohort's counters start at 0.

@@ -44,6 +44,18 @@ label! {
 }
 
 label! {
+    /// Whether anything stands out in a scan.
+    Verdict {
+        /// A region is unusual for the window.
+        StandsOut = "stands_out",
+        /// None is.
+        NothingStandsOut = "nothing_stands_out",
+        /// The window is too small to say, or its maps are of tokens alone.
+        NotJudged = "not_judged",
+    }
+}
+
+label! {
     /// What started a listing of the whole incoming folder.
     RescanTrigger {
         /// The start of the daemon.

@@ -9,11 +9,15 @@ use oddscan::{
     domain::{
         PairDistances,
         error::ScanError,
+        evidence::NoFineVolumes,
         scan::ScanId,
         window::Membership,
         window_scores::{ScoredMember, Scoring, WindowDistances, WindowScores, score_members},
     },
-    numeric::{geometry::Shape3, projection::Normal, scoring::SearchReach, token::TokenGrid},
+    numeric::{
+        fusion::Weights, geometry::Shape3, projection::Normal, scoring::SearchReach,
+        token::TokenGrid,
+    },
 };
 
 const N_SCANS: usize = 30;

@@ -24,6 +24,11 @@ fn sidecar(score: f32) -> Sidecar {
         shift: None,
         n_cells: 1,
         n_unmatched_cells: 0,
+        excess: None,
+        tail_probability: None,
+        least_tail_probability: None,
+        stands_out: None,
+        usual_volume_ml: None,
     };
     Sidecar {
         schema: SCHEMA.into(),

@@ -15,11 +15,13 @@ use oddscan::{
     domain::{
         PairDistances, SliceEncoder,
         error::ScanError,
+        evidence::NoFineVolumes,
         scan::ScanId,
         window::Membership,
         window_scores::{ScoredMember, WindowDistances, WindowScores, score_members},
     },
     numeric::{
+        fusion::Weights,
         mask::{GridPlacement, score_map},
         preprocess::{Canonical, CubeSettings, brain_mask, canonicalise, cube_affine},
         projection::Projection,

@@ -22,7 +22,7 @@ use crate::{
         refresh::{Attempt, waits_for_first},
         scan::{Reported, ScanId, ScanRecord},
     },
-    metrics::{OutputKind, Stage, Trigger},
+    metrics::{OutputKind, Stage, Trigger, Verdict},
     pipeline::{ARCHIVED, FULL, Shared, board::StageName, now_secs, side_by_side},
     prepare::read_again,
     report,
@@ -343,8 +343,15 @@ impl ResultsOf<'_> {
         if let Some(percentile) = finding.percentile {
             shared.metrics.scan_percentile(record.cohort.label(), percentile);
         }
+        let verdict = match finding.tail.and_then(|tail| tail.stands_out) {
+            Some(true) => Verdict::StandsOut,
+            Some(false) => Verdict::NothingStandsOut,
+            None => Verdict::NotJudged,
+        };
+        shared.metrics.verdict(record.cohort.label(), verdict);
         info!(
             scan = %id,
+            verdict = verdict.name(),
             window = cohort.identity.id,
             scans = cohort.scores.scans.len(),
             score = format!("{:.3}", finding.score_top1_mean),
