@@ -317,7 +317,9 @@ pub(crate) fn result_key(window: &WindowIdentity, config: &Config) -> String {
     let mut shaping = json!({
         "window": window.id,
         "method": window.cohort.method,
-        "scoring": config.scoring_for_key(),
+        "scoring": config.tree.get("scoring"),
+        // The ratio in force, which another setting may switch off.
+        "follow_up_ratio": config.scoring.follow_up_ratio,
         "community": config.tree.get("community"),
         "evidence": config.tree.get("evidence"),
     });

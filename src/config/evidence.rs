@@ -74,11 +74,11 @@ mod tests {
                 evidence.weights(&AcquisitionFacts::of(stem, [1.0, 1.0, thick]));
             [tokens, brightness, range]
         };
-        assert_eq!(weights("sub-1_FLAIR", 1.0), [1.0, 1.0, 1.0]);
-        assert_eq!(weights("sub-1_FLAIR", 6.0), [0.5, 1.0, 1.0]);
-        assert_eq!(weights("sub-1_T1w", 2.0), [1.0, 0.0, 2.0]);
-        assert_eq!(weights("sub-1_T1ce", 1.0), [1.0, 0.0, 0.5]);
-        assert_eq!(weights("scan", 1.0), [1.0, 0.0, 0.5]);
+        assert_eq!(weights("sub-1_FLAIR", 1.0), [1.0, 1.0, 0.3]);
+        assert_eq!(weights("sub-1_FLAIR", 6.0), [0.5, 1.0, 0.3]);
+        assert_eq!(weights("sub-1_T1w", 2.0), [1.0, 0.0, 1.0]);
+        assert_eq!(weights("sub-1_T1ce", 1.0), [1.0, 0.0, 0.3]);
+        assert_eq!(weights("scan", 1.0), [1.0, 0.0, 0.3]);
     }
 
     #[test]

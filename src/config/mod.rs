@@ -155,11 +155,6 @@ impl Config {
         named(&site).or_else(|| named(&defaults()))?.ok()
     }
 
-    /// `[scoring]` as the key of a result contains it.
-    pub(crate) fn scoring_for_key(&self) -> Value {
-        scoring::for_key(&self.tree, self.scoring.follow_up_ratio)
-    }
-
     /// Reads a site's file and applies it to the defaults. Without a file the defaults alone count.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         match path {

@@ -13,7 +13,6 @@ use crate::numeric::{community::CommunitySettings, scoring::SearchReach};
 
 const OLD_NAME: &str = "place_share";
 const NEW_NAME: &str = "positional_correction";
-const FOLLOW_UP_RATIO: &str = "follow_up_ratio";
 
 /// Both `[scoring]` and `[community]`.
 pub(super) fn read(check: &mut Checker) -> Scoring {
@@ -55,21 +54,6 @@ pub(super) fn rename_old(site: &mut Table, faults: &mut Vec<Fault>) {
     }
 }
 
-/// `[scoring]` as the key of a result contains it. It keeps the old name, and leaves out a search
-/// that is off, so that older results do not become stale. `follow_up_ratio` is the value in force.
-pub(super) fn for_key(tree: &Table, follow_up_ratio: f64) -> Value {
-    let mut scoring = tree["scoring"].clone();
-    if let Value::Table(scoring) = &mut scoring {
-        let value = scoring.remove(NEW_NAME).expect("it is in the defaults");
-        scoring.insert(OLD_NAME.to_owned(), value);
-        scoring.remove(FOLLOW_UP_RATIO);
-        if follow_up_ratio > 0.0 {
-            scoring.insert(FOLLOW_UP_RATIO.to_owned(), follow_up_ratio.into());
-        }
-    }
-    scoring
-}
-
 #[cfg(test)]
 mod tests {
     use crate::config::{Config, check::faults};
@@ -86,23 +70,10 @@ mod tests {
     }
 
     #[test]
-    fn the_key_of_a_result_is_that_of_before_the_new_name_and_the_search_for_follow_ups() {
-        let off = Config::parse("scoring.follow_up_ratio = 0").unwrap();
-        let scoring = serde_json::json!(off.scoring_for_key());
-        let before = r#"{"clean_scan_fraction":0.25,"false_positive_fraction":0.01,"keep_fraction":0.4,"min_cluster_mm3":500.0,"place_share":0.3,"reach_patches":1}"#;
-        assert_eq!(scoring.to_string(), before);
-
-        let scoring = Config::parse("").unwrap().scoring_for_key();
-        assert_eq!(scoring["follow_up_ratio"].as_float(), Some(0.6));
-    }
-
-    #[test]
     fn follow_ups_are_not_looked_for_where_scans_of_a_patient_are_compared_on_purpose() {
         let ratio = |text: &str| Config::parse(text).unwrap().scoring.follow_up_ratio;
         assert_eq!(ratio("scoring.follow_up_ratio = 0.5"), 0.5);
         assert_eq!(ratio("window.compare_same_patient = true"), 0.0);
-        let compared = Config::parse("window.compare_same_patient = true").unwrap();
-        assert!(compared.scoring_for_key().get("follow_up_ratio").is_none());
         let found = faults("scoring.follow_up_ratio = 1.5");
         assert!(found[0].starts_with("scoring.follow_up_ratio = 1.5: "), "{found:?}");
     }

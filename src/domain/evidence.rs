@@ -165,3 +165,79 @@ fn extremes(scans: &[ScanId], fines: &dyn FineVolumes) -> Result<Option<Extremes
     }
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use half::f16;
+
+    use super::*;
+    use crate::numeric::{mask::ScoreGrid, token::Foreground};
+
+    /// Scans of one row of cells, by the first byte of their ids.
+    struct Rows(BTreeMap<ScanId, Vec<f32>>);
+
+    impl FineVolumes for Rows {
+        fn fine(&self, scan: ScanId) -> Result<FineVolume, ScanError> {
+            let values = &self.0[&scan];
+            Ok(FineVolume {
+                foreground: row(values.len()),
+                values: values.iter().map(|&value| f16::from_f32(value)).collect(),
+                depths: vec![255; values.len()],
+                cell_mm: 10.0,
+            })
+        }
+    }
+
+    fn row(n: usize) -> Foreground {
+        Foreground { shape: Shape3([n, 1, 1]), cells: (0..n as u32).collect() }
+    }
+
+    fn id(n: u8) -> ScanId {
+        ScanId([n; 32])
+    }
+
+    const WEIGHTS: Weights = Weights { tokens: 0.0, brightness: 0.0, range: 1.0, rim_mm: 0.0 };
+
+    fn member(n: u8, own: &[u8], is_reference: bool) -> EvidenceMember {
+        let own_references = own.iter().map(|&n| id(n)).collect();
+        EvidenceMember { id: id(n), weights: WEIGHTS, own_references, is_reference }
+    }
+
+    /// The map of each member; a scan `n` has `values[n]` in its middle cell, and 0 elsewhere.
+    fn maps(members: &[EvidenceMember], values: &[f32]) -> Vec<f32> {
+        let rows =
+            Rows((0..).map(id).zip(values.iter().map(|&v| vec![0.0, 0.0, v, 0.0, 0.0])).collect());
+        let scores = ScoreGrid { foreground: row(5), scores: vec![Some(1.0); 5] };
+        let tokens = vec![ScanScores::new(scores); members.len()];
+        let top = Fraction::new(0.01).unwrap();
+        let (evidence, profiles) =
+            WindowEvidence::of(members.to_vec(), &tokens, top, &rows).unwrap();
+        assert_eq!(profiles.len(), members.len());
+        let map = |index: usize| evidence.map(index, &tokens[index], &rows).unwrap().values[2];
+        (0..members.len()).map(map).collect()
+    }
+
+    #[test]
+    fn a_scan_is_compared_with_the_references_of_other_people() {
+        let all: Vec<EvidenceMember> = (0..4).map(|n| member(n, &[n], true)).collect();
+        assert_eq!(maps(&all, &[9.0, 1.0, 2.0, 0.0]), [7.0, 0.0, 0.0, 0.0]);
+
+        // Scans 0 and 1 are of one person, so that neither hides the other.
+        let mut pair = all.clone();
+        pair[0] = member(0, &[0, 1], true);
+        pair[1] = member(1, &[0, 1], true);
+        assert_eq!(maps(&pair, &[9.0, 8.0, 2.0, 0.0]), [7.0, 6.0, 0.0, 0.0]);
+        assert_eq!(maps(&all, &[9.0, 8.0, 2.0, 0.0]), [1.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_guest_changes_nothing_for_the_others() {
+        let references: Vec<EvidenceMember> = (0..3).map(|n| member(n, &[n], true)).collect();
+        let with_guest = [&references[..], &[member(3, &[], false)]].concat();
+        let values = [5.0, 1.0, 2.0, 9.0];
+        assert_eq!(maps(&references, &values), [3.0, 0.0, 0.0]);
+        assert_eq!(maps(&with_guest, &values), [3.0, 0.0, 0.0, 4.0]);
+    }
+}

@@ -6,7 +6,9 @@
 //!
 //! Two scans are of one person if their distance is below a stated share of the usual distance of
 //! each of them. The usual distance of a scan is the median of its distances to the references of
-//! other known patients. It is not the smallest one: of three scans of one person, the third would
+//! other known patients. It must also stay well below the distance to the next scan beyond the pair or
+//! group, because two people of one scanner lie near each other in a window of several scanners. The
+//! usual distance is not the smallest one: of three scans of one person, the third would
 //! make the other two look usual. With the median, up to half of the other scans may be of the same
 //! person.
 //!
@@ -23,6 +25,11 @@ pub(super) const MIN_OTHERS: usize = 4;
 /// Fewest references that must remain for a scan to be compared with. Otherwise the scans of a
 /// person are compared with each other after all.
 const MIN_LEFT: usize = 3;
+
+/// A pair must be nearer than this share of the distance of either scan to any other that is not
+/// near it. In a window of several sites, two people of one site may be nearer than usual, but so
+/// are others of that site: measured 0.9 for two people, 0.6 for a made-up follow-up scan.
+const MAX_OF_NEXT: f64 = 0.75;
 
 /// How far the tokens of the members of a window are from each other: one number for each pair of
 /// members and each direction.
@@ -98,8 +105,10 @@ pub fn find_follow_ups(
     let nearest = candidates.iter().map(|candidate| search.named(candidate));
     let nearest = nearest.min_by(|a, b| a.ratio.total_cmp(&b.ratio).then(a.scans.cmp(&b.scans)));
 
-    let links: Vec<[usize; 2]> =
+    let near: Vec<[usize; 2]> =
         candidates.iter().filter(|found| found.ratio < ratio).map(|found| found.pair).collect();
+    let stand_apart = |pair: &&[usize; 2]| search.stand_apart(**pair, &near);
+    let links: Vec<[usize; 2]> = near.iter().filter(stand_apart).copied().collect();
     if links.is_empty() {
         return FollowUps { nearest, ..FollowUps::default() };
     }
@@ -164,6 +173,22 @@ impl<'a> Search<'a> {
         let distance = self.distances.between(one, other)?;
         let usual = self.usual[one]?.min(self.usual[other]?);
         (usual > 0.0).then(|| distance / usual)
+    }
+
+    /// Whether two scans are far nearer to each other than either is to any scan that is not near
+    /// it. `near` are all pairs below the ratio.
+    fn stand_apart(&self, pair: [usize; 2], near: &[[usize; 2]]) -> bool {
+        let Some(distance) = self.distances.between(pair[0], pair[1]) else { return false };
+        let is_near = |one: usize, other: usize| {
+            near.iter().any(|pair| pair.contains(&one) && pair.contains(&other))
+        };
+        pair.into_iter().all(|own| {
+            let strangers = self.references().filter(|&other| {
+                other != own && !is_near(own, other) && !self.is_known(own, other)
+            });
+            let mut apart = strangers.filter_map(|other| self.distances.between(own, other));
+            apart.all(|stranger| distance < MAX_OF_NEXT * stranger)
+        })
     }
 
     fn named(&self, Candidate { pair, ratio }: &Candidate) -> NearestPair {
@@ -351,6 +376,23 @@ mod tests {
         let follow_ups = found(&references(8), 0.8, &[2, 5]);
         assert!(follow_ups.groups.is_empty() && !follow_ups.has(2, 5));
         assert_eq!(follow_ups.nearest.unwrap().scans, [scan(2), scan(5)]);
+    }
+
+    #[test]
+    fn two_people_of_a_rare_scanner_are_no_follow_ups() {
+        // Scans 0 to 2 come from one scanner, the others from others.
+        let members = references(9);
+        let mut distances = distances(&members, 0.0, |_, _| false);
+        for (one, other, distance) in [(0, 1, 0.58), (0, 2, 0.7), (1, 2, 0.7)] {
+            distances.set(one, other, distance);
+            distances.set(other, one, distance);
+        }
+        assert!(find_follow_ups(&members, &distances, RATIO).groups.is_empty());
+        // A follow-up scan on that scanner is nearer than the next person there.
+        distances.set(0, 1, 0.4);
+        distances.set(1, 0, 0.4);
+        let follow_ups = find_follow_ups(&members, &distances, RATIO);
+        assert_eq!(follow_ups.groups, [[scan(0), scan(1)]]);
     }
 
     #[test]

@@ -13,7 +13,12 @@ use crate::{
         cohort::CohortKey,
         scan::{EncodedFacts, FileStamp, ScanId, ScanRecord, ScanState},
     },
-    numeric::{geometry::Shape3, scoring::PairColumns, token::TokenGrid},
+    numeric::{
+        fine::FineVolume,
+        geometry::Shape3,
+        scoring::PairColumns,
+        token::{Foreground, TokenGrid},
+    },
 };
 
 fn id(n: u8) -> ScanId {
@@ -251,4 +256,23 @@ fn a_damaged_column_counts_as_not_kept() {
     // Computed again, with either of the two named first.
     store.put_columns(id(2), id(1), 0, &columns(1).mirrored()).unwrap();
     assert_eq!(store.column(id(1), id(2), 0, 600).unwrap(), Some(first_to_second));
+}
+
+#[test]
+fn intensities_are_read_as_written_and_go_with_their_scan() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
+    let fine = FineVolume {
+        foreground: Foreground { shape: Shape3([5, 3, 2]), cells: vec![0, 7, 8, 29] },
+        values: [0.5, -3.0, 0.0, 7.25].map(f16::from_f32).to_vec(),
+        depths: vec![16, 255, 0, 40],
+        cell_mm: 1.5,
+    };
+    let one = record(1, ScanState::Encoded);
+    store.put_encoded(&one, &[tokens(1)], Some(&fine)).unwrap();
+    store.put_encoded(&record(2, ScanState::Encoded), &[tokens(2)], None).unwrap();
+    assert_eq!(store.fine(&one.id).unwrap(), Some(fine));
+    assert_eq!(store.fine(&record(2, ScanState::Encoded).id).unwrap(), None);
+    store.evict(&one).unwrap();
+    assert_eq!(store.fine(&one.id).unwrap(), None);
 }

@@ -119,13 +119,6 @@ fn of_sidecar(site: &Site, bytes: &[u8]) -> (String, usize) {
     for volatile in ["timings_secs", "oddscan_version", "revision"] {
         assert!(keys.remove(volatile).is_some(), "{volatile}");
     }
-    // A setting of today has another name than when the hashes were written.
-    let scoring = keys["method"]["settings"]["scoring"].as_object_mut().unwrap();
-    if let Some(value) = scoring.remove("positional_correction") {
-        scoring.insert("place_share".to_owned(), value);
-    }
-    // This setting is newer. It changes no scores here.
-    scoring.remove("follow_up_ratio");
     keys["encoder"].as_object_mut().unwrap().remove("device");
     let warnings = keys.remove("warnings").unwrap();
 
