@@ -263,7 +263,7 @@ impl Families {
             verdicts: r.counters(
                 "study_results_total",
                 "Results written, by whether anything stands out in the scan.",
-                &["cohort", "verdict"],
+                &["cohort", "result"],
             ),
 
             end_to_end: r.histogram(

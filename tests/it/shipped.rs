@@ -16,7 +16,7 @@ use oddscan::{
     },
     metrics::{
         DirectoryKind, EvictionReason, Fallback, IngestResult, MAX_COHORTS, Metrics, OutputKind,
-        PauseReason, RescanTrigger, ScoreResult, SeenBy, Stage, Trigger,
+        PauseReason, RescanTrigger, ScoreResult, SeenBy, Stage, Trigger, Verdict,
     },
 };
 use serde_json::{Value, json};
@@ -92,6 +92,7 @@ fn exercised() -> Metrics {
         metrics.score_run(&cohort, ScoreResult::Ok, Trigger::NewScan, 1_700_000_000);
         metrics.pairs_computed(&cohort, 39);
         metrics.scan_percentile(&cohort, 0.5);
+        Verdict::ALL.iter().for_each(|&verdict| metrics.verdict(&cohort, verdict));
     }
     for &kind in OutputKind::ALL {
         metrics.output_written(kind, true);
