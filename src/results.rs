@@ -84,8 +84,13 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
             } else {
                 config.scoring.min_cluster_mm3
             },
-            chosen_by: "median and quartiles of this map, reach of the tail in the other scans"
-                .to_owned(),
+            chosen_by: if input.scores.is_bright(input.index) {
+                "median and quartiles of this map, reach of the tail in the other scans, and at most \
+                 1.6 quartile distances above the median"
+            } else {
+                "median and quartiles of this map, reach of the tail in the other scans"
+            }
+            .to_owned(),
         }),
         clusters: finding.clusters.clone(),
         ..sidecar(record, input.window, method, config)
@@ -184,6 +189,10 @@ fn picture(input: &ResultInput<'_>, finding: &Finding) -> Vec<u8> {
         threshold: finding.threshold,
         focus: finding.clusters.first().map(|largest| largest.peak_world_mm),
         top: top_of_colours(scores, *index),
+        scale: match scores.evidence {
+            Some(_) => "anomaly score (tokens, brightness and range)",
+            None => "anomaly score (distance to the closest matches)",
+        },
         title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
         summary: &summary(finding, n_others),
         quality: &quality(record),

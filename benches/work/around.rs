@@ -87,6 +87,7 @@ pub fn picture(mm: f64) -> impl FnMut() {
     let mask: Vec<bool> = map.iter().map(|&value| value > 1.0).collect();
     move || {
         let input = PictureInput {
+            scale: "anomaly score",
             scan: &scan,
             brain: &brain,
             map: &map,

@@ -329,3 +329,49 @@ fn cluster(
         evidence,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(excess: f64, marks: &[RegionMark]) -> Cluster {
+        Cluster {
+            n_voxels: 1,
+            volume_mm3: 1.0,
+            peak_score: 1.0,
+            peak_voxel: [0; 3],
+            peak_world_mm: [0.0; 3],
+            evidence: Some(RegionEvidence {
+                excess,
+                tail_probability: 0.5,
+                marks: marks.to_vec(),
+                shares: Shares { tokens: 1.0, brightness: 0.0, range: 0.0 },
+            }),
+        }
+    }
+
+    #[test]
+    fn the_most_unusual_region_is_first_and_marked_ones_are_last() {
+        let mut clusters = vec![
+            region(9.0, &[RegionMark::Rim]),
+            region(1.0, &[]),
+            region(3.0, &[]),
+            region(20.0, &[RegionMark::Rim, RegionMark::CutEdge]),
+        ];
+        rank(&mut clusters);
+        let excesses: Vec<f64> =
+            clusters.iter().filter_map(|cluster| Some(cluster.evidence.as_ref()?.excess)).collect();
+        assert_eq!(excesses, [3.0, 1.0, 20.0, 9.0]);
+    }
+
+    #[test]
+    fn a_region_says_in_json_what_its_evidence_is_and_one_of_tokens_alone_says_nothing() {
+        let json = serde_json::to_value(region(2.0, &[RegionMark::CutEdge])).unwrap();
+        assert_eq!(json["marks"], serde_json::json!(["cut_edge"]));
+        assert_eq!(json["excess"], 2.0);
+        let alone = Cluster { evidence: None, ..region(0.0, &[]) };
+        let json = serde_json::to_value(&alone).unwrap();
+        assert!(json.get("excess").is_none());
+        assert_eq!(serde_json::from_value::<Cluster>(json).unwrap(), alone);
+    }
+}

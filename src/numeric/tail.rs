@@ -23,7 +23,7 @@ const COUNTED: f64 = 0.1;
 const TOKEN_POWER: f64 = 0.7;
 
 /// The same where brightness counts in the map. Bright healthy tissue has smaller regions.
-const BRIGHT_POWER: f64 = 1.0;
+const BRIGHT_POWER: f64 = 1.1;
 
 /// Fewest regions per scan that are expected, so that a clean window does not claim too much.
 const MIN_RATE: f64 = 0.3;
@@ -129,7 +129,8 @@ mod tests {
         let others: [&[f64]; 3] = [&[5.0, 0.2], &[900.0, 0.3, 0.01], &[0.05]];
         let usual = UsualRegions::of(&others, 99, true);
         // The median of 2, 2 and 0 regions is 2.
-        assert!((usual.probability(2.0) - (1.0 - (-0.1_f64).exp())).abs() < 1e-12);
+        let n_expected = 2.0 * 0.05_f64.powf(1.1);
+        assert!((usual.probability(2.0) - (1.0 - (-n_expected).exp())).abs() < 1e-12);
         assert!(usual.probability(1.0) > usual.probability(2.0));
         assert_eq!(usual.probability(0.0), 1.0);
         assert_eq!(usual.probability(1e9), 0.01);

@@ -35,6 +35,8 @@ pub struct PictureInput<'a> {
     /// Map value at the upper end of the colours. It is the same for a whole window, so that
     /// pictures can be compared.
     pub top: f32,
+    /// What the colours mean.
+    pub scale: &'a str,
     /// First line: which scan.
     pub title: &'a str,
     /// Second line: what was found.
@@ -204,8 +206,7 @@ fn draw_scale(canvas: &mut Canvas, scene: &Scene<'_>, input: &PictureInput<'_>) 
         );
     }
 
-    let text = "anomaly score (distance to the closest matches)";
-    canvas.text(text, left + width + 24, top + 1, &FONT_6X13, FAINT);
+    canvas.text(input.scale, left + width + 24, top + 1, &FONT_6X13, FAINT);
     canvas.text("radiological convention", left + width + 24, top + 19, &FONT_6X13, FAINT);
     let notice = RESEARCH_USE_ONLY;
     canvas.text(notice, WIDTH - GAP - 9 * notice.len(), top + 8, &FONT_9X15, INK);
@@ -251,6 +252,7 @@ mod tests {
         let mask: Vec<bool> = map.iter().map(|&v| v > 1.5).collect();
         let scan = RawVolume { shape, voxels: vec![100.0; shape.n_voxels()], affine };
         render(&PictureInput {
+            scale: "anomaly score",
             scan: &scan,
             brain: &RawMask { shape, inside, affine },
             map: &map,
