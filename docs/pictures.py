@@ -82,24 +82,25 @@ def bars(axes, labels, values, colours, text):
 
 
 def summary():
-    """Average precision of the map beside that of brightness."""
-    rows = table("quality.md", "map")
+    """Average precision of the map beside that of simple maps, window by window."""
+    windows = []
+    for window, *row in table("quality.md", "window"):
+        if window:
+            windows.append((window, []))
+        windows[-1][1].append(row)
+    windows = [(window, rows) for window, rows in windows if "prototype" not in window]
     figure, all_axes = begin(
-        8, 2.6, 2, "How well is lesion tissue found?",
+        11, 2.6, len(windows), "How well is lesion tissue found?",
         "Average precision, voxel by voxel; 1 is best. Mean over the scans with lesions.\n"
-        "Dashed: a random map. The T1 lesions are real tissue in scans of healthy people.",
+        "The T1 lesions are real tissue in scans of healthy people.",
     )
-    chance = {"FLAIR": 0.06, "T1": 0.02}
-    for axes, (window, what) in zip(all_axes, (("FLAIR", "11 patients, glioma or MS"), ("T1", "10 scans, 6 with lesions"))):
-        own = [row for row in rows if row[0].startswith(window)]
-        labels = [row[0].split(": ")[1].replace("preset = ", "").replace('"paper"', "as in the paper") for row in own]
-        labels = [label.replace(", ", ",\n") for label in labels]
-        colours = [GREY if "brightness" in label else BLUE for label in labels]
-        bars(axes, labels, [number(row[3]) for row in own], colours, "{:.3f}".format)
-        axes.axvline(chance[window], color="black", linestyle="--", linewidth=1)
+    for axes, (window, rows) in zip(all_axes, windows):
+        labels = [row[0].replace("preset = ", "").replace('"paper"', "as in the paper").replace(", ", ",\n") for row in rows]
+        colours = [BLUE if "oddscan" in label else GREY for label in labels]
+        bars(axes, labels, [number(row[2]) for row in rows], colours, "{:.3f}".format)
         axes.set_xlim(0, 1.1)
         axes.set_xlabel("average precision")
-        axes.set_title(f"{window}: {what}", loc="left", fontsize=10)
+        axes.set_title(window, loc="left", fontsize=9)
     save(figure, "quality/summary.svg", 2)
 
 
