@@ -62,8 +62,8 @@ struct MapFacts {
 
 impl WindowEvidence {
     /// Reads the fine volumes of all members, and makes the map of each from its token scores. Also
-    /// returns how the values of the maps are distributed. The maps are not kept, because those of a
-    /// large window do not fit into memory.
+    /// returns how the values of the maps are distributed. The maps are not kept, because those of
+    /// a large window do not fit into memory.
     pub(super) fn of(
         members: Vec<EvidenceMember>,
         tokens: &[ScanScores],

@@ -47,7 +47,8 @@ pub struct RegionEvidence {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RegionMark {
-    /// At least half of it lies in the outer 4 mm of the brain, where remains of skull and dura are.
+    /// At least half of it lies in the outer 4 mm of the brain, where remains of skull and dura
+    /// are.
     Rim,
     /// It touches the end of the field of view.
     CutEdge,

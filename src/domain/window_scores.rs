@@ -199,8 +199,8 @@ impl WindowScores {
         scoring::percentile(rank(index), &others)
     }
 
-    /// Volume that a usual scan of the window has above the reference height of its map, ml: that of
-    /// the scan which a share `clean` of the others stays below.
+    /// Volume that a usual scan of the window has above the reference height of its map, ml: that
+    /// of the scan which a share `clean` of the others stays below.
     pub fn usual_volume_ml(&self, index: usize, clean: Fraction) -> Option<f64> {
         let evidence = self.evidence.as_ref()?;
         let others = self.compared_with(index).map(|other| evidence.volumes_ml[other] as f32);

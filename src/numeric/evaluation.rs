@@ -124,8 +124,8 @@ impl Ranking {
         })
     }
 
-    /// For each share, which must rise, the lowest score that at most this share of the false scores
-    /// exceeds. Equal ones are merged, so that the result falls strictly.
+    /// For each share, which must rise, the lowest score that at most this share of the false
+    /// scores exceeds. Equal ones are merged, so that the result falls strictly.
     pub fn thresholds(&self, shares: &[f64]) -> Vec<f32> {
         let n_false = (self.packed.len() - self.n_true()) as f64;
         let mut thresholds = Vec::new();
