@@ -3,7 +3,7 @@
 //!
 //! The *excess* of a region joins its size and its height: the sum, over its volume, of how far the
 //! map lies above a reference height. Healthy scans have many regions of a small excess and few of
-//! a large one. Their number per scan falls as a power of the excess. The power is measured, and the
+//! a large one. Their number per scan falls as a power of the excess. The power is measured. The
 //! number of small regions is that of the other scans of the window. The median of these numbers
 //! stays the same whatever the lesions of fewer than half of the scans are.
 
