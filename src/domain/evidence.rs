@@ -4,6 +4,8 @@
 //! its intensities on a grid of 1.6 mm ([`FineVolume`]). They are compared with the range of the
 //! other scans and joined with the token scores to one map (docs/quality/evidence.md).
 
+use std::collections::BTreeSet;
+
 use rayon::prelude::*;
 
 use super::{error::ScanError, scan::ScanId};
@@ -111,6 +113,12 @@ impl WindowEvidence {
         fines: &dyn FineVolumes,
     ) -> Result<FusedMap, ScanError> {
         self.map_of(index, tokens, &fines.fine(self.members[index].id)?, fines)
+    }
+
+    /// Number of people among some references.
+    pub(super) fn n_people(&self, references: &[usize]) -> usize {
+        let first = |&index: &usize| self.members[index].own_references.first();
+        references.iter().map(first).collect::<BTreeSet<_>>().len()
     }
 
     /// Whether brightness counts in the map of a member.

@@ -6,7 +6,7 @@ use super::window_scores::{MaskPolicy, Scoring, WindowScores};
 use crate::numeric::{
     fusion::{FusedMap, Parts},
     geometry::{Shape3, VoxelPoint},
-    mask::{GridPlacement, Region, cell_of_voxel, regions_above, score_map},
+    mask::{GridPlacement, Region, cell_of_voxel, regions as regions_of, score_map},
     scoring::MapProfile,
     tail::{self, UsualRegions},
     volume::{RawMask, RawVolume},
@@ -158,7 +158,10 @@ pub fn finding(
     let mut regions = Vec::new();
     if has_mask {
         let min_voxels = min_voxels(scores.is_bright(index), scan, settings);
-        regions = regions_above(&map, scan.shape, threshold, min_voxels);
+        // A map with intensities is 0 outside the brain and may be lower within.
+        let open =
+            map.iter().zip(&brain.inside).map(|(&value, inside)| *inside && value > threshold);
+        regions = regions_of(open.collect(), scan.shape, min_voxels);
     }
     let mut mask = vec![false; map.len()];
     for &voxel in regions.iter().flatten() {

@@ -107,8 +107,9 @@ pub fn find_follow_ups(
 
     let near: Vec<[usize; 2]> =
         candidates.iter().filter(|found| found.ratio < ratio).map(|found| found.pair).collect();
-    let stand_apart = |pair: &&[usize; 2]| search.stand_apart(**pair, &near);
-    let links: Vec<[usize; 2]> = near.iter().filter(stand_apart).copied().collect();
+    let all_near: BTreeSet<[usize; 2]> = near.iter().copied().collect();
+    let stand_apart = |pair: &[usize; 2]| search.stand_apart(*pair, &all_near);
+    let links: Vec<[usize; 2]> = near.into_iter().filter(stand_apart).collect();
     if links.is_empty() {
         return FollowUps { nearest, ..FollowUps::default() };
     }
@@ -177,11 +178,9 @@ impl<'a> Search<'a> {
 
     /// Whether two scans are far nearer to each other than either is to any scan that is not near
     /// it. `near` are all pairs below the ratio.
-    fn stand_apart(&self, pair: [usize; 2], near: &[[usize; 2]]) -> bool {
+    fn stand_apart(&self, pair: [usize; 2], near: &BTreeSet<[usize; 2]>) -> bool {
         let Some(distance) = self.distances.between(pair[0], pair[1]) else { return false };
-        let is_near = |one: usize, other: usize| {
-            near.iter().any(|pair| pair.contains(&one) && pair.contains(&other))
-        };
+        let is_near = |one: usize, other: usize| near.contains(&[one.min(other), one.max(other)]);
         pair.into_iter().all(|own| {
             let strangers = self.references().filter(|&other| {
                 other != own && !is_near(own, other) && !self.is_known(own, other)

@@ -215,7 +215,7 @@ impl WindowScores {
         let others: Vec<usize> = self.compared_with(index).collect();
         let excesses =
             others.iter().map(|&other| &evidence.excesses[other][..]).collect::<Vec<_>>();
-        Some(UsualRegions::of(&excesses, others.len(), evidence.is_bright(index)))
+        Some(UsualRegions::of(&excesses, evidence.n_people(&others), evidence.is_bright(index)))
     }
 
     /// Positions of the references of other people.
@@ -259,16 +259,17 @@ pub fn score_members(
         .par_iter()
         .map(|member| ScanScores::new(joined_scores(&views[&member.id])))
         .collect();
-    let (evidence, profiles) = if members.iter().all(|m| m.weights.are_of_tokens_alone()) {
-        let top = settings.false_positives;
-        let profile = |scan: &ScanScores| MapProfile::new(scan.cells.clone(), top);
-        (None, scans.par_iter().map(profile).collect())
-    } else {
-        let members = groups.evidence_members();
-        let (evidence, profiles) =
-            WindowEvidence::of(members, &scans, settings.false_positives, fines)?;
-        (Some(evidence), profiles)
-    };
+    let (evidence, profiles) =
+        if groups.references.iter().all(|own| own.weights.are_of_tokens_alone()) {
+            let top = settings.false_positives;
+            let profile = |scan: &ScanScores| MapProfile::new(scan.cells.clone(), top);
+            (None, scans.par_iter().map(profile).collect())
+        } else {
+            let members = groups.evidence_members();
+            let (evidence, profiles) =
+                WindowEvidence::of(members, &scans, settings.false_positives, fines)?;
+            (Some(evidence), profiles)
+        };
     Ok(WindowScores {
         profiles,
         scans,

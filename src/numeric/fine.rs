@@ -55,7 +55,7 @@ impl FineVolume {
         let depth = |&cell: &u32| (distances[cell as usize] * STEPS_PER_MM).min(255.0) as u8;
         Self {
             depths: cells.iter().map(depth).collect(),
-            values: standardised(&values).into_iter().map(f16::from_f32).collect(),
+            values: standardised(&values).into_iter().map(bounded).collect(),
             foreground: Foreground { shape, cells },
             cell_mm,
         }
@@ -67,6 +67,13 @@ impl FineVolume {
     }
 }
 
+/// The value in half precision, which ends at 65,504. Only a brain that is flat but for some spots
+/// has values as large as the bound.
+fn bounded(value: f32) -> f16 {
+    const MOST: f32 = 1000.0;
+    f16::from_f32(value.clamp(-MOST, MOST))
+}
+
 /// The mean over the brain's voxels of each cell, and whether the cell holds enough of them.
 fn cell_means(
     intensities: &[f32],
@@ -74,7 +81,7 @@ fn cell_means(
     side: usize,
     shape: Shape3,
 ) -> (Vec<f32>, Vec<bool>) {
-    let mut sums = vec![(0.0_f32, 0_u8); shape.n_voxels()];
+    let mut sums = vec![(0.0_f64, 0_u8); shape.n_voxels()];
     let rows = intensities.chunks_exact(side).zip(brain.chunks_exact(side));
     for (row, (values, inside)) in rows.enumerate() {
         let [y, z] = [row % side, row / side].map(|index| index / VOXELS_PER_CELL);
@@ -87,12 +94,12 @@ fn cell_means(
         let voxels = values.chunks_exact(VOXELS_PER_CELL).zip(inside.chunks_exact(VOXELS_PER_CELL));
         for ((sum, n), (values, inside)) in cells.iter_mut().zip(voxels) {
             for (&value, _) in values.iter().zip(inside).filter(|(_, inside)| **inside) {
-                *sum += value;
+                *sum += f64::from(value);
                 *n += 1;
             }
         }
     }
-    let mean = |&(sum, n): &(f32, u8)| if n > 0 { sum / f32::from(n) } else { 0.0 };
+    let mean = |&(sum, n): &(f64, u8)| if n > 0 { (sum / f64::from(n)) as f32 } else { 0.0 };
     (sums.iter().map(mean).collect(), sums.iter().map(|&(_, n)| n >= MIN_BRAIN_VOXELS).collect())
 }
 
@@ -142,6 +149,16 @@ mod tests {
         for (one, other) in scan.values.iter().zip(&brighter.values) {
             assert!((one.to_f32() - other.to_f32()).abs() < 4e-3, "{one} {other}");
         }
+    }
+
+    #[test]
+    fn a_flat_brain_with_a_bright_spot_stays_finite() {
+        let spot = |[x, y, z]: [usize; 3]| match (x, y, z) {
+            (6, 6, 6) => 1e30,
+            (x, y, _) => 1.0 + 1e-6 * (x * y) as f32,
+        };
+        let fine = half_filled(spot);
+        assert!(fine.values.iter().all(|value| value.to_f32().abs() <= 1000.0));
     }
 
     #[test]

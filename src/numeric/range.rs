@@ -169,11 +169,11 @@ struct Limits {
 }
 
 impl Limits {
-    /// How far a value lies above the limit of the other patients; 0 if there is no limit.
-    fn above(&self, cell: usize, key: Key, own: Option<&[Key]>) -> f32 {
+    /// The limit of the other patients; `None` if too few have the cell.
+    fn of_others(&self, cell: usize, own: Option<&[Key]>) -> Option<f32> {
         let is_outermost = own.is_some_and(|own| own[cell] >= self.at[cell]);
         let limit = if is_outermost { self.beyond[cell] } else { self.at[cell] };
-        if limit == NONE || key <= limit { 0.0 } else { value(key) - value(limit) }
+        (limit != NONE).then(|| value(limit))
     }
 }
 
@@ -181,13 +181,18 @@ impl WindowRange {
     /// For each cell of a scan, how far its value lies above or below the range of the other
     /// patients, in units of [`FineVolume::values`]. `own` are the extremes of the scan's own
     /// patient, if they are in the range.
+    ///
+    /// It is 0 where so few patients have the cell that the upper limit lies below the lower one.
     pub fn beyond(&self, scan: &FineVolume, own: Option<&Extremes>) -> Vec<f32> {
         let cells = scan.foreground.cells.par_iter().zip(&scan.values);
         let beyond = |(&cell, &value): (&u32, &f16)| {
-            let (cell, high, low) = (cell as usize, key(value), key(-value));
-            let above = self.highest.above(cell, high, own.map(|own| &own.highest[..]));
-            let below = self.lowest.above(cell, low, own.map(|own| &own.lowest[..]));
-            above.max(below)
+            let (cell, value) = (cell as usize, value.to_f32());
+            let high = self.highest.of_others(cell, own.map(|own| &own.highest[..]));
+            let low = self.lowest.of_others(cell, own.map(|own| &own.lowest[..]));
+            match (high, low.map(|negated| -negated)) {
+                (Some(high), Some(low)) if low <= high => (value - high).max(low - value).max(0.0),
+                _ => 0.0,
+            }
         };
         cells.map(beyond).collect()
     }
@@ -253,6 +258,25 @@ mod tests {
         fn in_shape(mut self, n: usize) -> Self {
             self.foreground.shape = Shape3([n, 1, 1]);
             self
+        }
+    }
+
+    #[test]
+    fn where_few_patients_have_a_cell_nothing_is_beyond_their_range() {
+        // Of twelve patients five have the last cell. The third highest of these is the third
+        // lowest, and for the outermost the limits cross.
+        let scan = |n: u8| FineVolume {
+            foreground: Foreground {
+                shape: Shape3([3, 1, 1]),
+                cells: if n < 5 { vec![0, 2] } else { vec![0] },
+            },
+            ..row(&[0.0, f32::from(n)][..if n < 5 { 2 } else { 1 }])
+        };
+        let scans: Vec<FineVolume> = (0..12).map(scan).collect();
+        let extremes: Vec<Extremes> = scans.iter().map(Extremes::of).collect();
+        let range = range(&extremes, Shape3([3, 1, 1]));
+        for (scan, own) in scans.iter().zip(&extremes) {
+            assert!(range.beyond(scan, Some(own)).iter().all(|&beyond| beyond == 0.0));
         }
     }
 

@@ -103,8 +103,15 @@ impl Cohort {
     /// result. `was_scored` says whether it ever had one.
     pub(super) fn must_score_before(&self, leaving: ScanId, was_scored: bool) -> bool {
         // After a start, no window has been scored yet, and one that was not full may be full now.
-        let has_scores = self.is_scored() && self.scored.contains(&leaving);
+        let has_scores = self.is_scored() && self.scored.contains(&leaving) && self.can_make_maps();
         self.is_unscored(leaving) || (!has_scores && !was_scored)
+    }
+
+    /// Whether the maps of the last scoring can still be made. The map of a scan needs the
+    /// intensities of the other scans of its person, which are gone once such a scan has left.
+    pub(super) fn can_make_maps(&self) -> bool {
+        self.scores.evidence.is_none()
+            || self.scored.iter().all(|id| self.window.members().contains(id))
     }
 
     /// Whether a member waits for the next scoring.

@@ -136,7 +136,10 @@ impl Score {
 
     /// The cohort whose stale result is refreshed next, if refreshing is allowed now.
     pub(super) fn next_to_refresh(&self, now: Instant) -> Option<&CohortKey> {
-        let stale = self.cohorts.iter().filter(|(_, cohort)| !cohort.stale.is_empty());
+        let stale = self
+            .cohorts
+            .iter()
+            .filter(|(_, cohort)| !cohort.stale.is_empty() && cohort.can_make_maps());
         let next = self.turns.next(stale.map(|(key, _)| key), now);
         next.filter(|_| self.folder.may_be_tried(now))
     }
