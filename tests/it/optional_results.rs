@@ -2,9 +2,11 @@
 
 use std::{
     fs,
+    io::Read,
     path::{Path, PathBuf},
 };
 
+use flate2::read::MultiGzDecoder;
 use oddscan::{
     nifti::{self, Limits},
     numeric::{geometry::Affine, projection::Normal, volume::RawVolume},
@@ -195,4 +197,41 @@ fn itk_resamples_a_scan_onto_the_template_with_the_transform() {
     check.arg(result(".json")).arg(result("-alignment.tfm"));
     check.arg(site.path("incoming/sub-1_T1w.nii.gz")).arg(site.path("template.nii.gz"));
     println!("{}", run(&mut check));
+}
+
+/// The f32 voxels of a `.nii.gz` that oddscan wrote.
+fn voxels(nii_gz: &[u8]) -> Vec<f32> {
+    let mut bytes = Vec::new();
+    MultiGzDecoder::new(nii_gz).read_to_end(&mut bytes).unwrap();
+    let four = bytes[352..].chunks_exact(4);
+    four.map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+}
+
+#[test]
+fn the_parts_of_a_map_add_up_to_it_and_a_small_window_does_not_say_what_stands_out() {
+    let mut site = Site::new(3, &["results.parts = true"]);
+    let stems = [1, 2, 3].map(|seed| format!("sub-{seed}_FLAIR"));
+    for (seed, stem) in (1..).zip(&stems) {
+        site.drop_in(&format!("{stem}.nii.gz"), &scan_bytes(seed));
+    }
+    site.start();
+    site.wait_scored(&stems.each_ref().map(String::as_str));
+    assert_eq!(site.stop(), Some(0));
+
+    let sidecar = site.sidecar(&stems[0]).unwrap();
+    let (files, results) = (sidecar.files.unwrap(), site.path("results"));
+    let map = voxels(&checked(&results, Some(&files.map)));
+    let parts = voxels(&checked(&results, files.parts.as_ref()));
+    let [tokens, brightness, range] = [0, 1, 2].map(|n| &parts[n * map.len()..][..map.len()]);
+    for voxel in 0..map.len() {
+        let sum = tokens[voxel] + brightness[voxel] + range[voxel];
+        // Each value is rounded to 14 bits.
+        let bound = 1e-3 * (1.0 + tokens[voxel].abs() + brightness[voxel].abs());
+        assert!((sum - map[voxel]).abs() < bound, "{sum} {} at {voxel}", map[voxel]);
+    }
+    assert!(brightness.iter().any(|&value| value > 1.0), "brightness counts in FLAIR");
+
+    let scores = sidecar.scores.unwrap();
+    assert_eq!((scores.stands_out, scores.least_tail_probability), (None, Some(1.0 / 3.0)));
+    assert!(scores.tail_probability.is_some_and(|p| (1.0 / 3.0..=1.0).contains(&p)));
 }
