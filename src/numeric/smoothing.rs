@@ -40,13 +40,26 @@ fn smoothed_along(axis: usize, values: &[f64], shape: Shape3, sigma: f64) -> Vec
     let weight = |apart: usize| (-0.5 * (apart as f64 / sigma).powi(2)).exp();
     let weights: Vec<f64> = (0..=reach).map(weight).collect();
 
-    let n = shape.0[axis];
+    let (n, width) = (shape.0[axis], shape.0[0]);
     let stride: usize = shape.0[..axis].iter().product();
-    let sum_at = |offset: usize| -> f64 {
-        let at = offset / stride % n;
-        let line = offset - at * stride;
-        let near = at.saturating_sub(reach)..(at + reach + 1).min(n);
-        near.map(|other| weights[other.abs_diff(at)] * values[line + other * stride]).sum()
-    };
-    (0..values.len()).into_par_iter().map(sum_at).collect()
+    let near = |at: usize| at.saturating_sub(reach)..(at + reach + 1).min(n);
+    let mut sums = vec![0.0; values.len()];
+    sums.par_chunks_mut(width.max(1)).enumerate().for_each(|(row, sums)| {
+        let start = row * width;
+        if axis == 0 {
+            let line = &values[start..][..width];
+            for (at, sum) in sums.iter_mut().enumerate() {
+                near(at).for_each(|other| *sum += weights[other.abs_diff(at)] * line[other]);
+            }
+            return;
+        }
+        // Whole rows at once, so that no cell asks for its place.
+        let at = start / stride % n;
+        for other in near(at) {
+            let weight = weights[other.abs_diff(at)];
+            let line = &values[start - at * stride + other * stride..][..width];
+            sums.iter_mut().zip(line).for_each(|(sum, value)| *sum += weight * value);
+        }
+    });
+    sums
 }
