@@ -15,7 +15,7 @@ use crate::{
         finding::{Finding, Place, Tail, finding, parts_of_map},
         scan::{BrainSource, EncodedFacts, ScanRecord},
         window::WindowIdentity,
-        window_scores::WindowScores,
+        window_scores::{MAX_BRIGHT_THRESHOLD, WindowScores},
     },
     engine::Method,
     nifti,
@@ -61,6 +61,7 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
         },
     );
 
+    let is_bright = input.scores.is_bright(input.index);
     let mut sidecar = Sidecar {
         standing: Standing::Scored,
         scores: Some(Scores {
@@ -79,18 +80,8 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
         threshold: Some(ThresholdFacts {
             value: finding.threshold.is_finite().then_some(finding.threshold),
             false_positive_fraction: config.scoring.false_positives.get(),
-            min_cluster_mm3: if input.scores.is_bright(input.index) {
-                config.scoring.min_bright_cluster_mm3
-            } else {
-                config.scoring.min_cluster_mm3
-            },
-            chosen_by: if input.scores.is_bright(input.index) {
-                "median and quartiles of this map, reach of the tail in the other scans, and at most \
-                 1.6 quartile distances above the median"
-            } else {
-                "median and quartiles of this map, reach of the tail in the other scans"
-            }
-            .to_owned(),
+            min_cluster_mm3: config.scoring.smallest_cluster_mm3(is_bright),
+            chosen_by: threshold_rule(is_bright),
         }),
         clusters: finding.clusters.clone(),
         ..sidecar(record, input.window, method, config)
@@ -115,6 +106,15 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
         sidecar,
     };
     Ok((results, finding))
+}
+
+/// How the threshold of a map was chosen, in words.
+fn threshold_rule(is_bright: bool) -> String {
+    let rule = "median and quartiles of this map, reach of the tail in the other scans";
+    if !is_bright {
+        return rule.to_owned();
+    }
+    format!("{rule}, and at most {MAX_BRIGHT_THRESHOLD} quartile distances above the median")
 }
 
 /// The map of tokens and intensities; `None` if the map is that of tokens alone.

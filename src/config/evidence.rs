@@ -51,10 +51,11 @@ impl EvidenceSettings {
         let longest =
             acquisition.spacing_mm.map_or(0.0, |edges| edges.into_iter().fold(0.0, f64::max));
         let rim_mm = self.rim_mm;
-        let none = Weights { tokens: 1.0, brightness, range, rim_mm };
-        let tokens =
-            if none.are_of_tokens_alone() { 1.0 } else { SHARP_MM / longest.max(SHARP_MM) };
-        Weights { tokens, ..none }
+        let sharp = Weights { tokens: 1.0, brightness, range, rim_mm };
+        if sharp.are_of_tokens_alone() {
+            return sharp;
+        }
+        Weights { tokens: SHARP_MM / longest.max(SHARP_MM), ..sharp }
     }
 }
 

@@ -63,7 +63,8 @@ const PRESETS: [(&str, &str); 2] = [
         "[scoring]\nreach_patches = 0\nkeep_fraction = 0.3\npositional_correction = 0.0\n\
          follow_up_ratio = 0.0\nmask = \"always\"\n[evidence]\nflair_brightness = 0.0\n\
          flair_range = 0.0\nt1w_range = 0.0\nt2w_brightness = 0.0\nother_range = 0.0\n\
-         rim_mm = 0.0\n[tokens]\njoin_views = true\nslices_per_token = 0\nslice_stride = 1\nskip_background = false\n\
+         rim_mm = 0.0\n[tokens]\njoin_views = true\nslices_per_token = 0\nslice_stride = 1\n\
+         skip_background = false\n\
          projection = 128\nsmoothing_patches = 0.0\n",
     ),
 ];

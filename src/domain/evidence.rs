@@ -41,7 +41,6 @@ pub(super) struct EvidenceMember {
     /// The references of the same person, with the scan itself if it is one, in the order of the
     /// window.
     pub(super) own_references: Vec<ScanId>,
-    pub(super) is_reference: bool,
 }
 
 /// The range of a window, and what regions the maps of its members have.
@@ -73,12 +72,11 @@ impl WindowEvidence {
         fines: &dyn FineVolumes,
     ) -> Result<(Self, Vec<MapProfile>), ScanError> {
         let range = range(&members, fines)?;
-        let none = Self { members, range, excesses: Vec::new(), volumes_ml: Vec::new() };
-        let facts = |index: usize| none.facts(index, &tokens[index], false_positives, fines);
+        let mut evidence = Self { members, range, excesses: Vec::new(), volumes_ml: Vec::new() };
+        let facts = |index: usize| evidence.facts(index, &tokens[index], false_positives, fines);
         let facts: Result<Vec<MapFacts>, _> =
-            (0..none.members.len()).into_par_iter().map(facts).collect();
+            (0..tokens.len()).into_par_iter().map(facts).collect();
 
-        let mut evidence = none;
         let mut profiles = Vec::new();
         for MapFacts { profile, excesses, volume_ml } in facts? {
             profiles.push(profile);
@@ -115,6 +113,12 @@ impl WindowEvidence {
         self.map_of(index, tokens, &fines.fine(self.members[index].id)?, fines)
     }
 
+    /// Sum of the excesses of the regions of a member's map.
+    pub fn total_excess(&self, index: usize) -> f64 {
+        // Not `sum`: without regions it gives -0, and results would show the sign.
+        self.excesses[index].iter().fold(0.0, |sum, excess| sum + excess)
+    }
+
     /// Number of people among some references.
     pub(super) fn n_people(&self, references: &[usize]) -> usize {
         let first = |&index: &usize| self.members[index].own_references.first();
@@ -146,9 +150,7 @@ impl WindowEvidence {
 
 /// The range of all references, person by person.
 fn range(members: &[EvidenceMember], fines: &dyn FineVolumes) -> Result<WindowRange, ScanError> {
-    let is_first = |member: &&EvidenceMember| {
-        member.is_reference && member.own_references.first() == Some(&member.id)
-    };
+    let is_first = |member: &&EvidenceMember| member.own_references.first() == Some(&member.id);
     let people: Vec<&EvidenceMember> = members.iter().filter(is_first).collect();
     let shape = match members.first() {
         Some(member) => fines.fine(member.id)?.foreground.shape,
@@ -208,9 +210,9 @@ mod tests {
 
     const WEIGHTS: Weights = Weights { tokens: 0.0, brightness: 0.0, range: 1.0, rim_mm: 0.0 };
 
-    fn member(n: u8, own: &[u8], is_reference: bool) -> EvidenceMember {
+    fn member(n: u8, own: &[u8]) -> EvidenceMember {
         let own_references = own.iter().map(|&n| id(n)).collect();
-        EvidenceMember { id: id(n), weights: WEIGHTS, own_references, is_reference }
+        EvidenceMember { id: id(n), weights: WEIGHTS, own_references }
     }
 
     /// The map of each member; a scan `n` has `values[n]` in its middle cell, and 0 elsewhere.
@@ -229,21 +231,21 @@ mod tests {
 
     #[test]
     fn a_scan_is_compared_with_the_references_of_other_people() {
-        let all: Vec<EvidenceMember> = (0..4).map(|n| member(n, &[n], true)).collect();
+        let all: Vec<EvidenceMember> = (0..4).map(|n| member(n, &[n])).collect();
         assert_eq!(maps(&all, &[9.0, 1.0, 2.0, 0.0]), [7.0, 0.0, 0.0, 0.0]);
 
         // Scans 0 and 1 are of one person, so that neither hides the other.
         let mut pair = all.clone();
-        pair[0] = member(0, &[0, 1], true);
-        pair[1] = member(1, &[0, 1], true);
+        pair[0] = member(0, &[0, 1]);
+        pair[1] = member(1, &[0, 1]);
         assert_eq!(maps(&pair, &[9.0, 8.0, 2.0, 0.0]), [7.0, 6.0, 0.0, 0.0]);
         assert_eq!(maps(&all, &[9.0, 8.0, 2.0, 0.0]), [1.0, 0.0, 0.0, 0.0]);
     }
 
     #[test]
     fn a_guest_changes_nothing_for_the_others() {
-        let references: Vec<EvidenceMember> = (0..3).map(|n| member(n, &[n], true)).collect();
-        let with_guest = [&references[..], &[member(3, &[], false)]].concat();
+        let references: Vec<EvidenceMember> = (0..3).map(|n| member(n, &[n])).collect();
+        let with_guest = [&references[..], &[member(3, &[])]].concat();
         let values = [5.0, 1.0, 2.0, 9.0];
         assert_eq!(maps(&references, &values), [3.0, 0.0, 0.0]);
         assert_eq!(maps(&with_guest, &values), [3.0, 0.0, 0.0, 4.0]);

@@ -6,7 +6,7 @@ use super::window_scores::{MaskPolicy, Scoring, WindowScores};
 use crate::numeric::{
     fusion::{FusedMap, Parts},
     geometry::{Shape3, VoxelPoint},
-    mask::{GridPlacement, Region, cell_of_voxel, regions as regions_of, score_map},
+    mask::{GridPlacement, Region, cell_of_voxel, regions_above, score_map},
     scoring::MapProfile,
     tail::{self, UsualRegions},
     volume::{RawMask, RawVolume},
@@ -151,28 +151,29 @@ pub fn finding(
     };
     let map = score_map(foreground, cells, placement, brain);
     let threshold = scores.threshold(index, settings.clean_scans);
-    let tail = tail_of(scores, index, settings);
+    let usual = scores.usual_regions(index);
+    let tail = usual.and_then(|usual| tail_of(&usual, scores, index, settings));
 
     let has_mask = settings.mask == MaskPolicy::Always
         || tail.is_none_or(|tail| tail.stands_out != Some(false));
     let mut regions = Vec::new();
     if has_mask {
-        let min_voxels = min_voxels(scores.is_bright(index), scan, settings);
-        // A map with intensities is 0 outside the brain and may be lower within.
-        let open =
-            map.iter().zip(&brain.inside).map(|(&value, inside)| *inside && value > threshold);
-        regions = regions_of(open.collect(), scan.shape, min_voxels);
+        let min_mm3 = settings.smallest_cluster_mm3(scores.is_bright(index));
+        let min_voxels = (min_mm3 / scan.affine.voxel_volume_mm3()).ceil() as usize;
+        regions = regions_above(&map, &brain.inside, scan.shape, threshold, min_voxels.max(1));
     }
     let mut mask = vec![false; map.len()];
     for &voxel in regions.iter().flatten() {
         mask[voxel] = true;
     }
 
-    let judge = fused.map(|fused| Judge::new(place, scores, index, fused));
+    let judge = fused.zip(usual);
+    let judge =
+        judge.map(|(fused, usual)| Judge::new(place, &scores.profiles[index], fused, usual));
     let mut clusters: Vec<Cluster> = regions
         .iter()
         .map(|region| {
-            let evidence = judge.as_ref().and_then(|judge| judge.evidence(region, &map));
+            let evidence = judge.as_ref().map(|judge| judge.evidence(region, &map));
             cluster(region, &map, scan, evidence)
         })
         .collect();
@@ -203,20 +204,17 @@ pub fn parts_of_map(place: &Place<'_>, fused: &FusedMap) -> [Vec<f32>; 3] {
         .map(|part| score_map(&fused.foreground, part, &place.placement, place.brain))
 }
 
-fn min_voxels(is_bright: bool, scan: &RawVolume, settings: &Scoring) -> usize {
-    let min_mm3 =
-        if is_bright { settings.min_bright_cluster_mm3 } else { settings.min_cluster_mm3 };
-    ((min_mm3 / scan.affine.voxel_volume_mm3()).ceil() as usize).max(1)
-}
-
-fn tail_of(scores: &WindowScores, index: usize, settings: &Scoring) -> Option<Tail> {
-    let (usual, evidence) = (scores.usual_regions(index)?, scores.evidence.as_ref()?);
-    let own = &evidence.excesses[index];
-    let probability = usual.probability(own.first().copied().unwrap_or(0.0));
+fn tail_of(
+    usual: &UsualRegions,
+    scores: &WindowScores,
+    index: usize,
+    settings: &Scoring,
+) -> Option<Tail> {
+    let evidence = scores.evidence.as_ref()?;
+    let probability = usual.probability(evidence.excesses[index].first().copied().unwrap_or(0.0));
     let can_say = usual.least_probability() <= settings.alarm_probability;
     Some(Tail {
-        // Not `sum`: without regions it gives -0, and results would show the sign.
-        excess: own.iter().fold(0.0, |sum, excess| sum + excess),
+        excess: evidence.total_excess(index),
         probability,
         least_probability: usual.least_probability(),
         stands_out: can_say.then_some(probability <= settings.alarm_probability),
@@ -230,7 +228,7 @@ const RIM_MM: f32 = 4.0;
 /// Judges the regions of one scan.
 struct Judge<'a> {
     fused: &'a FusedMap,
-    usual: Option<UsualRegions>,
+    usual: UsualRegions,
     profile: MapProfile,
     shape: Shape3,
     voxel_mm3: f64,
@@ -240,12 +238,17 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    fn new(place: &Place<'a>, scores: &WindowScores, index: usize, fused: &'a FusedMap) -> Self {
+    fn new(
+        place: &Place<'_>,
+        profile: &MapProfile,
+        fused: &'a FusedMap,
+        usual: UsualRegions,
+    ) -> Self {
         let cells = fused.foreground.shape;
         Self {
             fused,
-            usual: scores.usual_regions(index),
-            profile: scores.profiles[index],
+            usual,
+            profile: *profile,
             shape: place.scan.shape,
             voxel_mm3: place.scan.affine.voxel_volume_mm3(),
             positions: fused.foreground.token_of_cell(),
@@ -253,15 +256,15 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn evidence(&self, region: &Region, map: &[f32]) -> Option<RegionEvidence> {
+    fn evidence(&self, region: &Region, map: &[f32]) -> RegionEvidence {
         let heights = region.iter().map(|&voxel| map[voxel]);
         let excess = tail::excess(heights, &self.profile, self.voxel_mm3);
-        Some(RegionEvidence {
+        RegionEvidence {
             excess,
-            tail_probability: self.usual?.probability(excess),
+            tail_probability: self.usual.probability(excess),
             marks: self.marks(region),
             shares: self.shares(region),
-        })
+        }
     }
 
     /// The positions in the map of the cells in which a region lies, one per voxel.

@@ -6,11 +6,12 @@
 //!
 //! Two scans are of one person if their distance is below a stated share of the usual distance of
 //! each of them. The usual distance of a scan is the median of its distances to the references of
-//! other known patients. It must also stay well below the distance to the next scan beyond the pair
-//! or group, because two people of one scanner lie near each other in a window of several scanners.
-//! The usual distance is not the smallest one: of three scans of one person, the third would
+//! other known patients. It is not the smallest one: of three scans of one person, the third would
 //! make the other two look usual. With the median, up to half of the other scans may be of the same
 //! person.
+//!
+//! The two scans must also be well nearer to each other than to the next scan. In a window of
+//! several scanners, two people of one scanner lie nearer to each other than usual, too.
 //!
 //! Guests change nothing for references here, as in the scores: a guest is compared with none of
 //! the scans of its person, but it joins no references to one person.

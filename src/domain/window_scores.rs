@@ -65,6 +65,13 @@ pub struct Scoring {
     pub community: CommunitySettings,
 }
 
+impl Scoring {
+    /// Smallest region of a mask, mm^3. `is_bright` says whether brightness counts in the map.
+    pub fn smallest_cluster_mm3(&self, is_bright: bool) -> f64 {
+        if is_bright { self.min_bright_cluster_mm3 } else { self.min_cluster_mm3 }
+    }
+}
+
 /// Where the distances between the members of a window come from.
 pub trait WindowDistances {
     /// The distances from one grid of tokens of a scan to that of another scan.
@@ -131,7 +138,7 @@ pub fn parts_of(grids: &[TokenGrid], n_parts: usize) -> Vec<Foreground> {
 }
 
 /// The highest threshold of a map in which brightness counts, spreads above its median.
-const MAX_BRIGHT_THRESHOLD: f64 = 1.6;
+pub const MAX_BRIGHT_THRESHOLD: f64 = 1.6;
 
 /// The scores of a window.
 #[derive(Debug, Clone, Default)]
@@ -192,7 +199,7 @@ impl WindowScores {
     /// [`scoring::percentile`].
     pub fn percentile(&self, index: usize) -> f64 {
         let rank = |member: usize| match &self.evidence {
-            Some(evidence) => evidence.excesses[member].iter().sum::<f64>() as f32,
+            Some(evidence) => evidence.total_excess(member) as f32,
             None => self.scans[member].top1_mean,
         };
         let others: Vec<f32> = self.compared_with(index).map(rank).collect();
@@ -360,7 +367,6 @@ impl<'a> Groups<'a> {
             id: own.id,
             weights: own.weights,
             own_references: own_references(own),
-            is_reference: own.is_reference(),
         };
         self.all.iter().map(member).collect()
     }

@@ -176,8 +176,17 @@ pub type Region = Vec<usize>;
 
 /// Connected regions (26 neighbours) of the voxels above `threshold` with at least `min_voxels`,
 /// largest first. Regions of equal size are in the order of their first voxel.
-pub fn regions_above(map: &[f32], shape: Shape3, threshold: f32, min_voxels: usize) -> Vec<Region> {
-    regions(map.iter().map(|&value| value > threshold).collect(), shape, min_voxels)
+///
+/// Only voxels `inside` count: a map may be lower there than the 0 around it.
+pub fn regions_above(
+    map: &[f32],
+    inside: &[bool],
+    shape: Shape3,
+    threshold: f32,
+    min_voxels: usize,
+) -> Vec<Region> {
+    let is_above = |(&value, &inside): (&f32, &bool)| inside && value > threshold;
+    regions(map.iter().zip(inside).map(is_above).collect(), shape, min_voxels)
 }
 
 /// Connected regions of a mask, as [`regions_above`].
@@ -321,15 +330,15 @@ mod tests {
     #[test]
     fn regions_touch_at_corners_and_small_ones_are_dropped() {
         let shape = Shape3([5, 4, 3]);
-        let mut map = vec![0.0; shape.n_voxels()];
+        let (mut map, inside) = (vec![0.0; shape.n_voxels()], vec![true; shape.n_voxels()]);
         for voxel in [[0, 0, 0], [1, 1, 1], [2, 2, 2], [4, 0, 0], [4, 3, 2], [4, 3, 1]] {
             map[shape.offset(voxel)] = 2.0;
         }
         let sizes = |min| -> Vec<usize> {
-            regions_above(&map, shape, 1.0, min).iter().map(Vec::len).collect()
+            regions_above(&map, &inside, shape, 1.0, min).iter().map(Vec::len).collect()
         };
         assert_eq!(sizes(1), [3, 2, 1]);
         assert_eq!(sizes(2), [3, 2]);
-        assert_eq!(regions_above(&map, shape, 2.0, 1), Vec::<Region>::new());
+        assert_eq!(regions_above(&map, &inside, shape, 2.0, 1), Vec::<Region>::new());
     }
 }

@@ -40,8 +40,8 @@ pub struct Scores {
     /// Mean of the highest 1 % of the scores.
     pub top1_mean: f32,
     /// Share of the window's other scans with a lower `excess`, or with a lower `top1_mean` if the
-    /// map is that of tokens alone, in [0, 1]. Null if the window has
-    /// fewer patients than `window.min_scans` (`oddscan score --force`).
+    /// map is that of tokens alone, in [0, 1]. Null if the window has fewer patients than
+    /// `window.min_scans` (`oddscan score --force`).
     pub percentile: Option<f64>,
     /// How far the scan as a whole is from the others, relative to how far they are from each
     /// other. 1 means that it is like them.

@@ -285,7 +285,7 @@ mod tests {
             let counts = count_regions(&scan, &thresholds);
 
             for (index, &threshold) in thresholds.iter().enumerate() {
-                let regions = regions_above(values, shape, threshold, min_voxels);
+                let regions = regions_above(values, &[true; 60], shape, threshold, min_voxels);
                 let meets = |region: &Region, others: &[Region]| {
                     others.iter().flatten().any(|voxel| region.contains(voxel))
                 };
