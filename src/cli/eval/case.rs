@@ -1,11 +1,6 @@
 //! One scan to evaluate: its map, mask, truth and brain, read and compared.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
-
-use serde_json::Value;
+use std::path::{Path, PathBuf};
 
 use super::figures::{Lesion, Scan, VoxelFigures};
 use crate::{
@@ -18,6 +13,7 @@ use crate::{
         mask::{Region, regions},
         volume::{RawMask, RawVolume},
     },
+    report,
 };
 
 /// The folders that files are looked for in.
@@ -66,14 +62,13 @@ impl Case {
             [truth, normal, mask].map(|inside| regions(inside, map.shape, 1));
         let met = Lesions::of(&lesions, &normal, &marked, map.shape, map.affine.voxel_volume_mm3());
 
-        let sidecar = read_sidecar(&result(".json"));
-        let facts = |value: &Value| serde_json::from_value(value.clone()).ok();
-        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let sidecar = report::read_sidecar(&result(".json")).ok();
+        let scores = sidecar.as_ref().and_then(|sidecar| sidecar.scores.as_ref());
         Ok(Self {
             scan: Scan {
                 stem: stem.to_owned(),
-                score: sidecar["scores"]["top1_mean"].as_f64().map(|score| score as f32),
-                tail_probability: sidecar["scores"]["tail_probability"].as_f64(),
+                score: scores.map(|scores| scores.top1_mean),
+                tail_probability: scores.and_then(|scores| scores.tail_probability),
                 voxels: voxel_figures(&values, &is_lesion, overlap),
                 n_normal: normal.len(),
                 ..scan(&map, overlap, met)
@@ -85,9 +80,9 @@ impl Case {
             truth: is_lesion,
             lesions,
             normal,
-            cohort: text(&sidecar["cohort"]).unwrap_or_default(),
-            alignment: facts(&sidecar["alignment"]),
-            template_sha256: text(&sidecar["method"]["template_sha256"]),
+            cohort: sidecar.as_ref().map(|sidecar| sidecar.cohort.clone()).unwrap_or_default(),
+            alignment: sidecar.as_ref().and_then(|sidecar| sidecar.alignment),
+            template_sha256: sidecar.and_then(|sidecar| sidecar.method.template_sha256),
         })
     }
 
@@ -174,13 +169,6 @@ impl Masks {
         let no_lesion: Vec<bool> = truth.iter().map(|truth| !truth).collect();
         Ok(Self { mask, brain, normal: within(&normal, &no_lesion), truth })
     }
-}
-
-/// The sidecar as it was written; null without one. It is read without its type, so that sidecars
-/// of any version give what they have.
-fn read_sidecar(path: &Path) -> Value {
-    let text = fs::read_to_string(path).ok();
-    text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or(Value::Null)
 }
 
 /// A mask, which must be on the grid of the map.

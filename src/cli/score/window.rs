@@ -75,8 +75,7 @@ impl Scoring<'_> {
             distances: self.engine.distances.as_mut(),
             reach: self.config.scoring.reach,
         };
-        let fines =
-            Fines(members.iter().map(|member| (member.record.id, member.fine.clone())).collect());
+        let fines = Fines(&members);
         let method = &self.engine.method;
         let scores = score_members(
             &scored_members,
@@ -89,8 +88,8 @@ impl Scoring<'_> {
         log_nearest_pair(&scores.follow_ups);
 
         let identity = window.identity();
-        let mut scored = Vec::new();
-        for (index, member) in members.into_iter().enumerate() {
+        let mut findings = Vec::new();
+        for (index, member) in members.iter().enumerate() {
             let Again { scan, mask } = &member.again;
             let limits = &self.config.intake.limits;
             let source =
@@ -112,9 +111,9 @@ impl Scoring<'_> {
                 self.warnings.entry(warning.clone()).or_default().push(stem.clone());
             }
             report::write_results(out, stem, &results).map_err(|error| Failure::new(IO, error))?;
-            scored.push((member, finding));
+            findings.push(finding);
         }
-        Ok(scored)
+        Ok(members.into_iter().zip(findings).collect())
     }
 
     /// Computes all columns of a window.
@@ -142,12 +141,17 @@ impl Scoring<'_> {
 }
 
 /// The intensities of all members of a window, in memory.
-struct Fines(BTreeMap<ScanId, FineVolume>);
+struct Fines<'a>(&'a [EncodedScan]);
 
-impl FineVolumes for Fines {
+impl FineVolumes for Fines<'_> {
     fn fine(&self, scan: ScanId) -> Result<FineVolume, ScanError> {
-        Ok(self.0[&scan].clone())
+        Ok(member(self.0, scan).fine.clone())
     }
+}
+
+fn member(members: &[EncodedScan], scan: ScanId) -> &EncodedScan {
+    let member = members.iter().find(|member| member.record.id == scan);
+    member.expect("only members are asked for")
 }
 
 /// The columns of a window in memory.
@@ -170,10 +174,7 @@ impl WindowDistances for Computed<'_> {
         grid: usize,
         excluded: &[usize],
     ) -> Result<Vec<f32>, ScanError> {
-        let tokens = |id: ScanId| {
-            let member = self.members.iter().find(|member| member.record.id == id);
-            &member.expect("distances are between members").tokens[grid]
-        };
+        let tokens = |id: ScanId| &member(self.members, id).tokens[grid];
         let theirs = tokens(other).without(excluded);
         Ok(self.distances.nearest(tokens(of), &theirs, self.reach)?.first_to_second)
     }
