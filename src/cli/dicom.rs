@@ -17,9 +17,12 @@ use crate::{
         self, Converted, Head, NoVolume,
         unzip::{ZipLimits, unzip},
     },
-    domain::error::{
-        QuarantineReason::{Io, Poison, TooLarge},
-        Refusal, panic_text,
+    domain::{
+        error::{
+            QuarantineReason::{Io, Poison, TooLarge},
+            Refusal, panic_text,
+        },
+        left_alone::LeftAlone,
     },
     files,
     ingest::{self, Patterns},
@@ -200,8 +203,7 @@ impl Session<'_> {
 
         let refusal = match unpacked {
             Ok(Ok(Ok(files))) if files.is_empty() => {
-                let (name, why) = (String::new(), "a zip without DICOM files".to_owned());
-                self.say(&Event::Skipped { name, why, inputs: vec![number] })?;
+                self.skip(String::new(), LeftAlone::EmptyZip, vec![number])?;
                 return Ok(files);
             }
             Ok(Ok(Ok(files))) => return Ok(files),
@@ -231,7 +233,7 @@ impl Session<'_> {
 
     fn convert_series(
         &mut self,
-        unwanted: Option<&str>,
+        unwanted: Option<LeftAlone>,
         files: &[(usize, &Head)],
         inputs: &[Input],
     ) -> io::Result<()> {
@@ -250,9 +252,8 @@ impl Session<'_> {
         }
 
         let name = || files[0].1.name("unknown");
-        if let Some(why) = unwanted {
-            let name = name();
-            return self.say(&Event::Skipped { name, why: why.to_owned(), inputs: all });
+        if let Some(reason) = unwanted {
+            return self.skip(name(), reason, all);
         }
         if let Some(refusal) = files.iter().find_map(|(_, head)| head.fault.clone()) {
             self.n_refused += 1;
@@ -278,8 +279,8 @@ impl Session<'_> {
                     self.say(&Event::Converted { name, patient, inputs: inputs_of })?;
                     self.n_converted += 1;
                 }
-                Err(NoVolume::Unwanted(why)) => {
-                    self.say(&Event::Skipped { name, why, inputs: inputs_of })?;
+                Err(NoVolume::Unwanted { reason, why }) => {
+                    self.say(&Event::Skipped { name, reason, why, inputs: inputs_of })?;
                 }
                 Err(NoVolume::Refused { refusal, may_grow }) => {
                     self.n_refused += 1;
@@ -308,6 +309,10 @@ impl Session<'_> {
         fs::write(self.out.join(format!("{name}.json")), facts + "\n")?;
         let bytes = nifti::encode_volume(&converted.volume);
         fs::write(self.out.join(format!("{name}.nii.gz")), bytes)
+    }
+
+    fn skip(&self, name: String, reason: LeftAlone, inputs: Vec<usize>) -> io::Result<()> {
+        self.say(&Event::Skipped { name, reason, why: reason.to_string(), inputs })
     }
 
     fn refuse(

@@ -16,6 +16,7 @@ use crate::{
             QuarantineReason::{BadHeader, Corrupt, Io, TooLarge, Truncated, Unsupported},
             Refusal,
         },
+        left_alone::LeftAlone,
         patient::Patient,
         sequence::Acquisition,
     },
@@ -56,7 +57,7 @@ pub struct Head {
     /// Number of the series within the examination, if stated.
     pub series_number: Option<i64>,
     /// Why oddscan does not use the file, although the file is sound.
-    pub unwanted: Option<&'static str>,
+    pub unwanted: Option<LeftAlone>,
     /// Why the file makes no volume. Its series makes none without it, either.
     pub fault: Option<Refusal>,
     /// Columns and rows.
@@ -162,19 +163,19 @@ impl Head {
             && (is("SECONDARY") || DERIVED.iter().any(|word| is(word)));
 
         self.unwanted = if image.text(tags::MODALITY).as_deref() != Some("MR") {
-            Some("not of the modality MR")
+            Some(LeftAlone::NotMr)
         } else if self.extents.contains(&0) {
-            Some("no image")
+            Some(LeftAlone::NoImage)
         } else if is_captured {
-            Some("a screen capture")
+            Some(LeftAlone::Capture)
         } else if is("LOCALIZER") || is_localiser {
-            Some("a localiser")
+            Some(LeftAlone::Localiser)
         } else if is_derived {
-            Some("derived from other images")
+            Some(LeftAlone::Derived)
         } else if image.whole(tags::SAMPLES_PER_PIXEL).unwrap_or(1) != 1 {
-            Some("in colour")
+            Some(LeftAlone::Colour)
         } else if image.number(tags::DIFFUSION_B_VALUE).is_some_and(|b| b > 0.0) {
-            Some("diffusion-weighted")
+            Some(LeftAlone::Diffusion)
         } else {
             None
         };

@@ -24,6 +24,7 @@ use crate::{
             QuarantineReason::{self, BadHeader, Io, NonFinite, TooLarge, Unsupported},
             Refusal,
         },
+        left_alone::LeftAlone,
         sequence::bids_suffix,
     },
     numeric::{
@@ -51,8 +52,13 @@ pub struct Stack<'a> {
 /// Why a stack makes no volume.
 #[derive(Debug, Clone, PartialEq)]
 pub enum NoVolume {
-    /// The stack is sound, but oddscan does not use such images. The text names the cause.
-    Unwanted(String),
+    /// The stack is sound, but oddscan does not use such images.
+    Unwanted {
+        /// The cause.
+        reason: LeftAlone,
+        /// The cause in words, with what was found.
+        why: String,
+    },
     /// The stack has a fault.
     Refused {
         /// The fault, and what to do.
@@ -60,6 +66,12 @@ pub enum NoVolume {
         /// Whether slices that may still arrive could remove the fault.
         may_grow: bool,
     },
+}
+
+impl From<LeftAlone> for NoVolume {
+    fn from(reason: LeftAlone) -> Self {
+        Self::Unwanted { reason, why: reason.to_string() }
+    }
 }
 
 impl From<Refusal> for NoVolume {
@@ -165,10 +177,11 @@ impl Stack<'_> {
         mut open: impl FnMut(usize) -> io::Result<R>,
     ) -> Result<Converted, NoVolume> {
         if self.frames[0].2.component == Component::Other {
-            return Err(NoVolume::Unwanted("phase, real or imaginary part".to_owned()));
+            return Err(LeftAlone::Phase.into());
         }
         if self.is_one_of_several {
-            return Err(NoVolume::Unwanted("slices in several directions: a localiser".to_owned()));
+            let why = "slices in several directions: a localiser".to_owned();
+            return Err(NoVolume::Unwanted { reason: LeftAlone::Localiser, why });
         }
 
         let [n_columns, n_rows] = self.head.extents;
@@ -243,12 +256,15 @@ fn no_volume(error: StackError, n_slices: usize) -> NoVolume {
         NoVolume::Refused { refusal, may_grow }
     };
 
+    let unwanted =
+        |reason, what: &str| NoVolume::Unwanted { reason, why: format!("{error}: {what}") };
+
     match error {
         StackError::TooFew { .. } => {
-            NoVolume::Unwanted(format!("{error}: a localiser, or a series that has hardly begun"))
+            unwanted(LeftAlone::TooFewSlices, "a localiser, or a series that has hardly begun")
         }
         StackError::Repeated { .. } => {
-            NoVolume::Unwanted(format!("{error}: a time series or a diffusion series"))
+            unwanted(LeftAlone::TimeSeries, "a time series or a diffusion series")
         }
         StackError::Doubled { .. } => refused(
             BadHeader,

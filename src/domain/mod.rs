@@ -14,6 +14,7 @@ pub mod finding;
 pub mod follow_up;
 pub mod head;
 pub mod landmarks;
+pub mod left_alone;
 pub mod patient;
 pub mod quality;
 pub mod refresh;

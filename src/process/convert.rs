@@ -28,6 +28,7 @@ use crate::{
             QuarantineReason::{Bomb, Poison, TooLarge},
             Refusal, ScanError,
         },
+        left_alone::LeftAlone,
         patient::Patient,
         scan::Limits,
     },
@@ -69,6 +70,8 @@ pub enum Event {
         /// What it would have been called.
         name: String,
         /// Why oddscan does not use them.
+        reason: LeftAlone,
+        /// The same in words, with what was found.
         why: String,
         /// Positions of the files.
         inputs: Vec<usize>,

@@ -246,7 +246,7 @@ impl Intake {
             self.refuse_series(unit, name, &refusal, inputs, &mut decided)?;
         }
         for event in events {
-            let Event::Skipped { name, why, inputs } = event else { continue };
+            let Event::Skipped { name, why, inputs, .. } = event else { continue };
             debug!(name, folder = %unit.bundle.path.display(), "left alone");
             self.leave_alone(unit, why, &decided.without(inputs))?;
         }
