@@ -4,6 +4,9 @@
 
 pub mod baseline;
 pub mod froc;
+pub mod froc_curve;
+pub mod sizes;
+pub mod sources;
 
 use rayon::prelude::*;
 

@@ -1,21 +1,15 @@
 //! The figures of `oddscan eval`, as `--json` prints them.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use serde_json::json;
 
-use crate::numeric::evaluation::{Curve, Overlap, bootstrap, mean};
-
-/// Classes of lesion volume in the paper, mm^3.
-pub(super) const SIZES: [(&str, f64, f64); 3] = [
-    ("below 100 mm3", 0.0, 100.0),
-    ("100 to 1000 mm3", 100.0, 1000.0),
-    ("above", 1000.0, f64::INFINITY),
-];
-
-/// The class of a volume: its position in [`SIZES`].
-pub(super) fn size_class(volume_mm3: f64) -> usize {
-    let is_within = |(_, from, to): &(&str, f64, f64)| (*from..*to).contains(&volume_mm3);
-    SIZES.iter().position(is_within).unwrap_or(SIZES.len() - 1)
-}
+use crate::numeric::evaluation::{
+    Curve, Overlap, bootstrap,
+    froc::MIN_REGION_MM3,
+    froc_curve::{FrocCurve, FrocPoint},
+    mean,
+    sizes::SIZES,
+};
 
 /// The figures of one scan.
 #[derive(Debug, Serialize)]
@@ -172,33 +166,25 @@ pub(super) struct SizeClass {
     pub(super) n_found: usize,
 }
 
-/// Lesions that regions of the map meet, against false regions, at thresholds that all scans share.
-#[derive(Debug, Serialize)]
-pub(super) struct Froc {
-    pub(super) min_region_mm3: f64,
-    /// Names of the classes of lesion volume.
-    pub(super) sizes: [&'static str; SIZES.len()],
-    pub(super) n_lesions: [usize; SIZES.len()],
-    /// By falling threshold.
-    pub(super) points: Vec<FrocPoint>,
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct FrocPoint {
-    pub(super) threshold: f32,
-    pub(super) false_regions_per_scan: f64,
-    pub(super) regions_on_normal_per_scan: f64,
-    /// For each class of lesion volume.
-    pub(super) n_found: [usize; SIZES.len()],
-}
-
-impl Froc {
-    /// Most lesions of a class found at a threshold with at most `rate` false regions per scan.
-    /// `None` if each threshold gives more.
-    pub(super) fn best(&self, class: usize, rate: f64) -> Option<usize> {
-        let allowed = self.points.iter().filter(|point| point.false_regions_per_scan <= rate);
-        allowed.map(|point| point.n_found[class]).max()
-    }
+/// The curve as JSON, with the names of its classes.
+fn froc_json<S: Serializer>(curve: &Option<FrocCurve>, serializer: S) -> Result<S::Ok, S::Error> {
+    let point = |point: &FrocPoint| {
+        json!({
+            "threshold": point.threshold,
+            "false_regions_per_scan": point.false_regions_per_scan,
+            "regions_on_normal_per_scan": point.regions_on_normal_per_scan,
+            "n_found": point.n_found,
+        })
+    };
+    let whole = |curve: &FrocCurve| {
+        json!({
+            "min_region_mm3": MIN_REGION_MM3,
+            "sizes": SIZES.map(|(size, ..)| size),
+            "n_lesions": curve.n_lesions,
+            "points": curve.points.iter().map(point).collect::<Vec<_>>(),
+        })
+    };
+    curve.as_ref().map(whole).serialize(serializer)
 }
 
 /// How well scores separate scans with lesions from scans without.
@@ -231,7 +217,8 @@ pub(super) struct Evaluation {
     pub(super) global_oracle_threshold: Option<f32>,
     pub(super) lesions: Vec<SizeClass>,
     /// `None` without lesions.
-    pub(super) froc: Option<Froc>,
+    #[serde(serialize_with = "froc_json")]
+    pub(super) froc: Option<FrocCurve>,
     pub(super) false_regions_per_scan: f64,
     pub(super) regions_on_normal_per_scan: f64,
     pub(super) patients: Option<Patients>,
@@ -240,30 +227,6 @@ pub(super) struct Evaluation {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_volume_on_a_border_belongs_to_the_larger_class() {
-        assert_eq!([0.5, 99.9, 100.0, 999.0, 1000.0, 1e6].map(size_class), [0, 0, 1, 1, 2, 2]);
-    }
-
-    #[test]
-    fn the_best_point_within_a_rate_need_not_be_the_last() {
-        // The rate falls where two false regions join, or where one reaches a lesion.
-        let points = [(0.5, 1), (3.0, 2), (1.5, 4), (9.0, 5)].map(|(rate, n_found)| FrocPoint {
-            threshold: 0.0,
-            false_regions_per_scan: rate,
-            regions_on_normal_per_scan: 0.0,
-            n_found: [0, n_found, 0],
-        });
-        let froc = Froc {
-            min_region_mm3: 30.0,
-            sizes: SIZES.map(|(size, ..)| size),
-            n_lesions: [0, 6, 0],
-            points: points.into(),
-        };
-        let best = [0.25, 1.0, 2.0, 4.0, 9.0].map(|rate| froc.best(1, rate));
-        assert_eq!(best, [None, Some(1), Some(4), Some(4), Some(5)]);
-    }
 
     #[test]
     fn a_baseline_beats_the_map_by_a_clear_lead_over_the_same_scans() {

@@ -1,17 +1,21 @@
 //! The figures over all scans.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use super::{
     baselines::baselines,
     case::Case,
     figures::{
-        Estimate, Evaluation, Means, Patients, Pooled, RankingMeans, SIZES, Scan, SizeClass,
-        Source, VoxelFigures, size_class,
+        Estimate, Evaluation, Means, Patients, Pooled, RankingMeans, Scan, SizeClass, Source,
+        VoxelFigures,
     },
     froc::froc,
 };
-use crate::numeric::evaluation::{Curve, Overlap, Ranking, bootstrap, ranks};
+use crate::numeric::evaluation::{
+    Curve, Overlap, Ranking, bootstrap, ranks,
+    sizes::{SIZES, by_size},
+    sources,
+};
 
 /// All figures, and notes about baselines that are missing. `folder` holds the scans themselves.
 pub(super) fn summarise(cases: Vec<Case>, folder: &Path) -> (Evaluation, Vec<String>) {
@@ -32,7 +36,7 @@ pub(super) fn summarise(cases: Vec<Case>, folder: &Path) -> (Evaluation, Vec<Str
         pooled,
         global_oracle_dice: global.map(|global| global.mean_dice),
         global_oracle_threshold: global.map(|global| global.threshold),
-        lesions: by_size(&scans),
+        lesions: size_classes(&scans),
         froc,
         false_regions_per_scan: per_scan(|scan| scan.n_false_regions),
         regions_on_normal_per_scan: per_scan(|scan| scan.n_regions_on_normal),
@@ -57,33 +61,26 @@ fn pooled(cases: &[Case], ranking: &Ranking) -> Option<Pooled> {
     })
 }
 
-fn by_size(scans: &[Scan]) -> Vec<SizeClass> {
-    let mut classes = SIZES.map(|(size, ..)| SizeClass { size, n_lesions: 0, n_found: 0 });
-    for lesion in scans.iter().flat_map(|scan| &scan.lesions) {
-        let class = &mut classes[size_class(lesion.volume_mm3)];
-        class.n_lesions += 1;
-        class.n_found += usize::from(lesion.found);
-    }
-    classes.into()
+fn size_classes(scans: &[Scan]) -> Vec<SizeClass> {
+    let lesions = || scans.iter().flat_map(|scan| &scan.lesions);
+    let n_lesions = by_size(lesions().map(|lesion| lesion.volume_mm3));
+    let found = lesions().filter(|lesion| lesion.found);
+    let n_found = by_size(found.map(|lesion| lesion.volume_mm3));
+
+    let class = |class: usize| SizeClass {
+        size: SIZES[class].0,
+        n_lesions: n_lesions[class],
+        n_found: n_found[class],
+    };
+    (0..SIZES.len()).map(class).collect()
 }
 
-/// The source that a stem names: its part before the first `-` or `_`, after an optional `sub-`.
-fn source_of(stem: &str) -> &str {
-    let name = stem.strip_prefix("sub-").unwrap_or(stem);
-    name.split(['-', '_']).next().unwrap_or(name)
-}
-
-/// The scans with lesions by source. If each is a source of its own (`sub-01`, `sub-02`), their
-/// names do not tell the source, and there is nothing to report.
+/// The scans with lesions by source; empty if their names do not tell several.
 fn by_source(scans: &[Scan]) -> Vec<Source> {
-    let mut sources: BTreeMap<&str, Vec<(&Scan, &VoxelFigures)>> = BTreeMap::new();
-    for scan in scans {
-        if let Some(voxels) = &scan.voxels {
-            sources.entry(source_of(&scan.stem)).or_default().push((scan, voxels));
-        }
-    }
-    let is_told = sources.len() >= 2 && sources.values().any(|scans| scans.len() >= 2);
-
+    let ill = scans.iter().filter_map(|scan| {
+        let voxels = scan.voxels.as_ref()?;
+        Some((scan.stem.as_str(), (scan, voxels)))
+    });
     let source = |(source, scans): (&str, Vec<(&Scan, &VoxelFigures)>)| {
         let lesions = || scans.iter().flat_map(|(scan, _)| &scan.lesions);
         Some(Source {
@@ -93,7 +90,7 @@ fn by_source(scans: &[Scan]) -> Vec<Source> {
             n_found: lesions().filter(|lesion| lesion.found).count(),
         })
     };
-    if is_told { sources.into_iter().filter_map(source).collect() } else { Vec::new() }
+    sources::by_source(ill).into_iter().filter_map(source).collect()
 }
 
 /// Ranks scans by `1 - tail_probability`, and among equal ones by score. Without a tail probability
@@ -159,12 +156,6 @@ mod tests {
             n_normal_met: 0,
             mask_ml: 0.0,
         }
-    }
-
-    #[test]
-    fn the_source_stands_before_the_first_dash_or_underscore() {
-        let stems = ["ms-07_FLAIR", "brats13-0001_FLAIR", "sub-tcga-12_T1w", "sub-01_T1w", "x"];
-        assert_eq!(stems.map(source_of), ["ms", "brats13", "tcga", "01", "x"]);
     }
 
     #[test]

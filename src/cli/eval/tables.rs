@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 
 use super::figures::{
-    Baseline, Estimate, Evaluation, Froc, Means, Patients, Pooled, RankingMeans, Scan, SizeClass,
-    Source,
+    Baseline, Estimate, Evaluation, Means, Patients, Pooled, RankingMeans, Scan, SizeClass, Source,
 };
+use crate::numeric::evaluation::{froc::MIN_REGION_MM3, froc_curve::FrocCurve, sizes::SIZES};
 
 /// False regions per scan at which the table of lesions has a column.
 const RATES: [f64; 6] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
@@ -152,17 +152,16 @@ fn of_lesions(text: &mut String, evaluation: &Evaluation) {
     }
 }
 
-fn of_froc(text: &mut String, froc: &Froc) {
+fn of_froc(text: &mut String, froc: &FrocCurve) {
     _ = writeln!(
         text,
         "\nshare of lesions that regions of the map find, by false regions per scan\n\
-         (regions of at least {} mm3, at the best threshold that all scans share)",
-        froc.min_region_mm3
+         (regions of at least {MIN_REGION_MM3} mm3, at the best threshold that all scans share)"
     );
     let head: String = RATES.iter().map(|rate| format!("{rate:>7}")).collect();
     _ = writeln!(text, "  {:<26}{head}", "false regions, at most");
 
-    for (class, (size, &n_lesions)) in froc.sizes.iter().zip(&froc.n_lesions).enumerate() {
+    for (class, ((size, ..), &n_lesions)) in SIZES.iter().zip(&froc.n_lesions).enumerate() {
         if n_lesions == 0 {
             continue;
         }
