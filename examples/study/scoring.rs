@@ -232,6 +232,7 @@ fn deviation_map((values, fine): (Vec<f32>, &FineVolume)) -> FusedMap {
         values,
         parts: Parts { tokens: none.clone(), brightness: none.clone(), range: none },
         depths_mm: fine.depths_mm().collect(),
+        few_have: vec![false; fine.values.len()],
     }
 }
 

@@ -144,7 +144,8 @@ impl WindowEvidence {
             extremes(own_references, fines)?
         };
         let beyond = self.range.beyond(own, extremes.as_ref());
-        Ok(fuse(tokens, own, &beyond, weights))
+        let few_have = self.range.few_have(own, extremes.as_ref());
+        Ok(fuse(tokens, own, &beyond, few_have, weights))
     }
 }
 

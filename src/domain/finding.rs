@@ -52,6 +52,8 @@ pub enum RegionMark {
     Rim,
     /// It touches the end of the field of view.
     CutEdge,
+    /// At least half of it lies where hardly any other scan has brain: remains of skull or dura.
+    Residue,
 }
 
 /// Share of each kind of evidence, in [0, 1].
@@ -274,19 +276,23 @@ impl<'a> Judge<'a> {
     }
 
     fn marks(&self, region: &Region) -> Vec<RegionMark> {
-        let depths: Vec<f32> = self.cells(region).map(|cell| self.fused.depths_mm[cell]).collect();
-        let n_outer = depths.iter().filter(|&&depth| depth <= RIM_MM).count();
+        let is_half = |is_so: &dyn Fn(usize) -> bool| {
+            2 * self.cells(region).filter(|&cell| is_so(cell)).count() >= self.cells(region).count()
+        };
         let is_at_end = |&voxel: &usize| {
             let voxel = self.shape.voxel(voxel);
             (0..3).any(|axis| voxel[axis] == 0 || voxel[axis] + 1 == self.shape.0[axis])
         };
 
         let mut marks = Vec::new();
-        if 2 * n_outer >= depths.len() {
+        if is_half(&|cell| self.fused.depths_mm[cell] <= RIM_MM) {
             marks.push(RegionMark::Rim);
         }
         if region.iter().any(is_at_end) {
             marks.push(RegionMark::CutEdge);
+        }
+        if is_half(&|cell| self.fused.few_have[cell]) {
+            marks.push(RegionMark::Residue);
         }
         marks
     }
@@ -340,6 +346,10 @@ fn cluster(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numeric::{
+        geometry::{Affine, WorldPoint},
+        token::Foreground,
+    };
 
     fn region(excess: f64, marks: &[RegionMark]) -> Cluster {
         Cluster {
@@ -369,6 +379,33 @@ mod tests {
         let excesses: Vec<f64> =
             clusters.iter().filter_map(|cluster| Some(cluster.evidence.as_ref()?.excess)).collect();
         assert_eq!(excesses, [3.0, 1.0, 20.0, 9.0]);
+    }
+
+    #[test]
+    fn a_region_at_the_rim_at_the_end_or_where_few_others_have_brain_has_a_mark() {
+        let (shape, affine) =
+            (Shape3([8, 1, 1]), Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap());
+        let scan = RawVolume { shape, voxels: vec![1.0; 8], affine };
+        let brain = RawMask { shape, inside: vec![true; 8], affine };
+        let placement = GridPlacement { cube_side: 8, cube: affine };
+        let none = || vec![0.0; 8];
+        let fused = FusedMap {
+            foreground: Foreground { shape, cells: (0..8).collect() },
+            values: none(),
+            parts: Parts { tokens: none(), brightness: none(), range: none() },
+            depths_mm: vec![9.0, 9.0, 9.0, 9.0, 2.0, 2.0, 9.0, 9.0],
+            few_have: [false, false, true, true, false, false, false, false].to_vec(),
+        };
+        let place = Place { scan: &scan, brain: &brain, placement };
+        let profile = MapProfile { median: 0.0, spread: 1.0, tail: 1.0 };
+        let judge = Judge::new(&place, &profile, &fused, UsualRegions::of(&[], 9, true));
+        let marks = |region: &[usize]| judge.marks(&region.to_vec());
+        use RegionMark::{CutEdge, Residue, Rim};
+        assert_eq!(marks(&[1, 6]), []);
+        assert_eq!(marks(&[4, 5, 6]), [Rim]);
+        assert_eq!(marks(&[2, 1]), [Residue]);
+        assert_eq!(marks(&[0, 1, 2]), [CutEdge]);
+        assert_eq!(marks(&[3, 4]), [Rim, Residue]);
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub struct FusedMap {
     pub parts: Parts,
     /// The depth of each cell in the brain, mm, at most 15.9.
     pub depths_mm: Vec<f32>,
+    /// Whether hardly any other scan has brain in a cell
+    /// ([`super::range::WindowRange::few_have`]).
+    pub few_have: Vec<bool>,
 }
 
 /// What each kind of evidence adds to a map, for each of its cells.
@@ -58,8 +61,14 @@ pub struct Parts {
 
 /// Joins all evidence about one scan: the weighted sum of standardised token scores, standardised
 /// brightness, and `beyond` ([`super::range::WindowRange::beyond`]). All of it fades towards the
-/// rim of the brain.
-pub fn fuse(tokens: &ScanScores, fine: &FineVolume, beyond: &[f32], weights: &Weights) -> FusedMap {
+/// rim of the brain. `few_have` goes into the map as it is.
+pub fn fuse(
+    tokens: &ScanScores,
+    fine: &FineVolume,
+    beyond: &[f32],
+    few_have: Vec<bool>,
+    weights: &Weights,
+) -> FusedMap {
     let scores = at_cells(&tokens.foreground, &tokens.cells, &fine.foreground);
     let depths_mm: Vec<f32> = fine.depths_mm().collect();
     let fades: Vec<f32> = depths_mm.iter().map(|&depth| fade(depth, weights.rim_mm)).collect();
@@ -75,7 +84,7 @@ pub fn fuse(tokens: &ScanScores, fine: &FineVolume, beyond: &[f32], weights: &We
     };
     let sums = parts.tokens.iter().zip(&parts.brightness).zip(&parts.range);
     let values = sums.map(|((tokens, brightness), range)| tokens + brightness + range).collect();
-    FusedMap { foreground: fine.foreground.clone(), values, parts, depths_mm }
+    FusedMap { foreground: fine.foreground.clone(), values, parts, depths_mm, few_have }
 }
 
 fn fade(depth_mm: f32, rim_mm: f64) -> f32 {
@@ -102,13 +111,16 @@ mod tests {
             cell_mm: 1.0,
         };
         let weights = Weights { tokens: 1.0, brightness: 0.5, range: 2.0, rim_mm: 6.0 };
-        let map = fuse(&tokens, &fine, &[0.0, 0.0, 0.25, 0.0, 1.0], &weights);
+        let fused = |beyond: [f32; 5], weights: &Weights| {
+            fuse(&tokens, &fine, &beyond, vec![false; 5], weights)
+        };
+        let map = fused([0.0, 0.0, 0.25, 0.0, 1.0], &weights);
         // Standardised scores are 0, -2, -1, 2 and 1.
         assert_eq!(map.values, [0.0, -1.5, -0.5, 4.0, 0.75]);
         assert_eq!(map.parts.brightness, [0.0, 0.5, 0.0, 2.0, 0.0]);
         assert_eq!(map.parts.range, [0.0, 0.0, 0.5, 0.0, 0.5]);
         let alone = Weights::OF_TOKENS_ALONE;
-        assert_eq!(fuse(&tokens, &fine, &[9.0; 5], &alone).values, [0.0, -2.0, -1.0, 2.0, 1.0]);
+        assert_eq!(fused([9.0; 5], &alone).values, [0.0, -2.0, -1.0, 2.0, 1.0]);
         assert!(alone.are_of_tokens_alone() && !weights.are_of_tokens_alone());
     }
 }

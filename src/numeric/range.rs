@@ -186,15 +186,25 @@ impl WindowRange {
     pub fn beyond(&self, scan: &FineVolume, own: Option<&Extremes>) -> Vec<f32> {
         let cells = scan.foreground.cells.par_iter().zip(&scan.values);
         let beyond = |(&cell, &value): (&u32, &f16)| {
-            let (cell, value) = (cell as usize, value.to_f32());
-            let high = self.highest.of_others(cell, own.map(|own| &own.highest[..]));
-            let low = self.lowest.of_others(cell, own.map(|own| &own.lowest[..]));
-            match (high, low.map(|negated| -negated)) {
-                (Some(high), Some(low)) if low <= high => (value - high).max(low - value).max(0.0),
-                _ => 0.0,
-            }
+            let value = value.to_f32();
+            let limits = self.limits(cell as usize, own);
+            limits.map_or(0.0, |[low, high]| (value - high).max(low - value).max(0.0))
         };
         cells.map(beyond).collect()
+    }
+
+    /// For each cell of a scan, whether too few of the other patients have it to say what is usual
+    /// there. `own` is as in [`Self::beyond`].
+    pub fn few_have(&self, scan: &FineVolume, own: Option<&Extremes>) -> Vec<bool> {
+        let cells = scan.foreground.cells.par_iter();
+        cells.map(|&cell| self.limits(cell as usize, own).is_none()).collect()
+    }
+
+    /// The lower and the upper limit of the other patients in a cell.
+    fn limits(&self, cell: usize, own: Option<&Extremes>) -> Option<[f32; 2]> {
+        let high = self.highest.of_others(cell, own.map(|own| &own.highest[..]))?;
+        let low = -self.lowest.of_others(cell, own.map(|own| &own.lowest[..]))?;
+        (low <= high).then_some([low, high])
     }
 }
 
@@ -277,6 +287,8 @@ mod tests {
         let range = range(&extremes, Shape3([3, 1, 1]));
         for (scan, own) in scans.iter().zip(&extremes) {
             assert!(range.beyond(scan, Some(own)).iter().all(|&beyond| beyond == 0.0));
+            let few_have = range.few_have(scan, Some(own));
+            assert_eq!(few_have, [false, true][..few_have.len()]);
         }
     }
 

@@ -118,7 +118,8 @@ mod tests {
         let foreground = Foreground { shape: Shape3([6, 1, 1]), cells: (0..6).collect() };
         let none = || vec![0.0; 6];
         let parts = Parts { tokens: none(), brightness: none(), range: none() };
-        let map = FusedMap { foreground, values, parts, depths_mm: vec![9.0; 6] };
+        let (depths_mm, few_have) = (vec![9.0; 6], vec![false; 6]);
+        let map = FusedMap { foreground, values, parts, depths_mm, few_have };
         assert_eq!(excesses(&map, &PROFILE, 500.0), [1.5, 1.0]);
         let flat = MapProfile { spread: 0.0, ..PROFILE };
         assert_eq!(excesses(&map, &flat, 500.0), [0.0; 0]);
