@@ -13,7 +13,8 @@ use crate::{
         cohort::modality_of,
         error::ScanError,
         finding::{Finding, Place, Tail, finding, parts_of_map},
-        scan::{BrainSource, EncodedFacts, ScanRecord},
+        identity::{IdentityChoice, Pseudonyms},
+        scan::{BrainSource, EncodedFacts, Reported, ScanRecord},
         window::WindowIdentity,
         window_scores::{MAX_BRIGHT_THRESHOLD, WindowScores},
     },
@@ -26,12 +27,12 @@ use crate::{
         registration::Template,
         scoring::{self, MapProfile},
     },
-    prepare::Source,
     report::{
         AlignmentFiles, AlignmentPicture, EncoderFacts, IntensityFacts, MethodFacts, QualityFacts,
         RESEARCH_USE_ONLY, ResultSet, SCHEMA, Scores, Sidecar, Standing, ThresholdFacts,
         WindowFacts, alignment_picture, itk_transform,
         picture::{self, PictureInput},
+        utc,
     },
 };
 use warnings::{follow_up_warning, scan_warnings, shared_warning, window_warnings};
@@ -84,7 +85,8 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
             chosen_by: threshold_rule(is_bright),
         }),
         clusters: finding.clusters.clone(),
-        ..sidecar(record, input.window, method, config)
+        scored_at: Some(utc(input.now_secs)),
+        ..sidecar(record, input.window, method, config, input.pseudonyms)
     };
 
     sidecar.window.heterogeneity = scoring::heterogeneity(&input.scores.references());
@@ -94,7 +96,7 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
     sidecar.warnings.extend(follow_up_warning(input));
     sidecar.warnings.extend(shared_warning(record.id, shared));
 
-    let (brain_nii_gz, alignment) = optional_files(input);
+    let OptionalFiles { brain_nii_gz, scan_nii_gz, alignment } = optional_files(input);
     let parts_nii_gz = parts.map(|parts| nifti::encode_parts(&source.grid, &parts));
     let results = ResultSet {
         map_nii_gz,
@@ -102,6 +104,7 @@ pub fn build_results(input: &ResultInput<'_>) -> Result<(ResultSet, Finding), Sc
         picture_png,
         brain_nii_gz,
         parts_nii_gz,
+        scan_nii_gz,
         alignment,
         sidecar,
     };
@@ -141,22 +144,31 @@ fn is_forced(input: &ResultInput<'_>) -> bool {
     input.window.n_patients() < input.config.window.min_scans
 }
 
-/// The files that `[results]` asks for: brain mask and alignment.
-fn optional_files(input: &ResultInput<'_>) -> (Option<Vec<u8>>, Option<AlignmentFiles>) {
+/// Files that only some sites want.
+struct OptionalFiles {
+    brain_nii_gz: Option<Vec<u8>>,
+    scan_nii_gz: Option<Vec<u8>>,
+    alignment: Option<AlignmentFiles>,
+}
+
+/// The files that `[results]` asks for: brain mask, converted volume and alignment.
+fn optional_files(input: &ResultInput<'_>) -> OptionalFiles {
     let ResultInput { record, source, method, config, .. } = input;
     let wanted = config.results;
     let brain = || nifti::encode_mask(&source.grid, &source.brain.inside, "brain mask");
+    let scan = || nifti::encode_scan(&source.grid, &source.raw.voxels);
     let template = method.template.as_ref().filter(|_| wanted.alignment);
-    let alignment = template.and_then(|template| alignment_files(record, source, template));
-    (wanted.brain_mask.then(brain), alignment)
+    OptionalFiles {
+        brain_nii_gz: wanted.brain_mask.then(brain),
+        // A scan that came as NIfTI has a file already.
+        scan_nii_gz: (wanted.keep_nifti && record.dicom.is_some()).then(scan),
+        alignment: template.and_then(|template| alignment_files(input, template)),
+    }
 }
 
 /// Picture and transform of an aligned scan.
-fn alignment_files(
-    record: &ScanRecord,
-    source: &Source,
-    template: &Template,
-) -> Option<AlignmentFiles> {
+fn alignment_files(input: &ResultInput<'_>, template: &Template) -> Option<AlignmentFiles> {
+    let ResultInput { record, source, pseudonyms, .. } = input;
     let found = source.alignment.as_ref()?;
     let facts = record.alignment?;
     let within =
@@ -172,7 +184,7 @@ fn alignment_files(
         scan: &source.raw,
         brain: Some(&source.brain.inside),
         template: Some(&carried),
-        title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
+        title: &title(record, pseudonyms),
         line: &line,
     });
     Some(AlignmentFiles { picture_png, transform_tfm: itk_transform(&found.to_scan).into_bytes() })
@@ -193,10 +205,14 @@ fn picture(input: &ResultInput<'_>, finding: &Finding) -> Vec<u8> {
             Some(_) => "anomaly score (tokens, brightness and range)",
             None => "anomaly score (distance to the closest matches)",
         },
-        title: &format!("{}   ({})", record.output_stem, record.cohort.label()),
+        title: &title(record, input.pseudonyms),
         summary: &summary(finding, n_others),
         quality: &quality(record),
     })
+}
+
+fn title(record: &ScanRecord, pseudonyms: &Pseudonyms) -> String {
+    format!("{}   ({})", pseudonyms.stem(record), record.cohort.label())
 }
 
 /// The map value at the upper end of the colours. In maps with intensities it lies as many spreads
@@ -231,6 +247,7 @@ pub(crate) fn sidecar(
     window: &WindowIdentity,
     method: &Method,
     config: &Config,
+    pseudonyms: &Pseudonyms,
 ) -> Sidecar {
     let encoded = record.encoded.clone().unwrap_or_default();
     Sidecar {
@@ -241,12 +258,16 @@ pub(crate) fn sidecar(
             have: window.n_patients(),
             need: config.window.min_scans,
         },
-        source_name: record.source_name.clone(),
-        came_from: record.came_from.clone(),
+        source_name: pseudonyms.source_name(record),
+        came_from: pseudonyms.text(&record.came_from).unwrap_or_default(),
+        dicom: record.dicom.as_ref().and_then(|facts| pseudonyms.dicom(facts)),
+        received_at: time(record.first_seen_secs),
+        encoded_at: time(encoded.encoded_secs),
+        scored_at: None,
         scan_id: record.id,
         modality: modality_of(&companions::stem_of(record.source_name.as_ref())),
         cohort: record.cohort.name.clone(),
-        acquisition: record.acquisition.clone(),
+        acquisition: pseudonyms.acquisition(&record.acquisition),
         revision: record.reported.as_ref().map_or(0, |reported| reported.revision) + 1,
         scores: None,
         threshold: None,
@@ -298,10 +319,18 @@ pub(crate) fn sidecar(
             device: method.device.clone(),
             precision: method.precision.clone(),
         },
-        warnings: scan_warnings(record, &encoded, window, method, config),
+        warnings: scan_warnings(record, &encoded, window, method, config)
+            .iter()
+            .map(|warning| pseudonyms.note(warning, record))
+            .collect(),
         timings_secs: encoded.timings_secs,
         files: None,
     }
+}
+
+/// A time of the journal, where 0 stands for a time that was not kept.
+fn time(secs: u64) -> Option<String> {
+    (secs > 0).then(|| utc(secs))
 }
 
 /// The weights of the networks, if they found the brain.
@@ -343,10 +372,35 @@ pub(crate) fn result_key(window: &WindowIdentity, config: &Config) -> String {
     if window.few_patients {
         shaping["few_patients"] = json!(true);
     }
-    if config.results != ResultSettings::default() {
-        shaping["results"] = json!(config.tree.get("results"));
+    let files = ResultSettings { identity: IdentityChoice::default(), ..config.results };
+    if files != ResultSettings::default() {
+        let table = config.tree.get("results").and_then(|section| section.as_table());
+        let mut wanted = table.cloned().unwrap_or_default();
+        wanted.remove("identity");
+        if !config.results.keep_nifti {
+            wanted.remove("keep_nifti");
+        }
+        shaping["results"] = json!(wanted);
+    }
+    if let Some(identity) = form_of_names(config) {
+        shaping["identity"] = json!(identity);
     }
     hex::encode(&Sha256::digest(shaping.to_string())[..8])
+}
+
+/// The key of a notice that a scan waits. It covers how the notice names the scan.
+pub(crate) fn waiting_key(config: &Config) -> String {
+    let waiting = Reported::WAITING;
+    form_of_names(config).map_or(waiting.to_owned(), |form| format!("{waiting}, {form}"))
+}
+
+/// `results.identity`; `None` for names in clear, which all results had before the setting existed.
+fn form_of_names(config: &Config) -> Option<&'static str> {
+    match config.results.identity {
+        IdentityChoice::Clear => None,
+        IdentityChoice::Hashed => Some("hash"),
+        IdentityChoice::Absent => Some("none"),
+    }
 }
 
 fn summary(finding: &Finding, n_others: usize) -> String {

@@ -113,6 +113,7 @@ pub(super) fn settings(folder: &Path, address: SocketAddr, n_scans: usize, strid
          [intake]\nsettle_secs = 1.0\nrescan_secs = 1.0\n\
          [tokens]\nslice_stride = {stride}\n\
          [window]\nmin_scans = {}\n\
+         [results]\nidentity = \"path\"\n\
          [service]\nlisten = \"{address}\"\nmin_free_mib = 0\n",
         path("incoming"),
         path("results"),

@@ -276,7 +276,8 @@ impl Session<'_> {
                     // The patient stays out of lines for people, because they may pass the lines
                     // on.
                     let patient = stack.head.patient.clone().filter(|_| self.names.is_none());
-                    self.say(&Event::Converted { name, patient, inputs: inputs_of })?;
+                    let dicom = self.names.is_none().then(|| stack.head.identifiers.clone());
+                    self.say(&Event::Converted { name, patient, dicom, inputs: inputs_of })?;
                     self.n_converted += 1;
                 }
                 Err(NoVolume::Unwanted { reason, why }) => {

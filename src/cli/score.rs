@@ -22,9 +22,11 @@ use crate::{
     domain::{
         cohort::CohortKey,
         finding::{Finding, Tail},
+        identity::{IdentityChoice, IdentityKey, Pseudonyms},
         window::WindowIdentity,
     },
     engine::Engine,
+    pipeline::identity_key,
     telemetry,
 };
 
@@ -32,7 +34,9 @@ pub(super) use named::{Named, Refused, expand};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Settings; see `config/default.toml`. Its folders and `[service]` are not used.
+    /// Settings; see `config/default.toml`. Of its folders only the key of hashes in the state
+    /// folder is used (`results.identity`), and `[service]` is not. Without this, names stay in
+    /// clear.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Folder for maps, masks, pictures and sidecars. `refused/<stem>_registration.png` in it shows
@@ -56,6 +60,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = Config::load(arguments.config.as_deref()).map_err(|e| Failure::new(CONFIG, e))?;
+    let pseudonyms = pseudonyms(&config, arguments.config.is_some())?;
     telemetry::start_logging("warn");
     let unpacked = tempfile::tempdir().map_err(|error| Failure::new(IO, error))?;
     let (files, unconverted) = expand(&arguments.files, &config, unpacked.path())?;
@@ -75,6 +80,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         prepared: &prepared,
         out: &arguments.out,
         refused: &mut refused,
+        pseudonyms: &pseudonyms,
         stems: BTreeSet::new(),
         pictures: BTreeSet::new(),
     };
@@ -84,7 +90,12 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         cohorts.entry(member.record.cohort.clone()).or_default().push(member);
     }
 
-    let mut scoring = Scoring { config: &config, engine: &mut engine, warnings: BTreeMap::new() };
+    let mut scoring = Scoring {
+        config: &config,
+        engine: &mut engine,
+        pseudonyms: &pseudonyms,
+        warnings: BTreeMap::new(),
+    };
     let mut scored = Vec::new();
     for (key, members) in cohorts {
         let window = scoring.window(key, &members);
@@ -109,6 +120,32 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let n_refused = refused.len();
     Err(Failure::new(REFUSED, format!("{n_refused} of {n_files} files were not scored")))
+}
+
+/// What results say instead of names. Without settings, the results are those of a person who named
+/// the files, so that they have names in clear. With the settings of a site, its choice counts, and
+/// the hashes are those of its daemon if this person may read the key.
+fn pseudonyms(config: &Config, has_settings: bool) -> Result<Pseudonyms, Failure> {
+    let choice = config.results.identity;
+    let choice = if has_settings { choice } else { IdentityChoice::Clear };
+    let random = || identity_key::random().map_err(|error| Failure::new(IO, error));
+    if choice != IdentityChoice::Hashed {
+        // No hash is made.
+        return Ok(Pseudonyms::new(choice, IdentityKey::new([0; 32])));
+    }
+
+    let state = &config.directories.state;
+    let key = match identity_key::read(state) {
+        Ok(Some(key)) => key,
+        Ok(None) | Err(_) => {
+            eprintln!(
+                "note: there is no key of hashes that can be read in {}. The hashes in these results                  are made with a key of their own; no other results have the same. results.identity                  = \"path\" writes names in clear",
+                state.display()
+            );
+            random()?
+        }
+    };
+    Ok(Pseudonyms::new(choice, key))
 }
 
 /// The reason why a cohort cannot be scored, if it has too few scans to compare: `min_scans` is the
@@ -147,7 +184,7 @@ fn print_table(scored: &[(EncodedScan, Finding)], refused: &[Refused], arguments
             .map(|(member, finding)| {
                 json!({
                     "file": member.path,
-                    "stem": member.record.output_stem,
+                    "stem": member.stem,
                     "cohort": member.record.cohort.label(),
                     "score_max": finding.score_max,
                     "score_top1_mean": finding.score_top1_mean,
@@ -171,7 +208,7 @@ fn print_table(scored: &[(EncodedScan, Finding)], refused: &[Refused], arguments
     for (member, finding) in scored {
         println!(
             "{:<36} {:>8.3} {:>8.3} {:>11} {:>9.1} {:>11}",
-            member.record.output_stem,
+            member.stem,
             finding.score_top1_mean,
             finding.score_max,
             percent(finding.percentile),

@@ -117,6 +117,7 @@ mod tests {
                     "encoder.precision" => "f32",
                     "service.listen" => "127.0.0.1:9465",
                     "scoring.mask" => "always",
+                    "results.identity" => "none",
                     "service.log" => "debug",
                     _ => "/elsewhere",
                 };

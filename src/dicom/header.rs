@@ -18,6 +18,7 @@ use crate::{
         },
         left_alone::LeftAlone,
         patient::Patient,
+        scan::DicomFacts,
         sequence::Acquisition,
     },
     numeric::stack::Plane,
@@ -64,6 +65,8 @@ pub struct Head {
     pub extents: [usize; 2],
     /// The patient, by a hash, if the header names one.
     pub patient: Option<Patient>,
+    /// UIDs of study and space, and the time of the acquisition.
+    pub identifiers: DicomFacts,
     /// Frames of the file. Most files have one.
     pub frames: Vec<Frame>,
     /// The sequence, as far as the header states it.
@@ -100,6 +103,7 @@ pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
         fault: None,
         extents: [tags::COLUMNS, tags::ROWS].map(|tag| image.whole(tag).unwrap_or(0)),
         patient: image.text(tags::PATIENT_ID).as_deref().and_then(Patient::of_header),
+        identifiers: image.identifiers(),
         frames: Vec::new(),
         acquisition: image.acquisition(),
         facts: image.facts(&image_type),
@@ -296,6 +300,24 @@ impl<'a> Dataset<'a> {
         words
     }
 
+    fn identifiers(&self) -> DicomFacts {
+        let plain = |text: String| text.chars().filter(|c| !c.is_control()).take(64).collect();
+        let uid = |tag| self.text(tag).map(plain);
+        let both = |day: Tag, time: Tag| {
+            Some(format!("{}{}", self.text(day)?, self.text(time).unwrap_or_default()))
+        };
+        let stated = self
+            .text(tags::ACQUISITION_DATE_TIME)
+            .or_else(|| both(tags::ACQUISITION_DATE, tags::ACQUISITION_TIME))
+            .or_else(|| both(tags::SERIES_DATE, tags::SERIES_TIME));
+        DicomFacts {
+            study_instance_uid: uid(tags::STUDY_INSTANCE_UID),
+            series_instance_uid: uid(tags::SERIES_INSTANCE_UID),
+            frame_of_reference_uid: uid(tags::FRAME_OF_REFERENCE_UID),
+            acquisition_datetime: stated.as_deref().and_then(iso_8601),
+        }
+    }
+
     /// Facts that do not identify a patient: no name, number, date, institution or device number.
     fn facts(&self, image_type: &[String]) -> Map<String, Value> {
         let mut facts = Map::new();
@@ -472,6 +494,31 @@ fn component(groups: &[&InMemDicomObject], image_type: &[String]) -> Component {
     if is_other { Component::Other } else { Component::Magnitude }
 }
 
+/// A DICOM date and time (`YYYYMMDDHHMMSS.FFFFFF&ZZXX`, the parts of VR DA and TM joined) as
+/// `YYYY-MM-DDTHH:MM:SS`, with the zone if it is stated. Without a time the date alone. Old files
+/// have `.` and `:` between the numbers. `None` if it is no date.
+fn iso_8601(text: &str) -> Option<String> {
+    let text = text.split('\\').next().unwrap_or_default();
+    let (clock, zone) = text.split_at(text.find(['+', '-']).unwrap_or(text.len()));
+    let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
+    let (clock, offset) = (digits(clock), digits(zone));
+
+    let (year, month, day) = (clock.get(..4)?, clock.get(4..6)?, clock.get(6..8)?);
+    let is_within = |part: &str, most: u32| part.parse().is_ok_and(|n| (1..=most).contains(&n));
+    if !is_within(month, 12) || !is_within(day, 31) {
+        return None;
+    }
+
+    let date = format!("{year}-{month}-{day}");
+    let Some(time) = clock.get(8..14) else { return Some(date) };
+    let time = format!("{}:{}:{}", &time[..2], &time[2..4], &time[4..]);
+    let offset = match (zone.get(..1), offset.get(..2), offset.get(2..4)) {
+        (Some(sign), Some(hours), Some(minutes)) => format!("{sign}{hours}:{minutes}"),
+        _ => String::new(),
+    };
+    Some(format!("{date}T{time}{offset}"))
+}
+
 /// Whether the text names a contrast agent. Some sites write that there was none.
 fn is_agent(name: &str) -> bool {
     !["no", "none", "n/a", "na", "0", "-"].contains(&name.to_lowercase().as_str())
@@ -491,4 +538,26 @@ fn vendor(name: &str) -> String {
     ];
     let found = known.into_iter().find(|(start, _)| lower.starts_with(start));
     found.map_or_else(|| name.to_owned(), |(_, name)| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_headers_are_read_in_each_of_their_spellings() {
+        for (text, time) in [
+            ("20240102030405.123456", Some("2024-01-02T03:04:05")),
+            ("20240102030405+0130", Some("2024-01-02T03:04:05+01:30")),
+            ("2024.01.0203:04:05", Some("2024-01-02T03:04:05")),
+            ("20240102", Some("2024-01-02")),
+            ("202401020304", Some("2024-01-02")),
+            ("20241302", None),
+            ("ROE^RITA", None),
+            ("2024", None),
+            ("", None),
+        ] {
+            assert_eq!(iso_8601(text).as_deref(), time, "{text}");
+        }
+    }
 }

@@ -291,7 +291,7 @@ fn no_volume(error: StackError, n_slices: usize) -> NoVolume {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::sequence::Acquisition;
+    use crate::domain::{scan::DicomFacts, sequence::Acquisition};
 
     fn head(instance: &str, height: f64, echo_time_ms: f64) -> Head {
         let plane = Plane {
@@ -309,6 +309,7 @@ mod tests {
             fault: None,
             extents: [5, 7],
             patient: None,
+            identifiers: DicomFacts::default(),
             frames: vec![Frame {
                 plane,
                 echo_time_ms: Some(echo_time_ms),

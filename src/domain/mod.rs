@@ -13,6 +13,7 @@ pub mod evidence;
 pub mod finding;
 pub mod follow_up;
 pub mod head;
+pub mod identity;
 pub mod landmarks;
 pub mod left_alone;
 pub mod patient;

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     cohort::CohortKey,
-    scan::{ScanId, ScanRecord},
+    scan::{Reported, ScanId, ScanRecord},
 };
 
 /// A window cools down for so many times as long as its last scoring took. To score a large window
@@ -33,15 +33,13 @@ pub enum Attempt {
 }
 
 /// Whether the result of a member is older than its window. Results of the window as it is now have
-/// the key `current`; there is none while the window cannot be scored.
-pub fn is_stale(record: &ScanRecord, current: Option<&str>) -> bool {
-    match (&record.reported, current) {
-        (None, _) => true,
-        // The notice that a scan waits is written once. Another one for each arrival would say
-        // nothing new.
-        (Some(_), None) => false,
-        (Some(done), Some(current)) => done.key != current,
-    }
+/// the key `current`; while the window cannot be scored, it is that of a notice.
+pub fn is_stale(record: &ScanRecord, current: &str) -> bool {
+    let Some(done) = &record.reported else { return true };
+    // The notice that a scan waits is written once. Another one for each arrival would say nothing
+    // new. It does not replace the scores of an earlier window.
+    let is_kept = Reported::is_waiting_key(current) && record.was_scored();
+    !is_kept && done.key != current
 }
 
 /// Whether a member has no result yet. Where the window is not scored, the notice that the scan
@@ -208,7 +206,6 @@ impl ResultsFolder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::scan::Reported;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -229,10 +226,13 @@ mod tests {
     fn a_result_is_stale_when_its_window_has_another_key() {
         let [none, waiting, old, new] =
             [None, Some(Reported::WAITING), Some("old"), Some("new")].map(record);
-        let stale = [&none, &waiting, &old, &new].map(|record| is_stale(record, Some("new")));
+        let stale = [&none, &waiting, &old, &new].map(|record| is_stale(record, "new"));
         assert_eq!(stale, [true, true, true, false]);
-        let unscored = [&none, &waiting, &old].map(|record| is_stale(record, None));
+        let unscored = [&none, &waiting, &old].map(|r| is_stale(r, Reported::WAITING));
         assert_eq!(unscored, [true, false, false], "a notice is written once");
+        let other = format!("{}, hash", Reported::WAITING);
+        let renamed = [&none, &waiting, &old].map(|record| is_stale(record, &other));
+        assert_eq!(renamed, [true, true, false], "a notice names the scan in another form");
 
         let first = |is_scored| [&none, &waiting, &old].map(|r| waits_for_first(r, is_scored));
         assert_eq!(first(true), [true, true, false]);

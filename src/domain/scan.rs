@@ -115,9 +115,14 @@ pub struct Reported {
 }
 
 impl Reported {
-    /// Key of a notice that the scan waits for more patients in its window. No scored result has
-    /// this key, so that the first scoring makes the notice stale.
+    /// Key of a notice that the scan waits for more patients in its window, or the start of it. No
+    /// scored result has such a key, so that the first scoring makes the notice stale.
     pub const WAITING: &str = "waiting";
+
+    /// Whether only such a notice has this key.
+    pub fn is_waiting_key(key: &str) -> bool {
+        key.starts_with(Self::WAITING)
+    }
 }
 
 /// How a scan was aligned to the template. Found once, at intake.
@@ -201,6 +206,27 @@ pub struct PreprocessFacts {
     pub secs: f64,
 }
 
+/// What the header of a DICOM series says of its place among others. UIDs and times can lead to the
+/// patient: results have them only as [`Pseudonyms::dicom`](super::identity::Pseudonyms::dicom)
+/// gives them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DicomFacts {
+    /// The examination.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub study_instance_uid: Option<String>,
+    /// The series.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub series_instance_uid: Option<String>,
+    /// Series with the same one share their coordinates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frame_of_reference_uid: Option<String>,
+    /// Start of the acquisition by the scanner's clock, ISO 8601. The time zone follows only if the
+    /// header states it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acquisition_datetime: Option<String>,
+}
+
 /// Facts found while a scan was encoded. They are kept because its results are written many times.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EncodedFacts {
@@ -217,6 +243,9 @@ pub struct EncodedFacts {
     pub is_standardised: bool,
     /// Tokens per layer, of all views.
     pub n_tokens: usize,
+    /// When they were made, seconds since 1970. 0 for scans from before this was kept.
+    #[serde(default)]
+    pub encoded_secs: u64,
     /// Wall time of each step, seconds.
     pub timings_secs: BTreeMap<String, f64>,
 }
@@ -250,8 +279,16 @@ pub struct ScanRecord {
     /// The patient by the DICOM header of the scan. Never in the results.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub header_patient: Option<Patient>,
-    /// Stem of the result files, unique among all scans.
+    /// Its series, if it was converted from DICOM files. `None` for scans from before this was
+    /// kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dicom: Option<DicomFacts>,
+    /// Stem of the result files in clear, unique among all scans.
     pub output_stem: String,
+    /// Stem under which its results lie now, if that is not `output_stem`: `results.identity` may
+    /// ask for another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_stem: Option<String>,
     /// Cohort that it belongs to. Decided once, at intake.
     pub cohort: CohortKey,
     /// How it was acquired, as far as known. Empty for scans from before this was kept.
@@ -290,7 +327,9 @@ impl ScanRecord {
             source_name: String::new(),
             came_from: String::new(),
             header_patient: None,
+            dicom: None,
             output_stem: String::new(),
+            written_stem: None,
             cohort,
             acquisition: AcquisitionFacts::default(),
             notes: Vec::new(),
@@ -312,7 +351,7 @@ impl ScanRecord {
 
     /// Whether the scan has ever had a scored result, not only the notice that it waits.
     pub fn was_scored(&self) -> bool {
-        self.reported.as_ref().is_some_and(|done| done.key != Reported::WAITING)
+        self.reported.as_ref().is_some_and(|done| !Reported::is_waiting_key(&done.key))
     }
 
     /// Whether the scan is accepted when it arrives again. A person put a refused scan back, and

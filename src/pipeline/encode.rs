@@ -488,7 +488,8 @@ impl Finish<'_> {
         if let Some((record, tokens)) = made {
             timings.stop(&[Stage::Encode], &shared.metrics);
             let n_tokens = tokens_per_layer(&tokens, shared.method.n_parts);
-            let facts = EncodedFacts { n_tokens, timings_secs: timings.secs(), ..facts };
+            let timings_secs = timings.secs();
+            let facts = EncodedFacts { n_tokens, encoded_secs: now_secs(), timings_secs, ..facts };
             self.store(record, &tokens, &fine, facts)?;
             self.pass_on(id);
         }

@@ -284,7 +284,8 @@ impl Intake {
 
         let came_from = below(incoming, &candidate.path).to_owned();
         let candidate = candidate.clone();
-        Ok(Some(Whole { candidate, companions, came_from, patient: None, waited, n_crashes }))
+        let (patient, dicom) = (None, None);
+        Ok(Some(Whole { candidate, companions, came_from, patient, dicom, waited, n_crashes }))
     }
 
     /// Deals with whole files. While scans wait for the encoder, a later listing deals with them.

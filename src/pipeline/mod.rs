@@ -9,6 +9,7 @@
 mod archive;
 pub mod board;
 mod encode;
+pub mod identity_key;
 mod intake;
 mod score;
 mod shared;

@@ -11,12 +11,13 @@ use std::{
 
 use tracing::debug;
 
-use super::{archive::Archive, board::Board};
+use super::{archive::Archive, board::Board, identity_key};
 use crate::{
     config::Config,
     domain::{
         error::ScanError,
         follow_up::{FollowUps, NearestPair},
+        identity::{IdentityKey, Pseudonyms},
     },
     engine::Method,
     metrics::Metrics,
@@ -48,25 +49,29 @@ pub struct Shared {
     /// What is computed.
     pub method: Method,
     pub(super) archive: Archive,
+    identity_key: IdentityKey,
     config: RwLock<Arc<Config>>,
     stop: AtomicBool,
 }
 
 impl Shared {
-    /// Opens the archive under the state folder.
+    /// Opens the archive and the key of the hashes in the state folder.
     pub fn new(
         config: Config,
         store: Store,
         metrics: Metrics,
         method: Method,
     ) -> Result<Self, ScanError> {
-        let archive = Archive::open(&config.directories.state.join("sources"))?;
+        let state = &config.directories.state;
+        let archive = Archive::open(&state.join("sources"))?;
+        let identity_key = identity_key::open(state)?;
         Ok(Self {
             store,
             metrics,
             board: Board::new(),
             method,
             archive,
+            identity_key,
             config: RwLock::new(Arc::new(config)),
             stop: AtomicBool::new(false),
         })
@@ -75,6 +80,11 @@ impl Shared {
     /// The settings now in force.
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config.read().expect("no holder of the lock can panic"))
+    }
+
+    /// What results say instead of names, with these settings.
+    pub(super) fn pseudonyms(&self, settings: &Config) -> Pseudonyms {
+        Pseudonyms::new(settings.results.identity, self.identity_key)
     }
 
     /// Puts new settings in force; stages take them over with their next piece of work.

@@ -30,7 +30,7 @@ use crate::{
         },
         left_alone::LeftAlone,
         patient::Patient,
-        scan::Limits,
+        scan::{DicomFacts, Limits},
     },
     files::fresh_folder,
 };
@@ -51,6 +51,9 @@ pub enum Event {
         /// The patient. Only the daemon gets this.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         patient: Option<Patient>,
+        /// UIDs and time of the series. Only the daemon gets this.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dicom: Option<DicomFacts>,
         /// Positions of the files.
         inputs: Vec<usize>,
     },

@@ -8,18 +8,23 @@ mod alignment;
 mod canvas;
 pub mod picture;
 mod sidecar;
+mod time;
 
 use std::{io, path::Path};
 
 use sha2::{Digest, Sha256};
 
-use crate::files::{remove_if_there, write_atomic};
+use crate::{
+    domain::scan::ScanId,
+    files::{remove_if_there, write_atomic},
+};
 
 pub use alignment::{AlignmentPicture, alignment_picture, itk_transform};
 pub use sidecar::{
     EncoderFacts, FileFacts, Files, IntensityFacts, MethodFacts, QualityFacts, RESEARCH_USE_ONLY,
     SCHEMA, Scores, Sidecar, Standing, ThresholdFacts, WindowFacts,
 };
+pub use time::utc;
 
 /// The files of one result before they are written.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +39,8 @@ pub struct ResultSet {
     pub brain_nii_gz: Option<Vec<u8>>,
     /// What each kind of evidence adds to the map, `.nii.gz`, if the settings ask for it.
     pub parts_nii_gz: Option<Vec<u8>>,
+    /// The volume that was converted from DICOM files, `.nii.gz`, if the settings ask for it.
+    pub scan_nii_gz: Option<Vec<u8>>,
     /// The template's place, if the settings ask for it and the scan was aligned.
     pub alignment: Option<AlignmentFiles>,
     /// The sidecar. [`write_results`] fills in its `files`.
@@ -48,6 +55,18 @@ pub struct AlignmentFiles {
     /// Output of [`itk_transform`].
     pub transform_tfm: Vec<u8>,
 }
+
+/// What follows the stem and `_anomaly` in the names of all files but the sidecar.
+const SUFFIXES: [&str; 8] = [
+    "-map.nii.gz",
+    "-mask.nii.gz",
+    ".png",
+    "-brain.nii.gz",
+    "-parts.nii.gz",
+    "-scan.nii.gz",
+    "-alignment.png",
+    "-alignment.tfm",
+];
 
 /// Writes a result as `<folder>/<stem>_anomaly...` and replaces an older one.
 ///
@@ -82,6 +101,7 @@ pub fn write_results(folder: &Path, stem: &str, results: &ResultSet) -> io::Resu
         picture: facts(".png", &results.picture_png)?,
         brain: optional("-brain.nii.gz", results.brain_nii_gz.as_ref())?,
         parts: optional("-parts.nii.gz", results.parts_nii_gz.as_ref())?,
+        scan: optional("-scan.nii.gz", results.scan_nii_gz.as_ref())?,
         alignment_picture: optional("-alignment.png", picture)?,
         alignment_transform: optional("-alignment.tfm", transform)?,
     };
@@ -94,6 +114,26 @@ pub fn write_results(folder: &Path, stem: &str, results: &ResultSet) -> io::Resu
 pub fn write_sidecar(folder: &Path, stem: &str, sidecar: &Sidecar) -> io::Result<()> {
     let text = serde_json::to_string_pretty(sidecar).map_err(io::Error::other)? + "\n";
     write_atomic(&folder.join(format!("{stem}_anomaly.json")), text.as_bytes())
+}
+
+/// Removes the results that a scan has under another stem, once they lie under their new one. Files
+/// of another scan stay. The sidecar goes last: after a kill it says whose the others are.
+pub fn remove_results(folder: &Path, stem: &str, scan: ScanId) -> io::Result<()> {
+    let sidecar = folder.join(format!("{stem}_anomaly.json"));
+    match read_sidecar(&sidecar) {
+        Ok(found) if found.scan_id == scan => {}
+        Ok(_) => return Ok(()),
+        // There is none, or oddscan did not write it.
+        Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::Other].contains(&error.kind()) => {
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    }
+
+    for suffix in SUFFIXES {
+        remove_if_there(&folder.join(format!("{stem}_anomaly{suffix}")))?;
+    }
+    remove_if_there(&sidecar)
 }
 
 /// Reads a sidecar, also one of an older version.
@@ -115,6 +155,7 @@ mod tests {
             picture_png: format!("picture {content}").into_bytes(),
             brain_nii_gz: None,
             parts_nii_gz: None,
+            scan_nii_gz: None,
             alignment: None,
             sidecar: Sidecar { revision, ..scored() },
         }
@@ -162,5 +203,25 @@ mod tests {
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5 + n_more);
         }
         assert!(other.exists());
+    }
+
+    #[test]
+    fn results_under_an_old_stem_go_with_all_their_files_and_those_of_another_scan_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = || fs::read_dir(folder.path()).unwrap().count();
+        let all = ResultSet {
+            brain_nii_gz: Some(b"brain".to_vec()),
+            parts_nii_gz: Some(b"parts".to_vec()),
+            scan_nii_gz: Some(b"scan".to_vec()),
+            alignment: Some(AlignmentFiles { picture_png: Vec::new(), transform_tfm: Vec::new() }),
+            ..results("all", 1)
+        };
+        write_results(folder.path(), "ROE_T1w", &all).unwrap();
+        assert_eq!(left(), 1 + SUFFIXES.len());
+        remove_results(folder.path(), "ROE_T1w", ScanId([8; 32])).unwrap();
+        assert_eq!(left(), 1 + SUFFIXES.len(), "of another scan");
+        remove_results(folder.path(), "ROE_T1w", all.sidecar.scan_id).unwrap();
+        assert_eq!(left(), 0);
+        remove_results(folder.path(), "ROE_T1w", all.sidecar.scan_id).unwrap();
     }
 }

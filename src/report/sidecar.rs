@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{
     acquisition::AcquisitionFacts,
     finding::Cluster,
-    scan::{AlignmentFacts, BrainFacts, PreprocessFacts, ScanId},
+    scan::{AlignmentFacts, BrainFacts, DicomFacts, PreprocessFacts, ScanId},
     window_scores::SharedAnomaly,
 };
 
@@ -204,6 +204,9 @@ pub struct Files {
     /// What each kind of evidence adds to the map (`results.parts`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parts: Option<FileFacts>,
+    /// The volume that was converted from DICOM files (`results.keep_nifti`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scan: Option<FileFacts>,
     /// Picture of the template's place in the scan (`results.alignment`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alignment_picture: Option<FileFacts>,
@@ -224,12 +227,25 @@ pub struct Sidecar {
     /// Whether there is a result yet.
     #[serde(flatten)]
     pub standing: Standing,
-    /// File name as the sender wrote it.
+    /// File name as the sender wrote it, in the form of `results.identity`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub source_name: String,
-    /// Path of the file below the incoming folder. For a volume made of DICOM files, it is their
-    /// folder or zip file.
+    /// Path of the file below the incoming folder, in the form of `results.identity`. For a volume
+    /// made of DICOM files, it is their folder or zip file.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub came_from: String,
+    /// Its DICOM series, in the form of `results.identity`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dicom: Option<DicomFacts>,
+    /// When oddscan first saw the file, RFC 3339, UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received_at: Option<String>,
+    /// When its tokens were made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoded_at: Option<String>,
+    /// When this result was made; absent before the scan is scored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scored_at: Option<String>,
     /// SHA-256 of the decoded voxels and the affine.
     pub scan_id: ScanId,
     /// Modality of the scan, by its file name.
@@ -291,6 +307,13 @@ pub(super) mod tests {
             standing: Standing::Scored,
             source_name: "sub-1_T1w.nii.gz".into(),
             came_from: "2026/sub-1_T1w.nii.gz".into(),
+            dicom: Some(DicomFacts {
+                series_instance_uid: Some("1.2.3".into()),
+                ..DicomFacts::default()
+            }),
+            received_at: Some("2026-01-02T03:04:05Z".into()),
+            encoded_at: None,
+            scored_at: None,
             scan_id: ScanId([7; 32]),
             modality: "t1w".into(),
             cohort: "t1-3t".into(),

@@ -3,7 +3,7 @@
 use crate::{
     config::Config,
     domain::{
-        evidence::FineVolumes, scan::ScanRecord, window::WindowIdentity,
+        evidence::FineVolumes, identity::Pseudonyms, scan::ScanRecord, window::WindowIdentity,
         window_scores::WindowScores,
     },
     engine::Method,
@@ -28,4 +28,8 @@ pub struct ResultInput<'a> {
     pub config: &'a Config,
     /// The intensities of the members.
     pub fines: &'a dyn FineVolumes,
+    /// What the result says instead of names.
+    pub pseudonyms: &'a Pseudonyms,
+    /// Seconds since 1970.
+    pub now_secs: u64,
 }

@@ -15,6 +15,7 @@ mod evaluation;
 #[path = "../reference/goldens.rs"]
 mod goldens;
 mod hostile;
+mod identity;
 mod intensity;
 mod kernels;
 mod layers;

@@ -98,6 +98,8 @@ impl Site {
                 "volume.side = 56",
                 "tokens.projection = 16",
                 "service.min_free_mib = 0",
+                // Results are found by the names of their scans.
+                "results.identity = \"path\"",
                 // Made-up scans have coarse voxels.
                 "window.thick_slice_mm = 0",
             ]

@@ -116,7 +116,8 @@ fn of_sidecar(site: &Site, bytes: &[u8]) -> (String, usize) {
     let keys = sidecar.as_object_mut().unwrap();
 
     // The revision depends on how many scans arrive between two scorings.
-    for volatile in ["timings_secs", "oddscan_version", "revision"] {
+    let times = ["received_at", "encoded_at", "scored_at"];
+    for volatile in ["timings_secs", "oddscan_version", "revision"].into_iter().chain(times) {
         assert!(keys.remove(volatile).is_some(), "{volatile}");
     }
     keys["encoder"].as_object_mut().unwrap().remove("device");

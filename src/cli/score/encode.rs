@@ -18,11 +18,13 @@ use crate::{
     config::Config,
     domain::{
         error::{QuarantineReason, Refusal, RefusalPicture, ScanError},
+        identity::Pseudonyms,
         scan::{EncodedFacts, ScanRecord, ScanState},
     },
     engine::Engine,
     files,
     numeric::{fine::FineVolume, token::TokenGrid},
+    pipeline::now_secs,
     prepare::{Prepared, Source, acquisition::read_json, read_and_find_brain},
 };
 
@@ -30,6 +32,8 @@ use crate::{
 /// all scans are in memory together.
 pub(super) struct EncodedScan {
     pub(super) path: PathBuf,
+    /// Start of the names of its results.
+    pub(super) stem: String,
     pub(super) again: Again,
     pub(super) record: ScanRecord,
     pub(super) tokens: Vec<TokenGrid>,
@@ -51,7 +55,9 @@ pub(super) struct Encoding<'a> {
     /// Folder for results.
     pub(super) out: &'a Path,
     pub(super) refused: &'a mut Vec<Refused>,
-    /// Stems of results so far.
+    /// What results say instead of names.
+    pub(super) pseudonyms: &'a Pseudonyms,
+    /// Stems of results so far, in clear.
     pub(super) stems: BTreeSet<String>,
     /// Names of the pictures of refused scans.
     pub(super) pictures: BTreeSet<String>,
@@ -78,7 +84,7 @@ impl Encoding<'_> {
                 Err(error) => {
                     let cause = std::error::Error::source(&error);
                     let cause = cause.map_or(String::new(), |cause| format!(": {cause}"));
-                    let picture = self.write_picture(path, &error);
+                    let picture = self.write_picture(file, &error);
                     let error = format!("{error}{cause}");
                     self.refused.push(Refused { path: path.clone(), error, picture });
                 }
@@ -94,6 +100,7 @@ impl Encoding<'_> {
         sequence: u64,
         bar: &ProgressBar,
     ) -> Result<EncodedScan, ScanError> {
+        let first_seen_secs = now_secs();
         let path = file.path.as_path();
         let mask = companions::companion_mask(path);
         let limits = self.config.intake.limits;
@@ -124,12 +131,20 @@ impl Encoding<'_> {
         let record = ScanRecord {
             state: ScanState::Encoded,
             header_patient: file.patient.clone(),
+            dicom: file.dicom.clone(),
             output_stem,
             sequence,
-            encoded: Some(EncodedFacts { n_tokens, timings_secs, ..scan.facts() }),
+            first_seen_secs,
+            encoded: Some(EncodedFacts {
+                n_tokens,
+                encoded_secs: now_secs(),
+                timings_secs,
+                ..scan.facts()
+            }),
             ..record
         };
-        Ok(EncodedScan { path: path.to_owned(), again, record, tokens, fine: scan.canonical.fine })
+        let (path, stem) = (path.to_owned(), self.pseudonyms.stem(&record));
+        Ok(EncodedScan { path, stem, again, record, tokens, fine: scan.canonical.fine })
     }
 
     /// Keeps changed voxels and the found brain, like the daemon's archive, so that nothing runs
@@ -159,12 +174,14 @@ impl Encoding<'_> {
     }
 
     /// Writes the picture of a refusal, if it has one. A failure to write is only reported.
-    fn write_picture(&mut self, scan: &Path, error: &ScanError) -> Option<PathBuf> {
+    fn write_picture(&mut self, scan: &Named, error: &ScanError) -> Option<PathBuf> {
         let ScanError::Refused(Refusal { picture: Some(RefusalPicture(png)), .. }) = error else {
             return None;
         };
 
-        let stem = companions::output_stem(&companions::stem_of(scan));
+        let stem = companions::output_stem(&companions::stem_of(&scan.path));
+        let stem = self.pseudonyms.name(&stem, scan.dicom.is_some());
+        let stem = stem.unwrap_or_else(|| "scan".to_owned());
         let name = |count: usize| match count {
             1 => format!("{stem}_registration.png"),
             _ => format!("{stem}-{count}_registration.png"),

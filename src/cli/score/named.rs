@@ -9,7 +9,7 @@ use std::{
 use crate::{
     cli::{Failure, INTERNAL, IO, USAGE},
     config::Config,
-    domain::patient::Patient,
+    domain::{patient::Patient, scan::DicomFacts},
     ingest::{self, Links, Patterns},
     process::convert::{self, Event, FileState},
 };
@@ -19,11 +19,13 @@ pub(in crate::cli) struct Named {
     pub(in crate::cli) path: PathBuf,
     /// Patient in the DICOM header. `None` for other files.
     pub(super) patient: Option<Patient>,
+    /// Its DICOM series. `None` for other files.
+    pub(super) dicom: Option<DicomFacts>,
 }
 
 impl From<PathBuf> for Named {
     fn from(path: PathBuf) -> Self {
-        Self { path, patient: None }
+        Self { path, patient: None, dicom: None }
     }
 }
 
@@ -118,9 +120,9 @@ fn convert_series(
     let mut refused = Vec::new();
     for event in events.unwrap_or_default() {
         match event {
-            Event::Converted { name, patient, .. } => {
+            Event::Converted { name, patient, dicom, .. } => {
                 let path = work.join("out").join(format!("{name}.nii.gz"));
-                files.push(Named { path, patient });
+                files.push(Named { path, patient, dicom });
             }
             Event::Refused { refusal, inputs, .. } => {
                 refused.push(Refused::new(first(&inputs), refusal.to_string()));

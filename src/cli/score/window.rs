@@ -12,6 +12,7 @@ use crate::{
         error::ScanError,
         evidence::FineVolumes,
         finding::Finding,
+        identity::Pseudonyms,
         scan::ScanId,
         window::Window,
         window_scores::{ScoredMember, WindowDistances, parts_of, score_members},
@@ -22,7 +23,7 @@ use crate::{
         scoring::{PairColumns, SearchReach},
         token::TokenGrid,
     },
-    pipeline::{log_nearest_pair, nearest_of_each},
+    pipeline::{log_nearest_pair, nearest_of_each, now_secs},
     prepare::read_again,
     report,
     results::{ResultInput, build_results},
@@ -35,6 +36,8 @@ type Columns = BTreeMap<(ScanId, ScanId, usize), Vec<f32>>;
 pub(super) struct Scoring<'a> {
     pub(super) config: &'a Config,
     pub(super) engine: &'a mut Engine,
+    /// What results say instead of names.
+    pub(super) pseudonyms: &'a Pseudonyms,
     /// Warnings for readers of the results, with the stems of their scans.
     pub(super) warnings: BTreeMap<String, Vec<String>>,
 }
@@ -103,10 +106,12 @@ impl Scoring<'_> {
                 method: &self.engine.method,
                 config: self.config,
                 fines: &fines,
+                pseudonyms: self.pseudonyms,
+                now_secs: now_secs(),
             })
             .map_err(internal)?;
 
-            let stem = &member.record.output_stem;
+            let stem = &member.stem;
             for warning in &results.sidecar.warnings {
                 self.warnings.entry(warning.clone()).or_default().push(stem.clone());
             }

@@ -90,12 +90,15 @@ impl Intake {
         let output_stem = output_stem_among(path, prepared.id, is_taken);
         // A volume of a DICOM series returns from quarantine as a file.
         let known_patient = || known?.header_patient.clone();
+        let known_dicom = || known?.dicom.clone();
 
         let (record, encodable) = prepared.into_record(path);
         let record = ScanRecord {
             came_from: whole.came_from.to_string_lossy().into_owned(),
             header_patient: whole.patient.clone().or_else(known_patient),
+            dicom: whole.dicom.clone().or_else(known_dicom),
             output_stem,
+            written_stem: known.and_then(|known| known.written_stem.clone()),
             sequence: self.shared.store.next_sequence()?,
             first_seen_secs: now_secs().saturating_sub(whole.waited.as_secs()),
             // Revisions continue to count.

@@ -16,7 +16,7 @@ use crate::{
     domain::{
         error::{QuarantineReason, Refusal, ScanError, panic_text},
         patient::Patient,
-        scan::{FileStamp, ScanId},
+        scan::{DicomFacts, FileStamp, ScanId},
     },
     ingest::{self, Candidate},
     metrics::Stage,
@@ -36,6 +36,8 @@ pub(super) struct Whole {
     pub(super) came_from: PathBuf,
     /// Patient in the DICOM header. `None` for other files.
     pub(super) patient: Option<Patient>,
+    /// Its DICOM series. `None` for other files.
+    pub(super) dicom: Option<DicomFacts>,
     /// Time since the file was first seen.
     pub(super) waited: Duration,
     /// How often the process crashed while it read this file.
@@ -352,6 +354,7 @@ mod tests {
             companions: Companions { mask: None, json: None },
             came_from: PathBuf::new(),
             patient: None,
+            dicom: None,
             waited: Duration::ZERO,
             n_crashes,
         };

@@ -24,6 +24,7 @@ use crate::{
     domain::{
         error::{QuarantineReason, Refusal, ScanError},
         patient::Patient,
+        scan::DicomFacts,
     },
     files::fresh_folder,
     ingest::{self, Bundle, Candidate, Patterns, Settled},
@@ -203,14 +204,15 @@ impl Intake {
         let mut decided = Decided::default();
         let mut refused = Vec::new();
         for event in events {
-            let Event::Converted { name, patient, inputs } = event else { continue };
+            let Event::Converted { name, patient, dicom, inputs } = event else { continue };
             self.shared.board.heartbeat(StageName::Intake);
             if self.shared.stopping() {
                 // The next start converts them again.
                 decided.later.extend(inputs);
                 continue;
             }
-            match self.take_series(unit, name, patient.clone(), inputs, &mut decided)? {
+            let header = (patient.clone(), dicom.clone());
+            match self.take_series(unit, name, header, inputs, &mut decided)? {
                 Series::Taken(outcome) => {
                     decided.outcomes.extend(inputs.iter().map(|&input| (input, outcome)));
                 }
@@ -297,7 +299,7 @@ impl Intake {
         &mut self,
         unit: &Unit<'_>,
         name: &str,
-        patient: Option<Patient>,
+        (patient, dicom): (Option<Patient>, Option<DicomFacts>),
         inputs: &[usize],
         decided: &mut Decided,
     ) -> Result<Series, ScanError> {
@@ -327,7 +329,7 @@ impl Intake {
         let came_from = below(unit.incoming, &unit.bundle.path).to_owned();
         let waited = unit.waited(inputs);
         let candidate = Candidate { path, look };
-        let whole = Whole { candidate, companions, came_from, patient, waited, n_crashes };
+        let whole = Whole { candidate, companions, came_from, patient, dicom, waited, n_crashes };
 
         let (read, timings) = self.reader.read(&whole);
         match self.admit(&whole, read, timings) {

@@ -19,7 +19,7 @@ use crate::{
     },
     numeric::scoring,
     pipeline::board::{CohortStatus, Queued},
-    results::{SHIFTED, result_key},
+    results::{SHIFTED, result_key, waiting_key},
 };
 
 pub(super) struct Cohort {
@@ -136,8 +136,12 @@ impl Cohort {
         self.scores = WindowScores::default();
 
         let can_be_scored = self.identity.n_patients() >= limits.min_scans;
-        let current = can_be_scored.then(|| result_key(&self.identity, settings));
-        let stale = records.iter().filter(|record| is_stale(record, current.as_deref()));
+        let current = if can_be_scored {
+            result_key(&self.identity, settings)
+        } else {
+            waiting_key(settings)
+        };
+        let stale = records.iter().filter(|record| is_stale(record, &current));
         self.stale.update(stale.map(|record| record.id).collect());
         can_be_scored
     }
@@ -313,7 +317,7 @@ pub(super) mod tests {
     fn a_window_with_enough_patients_is_scored_and_other_results_are_stale() {
         let settings = settings(2, 9);
         let mut cohort = cohort(9, Instant::now());
-        let mut records = vec![record(1, Some(Reported::WAITING))];
+        let mut records = vec![record(1, Some(&waiting_key(&settings)))];
         cohort.admit(scan(1), reference(""));
         assert!(!cohort.prepare_scoring(&records, &settings), "too few");
         assert!(cohort.stale.is_empty(), "that it waits has been said");

@@ -1,8 +1,9 @@
 //! Writes the results of members: first results at once, stale ones one after another.
 
 use std::{
-    fs,
+    fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -19,6 +20,7 @@ use crate::{
     domain::{
         cohort::CohortKey,
         error::{Disposition, ScanError, panic_text},
+        identity::Pseudonyms,
         refresh::{Attempt, waits_for_first},
         scan::{Reported, ScanId, ScanRecord},
     },
@@ -26,7 +28,7 @@ use crate::{
     pipeline::{ARCHIVED, FULL, Shared, board::StageName, now_secs, side_by_side},
     prepare::read_again,
     report,
-    results::{ResultInput, build_results, result_key, sidecar},
+    results::{ResultInput, build_results, result_key, sidecar, waiting_key},
 };
 
 /// Results are written in parallel for scans of up to this many bytes together, as archived. In
@@ -184,7 +186,9 @@ impl Score {
             // A scan that has left its window keeps the result that it has.
             records.extend(self.shared.store.record(id)?.filter(ScanRecord::is_member));
         }
-        let results = ResultsOf { shared: &self.shared, settings: &self.settings, cohort };
+        let pseudonyms = self.shared.pseudonyms(&self.settings);
+        let results =
+            ResultsOf { shared: &self.shared, settings: &self.settings, cohort, pseudonyms };
         let attempts = write_all(&self.shared, &records, |record| results.write(record));
 
         // All attempts are noted, also if one of them ends the service.
@@ -219,7 +223,10 @@ impl Score {
             }
         }
         if is_written {
-            self.note_written(cohort, record)?;
+            let pseudonyms = self.shared.pseudonyms(&self.settings);
+            let stem = pseudonyms.stem(&record);
+            let written_stem = (stem != record.output_stem).then_some(stem);
+            self.note_written(cohort, ScanRecord { written_stem, ..record })?;
             self.shared.metrics.stage_finished(Stage::Write, took);
         }
         Ok(attempt)
@@ -230,7 +237,7 @@ impl Score {
         let key = if cohort.is_scored() {
             result_key(&cohort.identity, &self.settings)
         } else {
-            Reported::WAITING.to_owned()
+            waiting_key(&self.settings)
         };
         if cohort.is_scored() && !record.was_scored() {
             let waited = now_secs().saturating_sub(record.first_seen_secs);
@@ -303,6 +310,7 @@ struct ResultsOf<'a> {
     shared: &'a Shared,
     settings: &'a Config,
     cohort: &'a Cohort,
+    pseudonyms: Pseudonyms,
 }
 
 impl ResultsOf<'_> {
@@ -313,16 +321,34 @@ impl ResultsOf<'_> {
 
     fn write_waiting(&self, record: &ScanRecord) -> Result<(), ScanError> {
         let identity = &self.cohort.identity;
-        let waiting = sidecar(record, identity, &self.shared.method, self.settings);
-        let folder = &self.settings.directories.results;
-        report::write_sidecar(folder, &record.output_stem, &waiting).map_err(writing)?;
+        let (method, settings) = (&self.shared.method, self.settings);
+        let waiting = sidecar(record, identity, method, settings, &self.pseudonyms);
+        self.put(record, |folder, stem| report::write_sidecar(folder, stem, &waiting))?;
         let (have, need) = (identity.n_patients(), self.settings.window.min_scans);
         info!(scan = %record.id, have, need, "waits for scans of more patients");
         Ok(())
     }
 
+    /// Writes files under the scan's stem. If `results.identity` has changed, those under the old
+    /// stem go afterwards, because that stem may name a patient.
+    fn put(
+        &self,
+        record: &ScanRecord,
+        write: impl FnOnce(&Path, &str) -> io::Result<()>,
+    ) -> Result<(), ScanError> {
+        let folder = &self.settings.directories.results;
+        let stem = self.pseudonyms.stem(record);
+        write(folder, &stem).map_err(writing)?;
+
+        let before = record.written_stem.as_ref().unwrap_or(&record.output_stem);
+        if record.reported.is_some() && *before != stem {
+            report::remove_results(folder, before, record.id).map_err(writing)?;
+        }
+        Ok(())
+    }
+
     fn write_scored(&self, record: &ScanRecord) -> Result<(), ScanError> {
-        let Self { shared, settings, cohort } = self;
+        let Self { shared, settings, cohort, pseudonyms } = self;
         let id = record.id;
         let index = cohort.scored.iter().position(|&member| member == id);
         let Some(index) = index else { return Ok(()) };
@@ -339,9 +365,10 @@ impl ResultsOf<'_> {
             method: &shared.method,
             config: settings,
             fines: &StoredVolumes { shared },
+            pseudonyms,
+            now_secs: now_secs(),
         })?;
-        let folder = &settings.directories.results;
-        report::write_results(folder, &record.output_stem, &results).map_err(writing)?;
+        self.put(record, |folder, stem| report::write_results(folder, stem, &results))?;
 
         if let Some(percentile) = finding.percentile {
             shared.metrics.scan_percentile(record.cohort.label(), percentile);
