@@ -426,3 +426,30 @@ fn summary(finding: &Finding, n_others: usize) -> String {
         if finding.clusters.len() == 1 { "" } else { "s" },
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, num::NonZeroUsize};
+
+    use super::*;
+    use crate::domain::{cohort::CohortKey, window::Window};
+
+    #[test]
+    fn results_that_name_scans_in_another_form_or_have_another_file_have_another_key() {
+        let key = CohortKey { name: "t1w".to_owned(), method: "m".to_owned() };
+        let window = Window::new(key, NonZeroUsize::MIN).identity();
+        let keys = |settings: &str| {
+            let config = Config::parse(settings).unwrap();
+            (result_key(&window, &config), waiting_key(&config))
+        };
+        let forms =
+            ["path", "hash", "none"].map(|form| keys(&format!("results.identity = {form:?}")));
+        let results: BTreeSet<&String> = forms.iter().map(|(result, _)| result).collect();
+        let notices: BTreeSet<&String> = forms.iter().map(|(_, notice)| notice).collect();
+        assert_eq!((results.len(), notices.len()), (3, 3));
+        assert!(notices.iter().all(|notice| Reported::is_waiting_key(notice)), "{notices:?}");
+        assert_eq!(forms[0].1, Reported::WAITING, "that of earlier versions");
+        assert_eq!(keys(""), forms[1]);
+        assert_ne!(keys("results.keep_nifti = true").0, forms[1].0);
+    }
+}

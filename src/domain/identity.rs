@@ -84,11 +84,10 @@ impl Pseudonyms {
 
     /// A path or a UID: in clear, its hash, or nothing.
     pub fn text(&self, text: &str) -> Option<String> {
-        let hash = || self.key.hash(text);
         match self.choice {
             _ if text.is_empty() => None,
             IdentityChoice::Clear => Some(text.to_owned()),
-            IdentityChoice::Hashed => Some(hash()),
+            IdentityChoice::Hashed => Some(self.key.hash(text)),
             IdentityChoice::Absent => None,
         }
     }

@@ -146,12 +146,8 @@ fn two_patients_in_one_flat_folder_can_be_told_apart_and_their_volumes_lie_besid
         let made = site.path(&format!("made/{patient}"));
         let Some(files) = brain_series_of(patient, &made, seed) else { return };
         fs::create_dir_all(&flat).unwrap();
-        for file in files {
-            fs::copy(
-                &file,
-                flat.join(format!("{patient}-{}", Path::new(&file).file_name().unwrap().display())),
-            )
-            .unwrap();
+        for (number, file) in files.iter().enumerate() {
+            fs::copy(file, flat.join(format!("{patient}-{number}.dcm"))).unwrap();
         }
     }
     // A scan that came as NIfTI has its file already.
