@@ -4,10 +4,12 @@
 //! at all.
 
 use std::{
+    collections::HashSet,
+    ffi::OsStr,
     fs::{self, File},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::fs::OFlags;
@@ -171,6 +173,36 @@ pub(crate) fn move_file(source: &Path, target: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether a process has one of these files open for writing, as far as `/proc` shows it: without
+/// privileges, that is for processes of the same user on this machine.
+///
+/// A lease (`F_SETLEASE`) would ask the kernel instead. It also needs the owner of the file, and on
+/// NFS and SMB it fails for files that nobody has open. Links are compared by their text: to look at
+/// the file behind one could wait for a dead share.
+pub(crate) fn are_open_for_writing(paths: &[PathBuf]) -> bool {
+    let wanted: HashSet<PathBuf> =
+        paths.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
+    let children = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_number = |name: &OsStr| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+
+    let is_writer = |process: &Path| {
+        children(&process.join("fd")).any(|entry| {
+            fs::read_link(entry.path()).is_ok_and(|target| wanted.contains(&target))
+                && is_for_writing(&process.join("fdinfo").join(entry.file_name()))
+        })
+    };
+    let processes = || children(Path::new("/proc")).filter(|entry| is_number(&entry.file_name()));
+    !wanted.is_empty() && processes().any(|process| is_writer(&process.path()))
+}
+
+/// Whether the flags in a file of `/proc/<id>/fdinfo` allow writing. They are octal.
+fn is_for_writing(fdinfo: &Path) -> bool {
+    let text = fs::read_to_string(fdinfo).unwrap_or_default();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u64::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & u64::from(OFlags::ACCMODE.bits()) != 0)
+}
+
 /// Removes a file; a missing file is no error.
 pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     unless_absent(fs::remove_file(path))
@@ -216,6 +248,19 @@ mod tests {
         remove_leftovers(folder.path()).unwrap();
         assert!(!folder.path().join(".oddscan-tmp-x1").exists());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_file_that_this_process_writes_is_seen_and_one_that_it_reads_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let [written, read] = ["a\nb", "c"].map(|name| folder.path().join(name));
+        let writer = File::create(&written).unwrap();
+        fs::write(&read, "x").unwrap();
+        let _reader = File::open(&read).unwrap();
+        assert!(are_open_for_writing(&[read.clone(), written.clone()]));
+        assert!(!are_open_for_writing(&[read, folder.path().join("none")]));
+        drop(writer);
+        assert!(!are_open_for_writing(&[written]));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
 
@@ -34,12 +35,57 @@ pub struct ReasonFile {
     pub quarantined_at_secs: u64,
     /// Version of oddscan that refused it.
     pub oddscan_version: String,
-    /// False if the file could not be moved and is still in the incoming folder.
+    /// False if the file was not moved and is still in the incoming folder.
     pub moved: bool,
+    /// What the file was when it was refused. `None` if nothing is known of it, as in earlier
+    /// versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
+}
+
+/// The size and age of a file, or of all files of a series. It shows whether somebody has written to
+/// them since. A rename changes none of this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// Number of files.
+    pub n_files: u64,
+    /// Bytes of all files.
+    pub n_bytes: u64,
+    /// Latest change, nanoseconds since 1970.
+    pub modified_ns: i64,
+}
+
+impl Content {
+    /// The content of files, and of all files in folders. `None` if one of them cannot be looked at.
+    fn of(paths: &[PathBuf]) -> Option<Self> {
+        let mut all = Self { n_files: 0, n_bytes: 0, modified_ns: i64::MIN };
+        for path in paths {
+            let about = fs::symlink_metadata(path).ok()?;
+            let one = if about.is_dir() {
+                let inner: io::Result<Vec<PathBuf>> =
+                    fs::read_dir(path).ok()?.map(|entry| Ok(entry?.path())).collect();
+                Self::of(&inner.ok()?)?
+            } else {
+                let seconds = about.mtime().wrapping_mul(1_000_000_000);
+                let modified_ns = seconds.wrapping_add(about.mtime_nsec());
+                Self { n_files: 1, n_bytes: about.len(), modified_ns }
+            };
+            all.n_files += one.n_files;
+            all.n_bytes += one.n_bytes;
+            all.modified_ns = all.modified_ns.max(one.modified_ns);
+        }
+        Some(all)
+    }
+}
+
+/// The number that a file keeps when it is renamed on its file system.
+fn number_of(path: &Path) -> Option<(u64, u64)> {
+    let about = fs::symlink_metadata(path).ok()?;
+    Some((about.dev(), about.ino()))
 }
 
 impl ReasonFile {
-    fn new(refusal: &Refusal, came_from: &Path, now_secs: u64) -> Self {
+    fn new(refusal: &Refusal, came_from: &Path, now_secs: u64, content: Option<Content>) -> Self {
         Self {
             schema: "oddscan/quarantine/1".to_owned(),
             refusal: refusal.clone(),
@@ -47,6 +93,7 @@ impl ReasonFile {
             quarantined_at_secs: now_secs,
             oddscan_version: env!("CARGO_PKG_VERSION").to_owned(),
             moved: true,
+            content,
         }
     }
 }
@@ -63,13 +110,37 @@ pub fn quarantine(
     refusal: &Refusal,
     now_secs: u64,
 ) -> io::Result<PathBuf> {
-    let (folder, name, mut reason) = new_entry(quarantine, came_from, refusal, now_secs)?;
+    let (content, number) = (Content::of(&[file.to_owned()]), number_of(file));
+    let (folder, name, mut reason) = new_entry(quarantine, came_from, refusal, now_secs, content)?;
 
-    if move_file(file, &folder.join(name)).is_err() {
-        reason.moved = false;
+    let target = folder.join(name);
+    reason.moved = move_file(file, &target).is_ok();
+    if !reason.moved {
+        write_reason(&folder, &reason)?;
+    } else if number != number_of(&target) {
+        // It was copied to another file system, which may keep another time.
+        reason.content = Content::of(&[target]);
         write_reason(&folder, &reason)?;
     }
 
+    sync_folder(&folder)?;
+    Ok(folder)
+}
+
+/// Writes the reason of a refusal, and leaves the file where it is: somebody has it open for
+/// writing, and would go on writing into the quarantine. Returns the folder.
+///
+/// # Errors
+/// If the reason cannot be written.
+pub fn refuse_in_place(
+    quarantine: &Path,
+    came_from: &Path,
+    refusal: &Refusal,
+    now_secs: u64,
+) -> io::Result<PathBuf> {
+    let (folder, _, mut reason) = new_entry(quarantine, came_from, refusal, now_secs, None)?;
+    reason.moved = false;
+    write_reason(&folder, &reason)?;
     sync_folder(&folder)?;
     Ok(folder)
 }
@@ -86,7 +157,9 @@ pub fn quarantine_series(
     refusal: &Refusal,
     now_secs: u64,
 ) -> io::Result<PathBuf> {
-    let (folder, name, mut reason) = new_entry(quarantine, came_from, refusal, now_secs)?;
+    let content = Content::of(files);
+    let first = files.first().and_then(|file| number_of(file));
+    let (folder, name, mut reason) = new_entry(quarantine, came_from, refusal, now_secs, content)?;
     let target = folder.join(name);
     fs::create_dir(&target)?;
 
@@ -96,8 +169,13 @@ pub fn quarantine_series(
     };
     let n_moved = files.iter().filter(|file| has_moved(file)).count();
 
+    let moved_first = files.first().and_then(|file| number_of(&target.join(file.file_name()?)));
     if n_moved < files.len() || files.is_empty() {
         reason.moved = false;
+        write_reason(&folder, &reason)?;
+    } else if first != moved_first {
+        // They were copied to another file system, which may keep other times.
+        reason.content = Content::of(std::slice::from_ref(&target));
         write_reason(&folder, &reason)?;
     }
     if n_moved == 0 {
@@ -116,10 +194,11 @@ fn new_entry<'n>(
     came_from: &'n Path,
     refusal: &Refusal,
     now_secs: u64,
+    content: Option<Content>,
 ) -> io::Result<(PathBuf, &'n OsStr, ReasonFile)> {
     let name = came_from.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let folder = free_folder(&quarantine.join(refusal.reason.name()), name)?;
-    let reason = ReasonFile::new(refusal, came_from, now_secs);
+    let reason = ReasonFile::new(refusal, came_from, now_secs, content);
     write_reason(&folder, &reason)?;
 
     if name != PICTURE {
@@ -191,26 +270,66 @@ pub struct Entry {
 /// # Errors
 /// If the quarantine cannot be read.
 pub fn entries(quarantine: &Path) -> io::Result<Vec<Entry>> {
-    let mut found = Vec::new();
+    let with_reason = |name: PathBuf| {
+        let reason = read_reason(&quarantine.join(&name));
+        let is_own = is_own(PICTURE.as_ref(), reason.as_ref());
+        let picture = name.join(PICTURE);
+        let picture = (is_own && quarantine.join(&picture).is_file()).then_some(picture);
+        Entry { name, reason, picture }
+    };
+    Ok(names(quarantine)?.into_iter().map(with_reason).collect())
+}
+
+/// The names of all entries, sorted.
+fn names(quarantine: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut names = Vec::new();
     for reason in fs::read_dir(quarantine)? {
         let reason = reason?;
         if !reason.file_type()?.is_dir() {
             continue;
         }
-
         for entry in fs::read_dir(reason.path())? {
-            let entry = entry?;
-            let name = Path::new(&reason.file_name()).join(entry.file_name());
-            let reason = read_reason(&entry.path());
-            let is_own = is_own(PICTURE.as_ref(), reason.as_ref());
-            let picture = name.join(PICTURE);
-            let picture = (is_own && quarantine.join(&picture).is_file()).then_some(picture);
-            found.push(Entry { name, reason, picture });
+            names.push(Path::new(&reason.file_name()).join(entry?.file_name()));
         }
     }
+    names.sort();
+    Ok(names)
+}
 
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(found)
+/// Looks for refused files that somebody has written to since: a sender may still have its file
+/// open, and go on writing after a pause.
+#[derive(Debug, Default)]
+pub struct Recheck {
+    /// The entry that was looked at last.
+    last: PathBuf,
+}
+
+impl Recheck {
+    /// The names of entries whose files have changed since they were refused. Each call looks at
+    /// the next `max` entries, because a quarantine may have many.
+    ///
+    /// # Errors
+    /// If the quarantine cannot be read.
+    pub fn changed(&mut self, quarantine: &Path, max: usize) -> io::Result<Vec<PathBuf>> {
+        let mut names = names(quarantine)?;
+        let start = names.partition_point(|name| *name <= self.last);
+        names.rotate_left(start);
+        names.truncate(max);
+        if let Some(last) = names.last() {
+            self.last.clone_from(last);
+        }
+        names.retain(|name| has_changed(&quarantine.join(name)));
+        Ok(names)
+    }
+}
+
+/// Whether the file of an entry has changed. What somebody put beside it makes this unknown.
+fn has_changed(folder: &Path) -> bool {
+    let Some(ReasonFile { moved: true, content: Some(content), .. }) = read_reason(folder) else {
+        return false;
+    };
+    let Ok(file) = refused_file(folder) else { return false };
+    Content::of(&[folder.join(file)]).is_some_and(|now| now != content)
 }
 
 fn read_reason(folder: &Path) -> Option<ReasonFile> {
@@ -292,7 +411,7 @@ fn refused_file(folder: &Path) -> io::Result<OsString> {
     let text = match &names[..] {
         [file] => return Ok(file.clone()),
         [] => {
-            "its file could not be moved here and is still in the incoming folder; change or replace it \
+            "its file was not moved here and is still in the incoming folder; change or replace it \
              there, and it is read again"
                 .to_owned()
         }
@@ -467,6 +586,45 @@ mod tests {
         fs::remove_file(note).unwrap();
         requeue(&q, name, folder.path()).unwrap();
         assert_eq!(entries(&q).unwrap(), []);
+    }
+
+    #[test]
+    fn a_refused_file_that_grows_is_found_and_one_that_does_not_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let q = refused(folder.path(), "a.nii");
+        refused(folder.path(), "b.nii");
+        let series = ["1.dcm", "2.dcm"].map(|name| folder.path().join(name));
+        series.iter().for_each(|file| fs::write(file, "x").unwrap());
+        let refusal = Refusal::new(QuarantineReason::Corrupt, "x", "y", "z");
+        quarantine_series(&q, &series, Path::new("5_T1"), &refusal, 7).unwrap();
+        let mut recheck = Recheck::default();
+        assert!(recheck.changed(&q, 9).unwrap().is_empty(), "a move is no change");
+
+        fs::write(q.join("truncated/b.nii/b.nii"), "content and more").unwrap();
+        fs::write(q.join("corrupt/5_T1/5_T1/2.dcm"), "xy").unwrap();
+        let grown = ["corrupt/5_T1", "truncated/b.nii"].map(PathBuf::from);
+        assert_eq!(recheck.changed(&q, 9).unwrap(), grown);
+        // One after the other, and then from the start.
+        let mut recheck = Recheck::default();
+        let by_one = [(); 4].map(|()| recheck.changed(&q, 1).unwrap());
+        let wanted =
+            [vec![grown[0].clone()], vec![], vec![grown[1].clone()], vec![grown[0].clone()]];
+        assert_eq!(by_one, wanted);
+        // What somebody has put there is nothing that a sender goes on with.
+        fs::write(q.join("truncated/b.nii/note"), "").unwrap();
+        fs::remove_dir_all(q.join("corrupt")).unwrap();
+        assert!(recheck.changed(&q, 9).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_was_refused_in_place_has_a_reason_and_no_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let refusal = Refusal::new(QuarantineReason::Truncated, "9 bytes", "352", "export again");
+        refuse_in_place(&folder.path().join("q"), Path::new("a.nii"), &refusal, 7).unwrap();
+        let listed = entries(&folder.path().join("q")).unwrap();
+        assert!(!listed[0].reason.as_ref().unwrap().moved);
+        let error = requeue(&folder.path().join("q"), &listed[0].name, folder.path()).unwrap_err();
+        assert!(error.to_string().contains("is still in the incoming folder"), "{error}");
     }
 
     #[test]

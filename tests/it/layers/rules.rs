@@ -61,7 +61,7 @@ pub(super) const ROWS: &[Row] = &[
     ),
     row("ingest", "domain files", "std::fs std::os globset"),
     row("watcher", "", "notify"),
-    row("quarantine", "domain files", "std::fs serde serde_json tracing"),
+    row("quarantine", "domain files", "std::fs std::os serde serde_json tracing"),
     row(
         "report",
         "numeric domain files",
@@ -106,7 +106,7 @@ pub(super) const ROWS: &[Row] = &[
         "pipeline",
         "numeric domain files nifti companions compute store ingest watcher quarantine report \
          metrics process config engine prepare results",
-        "std::fs std::os std::thread std::time rayon rustix serde tempfile tokio tracing",
+        "std::fs std::os std::thread std::time rayon rustix serde serde_json tempfile tokio tracing",
     ),
     row(
         "service",
