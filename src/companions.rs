@@ -18,6 +18,9 @@ pub fn session_t1(scan: &Path) -> Option<PathBuf> {
     companion(scan, "T1w").filter(|t1| t1 != scan)
 }
 
+/// The endings of a file beside a scan. Upper case occurs where a system knows no lower case.
+const ENDINGS: [&str; 6] = [".nii.gz", ".nii", ".NII.GZ", ".NII", ".nii.GZ", ".NII.gz"];
+
 /// A file beside a scan that belongs to it: `<stem>_<what>` or, for `<subject>_<modality>`,
 /// `<subject>_<what>`, with `.nii.gz` or `.nii`. Names need not be UTF-8.
 ///
@@ -35,34 +38,40 @@ pub fn companion(scan: &Path, what: &str) -> Option<PathBuf> {
     [Some(stem), subject]
         .into_iter()
         .flatten()
-        .flat_map(|name| [path(name, ".nii.gz"), path(name, ".nii")])
+        .flat_map(|name| ENDINGS.map(|ending| path(name, ending)))
         .find(|path| lies_beside(scan, path))
 }
 
 /// The JSON beside a scan that says how it was acquired: `<stem>.json`. The same rule about links
 /// holds. The sidecars that oddscan writes beside maps do not count.
 pub fn companion_json(scan: &Path) -> Option<PathBuf> {
-    let name = [stem_bytes(scan)?, b".json"].concat();
-    let path = scan.with_file_name(OsStr::from_bytes(&name));
-    (!name.ends_with(b"_anomaly.json") && lies_beside(scan, &path)).then_some(path)
+    let stem = stem_bytes(scan)?;
+    if stem.ends_with(b"_anomaly") {
+        return None;
+    }
+    let path = |ending: &[u8]| scan.with_file_name(OsStr::from_bytes(&[stem, ending].concat()));
+    [path(b".json"), path(b".JSON")].into_iter().find(|path| lies_beside(scan, path))
 }
 
 fn lies_beside(scan: &Path, path: &Path) -> bool {
     path.is_file() && (scan.is_symlink() || !path.is_symlink())
 }
 
-/// The bytes of a file name without `.nii` or `.nii.gz`.
+/// The bytes of a file name without `.nii` or `.nii.gz`, in upper or lower case.
 fn stem_bytes(scan: &Path) -> Option<&[u8]> {
     let name = scan.file_name()?.as_bytes();
-    let stem = name.strip_suffix(b".gz").unwrap_or(name);
-    Some(stem.strip_suffix(b".nii").unwrap_or(stem))
+    Some(without(without(name, b".gz"), b".nii"))
 }
 
-/// The file name without its folder and without `.nii` or `.nii.gz`.
+/// The name without an ending, in upper or lower case.
+fn without<'n>(name: &'n [u8], ending: &[u8]) -> &'n [u8] {
+    let (start, end) = name.split_at(name.len().saturating_sub(ending.len()));
+    if end.eq_ignore_ascii_case(ending) { start } else { name }
+}
+
+/// The file name without its folder and without `.nii` or `.nii.gz`, in upper or lower case.
 pub fn stem_of(path: &Path) -> String {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let stem = name.strip_suffix(".gz").unwrap_or(&name);
-    stem.strip_suffix(".nii").unwrap_or(stem).to_owned()
+    String::from_utf8_lossy(stem_bytes(path).unwrap_or_default()).into_owned()
 }
 
 /// A stem for result files. Letters, digits, `.`, `-` and `_` stay, and everything else becomes
@@ -96,6 +105,19 @@ mod tests {
         let stem = folder.path().join("sub-1_FLAIR_brain.nii");
         std::fs::write(&stem, "").unwrap();
         assert_eq!(companion_mask(&scan), Some(stem));
+    }
+
+    #[test]
+    fn a_mask_and_a_json_are_found_whatever_the_case_of_the_endings() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["SUB_T1w_brain.NII.GZ", "SUB_T1w.JSON"] {
+            std::fs::write(at(name), "{}").unwrap();
+        }
+        for scan in ["SUB_T1w.NII.GZ", "SUB_T1w.nii"].map(at) {
+            assert_eq!(companion_mask(&scan), Some(at("SUB_T1w_brain.NII.GZ")));
+            assert_eq!(companion_json(&scan), Some(at("SUB_T1w.JSON")));
+        }
     }
 
     #[test]
@@ -157,5 +179,7 @@ mod tests {
     fn the_stem_loses_only_the_nifti_ending() {
         assert_eq!(stem_of(Path::new("/in/a.b.nii.gz")), "a.b");
         assert_eq!(stem_of(Path::new("a.nii")), "a");
+        assert_eq!(stem_of(Path::new("a_T1w.NII.GZ")), "a_T1w");
+        assert_eq!(stem_of(Path::new("a.Nii.gz")), "a");
     }
 }

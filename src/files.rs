@@ -177,8 +177,8 @@ pub(crate) fn move_file(source: &Path, target: &Path) -> io::Result<()> {
 /// privileges, that is for processes of the same user on this machine.
 ///
 /// A lease (`F_SETLEASE`) would ask the kernel instead. It also needs the owner of the file, and on
-/// NFS and SMB it fails for files that nobody has open. Links are compared by their text: to look at
-/// the file behind one could wait for a dead share.
+/// NFS and SMB it fails for files that nobody has open. Links are compared by their text: to look
+/// at the file behind one could wait for a dead share.
 pub(crate) fn are_open_for_writing(paths: &[PathBuf]) -> bool {
     let wanted: HashSet<PathBuf> =
         paths.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();

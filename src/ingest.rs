@@ -4,18 +4,26 @@
 
 use std::{
     collections::HashMap,
+    ffi::{OsStr, OsString},
     fs,
     io::{self, Read},
-    os::unix::fs::MetadataExt,
+    os::unix::{ffi::OsStringExt, fs::MetadataExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use globset::{Glob, GlobSet, GlobSetBuilder};
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
-use crate::{domain::scan::FileStamp, files::open_regular};
+use crate::{
+    domain::{left_alone::LeftAlone, scan::FileStamp},
+    files::open_regular,
+};
 
 /// The patterns by which a file's name makes it a scan.
+///
+/// `.NII.GZ` names the same format as `.nii.gz`. So the patterns of scans match in upper and lower
+/// case. Those of ignored files do so for the ending of NIfTI alone: `sub-1_brain.NII` is a mask,
+/// but `T1_BRAIN.nii` is a scan, because only `_brain` marks a mask.
 #[derive(Debug, Clone)]
 pub struct Patterns {
     accept: GlobSet,
@@ -25,28 +33,45 @@ pub struct Patterns {
 impl Patterns {
     /// Compiles shell patterns. The configuration has checked them before.
     pub fn new(accept: &[String], ignore: &[String]) -> Result<Self, globset::Error> {
-        Ok(Self { accept: glob_set(accept)?, ignore: glob_set(ignore)? })
+        Ok(Self { accept: glob_set(accept, true)?, ignore: glob_set(ignore, false)? })
     }
 
     /// Whether a file with this name is a scan.
     pub fn is_scan(&self, path: &Path) -> bool {
         let Some(name) = path.file_name() else { return false };
-        self.accept.is_match(name) && !self.ignore.is_match(name)
+        self.accept.is_match(name) && !self.is_ignored(name)
+    }
+
+    fn is_ignored(&self, name: &OsStr) -> bool {
+        self.ignore.is_match(name) || self.ignore.is_match(with_plain_ending(name))
     }
 
     /// Whether a file with this name is neither a scan nor ignored: it may be DICOM or a zip.
     fn is_open(&self, path: &Path) -> bool {
         let Some(name) = path.file_name() else { return false };
-        !self.accept.is_match(name) && !self.ignore.is_match(name)
+        !self.accept.is_match(name) && !self.is_ignored(name)
     }
 }
 
-fn glob_set(patterns: &[String]) -> Result<GlobSet, globset::Error> {
+fn glob_set(patterns: &[String], any_case: bool) -> Result<GlobSet, globset::Error> {
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
-        set.add(Glob::new(pattern)?);
+        set.add(GlobBuilder::new(pattern).case_insensitive(any_case).build()?);
     }
     set.build()
+}
+
+/// The name with `.nii` or `.nii.gz` in lower case, if it ends like that in any case.
+fn with_plain_ending(name: &OsStr) -> OsString {
+    let mut bytes = name.as_encoded_bytes().to_vec();
+    for ending in [".nii.gz", ".nii"] {
+        let start = bytes.len().saturating_sub(ending.len());
+        if bytes[start..].eq_ignore_ascii_case(ending.as_bytes()) {
+            bytes[start..].make_ascii_lowercase();
+            break;
+        }
+    }
+    OsString::from_vec(bytes)
 }
 
 /// Size and times of a file. Links are not followed.
@@ -86,13 +111,43 @@ pub enum Links {
 /// Levels of subfolders that are searched.
 const MAX_DEPTH: usize = 8;
 
+/// Files that are counted in all folders that are not searched: a hidden folder may hold copies of
+/// a whole share. Beyond this, each such folder counts as one file.
+const MAX_UNSEARCHED: usize = 10_000;
+
+/// Hidden folders of operating systems and tools. Nobody waits for results of their files.
+const SYSTEM_FOLDERS: [&str; 11] = [
+    ".git",
+    ".svn",
+    ".datalad",
+    ".AppleDouble",
+    ".Spotlight-V100",
+    ".fseventsd",
+    ".TemporaryItems",
+    ".Trashes",
+    ".snapshot",
+    ".snapshots",
+    ".zfs",
+];
+
 /// The files below a folder, found by [`list`].
 #[derive(Debug, Default)]
 pub struct Listing {
     /// Scans, sorted by path.
     pub scans: Vec<Candidate>,
-    /// Pipes, devices, and the links that are passed over, unless their name is ignored.
-    pub passed_over: Vec<PathBuf>,
+    /// What is left alone because of its kind or place, unless its name is ignored: links, pipes
+    /// and devices, files in folders that are not searched, and folders that cannot be listed.
+    pub left_alone: Vec<(PathBuf, LeftAlone)>,
+}
+
+/// A listing that is being made.
+struct Listed<'l> {
+    patterns: &'l Patterns,
+    links: Links,
+    found: Listing,
+    /// Files that may still be counted in folders that are not searched.
+    n_left: usize,
+    alive: &'l mut dyn FnMut(),
 }
 
 /// All scans below `folder`. `alive` is called for every entry, because a large folder on a slow
@@ -103,46 +158,90 @@ pub fn list(
     links: Links,
     mut alive: impl FnMut(),
 ) -> io::Result<Listing> {
-    let mut found = Listing::default();
-    collect(folder, patterns, links, MAX_DEPTH, &mut found, &mut alive)?;
+    let found = Listing::default();
+    let mut listed = Listed { patterns, links, found, n_left: MAX_UNSEARCHED, alive: &mut alive };
+    listed.collect(folder, MAX_DEPTH)?;
+    let mut found = listed.found;
     found.scans.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
 
-fn collect(
-    folder: &Path,
-    patterns: &Patterns,
-    links: Links,
-    depth: usize,
-    found: &mut Listing,
-    alive: &mut dyn FnMut(),
-) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        alive();
-        let entry = entry?;
-        let (path, kind) = (entry.path(), entry.file_type()?);
-        let scan = patterns.is_scan(&path);
-        if kind.is_dir() && !scan {
-            // A folder that cannot be read must not hide its siblings. The next listing tries it
-            // again.
-            if depth > 0 && !hidden(&path) {
-                collect(&path, patterns, links, depth - 1, found, alive).ok();
+impl Listed<'_> {
+    fn collect(&mut self, folder: &Path, depth: usize) -> io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            (self.alive)();
+            let entry = entry?;
+            let (path, kind) = (entry.path(), entry.file_type()?);
+            let scan = self.patterns.is_scan(&path);
+            if kind.is_dir() && !scan {
+                self.collect_below(&path, depth);
+                continue;
             }
-            continue;
-        }
 
-        // A link without a target counts, too: reading it gives the error.
-        let is_link = kind.is_symlink() && links == Links::ToFiles && !path.is_dir();
-        if scan && (kind.is_file() || kind.is_dir() || is_link) {
-            // The file may already be gone.
-            if let Ok(look) = look_at(&path) {
-                found.scans.push(Candidate { path, look });
+            // A link without a target counts, too: reading it gives the error.
+            let is_link = kind.is_symlink() && self.links == Links::ToFiles && !path.is_dir();
+            if scan && (kind.is_file() || kind.is_dir() || is_link) {
+                // The file may already be gone.
+                if let Ok(look) = look_at(&path) {
+                    self.found.scans.push(Candidate { path, look });
+                }
+            } else if scan || (!kind.is_file() && !is_link && self.patterns.is_open(&path)) {
+                self.found.left_alone.push((path, LeftAlone::NotAFile));
             }
-        } else if scan || (!kind.is_file() && !is_link && patterns.is_open(&path)) {
-            found.passed_over.push(path);
+        }
+        Ok(())
+    }
+
+    /// A folder that cannot be read must not hide its siblings. The next listing tries it again.
+    fn collect_below(&mut self, folder: &Path, depth: usize) {
+        let is_system =
+            || SYSTEM_FOLDERS.iter().any(|name| folder.file_name() == Some(OsStr::new(name)));
+        let listed = if hidden(folder) {
+            if is_system() { Ok(()) } else { self.count_below(folder, LeftAlone::Hidden) }
+        } else if depth == 0 {
+            self.count_below(folder, LeftAlone::TooDeep)
+        } else {
+            self.collect(folder, depth - 1)
+        };
+
+        // Another process may have removed the folder meanwhile.
+        if listed.is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
+            self.found.left_alone.push((folder.to_owned(), LeftAlone::Unreadable));
         }
     }
-    Ok(())
+
+    /// Counts the files in a folder that is not searched, and in its subfolders. Only the folder
+    /// itself counts if there are too many.
+    fn count_below(&mut self, folder: &Path, reason: LeftAlone) -> io::Result<()> {
+        if self.links == Links::ToFiles {
+            // A person named the folder, and no daemon reports what is left alone.
+            return Ok(());
+        }
+
+        let n_before = self.found.left_alone.len();
+        let mut folders = vec![folder.to_owned()];
+        while let Some(inner) = folders.pop() {
+            for entry in fs::read_dir(inner)? {
+                (self.alive)();
+                let entry = entry?;
+                if self.n_left == 0 {
+                    self.found.left_alone.truncate(n_before);
+                    self.found.left_alone.push((folder.to_owned(), reason));
+                    return Ok(());
+                }
+                self.n_left -= 1;
+
+                let path = entry.path();
+                let is_wanted = self.patterns.is_scan(&path) || self.patterns.is_open(&path);
+                if entry.file_type()?.is_dir() {
+                    folders.push(path);
+                } else if is_wanted && !describes_a_scan(&path) {
+                    self.found.left_alone.push((path, reason));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Files that are converted together: the DICOM files directly in one folder, or one zip file.
@@ -215,6 +314,12 @@ fn collect_bundles(
 pub fn has_ending(path: &Path, endings: &[&str]) -> bool {
     let ending = path.extension().unwrap_or_default();
     endings.iter().any(|wanted| ending.eq_ignore_ascii_case(wanted))
+}
+
+/// Whether a file describes scans beside it by its ending: JSON, and the directions of diffusion.
+/// Such a file never becomes a scan itself.
+pub fn describes_a_scan(path: &Path) -> bool {
+    has_ending(path, &["json", "bval", "bvec"])
 }
 
 /// Whether a file has the mark of DICOM (PS3.10, 7.1). Many scanners write files without an ending.
@@ -292,6 +397,11 @@ impl Settling {
         self.watched.contains_key(path)
     }
 
+    /// How long a file has not changed. `None` for a file that is not watched.
+    pub fn still_for(&self, path: &Path, now: Instant) -> Option<Duration> {
+        self.watched.get(path).map(|watched| now.duration_since(watched.still_since))
+    }
+
     /// How many files wait, and for how long the oldest of them has been known. With `are_whole`,
     /// whole files that wait to be read count; without it, files that are not whole yet.
     pub fn waiting(&self, are_whole: bool, now: Instant) -> (usize, Option<Duration>) {
@@ -350,17 +460,72 @@ mod tests {
             let found = list(root, &patterns(), links, || {}).unwrap();
             found.scans.iter().map(|c| c.path.strip_prefix(root).unwrap().to_owned()).collect()
         };
-        let mut passed_over =
-            list(root, &patterns(), Links::PassedOver, || {}).unwrap().passed_over;
-        passed_over.sort();
+        let mut left_alone = list(root, &patterns(), Links::PassedOver, || {}).unwrap().left_alone;
+        left_alone.sort();
         let links = ["again", "again.nii", "link.nii", "sub-1/gone.nii"];
-        let links = links.map(|name| root.join(name));
-        assert_eq!(passed_over, links);
+        let links = links.map(|name| (root.join(name), LeftAlone::NotAFile));
+        assert_eq!(left_alone, links);
         let files = ["b.nii", "folder.nii", "sub-1/anat/a_T1w.nii.gz"].map(PathBuf::from);
         assert_eq!(names(Links::PassedOver), files);
         let mut all = [&files[..], &["link.nii", "sub-1/gone.nii"].map(PathBuf::from)].concat();
         all.sort();
         assert_eq!(names(Links::ToFiles), all);
+    }
+
+    #[test]
+    fn an_ending_in_any_case_is_a_scan_or_a_mask_as_it_is_in_lower_case() {
+        for (name, is_scan) in [
+            ("a_T1w.NII.GZ", true),
+            ("a.Nii", true),
+            ("T1_BRAIN.nii.gz", true),
+            ("a_brain.NII.GZ", false),
+            ("a_brain.nii.Gz", false),
+            ("a.NII.GZ.partial", false),
+            ("a.gz", false),
+        ] {
+            assert_eq!(patterns().is_scan(Path::new(name)), is_scan, "{name}");
+        }
+    }
+
+    #[test]
+    fn files_in_folders_that_are_not_searched_are_counted_and_ignored_ones_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = (0..MAX_DEPTH).fold(folder.path().to_owned(), |path, _| path.join("d"));
+        for path in [".h/a.nii", ".h/in/b.dcm", ".h/.DS_Store", ".h/a.json", ".git/c.nii"] {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        }
+        fs::create_dir_all(deep.join("e/f")).unwrap();
+        fs::write(deep.join("d.nii"), "x").unwrap();
+        fs::write(deep.join("e/f/e.nii"), "x").unwrap();
+        let found = list(folder.path(), &patterns(), Links::PassedOver, || {}).unwrap();
+        assert_eq!(found.scans.len(), 1, "the last level that is searched");
+        let mut left_alone = found.left_alone;
+        left_alone.sort();
+        let hidden = |name| (folder.path().join(name), LeftAlone::Hidden);
+        let too_deep = (deep.join("e/f/e.nii"), LeftAlone::TooDeep);
+        assert_eq!(left_alone, [hidden(".h/a.nii"), hidden(".h/in/b.dcm"), too_deep]);
+
+        let named = list(folder.path(), &patterns(), Links::ToFiles, || {}).unwrap();
+        assert!(named.left_alone.is_empty());
+    }
+
+    #[test]
+    fn a_huge_folder_that_is_not_searched_counts_as_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let hidden = folder.path().join(".h");
+        fs::create_dir(&hidden).unwrap();
+        (0..3).for_each(|name| fs::write(hidden.join(format!("{name}.nii")), "x").unwrap());
+        let count = |n_left| {
+            let (patterns, links) = (&patterns(), Links::PassedOver);
+            let found = Listing::default();
+            let mut listed = Listed { patterns, links, found, n_left, alive: &mut || {} };
+            listed.collect(folder.path(), MAX_DEPTH).unwrap();
+            listed.found.left_alone
+        };
+        assert_eq!(count(3).len(), 3);
+        assert_eq!(count(2), [(hidden.clone(), LeftAlone::Hidden)]);
     }
 
     #[test]
@@ -416,6 +581,7 @@ mod tests {
         assert_eq!(settling.look(&file(2), both, at(29), settle), Settled::Waiting);
         let whole = settling.look(&file(2), both, at(39), settle);
         assert_eq!(whole, Settled::Whole(Duration::from_secs(39)));
+        assert_eq!(settling.still_for(Path::new("a.nii"), at(40)), Some(Duration::from_secs(11)));
         assert_eq!(settling.waiting(true, at(40)), (1, Some(Duration::from_secs(40))));
         assert_eq!(settling.waiting(false, at(40)), (0, None));
         settling.keep_only(|_| false);

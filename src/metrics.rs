@@ -25,6 +25,7 @@ use self::{
 use crate::domain::{
     DeviceMemory,
     error::{QuarantineReason, ScanError},
+    left_alone::LeftAlone,
 };
 
 /// Content type of [`Metrics::render`], for the HTTP answer.
@@ -141,6 +142,16 @@ impl Metrics {
     /// A file was moved to quarantine, at intake or later.
     pub fn quarantined(&self, reason: QuarantineReason) {
         self.0.quarantined.with_label_values(&[reason.name()]).inc();
+    }
+
+    /// Number of files in the incoming folder that are left alone for this reason.
+    pub fn left_alone(&self, reason: LeftAlone, n_files: usize) {
+        self.0.left_alone.with_label_values(&[reason.name()]).set(n_files as f64);
+    }
+
+    /// A refused file had changed in quarantine and was put back.
+    pub fn taken_back(&self) {
+        self.0.taken_back.inc();
     }
 
     /// Number of files now in quarantine.
@@ -355,6 +366,10 @@ mod tests {
         let metrics = Metrics::new();
         for reason in QuarantineReason::ALL {
             let series = format!("oddscan_quarantined_total{{reason=\"{}\"}}", reason.name());
+            assert_eq!(value(&metrics, &series), Some(0.0), "{series}");
+        }
+        for reason in LeftAlone::ALL {
+            let series = format!("oddscan_left_alone_files{{reason=\"{}\"}}", reason.name());
             assert_eq!(value(&metrics, &series), Some(0.0), "{series}");
         }
         for stage in Stage::ALL {

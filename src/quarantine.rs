@@ -1,6 +1,6 @@
 //! The quarantine: it holds refused files, each with its reason, until a person takes them out.
 //!
-//! Only [`drop_entry`] deletes anything here.
+//! Only [`drop_entry`] deletes a scan here.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -43,8 +43,8 @@ pub struct ReasonFile {
     pub content: Option<Content>,
 }
 
-/// The size and age of a file, or of all files of a series. It shows whether somebody has written to
-/// them since. A rename changes none of this.
+/// The size and age of a file, or of all files of a series. It shows whether somebody has written
+/// to them since. A rename changes none of this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     /// Number of files.
@@ -56,7 +56,7 @@ pub struct Content {
 }
 
 impl Content {
-    /// The content of files, and of all files in folders. `None` if one of them cannot be looked at.
+    /// The content of files, and of all files in folders. `None` if one cannot be looked at.
     fn of(paths: &[PathBuf]) -> Option<Self> {
         let mut all = Self { n_files: 0, n_bytes: 0, modified_ns: i64::MIN };
         for path in paths {
@@ -134,11 +134,13 @@ pub fn quarantine(
 /// If the reason cannot be written.
 pub fn refuse_in_place(
     quarantine: &Path,
+    file: &Path,
     came_from: &Path,
     refusal: &Refusal,
     now_secs: u64,
 ) -> io::Result<PathBuf> {
-    let (folder, _, mut reason) = new_entry(quarantine, came_from, refusal, now_secs, None)?;
+    let content = Content::of(&[file.to_owned()]);
+    let (folder, _, mut reason) = new_entry(quarantine, came_from, refusal, now_secs, content)?;
     reason.moved = false;
     write_reason(&folder, &reason)?;
     sync_folder(&folder)?;
@@ -308,9 +310,17 @@ impl Recheck {
     /// The names of entries whose files have changed since they were refused. Each call looks at
     /// the next `max` entries, because a quarantine may have many.
     ///
+    /// A file that was refused in the incoming folder is read again there when it changes. Its old
+    /// reason is removed.
+    ///
     /// # Errors
     /// If the quarantine cannot be read.
-    pub fn changed(&mut self, quarantine: &Path, max: usize) -> io::Result<Vec<PathBuf>> {
+    pub fn changed(
+        &mut self,
+        quarantine: &Path,
+        incoming: &Path,
+        max: usize,
+    ) -> io::Result<Vec<PathBuf>> {
         let mut names = names(quarantine)?;
         let start = names.partition_point(|name| *name <= self.last);
         names.rotate_left(start);
@@ -318,9 +328,28 @@ impl Recheck {
         if let Some(last) = names.last() {
             self.last.clone_from(last);
         }
+        for folder in names.iter().map(|name| quarantine.join(name)) {
+            if is_outdated(&folder, incoming) {
+                // The next round tries again.
+                remove_reason(&folder).ok();
+            }
+        }
         names.retain(|name| has_changed(&quarantine.join(name)));
         Ok(names)
     }
+}
+
+/// Whether an entry is about a file of the incoming folder that has changed. A file that is gone
+/// may be on a share that is away.
+fn is_outdated(folder: &Path, incoming: &Path) -> bool {
+    let Some(ReasonFile { moved: false, content: Some(content), came_from, .. }) =
+        read_reason(folder)
+    else {
+        return false;
+    };
+    // The names of a series are not known.
+    let now = Content::of(&[incoming.join(came_from)]);
+    content.n_files == 1 && now.is_some_and(|now| now != content)
 }
 
 /// Whether the file of an entry has changed. What somebody put beside it makes this unknown.
@@ -384,11 +413,16 @@ pub fn requeue(quarantine: &Path, name: &Path, incoming: &Path) -> io::Result<Pa
     move_file(&folder.join(&file), &hidden)?;
     fs::rename(hidden, &place)?;
 
+    remove_reason(&folder)?;
+    Ok(place)
+}
+
+/// Removes an entry without a file: its reason and its picture.
+fn remove_reason(folder: &Path) -> io::Result<()> {
     for name in OWN_FILES.into_iter().flat_map(|name| [name.to_owned(), partial(name)]) {
         remove_if_there(&folder.join(name))?;
     }
-    fs::remove_dir(folder)?;
-    Ok(place)
+    fs::remove_dir(folder)
 }
 
 /// The files that oddscan itself writes beside a refused file.
@@ -598,33 +632,44 @@ mod tests {
         let refusal = Refusal::new(QuarantineReason::Corrupt, "x", "y", "z");
         quarantine_series(&q, &series, Path::new("5_T1"), &refusal, 7).unwrap();
         let mut recheck = Recheck::default();
-        assert!(recheck.changed(&q, 9).unwrap().is_empty(), "a move is no change");
+        assert!(recheck.changed(&q, folder.path(), 9).unwrap().is_empty(), "a move is no change");
 
         fs::write(q.join("truncated/b.nii/b.nii"), "content and more").unwrap();
         fs::write(q.join("corrupt/5_T1/5_T1/2.dcm"), "xy").unwrap();
         let grown = ["corrupt/5_T1", "truncated/b.nii"].map(PathBuf::from);
-        assert_eq!(recheck.changed(&q, 9).unwrap(), grown);
+        assert_eq!(recheck.changed(&q, folder.path(), 9).unwrap(), grown);
         // One after the other, and then from the start.
         let mut recheck = Recheck::default();
-        let by_one = [(); 4].map(|()| recheck.changed(&q, 1).unwrap());
+        let by_one = [(); 4].map(|()| recheck.changed(&q, folder.path(), 1).unwrap());
         let wanted =
             [vec![grown[0].clone()], vec![], vec![grown[1].clone()], vec![grown[0].clone()]];
         assert_eq!(by_one, wanted);
         // What somebody has put there is nothing that a sender goes on with.
         fs::write(q.join("truncated/b.nii/note"), "").unwrap();
         fs::remove_dir_all(q.join("corrupt")).unwrap();
-        assert!(recheck.changed(&q, 9).unwrap().is_empty());
+        assert!(recheck.changed(&q, folder.path(), 9).unwrap().is_empty());
     }
 
     #[test]
     fn a_file_that_was_refused_in_place_has_a_reason_and_no_copy() {
         let folder = tempfile::tempdir().unwrap();
         let refusal = Refusal::new(QuarantineReason::Truncated, "9 bytes", "352", "export again");
-        refuse_in_place(&folder.path().join("q"), Path::new("a.nii"), &refusal, 7).unwrap();
-        let listed = entries(&folder.path().join("q")).unwrap();
-        assert!(!listed[0].reason.as_ref().unwrap().moved);
-        let error = requeue(&folder.path().join("q"), &listed[0].name, folder.path()).unwrap_err();
+        let (q, file) = (folder.path().join("q"), folder.path().join("a.nii"));
+        fs::write(&file, "half").unwrap();
+        refuse_in_place(&q, &file, Path::new("a.nii"), &refusal, 7).unwrap();
+        let listed = entries(&q).unwrap();
+        assert!(file.is_file() && !listed[0].reason.as_ref().unwrap().moved);
+        let error = requeue(&q, &listed[0].name, folder.path()).unwrap_err();
         assert!(error.to_string().contains("is still in the incoming folder"), "{error}");
+
+        let mut recheck = Recheck::default();
+        let mut left = || {
+            assert!(recheck.changed(&q, folder.path(), 9).unwrap().is_empty());
+            entries(&q).unwrap().len()
+        };
+        assert_eq!(left(), 1);
+        fs::write(&file, "half, and the rest").unwrap();
+        assert_eq!(left(), 0, "the reason no longer applies");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
     },
     domain::{
         error::{
-            QuarantineReason::{Io, Poison, TooLarge},
+            QuarantineReason::{Io, Poison, TooLarge, Truncated},
             Refusal, panic_text,
         },
         left_alone::LeftAlone,
@@ -210,7 +210,9 @@ impl Session<'_> {
             Ok(Ok(Err(refusal))) | Err(refusal) => refusal,
             Ok(Err(error)) => return Err(error),
         };
-        self.refuse(path, refusal, false, vec![number])?;
+        // The zip itself may still be written.
+        let may_grow = refusal.reason == Truncated;
+        self.refuse(path, refusal, may_grow, vec![number])?;
         Ok(Vec::new())
     }
 
@@ -225,10 +227,16 @@ impl Session<'_> {
                 Ok(None)
             }
             Err(refusal) => {
-                self.refuse(&input.path, refusal, false, vec![input.number])?;
+                let may_grow = self.may_lack_its_end(&refusal, input);
+                self.refuse(&input.path, refusal, may_grow, vec![input.number])?;
                 Ok(None)
             }
         }
+    }
+
+    /// Whether the file may still be written. A file in a whole zip does not change any more.
+    fn may_lack_its_end(&self, refusal: &Refusal, input: &Input) -> bool {
+        refusal.reason == Truncated && !input.path.starts_with(self.unpacked)
     }
 
     fn convert_series(
@@ -284,6 +292,9 @@ impl Session<'_> {
                     self.say(&Event::Skipped { name, reason, why, inputs: inputs_of })?;
                 }
                 Err(NoVolume::Refused { refusal, may_grow }) => {
+                    let mut files = stack.inputs.iter().map(|&index| &inputs[index]);
+                    let may_grow =
+                        may_grow || files.all(|file| self.may_lack_its_end(&refusal, file));
                     self.n_refused += 1;
                     self.say(&Event::Refused { name, refusal, may_grow, inputs: inputs_of })?;
                 }

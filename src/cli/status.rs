@@ -1,21 +1,26 @@
 //! `oddscan status`: asks the running daemon for its status, over HTTP on loopback.
 
 use std::{
+    collections::BTreeMap,
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use super::{CONFIG, Failure, UNAVAILABLE};
+use serde_json::{Value, json};
+
+use super::{CONFIG, Failure, INTERNAL, IO, UNAVAILABLE};
 use crate::{
     config::Config,
-    pipeline::board::{PASSED_OVER, Status},
+    domain::left_alone::LeftAlone,
+    pipeline::board::{LEFT_ALONE_FILE, LeftAloneNames, Status},
     results::MIXED,
 };
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Settings of the daemon; only its address is used.
+    /// Settings of the daemon; its address is used, and with --names its state folder.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Address of the daemon, instead of the one in the settings.
@@ -24,7 +29,14 @@ pub(super) struct Arguments {
     /// Print the JSON of the daemon.
     #[arg(long)]
     json: bool,
+    /// Also name the files that are left alone. Needs the right to read the state folder, because
+    /// names can name patients.
+    #[arg(long)]
+    names: bool,
 }
+
+/// Names of what is left alone, by reason.
+type Names = BTreeMap<LeftAlone, LeftAloneNames>;
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let address = match arguments.address {
@@ -32,12 +44,34 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         None => listens(arguments.config.as_deref())?,
     };
     let (text, status) = ask(address)?;
-    if arguments.json {
-        println!("{text}");
-    } else {
-        print!("{}", table(&status));
+    let names = arguments.names.then(|| names(arguments.config.as_deref())).transpose()?;
+    match (arguments.json, names) {
+        (true, None) => println!("{text}"),
+        (true, Some(names)) => println!("{}", with_names(&text, &names)?),
+        (false, names) => print!("{}", table(&status, &names.unwrap_or_default())),
     }
     Ok(())
+}
+
+/// The names that the daemon keeps in its state folder.
+fn names(path: Option<&Path>) -> Result<Names, Failure> {
+    let config = Config::load(path).map_err(|error| Failure::new(CONFIG, error))?;
+    let file = config.directories.state.join(LEFT_ALONE_FILE);
+    let bytes = fs::read(&file).map_err(|error| {
+        let text = "run this as the user of the service or as root, and give --config";
+        Failure::new(IO, format!("cannot read {}: {error}; {text}", file.display()))
+    })?;
+    serde_json::from_slice(&bytes).map_err(|error| Failure::new(INTERNAL, error))
+}
+
+/// The daemon's JSON with the names under `left_alone_names`.
+fn with_names(text: &str, names: &Names) -> Result<Value, Failure> {
+    let mut status: Value =
+        serde_json::from_str(text).map_err(|error| Failure::new(UNAVAILABLE, error))?;
+    let names: BTreeMap<_, _> =
+        names.iter().map(|(reason, named)| (reason.name(), &named.names)).collect();
+    status["left_alone_names"] = json!(names);
+    Ok(status)
 }
 
 /// The address in the settings. It is used even if other settings have faults: the daemon may run
@@ -79,7 +113,29 @@ pub(super) fn page(address: SocketAddr, path: &str) -> Result<String, Failure> {
     response.body_mut().read_to_string().map_err(silent)
 }
 
-fn table(status: &Status) -> String {
+/// What is left alone, by reason, with names where there are any.
+fn left_alone(status: &Status, names: &Names) -> String {
+    let n_all: usize = status.left_alone.values().sum();
+    if n_all == 0 {
+        return String::new();
+    }
+
+    let mut text = format!("{n_all} files in the incoming folder are left alone:\n");
+    for (reason, n_files) in &status.left_alone {
+        text += &format!("  {n_files} {}: {reason}\n", reason.name());
+        let Some(named) = names.get(reason) else { continue };
+        // A name may hold line breaks and the control codes of a terminal.
+        for name in &named.names {
+            text += &format!("    {}\n", name.escape_debug());
+        }
+        if named.n_files > named.names.len() {
+            text += &format!("    and {} more\n", named.n_files - named.names.len());
+        }
+    }
+    text
+}
+
+fn table(status: &Status, names: &Names) -> String {
     let state = if status.takes_work() { "ready" } else { "not ready" };
     let mut text = format!(
         "oddscan {} is {state}: {}\nmodel {} on {}, method {}\n",
@@ -93,12 +149,12 @@ fn table(status: &Status) -> String {
         "since the start: {} accepted, {} duplicates, {} quarantined, {} results or notices written\n",
         status.n_accepted, status.n_duplicates, status.n_quarantined, status.n_reported
     );
-    if status.n_passed_over > 0 {
-        text += &format!(
-            "{} files in the incoming folder are passed over: {PASSED_OVER}\n",
-            status.n_passed_over
-        );
+    match status.n_unfinished {
+        0 => {}
+        1 => text += "1 file waits for its end: it is cut off, or somebody is writing it\n",
+        n => text += &format!("{n} files wait for their end: cut off, or being written\n"),
     }
+    text += &left_alone(status, names);
     for (name, cohort) in &status.cohorts {
         text += &format!(
             "cohort {name}: {} scans (needs {} patients, holds at most {} scans), {} results to \
@@ -141,4 +197,28 @@ fn table(status: &Status) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_alone_is_counted_and_named_on_request() {
+        let mut status = Status { n_unfinished: 1, ..Status::default() };
+        assert!(!table(&status, &Names::new()).contains("left alone"));
+        status.left_alone = [(LeftAlone::Localiser, 3), (LeftAlone::TooDeep, 1)].into();
+        let text = table(&status, &Names::new());
+        assert!(text.contains("1 file waits for its end"), "{text}");
+        let wanted = "4 files in the incoming folder are left alone:\n  3 localiser: a localiser\n  \
+                      1 too_deep: below too many folders\n";
+        assert!(text.ends_with(wanted), "{text}");
+
+        let named = LeftAloneNames { n_files: 3, names: vec!["a\n1".into(), "b".into()] };
+        let names = [(LeftAlone::Localiser, named)].into();
+        let text = table(&status, &names);
+        assert!(text.contains("a localiser\n    a\\n1\n    b\n    and 1 more\n  1 too"), "{text}");
+        let json = with_names("{\"ready\":true}", &names).unwrap();
+        assert_eq!(json, json!({"ready": true, "left_alone_names": {"localiser": ["a\n1", "b"]}}));
+    }
 }

@@ -3,14 +3,14 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
 use zip::{ZipArchive, result::ZipError};
 
 use crate::domain::error::{
-    QuarantineReason::{self, Bomb, Corrupt, TooLarge, Unsupported},
+    QuarantineReason::{self, Bomb, Corrupt, TooLarge, Truncated, Unsupported},
     Refusal,
 };
 
@@ -36,13 +36,15 @@ const FREE_BYTES: u64 = 64 << 20;
 /// # Errors
 /// [`io::Error`] if the folder fails, a [`Refusal`] for every other fault.
 pub fn unzip(
-    zip: impl Read + Seek,
+    mut zip: impl Read + Seek,
     zip_bytes: u64,
     folder: &Path,
     limits: &ZipLimits,
 ) -> io::Result<Result<Vec<PathBuf>, Refusal>> {
+    let is_cut_off = lacks_end(&mut zip, zip_bytes).unwrap_or(false);
     let mut archive = match ZipArchive::new(zip) {
         Ok(archive) => archive,
+        Err(_) if is_cut_off => return Ok(Err(cut_off())),
         Err(error) => return Ok(Err(damaged(error))),
     };
     if archive.len() > limits.max_members {
@@ -99,6 +101,28 @@ pub fn unzip(
         files.push(path);
     }
     Ok(Ok(files))
+}
+
+/// Whether a file begins like a zip and has no list of its files at its end, because it was cut off
+/// or is still being written.
+fn lacks_end(zip: &mut (impl Read + Seek), zip_bytes: u64) -> io::Result<bool> {
+    let mut start = [0; 4];
+    zip.rewind()?;
+    let n_start = zip.by_ref().take(4).read(&mut start)?;
+    if !b"PK\x03\x04".starts_with(&start[..n_start]) {
+        return Ok(false);
+    }
+
+    // The list ends with a record of 22 bytes, and a comment of at most 65,535.
+    let mut end = Vec::new();
+    zip.seek(SeekFrom::Start(zip_bytes.saturating_sub(22 + 65_535)))?;
+    zip.take(22 + 65_535).read_to_end(&mut end)?;
+    Ok(!end.windows(4).any(|bytes| bytes == b"PK\x05\x06"))
+}
+
+fn cut_off() -> Refusal {
+    let found = "a zip without the list of its files, which is at its end";
+    Refusal::new(Truncated, found, "a whole zip", "copy it again")
 }
 
 fn damaged(error: impl Into<ZipError>) -> Refusal {
@@ -177,6 +201,12 @@ mod tests {
         assert_eq!(reason(one(80 << 20), &wide), Bomb);
         let mut cut = zip(&four[..2]);
         cut.truncate(cut.len() - 30);
-        assert_eq!(reason(cut, &LIMITS), Corrupt);
+        assert_eq!(reason(cut, &LIMITS), Truncated);
+        assert_eq!(reason(Vec::new(), &LIMITS), Truncated, "not begun yet");
+        assert_eq!(reason(b"no zip".to_vec(), &LIMITS), Corrupt);
+        let mut damaged = zip(&four[..2]);
+        let list = damaged.windows(4).position(|bytes| bytes == b"PK\x01\x02").unwrap();
+        damaged[list] = b'x';
+        assert_eq!(reason(damaged, &LIMITS), Corrupt, "it has its end");
     }
 }

@@ -35,6 +35,8 @@ pub enum LeftAlone {
     EmptyZip,
     /// The converter did not mention it.
     Unmentioned,
+    /// A format of images that oddscan does not read.
+    ForeignFormat,
     /// Neither NIfTI nor DICOM by name and content.
     NotAScan,
     /// A link, pipe or device.
@@ -49,7 +51,7 @@ pub enum LeftAlone {
 
 impl LeftAlone {
     /// Every reason, for metrics that must exist from the start.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::NotMr,
         Self::NoImage,
         Self::Capture,
@@ -62,6 +64,7 @@ impl LeftAlone {
         Self::TimeSeries,
         Self::EmptyZip,
         Self::Unmentioned,
+        Self::ForeignFormat,
         Self::NotAScan,
         Self::NotAFile,
         Self::TooDeep,
@@ -84,6 +87,7 @@ impl LeftAlone {
             Self::TimeSeries => "time_series",
             Self::EmptyZip => "empty_zip",
             Self::Unmentioned => "unmentioned",
+            Self::ForeignFormat => "foreign_format",
             Self::NotAScan => "not_a_scan",
             Self::NotAFile => "not_a_file",
             Self::TooDeep => "too_deep",
@@ -109,6 +113,7 @@ impl fmt::Display for LeftAlone {
             Self::TimeSeries => "a time series or a diffusion series",
             Self::EmptyZip => "a zip without DICOM files",
             Self::Unmentioned => "not mentioned by the converter",
+            Self::ForeignFormat => "of a format that oddscan does not read; convert it to NIfTI",
             Self::NotAScan => "neither NIfTI nor DICOM",
             Self::NotAFile => "a link, a pipe or a device",
             Self::TooDeep => "below too many folders",

@@ -14,7 +14,7 @@ use super::label::{
     ERROR_CLASSES, EvictionReason, Fallback, IngestResult, OTHER_COHORTS, OutputKind, PauseReason,
     RescanTrigger, ScoreResult, SeenBy, Stage, Trigger, Verdict,
 };
-use crate::domain::error::QuarantineReason;
+use crate::domain::{error::QuarantineReason, left_alone::LeftAlone};
 
 const SETTLE_BUCKETS: &[f64] = &[1., 2., 5., 10., 30., 60., 120., 300., 600., 1800.];
 const STAGE_BUCKETS: &[f64] = &[0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60., 120., 300., 900.];
@@ -44,6 +44,8 @@ pub(super) struct Families {
     pub(super) last_scan_time: Gauge,
     pub(super) quarantined: IntCounterVec,
     pub(super) quarantine_files: Gauge,
+    pub(super) taken_back: IntCounter,
+    pub(super) left_alone: GaugeVec,
 
     pub(super) queue_studies: GaugeVec,
     pub(super) queue_oldest_time: GaugeVec,
@@ -145,6 +147,15 @@ impl Families {
                 &["reason"],
             ),
             quarantine_files: r.gauge("quarantine_files", "Files now in quarantine."),
+            taken_back: r.counter(
+                "quarantine_taken_back_total",
+                "Files in quarantine that somebody had gone on writing, and that oddscan put back.",
+            ),
+            left_alone: r.gauges(
+                "left_alone_files",
+                "Files in the incoming folder that make no scan and are not refused, by reason; `oddscan status --names` names them.",
+                &["reason"],
+            ),
 
             queue_studies: r.gauges(
                 "queue_studies",
@@ -313,6 +324,9 @@ impl Families {
         }
         for reason in QuarantineReason::ALL {
             self.quarantined.with_label_values(&[reason.name()]);
+        }
+        for reason in LeftAlone::ALL {
+            self.left_alone.with_label_values(&[reason.name()]);
         }
 
         for stage in Stage::ALL {

@@ -12,6 +12,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use crate::domain::left_alone::LeftAlone;
+
 /// The threads of the pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StageName {
@@ -100,9 +102,18 @@ impl CohortStatus {
     }
 }
 
-/// Which files of the incoming folder are passed over, in words.
-pub const PASSED_OVER: &str =
-    "links, pipes, and files that are neither DICOM nor named like NIfTI (intake.accept)";
+/// File of the state folder with the names of what is left alone, as JSON: [`LeftAloneNames`] by
+/// reason.
+pub const LEFT_ALONE_FILE: &str = "left_alone.json";
+
+/// What is left alone for one reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftAloneNames {
+    /// Number of files. A folder that cannot be listed, or that has too many files, counts as one.
+    pub n_files: usize,
+    /// Paths below the incoming folder, sorted; at most a thousand.
+    pub names: Vec<String>,
+}
 
 /// Everything that `/status.json` shows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -121,9 +132,13 @@ pub struct Status {
     pub method: String,
     /// Number of files that are not whole yet.
     pub n_settling: usize,
-    /// Number of files in the incoming folder that are neither scans nor JSON beside scans.
+    /// Number of files that wait for their end: they lack it, or somebody has them open for
+    /// writing. `n_settling` counts them, too.
     #[serde(default)]
-    pub n_passed_over: usize,
+    pub n_unfinished: usize,
+    /// Number of files in the incoming folder that are left alone, by reason.
+    #[serde(default)]
+    pub left_alone: BTreeMap<LeftAlone, usize>,
     /// Number of scans that wait for the encoder.
     pub n_waiting: usize,
     /// Number of encoded scans that wait for their first result.

@@ -2,8 +2,9 @@
 //! and passes it to the encoder.
 
 mod admit;
+mod aside;
 mod bundles;
-mod passed_over;
+mod left_alone;
 mod pauses;
 mod reading;
 mod refuse;
@@ -24,7 +25,7 @@ use std::{
 use tracing::{debug, warn};
 
 use self::{
-    passed_over::PassedOver,
+    left_alone::{LeftAloneFiles, Rests},
     reading::{Batch, Companions, ReadScan, Reader, Taken, Whole, poison},
 };
 use super::{
@@ -35,12 +36,15 @@ use super::{
     timings::Timings,
 };
 use crate::{
-    domain::{error::ScanError, scan::ScanId},
+    domain::{
+        error::ScanError,
+        scan::{FileStamp, ScanId},
+    },
     ingest::{self, Bundle, Candidate, Links, Listing, Patterns, Settled, Settling},
     metrics::{RescanTrigger, SeenBy, Stage},
     process::hook,
     quarantine,
-    store::SeenOutcome,
+    store::{SeenFiles, SeenOutcome},
     watcher::Change,
 };
 
@@ -48,6 +52,11 @@ use crate::{
 const MAX_READS: u32 = 3;
 /// A file with other faults of a share goes to quarantine after this time.
 const MAX_OUTAGE: Duration = Duration::from_secs(3600);
+/// A file that only lacks its end, and a series with gaps, wait this many times as long as a whole
+/// one: a slow sender may go on, and slices may arrive late and in any order.
+const PATIENCE: u32 = 10;
+/// So many entries of the quarantine are looked at in each listing, for files that have changed.
+const MAX_RECHECKED: usize = 50;
 /// Longest pause between two tries.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 
@@ -81,7 +90,12 @@ pub(super) struct Intake {
     troubles: HashMap<PathBuf, Trouble>,
     /// DICOM files that are not converted yet.
     bundles: bundles::Bundles,
-    passed_over: PassedOver,
+    left_alone: LeftAloneFiles,
+    rests: Rests,
+    /// Files that only lack their end or are being written, and their size and times at that
+    /// finding. They are not refused before they have been still for [`PATIENCE`].
+    unfinished: HashMap<PathBuf, FileStamp>,
+    recheck: quarantine::Recheck,
     /// Output stems in use.
     stems: HashSet<String>,
     next_listing: Instant,
@@ -111,7 +125,10 @@ impl Intake {
             settling: Settling::default(),
             troubles: HashMap::new(),
             bundles: bundles::Bundles::default(),
-            passed_over: PassedOver::default(),
+            left_alone: LeftAloneFiles::default(),
+            rests: Rests::default(),
+            unfinished: HashMap::new(),
+            recheck: quarantine::Recheck::default(),
             stems,
             next_listing: Instant::now(),
             is_paused: false,
@@ -183,7 +200,7 @@ impl Intake {
         }
 
         self.shared.board.set_reason("the incoming folder cannot be read", listed.is_err());
-        let Listing { scans: listed, passed_over } = match listed {
+        let Listing { scans: listed, left_alone } = match listed {
             Ok(listing) => listing,
             Err(error) => {
                 warn!(error = %error.kind(), "cannot list the incoming folder; trying again");
@@ -198,9 +215,10 @@ impl Intake {
 
         let bundles = self.list_bundles(incoming, &patterns);
         if trigger.is_some() {
-            self.forget_missing(&listed, &bundles, incoming)?;
-            let others = passed_over.into_iter().chain(self.bundles.others());
-            self.shared.board.update().n_passed_over = self.passed_over.look(others);
+            let seen = self.forget_missing(&listed, &bundles, incoming)?;
+            self.look_again_at_rest(&seen, &patterns)?;
+            self.show_left_alone(left_alone, &seen, incoming);
+            self.take_back_changed(incoming);
         }
 
         if self.troubles.is_empty() && !self.bundles.has_failed() {
@@ -213,19 +231,21 @@ impl Intake {
         Ok(())
     }
 
-    /// Forgets files that are gone: their settling at once, the decisions about them later.
+    /// Forgets files that are gone: their settling at once, the decisions about them later. Returns
+    /// what the other decisions say.
     fn forget_missing(
         &mut self,
         listed: &[Candidate],
         bundles: &[Bundle],
         incoming: &Path,
-    ) -> Result<(), ScanError> {
+    ) -> Result<SeenFiles, ScanError> {
         let in_bundles = bundles.iter().flat_map(|bundle| &bundle.files);
         let there: HashSet<&Path> =
             listed.iter().chain(in_bundles).map(|c| c.path.as_path()).collect();
 
         self.settling.keep_only(|path| there.contains(path));
         self.troubles.retain(|path, _| there.contains(path.as_path()));
+        self.unfinished.retain(|path, _| there.contains(path.as_path()));
         let there: HashSet<Vec<u8>> = there.iter().map(|path| seen_key(incoming, path)).collect();
         let is_there = |key: &[u8]| there.contains(key);
         Ok(self.shared.store.forget_missing(is_there, now_secs(), MISSING_PATIENCE_SECS)?)
@@ -276,6 +296,12 @@ impl Intake {
         let (now, settle) = (Instant::now(), self.shared.config().intake.settle);
         let settled = self.settling.look(candidate, companions.looks(), now, settle);
         let Settled::Whole(waited) = settled else { return Ok(None) };
+
+        if self.unfinished.get(&candidate.path) == Some(&candidate.look)
+            && self.is_within_patience(&candidate.path)
+        {
+            return Ok(None);
+        }
 
         let may_try = self.troubles.get(&candidate.path).is_none_or(|t| t.not_before <= now);
         if self.is_paused || !self.pending.is_empty() || !may_try {
@@ -344,6 +370,7 @@ impl Intake {
     fn forget(&mut self, candidate: &Candidate) {
         self.settling.forget(&candidate.path);
         self.troubles.remove(&candidate.path);
+        self.unfinished.remove(&candidate.path);
     }
 
     /// Passes scans to the encoder until its queue is full. The journal has the scans, so a stop
@@ -360,8 +387,11 @@ impl Intake {
 
     fn show_waiting(&self) {
         let (now, metrics) = (Instant::now(), &self.shared.metrics);
-        self.shared.board.update().n_settling =
-            self.settling.n_waiting() + self.bundles.n_waiting();
+        let n_unfinished = self.unfinished.keys().filter(|path| self.is_waiting(path)).count();
+        let mut status = self.shared.board.update();
+        status.n_settling = self.settling.n_waiting() + self.bundles.n_waiting();
+        status.n_unfinished = n_unfinished;
+        drop(status);
         for (stage, are_whole) in [(Stage::Settle, false), (Stage::Decode, true)] {
             let (n_files, age) = self.settling.waiting(are_whole, now);
             let (n_bundles, other) = self.bundles.waiting(are_whole);

@@ -1,9 +1,14 @@
 //! Which files intake has seen, and what it decided about them.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::{db::Store, error::StoreError, record};
-use crate::domain::scan::{FileStamp, ScanId};
+use crate::domain::{
+    left_alone::LeftAlone,
+    scan::{FileStamp, ScanId},
+};
 
 /// The decision about a file with this size and these times.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,15 +22,18 @@ pub struct SeenFile {
 }
 
 /// A decision about a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SeenOutcome {
     /// Accepted as this scan.
     Accepted(ScanId),
     /// A copy of this scan.
     Duplicate(ScanId),
-    /// Refused. The file is in quarantine, unless it could not be moved.
+    /// Refused. The file is in quarantine, unless it could not be moved. Stores of earlier versions
+    /// say this for files that were left alone, too.
     Quarantined,
+    /// No scan for oddscan. The file stays where it is.
+    LeftAlone(LeftAlone),
     /// The file is being read. If a start finds this, the process died while it read the file.
     Reading {
         /// How often reading began.
@@ -39,10 +47,34 @@ impl SeenFile {
         Self { look, outcome, absent_since_secs: None }
     }
 
+    /// A decision about a file that oddscan itself has moved away at this time, seconds since 1970.
+    pub fn moved_away(look: FileStamp, outcome: SeenOutcome, now_secs: u64) -> Self {
+        Self { look, outcome, absent_since_secs: Some(now_secs) }
+    }
+
     /// Whether the file still has the same size and times.
     pub fn is_same(&self, look: &FileStamp) -> bool {
         self.look == *look
     }
+}
+
+/// The decision that all files of one folder with this outcome share: the folder's path, and the
+/// outcome.
+pub type Decision = (Vec<u8>, SeenOutcome);
+
+/// The decisions about the files of the incoming folder, as [`Store::forget_missing`] finds them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct SeenFiles {
+    /// Files that are there and were left alone, with the reason.
+    pub left_alone: Vec<(Vec<u8>, LeftAlone)>,
+    /// Decisions of which a file has just gone: it had been left alone, or refused where it lay.
+    pub shrunk: HashSet<Decision>,
+}
+
+/// The path of a file's folder, without a slash at its end. It is empty for the incoming folder.
+fn folder_of(path: &[u8]) -> &[u8] {
+    let end = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+    &path[..end]
 }
 
 impl Store {
@@ -64,15 +96,16 @@ impl Store {
         Ok(())
     }
 
-    /// Removes the decisions about files that have been missing for `patience_secs`. It waits that
-    /// long because an unmounted share looks empty: otherwise all its files would be read again
-    /// later.
+    /// Looks at all decisions, and removes those about files that have been missing for
+    /// `patience_secs`. It waits that long because an unmounted share looks empty: otherwise all
+    /// its files would be read again later.
     pub fn forget_missing(
         &self,
         is_there: impl Fn(&[u8]) -> bool,
         now_secs: u64,
         patience_secs: u64,
-    ) -> Result<(), StoreError> {
+    ) -> Result<SeenFiles, StoreError> {
+        let mut found = SeenFiles::default();
         for entry in self.seen.iter() {
             let (path, value) = entry?;
             let seen: SeenFile = record::open_json(&value, "seen file", b"")?;
@@ -81,12 +114,46 @@ impl Store {
                 (false, since) => Some(since.unwrap_or(now_secs)),
             };
 
+            if let (SeenOutcome::LeftAlone(reason), None) = (seen.outcome, absent_since_secs) {
+                found.left_alone.push((path.to_vec(), reason));
+            }
+            let was_there = seen.absent_since_secs.is_none();
+            let is_open =
+                matches!(seen.outcome, SeenOutcome::LeftAlone(_) | SeenOutcome::Quarantined);
+            if is_open && was_there && absent_since_secs.is_some() {
+                found.shrunk.insert((folder_of(&path).to_vec(), seen.outcome));
+            }
+
             if absent_since_secs.is_some_and(|since| now_secs >= since + patience_secs) {
                 self.seen.remove(path)?;
             } else if absent_since_secs != seen.absent_since_secs {
                 self.put_seen(&path, &SeenFile { absent_since_secs, ..seen })?;
             }
         }
-        Ok(())
+        Ok(found)
+    }
+
+    /// Forgets a decision about the files of a folder, so that they are considered again. Returns
+    /// how many these are. Those of its subfolders keep theirs, and so do those for whose path
+    /// `is_alone` holds: no other file has a part in their decision.
+    pub fn forget_decision(
+        &self,
+        (folder, outcome): &Decision,
+        is_alone: impl Fn(&[u8]) -> bool,
+    ) -> Result<usize, StoreError> {
+        let prefix = if folder.is_empty() { Vec::new() } else { [folder, &b"/"[..]].concat() };
+        let mut n_forgotten = 0;
+        for entry in self.seen.scan_prefix(prefix) {
+            let (path, value) = entry?;
+            if folder_of(&path) != &folder[..] || is_alone(&path) {
+                continue;
+            }
+            let seen: SeenFile = record::open_json(&value, "seen file", b"")?;
+            if seen.outcome == *outcome && seen.absent_since_secs.is_none() {
+                self.seen.remove(path)?;
+                n_forgotten += 1;
+            }
+        }
+        Ok(n_forgotten)
     }
 }

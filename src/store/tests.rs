@@ -11,6 +11,7 @@ use crate::{
     domain::{
         acquisition::AcquisitionFacts,
         cohort::CohortKey,
+        left_alone::LeftAlone,
         scan::{EncodedFacts, FileStamp, ScanId, ScanRecord, ScanState},
     },
     numeric::{
@@ -189,6 +190,46 @@ fn a_share_that_was_away_for_a_while_is_not_forgotten() {
     }
     store.forget_missing(|_| false, 400, 100).unwrap();
     assert!(!is_known());
+}
+
+#[test]
+fn a_decision_of_which_a_file_goes_is_found_once_and_only_its_own_files_are_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), MIN_MEMORY).unwrap();
+    let look = FileStamp { size: 5, modified_ns: 1, changed_ns: 2 };
+    let localiser = SeenOutcome::LeftAlone(LeftAlone::Localiser);
+    for (path, outcome) in [
+        ("a/1", localiser),
+        ("a/2", localiser),
+        ("a/2.zip", localiser),
+        ("a/3", SeenOutcome::LeftAlone(LeftAlone::Derived)),
+        ("a/b/4", localiser),
+        ("ab/5", localiser),
+        ("6", SeenOutcome::Accepted(id(1))),
+    ] {
+        store.put_seen(path.as_bytes(), &SeenFile::new(look, outcome)).unwrap();
+    }
+    // oddscan has moved this one itself, so that no series has changed.
+    let moved = SeenFile::moved_away(look, SeenOutcome::Quarantined, 10);
+    store.put_seen(b"a/7", &moved).unwrap();
+    let is_there = |path: &[u8]| ![&b"a/1"[..], b"a/7", b"6"].contains(&path);
+
+    let found = store.forget_missing(is_there, 20, 100).unwrap();
+    assert_eq!(found.left_alone.len(), 5);
+    assert_eq!(found.shrunk, [(b"a".to_vec(), localiser)].into());
+    let decision = found.shrunk.into_iter().next().unwrap();
+    assert_eq!(store.forget_decision(&decision, |path| path == b"a/2.zip").unwrap(), 1);
+    let is_known = |path: &str| store.seen(path.as_bytes()).unwrap().is_some();
+    let known = ["a/1", "a/2", "a/2.zip", "a/3", "a/b/4", "ab/5", "a/7"].map(is_known);
+    assert_eq!(known, [true, false, true, true, true, true, true]);
+    assert!(store.forget_missing(is_there, 30, 100).unwrap().shrunk.is_empty(), "said once");
+}
+
+#[test]
+fn a_file_of_an_earlier_version_that_was_left_alone_is_still_read() {
+    let old = r#"{"look":{"size":5,"modified_ns":1,"changed_ns":2},"outcome":"quarantined"}"#;
+    let seen: SeenFile = serde_json::from_str(old).unwrap();
+    assert_eq!(seen.outcome, SeenOutcome::Quarantined);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! exactly once, and only when it is whole.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -11,13 +12,14 @@ use std::{
 };
 
 use oddscan::{
-    domain::scan::ScanId,
+    domain::{left_alone::LeftAlone, scan::ScanId},
     nifti::{self, Limits},
     numeric::geometry::{Affine, Shape3},
+    quarantine::entries,
 };
 use rustix::process::Signal;
 
-use crate::support::{Site, brain, is_missing, names, scan_bytes, skip};
+use crate::support::{Site, brain, is_missing, names, oddscan, said as said_by, scan_bytes, skip};
 
 fn pause(milliseconds: u64) {
     thread::sleep(Duration::from_millis(milliseconds));
@@ -181,24 +183,127 @@ fn files_that_are_deleted_at_any_moment_are_no_trouble() {
 }
 
 #[test]
-fn what_is_passed_over_is_said_once_without_names_and_shown() {
+fn an_upload_that_stalls_is_waited_for_and_taken_whole_when_it_goes_on() {
+    let mut site = quiet_site(&["intake.settle_secs = 0.6"]);
+    site.start();
+    let bytes = scan_bytes(1);
+    let mut file = File::create(site.path("incoming/sub-1_T1w.nii.gz")).unwrap();
+    file.write_all(&bytes[..bytes.len() / 2]).unwrap();
+    site.wait("waiting for its end", |site| site.status().n_unfinished == 1);
+    // The sender pauses for longer than a whole file waits.
+    pause(1500);
+    assert_eq!((taken(&site), site.status().n_unfinished), ([0; 3], 1));
+    file.write_all(&bytes[bytes.len() / 2..]).unwrap();
+    drop(file);
+    wait_taken(&site, [1, 0, 0]);
+    assert_eq!(site.status().n_unfinished, 0);
+    assert_eq!(names(&site.path("quarantine")), Vec::<String>::new());
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_refused_file_that_grows_in_quarantine_is_taken_back_and_read_whole() {
+    let mut site = quiet_site(&[]);
+    site.start();
+    let bytes = scan_bytes(1);
+    fs::write(site.path("incoming/sub-1_T1w.nii.gz"), &bytes[..bytes.len() / 2]).unwrap();
+    wait_taken(&site, [0, 0, 1]);
+    // A sender that oddscan could not see goes on through its open file.
+    let refused = site.path("quarantine/truncated/sub-1_T1w.nii.gz/sub-1_T1w.nii.gz");
+    let mut file = File::options().append(true).open(refused).unwrap();
+    file.write_all(&bytes[bytes.len() / 2..]).unwrap();
+    drop(file);
+    wait_taken(&site, [1, 0, 1]);
+    assert_eq!(names(&site.path("quarantine/truncated")), Vec::<String>::new());
+    assert_eq!(fs::read(site.path("incoming/sub-1_T1w.nii.gz")).unwrap(), bytes);
+    assert_eq!(site.metric("oddscan_quarantine_taken_back_total"), 1.0);
+    assert_eq!(site.metric("oddscan_quarantine_files"), 0.0);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_file_that_its_sender_has_open_is_refused_where_it_lies_and_taken_when_it_is_whole() {
+    let mut site = quiet_site(&["intake.settle_secs = 0.2"]);
+    site.start();
+    let bytes = scan_bytes(1);
+    let path = site.path("incoming/sub-1_T1w.nii.gz");
+    let mut file = File::create(&path).unwrap();
+    file.write_all(&bytes[..bytes.len() / 2]).unwrap();
+    wait_taken(&site, [0, 0, 1]);
+    let refused = entries(&site.path("quarantine")).unwrap();
+    assert!(path.is_file() && !refused[0].reason.as_ref().unwrap().moved, "{refused:?}");
+    file.write_all(&bytes[bytes.len() / 2..]).unwrap();
+    drop(file);
+    wait_taken(&site, [1, 0, 1]);
+    assert_eq!(entries(&site.path("quarantine")).unwrap(), [], "the reason no longer applies");
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_scan_whose_ending_is_in_upper_case_is_taken_like_any_other() {
+    let mut site = quiet_site(&[]);
+    site.start();
+    site.drop_in("sub-1_T1w.NII.GZ", &scan_bytes(1));
+    wait_taken(&site, [1, 0, 0]);
+    site.wait("told", |site| site.sidecar("sub-1_T1w").is_some());
+    assert!(site.status().left_alone.is_empty());
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn what_is_left_alone_is_said_once_without_names_counted_by_reason_and_named_on_request() {
     let mut site = quiet_site(&[]);
     site.start();
     let incoming = site.path("incoming");
-    fs::write(incoming.join("DOE^CANARY.mgz"), "FreeSurfer's format").unwrap();
-    fs::write(incoming.join("sub-1_T1w.json"), "{}").unwrap();
-    fs::write(incoming.join("sub-2_T1w.nii.gz.partial"), "on its way").unwrap();
+    let put = |name: &str, bytes: &[u8]| fs::write(incoming.join(name), bytes).unwrap();
+    fs::create_dir(incoming.join(".mount")).unwrap();
+    put(".mount/sub-3_T1w.nii.gz", &scan_bytes(3));
+    put("DOE^CANARY.mgz", b"FreeSurfer's format");
+    put("notes.txt", b"to whom it may concern");
+    // These belong to scans or to the system, or are on their way.
+    for name in ["sub-1_T1w.json", "sub-1_dwi.bval", "Thumbs.db", "sub-2_T1w.nii.gz.partial"] {
+        put(name, b"{}");
+    }
     std::os::unix::fs::symlink("/etc/hostname", incoming.join("link_T1w.nii.gz")).unwrap();
-    site.wait("passed over", |site| site.status().n_passed_over == 2);
+
+    let one_each = |reasons: &[LeftAlone]| -> BTreeMap<LeftAlone, usize> {
+        reasons.iter().map(|&reason| (reason, 1)).collect()
+    };
+    let usual = [LeftAlone::NotAScan, LeftAlone::NotAFile];
+    let four = one_each(&[&usual[..], &[LeftAlone::ForeignFormat, LeftAlone::Hidden]].concat());
+    site.wait("left alone", |site| site.status().left_alone == four);
     wait_taken(&site, [0, 0, 0]);
+    assert_eq!(site.metric("oddscan_left_alone_files{reason=\"hidden\"}"), 1.0);
+    assert_eq!(site.metric("oddscan_left_alone_files{reason=\"too_deep\"}"), 0.0);
     let log = site.log();
-    let said: Vec<&str> = log.lines().filter(|line| line.contains("passed over")).collect();
-    // Both in one listing, or in two.
-    assert!((1..=2).contains(&said.len()), "{said:?}");
+    let said: Vec<&str> = log.lines().filter(|line| line.contains("left alone")).collect();
+    // All in one listing, or in several.
+    assert!((1..=4).contains(&said.len()), "{said:?}");
     assert!(said.iter().all(|line| line.contains("files=")), "{said:?}");
     assert!(!log.contains("CANARY"), "{log}");
+    assert!(!site.get("/status.json").unwrap().contains("CANARY"));
+
+    let status = |more: &[&str]| {
+        let config = site.path("config.toml");
+        let output = oddscan().arg("status").args(more).arg("--config").arg(config).output();
+        let (text, error, code) = said_by(&output.unwrap());
+        assert_eq!(code, Some(0), "{error}");
+        text
+    };
+    assert!(!status(&[]).contains("CANARY"));
+    let text = status(&["--names"]);
+    assert!(
+        text.contains("  1 hidden: in a hidden folder\n    .mount/sub-3_T1w.nii.gz\n"),
+        "{text}"
+    );
+    let json: serde_json::Value = serde_json::from_str(&status(&["--json", "--names"])).unwrap();
+    assert_eq!(json["left_alone_names"]["foreign_format"], serde_json::json!(["DOE^CANARY.mgz"]));
+
+    // Each counts until somebody has dealt with it.
     fs::remove_file(incoming.join("DOE^CANARY.mgz")).unwrap();
-    site.wait("one left", |site| site.status().n_passed_over == 1);
+    fs::rename(incoming.join(".mount"), incoming.join("mount")).unwrap();
+    site.wait("two left", |site| site.status().left_alone == one_each(&usual));
+    wait_taken(&site, [1, 0, 0]);
     assert_eq!(site.stop(), Some(0));
 }
 

@@ -2,7 +2,7 @@
 //! results are compared with those of another one (dcm2niix).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     io::Write,
     path::{Path, PathBuf},
@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use oddscan::quarantine::{ReasonFile, entries, requeue};
+use oddscan::{
+    domain::left_alone::LeftAlone,
+    quarantine::{ReasonFile, entries, requeue},
+};
 
 use crate::{
     goldens::shared,
@@ -261,6 +264,52 @@ fn a_series_with_a_gap_is_waited_for_and_goes_to_quarantine_as_one_entry() {
     let back = requeue(&site.path("quarantine"), &entry.name, &site.path("incoming")).unwrap();
     fs::copy(&broken[9], back.join("missing.dcm")).unwrap();
     site.wait("accepted", |site| site.status().n_accepted == 2);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_zip_that_stalls_is_waited_for_and_taken_whole_when_it_goes_on() {
+    let mut site = Site::new(2, &[&SOON[..], &["intake.settle_secs = 1.0"]].concat());
+    let Some(files) = brain_series(&site.path("made"), 1) else { return };
+    zip_of(&files, &site.path("whole.zip"));
+    let bytes = fs::read(site.path("whole.zip")).unwrap();
+    site.start();
+    let mut zip = fs::File::create(site.path("incoming/stall.zip")).unwrap();
+    zip.write_all(&bytes[..bytes.len() / 2]).unwrap();
+    site.wait("waiting for its end", |site| site.status().n_unfinished == 1);
+    // The sender pauses for longer than a whole file waits.
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!((site.status().n_accepted, site.status().n_quarantined), (0, 0));
+    zip.write_all(&bytes[bytes.len() / 2..]).unwrap();
+    drop(zip);
+    site.wait("accepted", |site| site.status().n_accepted == 1);
+    assert_eq!((site.status().n_unfinished, site.status().n_quarantined), (0, 0));
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn files_that_are_left_alone_are_known_after_a_restart_and_read_again_when_one_of_them_goes() {
+    let mut site = Site::new(2, &SOON);
+    let Some(files) = brain_series(&site.path("made"), 1) else { return };
+    let folder = site.path("incoming/scout");
+    fs::create_dir_all(&folder).unwrap();
+    for file in &files[..2] {
+        fs::copy(file, folder.join(file.file_name().unwrap())).unwrap();
+    }
+    let left_alone = |n_files: usize| BTreeMap::from([(LeftAlone::TooFewSlices, n_files)]);
+    let ignored = "oddscan_ingest_volumes_total{result=\"ignored\"}";
+    let few = "oddscan_left_alone_files{reason=\"too_few_slices\"}";
+    site.start();
+    site.wait("left alone", |site| site.status().left_alone == left_alone(2));
+    assert_eq!((site.metric(ignored), site.metric(few)), (1.0, 2.0));
+    assert_eq!(site.stop(), Some(0));
+    site.start();
+    site.wait("known", |site| site.status().left_alone == left_alone(2));
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(site.metric(ignored), 0.0, "not read again");
+    fs::remove_file(folder.join(files[0].file_name().unwrap())).unwrap();
+    site.wait("read again", |site| site.metric(ignored) == 1.0);
+    site.wait("one left", |site| site.status().left_alone == left_alone(1));
     assert_eq!(site.stop(), Some(0));
 }
 

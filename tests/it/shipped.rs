@@ -13,6 +13,7 @@ use oddscan::{
     domain::{
         DeviceMemory,
         error::{QuarantineReason, Refusal},
+        left_alone::LeftAlone,
     },
     metrics::{
         DirectoryKind, EvictionReason, Fallback, IngestResult, MAX_COHORTS, Metrics, OutputKind,
@@ -65,6 +66,8 @@ fn exercised() -> Metrics {
     metrics.listed(1_700_000_000);
     metrics.quarantined(QuarantineReason::Truncated);
     metrics.quarantine_files(1);
+    metrics.taken_back();
+    metrics.left_alone(LeftAlone::Localiser, 3);
     let refusal =
         Refusal::new(QuarantineReason::Truncated, "10 bytes", "352 bytes", "export again");
     for &stage in Stage::ALL {

@@ -6,10 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    domain::scan::FileStamp,
-    ingest::{self, Settling},
-};
+use crate::{domain::scan::FileStamp, ingest::Settling};
 
 /// DICOM files that are not converted yet.
 #[derive(Default)]
@@ -37,12 +34,10 @@ impl Bundles {
         self.waiting.len()
     }
 
-    /// Files that are neither NIfTI by their names nor DICOM. JSON files are left out: they
-    /// describe scans beside them.
-    pub(super) fn others(&self) -> impl Iterator<Item = PathBuf> {
-        let others = self.marked.iter().filter(|(_, (_, is_marked))| !is_marked);
-        let others = others.map(|(path, _)| path);
-        others.filter(|path| !ingest::has_ending(path, &["json"])).cloned()
+    /// Files that are neither NIfTI by their names nor DICOM.
+    pub(super) fn unmarked(&self) -> impl Iterator<Item = &PathBuf> {
+        let unmarked = self.marked.iter().filter(|(_, (_, is_marked))| !is_marked);
+        unmarked.map(|(path, _)| path)
     }
 
     /// Whether a bundle failed and is tried again.

@@ -1,13 +1,20 @@
-//! Refuses a file, or tries it again later.
+//! Refuses a file, tries it again later, or takes it back from quarantine.
 
-use std::{io, path::Path, time::Instant};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::{Intake, MAX_OUTAGE, MAX_PAUSE, MAX_READS, Trouble, seen_key};
+use super::{
+    Intake, MAX_OUTAGE, MAX_PAUSE, MAX_READS, MAX_RECHECKED, PATIENCE, Trouble, below, seen_key,
+};
 use crate::{
     domain::error::{QuarantineReason, Refusal, ScanError},
-    ingest::{self, Candidate},
+    files::are_open_for_writing,
+    ingest::{self, Candidate, has_ending},
     metrics::{IngestResult, Stage},
     pipeline::now_secs,
     quarantine,
@@ -22,6 +29,14 @@ impl Intake {
         incoming: &Path,
         error: ScanError,
     ) -> Result<(), ScanError> {
+        if let ScanError::Refused(refusal) = &error
+            && self.may_be_unfinished(refusal, std::slice::from_ref(&candidate.path))
+        {
+            debug!(%refusal, path = %candidate.path.display(), "a file may not be whole yet");
+            self.unfinished.insert(candidate.path.clone(), candidate.look);
+            return self.look_again(candidate, incoming);
+        }
+
         self.shared.metrics.stage_failed(Stage::Decode, &error);
         match error {
             ScanError::Device(_) | ScanError::Store(_) => return Err(error),
@@ -57,6 +72,54 @@ impl Intake {
         Ok(())
     }
 
+    /// Whether files lack only their end, or have a writer, and have not been still for long enough
+    /// to be refused because of it.
+    pub(super) fn may_be_unfinished(&self, refusal: &Refusal, files: &[PathBuf]) -> bool {
+        files.iter().all(|file| self.is_within_patience(file))
+            && (refusal.reason == QuarantineReason::Truncated || are_open_for_writing(files))
+    }
+
+    /// Whether a file has changed within the time that a file without its end gets.
+    pub(super) fn is_within_patience(&self, file: &Path) -> bool {
+        let (now, config) = (Instant::now(), self.shared.config());
+        let is_slice = self.bundles.settling.knows(file) && !has_ending(file, &["zip"]);
+        let settle = if is_slice { config.intake.series_settle } else { config.intake.settle };
+        let still = self.settling.still_for(file, now);
+        let still = still.or_else(|| self.bundles.settling.still_for(file, now));
+        still.is_some_and(|still| still < settle * PATIENCE)
+    }
+
+    /// Whether a file has no decision yet.
+    pub(super) fn is_waiting(&self, file: &Path) -> bool {
+        self.settling.knows(file) || self.bundles.settling.knows(file)
+    }
+
+    /// Puts files back that somebody has written to since they were refused: their sender had
+    /// stalled. A file whose place is taken stays in quarantine.
+    pub(super) fn take_back_changed(&mut self, incoming: &Path) {
+        let quarantine = self.shared.config().directories.quarantine.clone();
+        // A quarantine that cannot be read is reported elsewhere.
+        let changed =
+            self.recheck.changed(&quarantine, incoming, MAX_RECHECKED).unwrap_or_default();
+        if self.is_paused {
+            return;
+        }
+
+        for name in changed {
+            match quarantine::requeue(&quarantine, &name, incoming) {
+                Ok(_) => {
+                    debug!(name = %name.display(), "taken back");
+                    info!("a file in quarantine has changed; it is back and is read again");
+                    self.shared.metrics.taken_back();
+                }
+                Err(error) => {
+                    debug!(%error, name = %name.display(), "a changed file cannot be taken back");
+                }
+            }
+        }
+        self.shared.metrics.quarantine_files(quarantine::count_quarantined(&quarantine));
+    }
+
     /// Tries a file again after a pause that doubles each time.
     pub(super) fn try_later(&mut self, candidate: &Candidate) -> &Trouble {
         let now = Instant::now();
@@ -81,10 +144,14 @@ impl Intake {
         }
         let config = self.shared.config();
         let folder = &config.directories.quarantine;
-        let came_from = candidate.path.strip_prefix(incoming).unwrap_or(&candidate.path);
-        debug!(path = %candidate.path.display(), "to quarantine");
-        let moved = quarantine::quarantine(folder, &candidate.path, came_from, refusal, now_secs());
-        if let Err(error) = moved {
+        let (path, came_from) = (&candidate.path, below(incoming, &candidate.path));
+        debug!(path = %path.display(), "to quarantine");
+        let refused = if are_open_for_writing(std::slice::from_ref(path)) {
+            quarantine::refuse_in_place(folder, path, came_from, refusal, now_secs())
+        } else {
+            quarantine::quarantine(folder, path, came_from, refusal, now_secs())
+        };
+        if let Err(error) = refused {
             warn!(error = %error.kind(), "quarantine is not available; a refused file waits");
             self.try_later(candidate);
             return self.look_again(candidate, incoming);
@@ -114,6 +181,17 @@ impl Intake {
         outcome: SeenOutcome,
     ) -> Result<(), ScanError> {
         let key = seen_key(incoming, &candidate.path);
-        Ok(self.shared.store.put_seen(&key, &SeenFile::new(candidate.look, outcome))?)
+        let seen = decision_about(candidate, outcome);
+        Ok(self.shared.store.put_seen(&key, &seen)?)
     }
+}
+
+/// A decision about a file. A refused file that is no longer there has been moved by oddscan
+/// itself, so that its going changes nothing for the files beside it.
+pub(super) fn decision_about(candidate: &Candidate, outcome: SeenOutcome) -> SeenFile {
+    let look = candidate.look;
+    if outcome == SeenOutcome::Quarantined && ingest::look_at(&candidate.path).is_err() {
+        return SeenFile::moved_away(look, outcome, now_secs());
+    }
+    SeenFile::new(look, outcome)
 }

@@ -18,25 +18,24 @@ use super::{
     super::{MAX_CRASHES, board::StageName, now_secs},
     Companions, Intake, MAX_PAUSE, Whole, below,
     bundles::Pause,
-    poison, seen_key,
+    poison,
+    refuse::decision_about,
+    seen_key,
 };
 use crate::{
     domain::{
         error::{QuarantineReason, Refusal, ScanError},
+        left_alone::LeftAlone,
         patient::Patient,
         scan::DicomFacts,
     },
-    files::fresh_folder,
+    files::{are_open_for_writing, fresh_folder},
     ingest::{self, Bundle, Candidate, Patterns, Settled},
     metrics::{IngestResult, SeenBy, Stage},
     process::convert::{self, Event, FileState},
     quarantine,
-    store::{SeenFile, SeenOutcome},
+    store::SeenOutcome,
 };
-
-/// A series with gaps waits this many times as long as a complete one: slices may arrive late and
-/// in any order.
-const PATIENCE: u32 = 10;
 
 /// Unreadable files are tried this many times. That takes about three quarters of an hour.
 const MAX_FAILURES: u32 = 10;
@@ -231,7 +230,7 @@ impl Intake {
                     decided.later.extend(inputs);
                 }
                 Event::Refused { name, refusal, may_grow, inputs } => {
-                    if *may_grow && self.may_still_grow(unit, inputs) {
+                    if *may_grow && self.may_still_grow(unit, refusal, inputs) {
                         debug!(%refusal, "a series may still be growing");
                     } else {
                         refused.push((name, refusal.clone(), inputs));
@@ -248,12 +247,13 @@ impl Intake {
             self.refuse_series(unit, name, &refusal, inputs, &mut decided)?;
         }
         for event in events {
-            let Event::Skipped { name, why, inputs, .. } = event else { continue };
+            let Event::Skipped { name, reason, why, inputs } = event else { continue };
             debug!(name, folder = %unit.bundle.path.display(), "left alone");
-            self.leave_alone(unit, why, &decided.without(inputs))?;
+            self.leave_alone(unit, *reason, why, &decided.without(inputs))?;
         }
 
-        self.leave_alone(unit, "not mentioned by the converter", &unit.unmentioned(events))?;
+        let (reason, unmentioned) = (LeftAlone::Unmentioned, unit.unmentioned(events));
+        self.leave_alone(unit, reason, &reason.to_string(), &unmentioned)?;
         self.write_down(unit, &decided)?;
         Ok(!decided.later.is_empty() && !self.shared.stopping())
     }
@@ -269,16 +269,24 @@ impl Intake {
         Ok(())
     }
 
-    /// Whether slices may still arrive that fill the gaps.
-    fn may_still_grow(&self, unit: &Unit<'_>, inputs: &[usize]) -> bool {
-        let patience = self.shared.config().intake.series_settle * PATIENCE;
-        !unit.bundle.is_zip && unit.since_last(inputs) < patience
+    /// Whether slices may still arrive that fill the gaps, or the end of a file that lacks it.
+    fn may_still_grow(&mut self, unit: &Unit<'_>, refusal: &Refusal, inputs: &[usize]) -> bool {
+        let is_new = |input: &&usize| unit.members[**input].standing == FileState::New;
+        let new = || inputs.iter().filter(is_new).map(|&input| unit.members[input].file);
+        // The last file that came or changed counts: slices come one after the other.
+        let has_time = new().any(|file| self.is_within_patience(&file.path));
+        if refusal.reason == QuarantineReason::Truncated && has_time {
+            self.unfinished.extend(new().map(|file| (file.path.clone(), file.look)));
+            return true;
+        }
+        has_time && !unit.bundle.is_zip
     }
 
     /// Remembers files that are not scans for oddscan, so that they are not converted again.
     fn leave_alone(
         &mut self,
         unit: &Unit<'_>,
+        reason: LeftAlone,
         why: &str,
         inputs: &[usize],
     ) -> Result<(), ScanError> {
@@ -291,7 +299,7 @@ impl Intake {
             n_files = inputs.len(),
             "a series is not supported; it stays in the incoming folder"
         );
-        self.remember_files(unit, inputs, SeenOutcome::Quarantined)
+        self.remember_files(unit, inputs, SeenOutcome::LeftAlone(reason))
     }
 
     /// Reads one volume like a NIfTI file, and only once.
@@ -376,9 +384,10 @@ impl Intake {
         let is_decided = !matches!(outcome, SeenOutcome::Reading { .. });
         for &input in inputs {
             let file = unit.members[input].file;
-            self.shared.store.put_seen(&unit.key(input), &SeenFile::new(file.look, outcome))?;
+            self.shared.store.put_seen(&unit.key(input), &decision_about(file, outcome))?;
             if is_decided {
                 self.bundles.settling.forget(&file.path);
+                self.unfinished.remove(&file.path);
             }
         }
         Ok(())
@@ -409,17 +418,28 @@ impl Intake {
 
         let files: Vec<PathBuf> =
             left.iter().map(|&input| unit.members[input].file.path.clone()).collect();
+        let has_writer = are_open_for_writing(&files);
+        if has_writer && files.iter().any(|file| self.is_within_patience(file)) {
+            decided.later.extend(inputs);
+            return Ok(());
+        }
         let folder = self.shared.config().directories.quarantine.clone();
         debug!(folder = %unit.bundle.path.display(), "to quarantine");
         let moved = if let [file] = &files[..] {
             let came_from = file.strip_prefix(unit.incoming).unwrap_or(file);
-            quarantine::quarantine(&folder, file, came_from, refusal, now_secs())
+            if has_writer {
+                quarantine::refuse_in_place(&folder, file, came_from, refusal, now_secs())
+            } else {
+                quarantine::quarantine(&folder, file, came_from, refusal, now_secs())
+            }
         } else {
             let parent = unit.bundle.path.strip_prefix(unit.incoming).unwrap_or(Path::new(""));
             let parent = if unit.bundle.is_zip { parent.parent() } else { Some(parent) };
             let name = if name.is_empty() { "series" } else { name };
             let came_from = parent.unwrap_or(Path::new("")).join(name);
-            quarantine::quarantine_series(&folder, &files, &came_from, refusal, now_secs())
+            // Without files, only the reason is written.
+            let files = if has_writer { &[] } else { &files[..] };
+            quarantine::quarantine_series(&folder, files, &came_from, refusal, now_secs())
         };
         if let Err(error) = moved {
             warn!(error = %error.kind(), "quarantine is not available; a refused series waits");
@@ -494,13 +514,6 @@ impl Unit<'_> {
     /// Time since the first of the files was seen.
     fn waited(&self, inputs: &[usize]) -> Duration {
         inputs.iter().map(|&input| self.members[input].waited).max().unwrap_or_default()
-    }
-
-    /// Time since the last of the new files was seen.
-    fn since_last(&self, inputs: &[usize]) -> Duration {
-        let new = inputs.iter().map(|&input| &self.members[input]);
-        let new = new.filter(|member| member.standing == FileState::New);
-        new.map(|member| member.waited).min().unwrap_or_default()
     }
 
     /// New files without an event. There are none unless the converter has a fault. In that case

@@ -106,7 +106,8 @@ pub(super) const ROWS: &[Row] = &[
         "pipeline",
         "numeric domain files nifti companions compute store ingest watcher quarantine report \
          metrics process config engine prepare results",
-        "std::fs std::os std::thread std::time rayon rustix serde serde_json tempfile tokio tracing",
+        "std::fs std::os std::thread std::time rayon rustix serde serde_json tempfile tokio \
+         tracing",
     ),
     row(
         "service",
