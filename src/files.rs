@@ -32,6 +32,16 @@ impl From<CopyError> for io::Error {
     }
 }
 
+/// The deepest folder that holds all files. Empty if they have none in common.
+pub(crate) fn common_folder<'p>(files: impl IntoIterator<Item = &'p Path>) -> &'p Path {
+    let mut folders = files.into_iter().filter_map(Path::parent);
+    let first = folders.next().unwrap_or(Path::new(""));
+    folders.fold(first, |common, folder| {
+        let holds = |above: &&Path| folder.starts_with(above);
+        common.ancestors().find(holds).unwrap_or(Path::new(""))
+    })
+}
+
 /// Opens a file that others may exchange at any time. A link in its place would lead the service to
 /// a file that only the service may read. A pipe would block the service for ever.
 pub fn open_regular(path: &Path) -> io::Result<File> {
@@ -224,6 +234,19 @@ fn unless_absent(removed: io::Result<()>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_common_folder_is_the_deepest_that_holds_all() {
+        for (files, common) in [
+            (&["/in/a/1", "/in/a/2"][..], "/in/a"),
+            (&["/in/a/b/1", "/in/a/c/1", "/in/a/2"], "/in/a"),
+            (&["/in/ab/1", "/in/a/1"], "/in"),
+            (&["a/1", "b/1"], ""),
+            (&[], ""),
+        ] {
+            assert_eq!(common_folder(files.iter().map(Path::new)), Path::new(common), "{files:?}");
+        }
+    }
 
     #[test]
     fn a_failed_write_leaves_the_old_file_and_no_leftover() {

@@ -14,7 +14,7 @@ use tracing::warn;
 
 use crate::{
     domain::error::Refusal,
-    files::{move_file, remove_if_there, sync_folder, write_by_way_of},
+    files::{common_folder, move_file, remove_if_there, sync_folder, write_by_way_of},
 };
 
 const REASON: &str = "reason.json";
@@ -150,6 +150,9 @@ pub fn refuse_in_place(
 /// Moves the files of a refused series to `<quarantine>/<reason>/<name>/<name>/`, with one
 /// `reason.json` beside that folder. The name is that of `came_from`, which need not exist.
 ///
+/// Files from several folders keep the folders that they do not have in common: two of them may
+/// have one name.
+///
 /// Without files, only the reason is written. Files that cannot be moved stay where they are, and
 /// the reason says so.
 pub fn quarantine_series(
@@ -165,11 +168,9 @@ pub fn quarantine_series(
     let target = folder.join(name);
     fs::create_dir(&target)?;
 
-    let has_moved = |file: &PathBuf| match file.file_name() {
-        Some(name) => move_file(file, &target.join(name)).is_ok(),
-        None => false,
-    };
-    let n_moved = files.iter().filter(|file| has_moved(file)).count();
+    let common = common_folder(files.iter().map(PathBuf::as_path));
+    let has_moved = |file: &&PathBuf| move_below(file, common, &target).is_ok();
+    let n_moved = files.iter().filter(has_moved).count();
 
     let moved_first = files.first().and_then(|file| number_of(&target.join(file.file_name()?)));
     if n_moved < files.len() || files.is_empty() {
@@ -182,11 +183,22 @@ pub fn quarantine_series(
     }
     if n_moved == 0 {
         // An empty folder would look like something that can be put back.
-        fs::remove_dir(&target)?;
+        fs::remove_dir_all(&target)?;
     }
 
     sync_folder(&folder)?;
     Ok(folder)
+}
+
+/// Moves a file to the place below `target` that it has below `common`.
+fn move_below(file: &Path, common: &Path, target: &Path) -> io::Result<()> {
+    let place = file.strip_prefix(common).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let place = target.join(place);
+    if place.symlink_metadata().is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    fs::create_dir_all(place.parent().unwrap_or(target))?;
+    move_file(file, &place)
 }
 
 /// Makes a folder with the reason and its picture. Both must exist before the files that they
@@ -569,7 +581,7 @@ mod tests {
         let files = ["reason.json", "b.dcm"].map(|name| incoming.join("study").join(name));
         files.iter().for_each(|file| fs::write(file, "x").unwrap());
         let refusal = Refusal::new(QuarantineReason::BadHeader, "a gap", "none", "export again");
-        let gone = [&files[..], &[incoming.join("gone.dcm")]].concat();
+        let gone = [&files[..], &[incoming.join("study/gone.dcm")]].concat();
         let place = quarantine_series(&q, &gone, Path::new("study/5_T1"), &refusal, 7).unwrap();
         assert_eq!((count_quarantined(&q), entries(&q).unwrap().len()), (1, 1));
         assert!(!read_reason(&place).unwrap().moved, "one was gone");
@@ -581,6 +593,28 @@ mod tests {
         let gone = [incoming.join("gone.dcm")];
         quarantine_series(&q, &gone, Path::new("6_T2"), &refusal, 7).unwrap();
         assert!(requeue(&q, Path::new("bad_header/6_T2"), &incoming).is_err());
+    }
+
+    #[test]
+    fn files_of_one_name_from_several_folders_are_kept_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let (q, incoming) = (folder.path().join("q"), folder.path().join("in"));
+        let files = ["cd/a/IM1", "cd/b/IM1", "cd/b/c/IM2"].map(|name| incoming.join(name));
+        for file in &files {
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, file.as_os_str().as_encoded_bytes()).unwrap();
+        }
+        let refusal = Refusal::new(QuarantineReason::BadHeader, "a gap", "none", "export again");
+        let place = quarantine_series(&q, &files, Path::new("cd/5_T1"), &refusal, 7).unwrap();
+        assert!(read_reason(&place).unwrap().moved);
+        assert!(files.iter().all(|file| !file.exists()));
+
+        let back = requeue(&q, Path::new("bad_header/5_T1"), &incoming).unwrap();
+        assert_eq!(back, incoming.join("cd/5_T1"));
+        for (file, name) in files.iter().zip(["a/IM1", "b/IM1", "b/c/IM2"]) {
+            let content = fs::read(back.join(name)).unwrap();
+            assert_eq!(content, file.as_os_str().as_encoded_bytes());
+        }
     }
 
     #[test]
