@@ -244,47 +244,35 @@ impl Listed<'_> {
     }
 }
 
-/// Files that are converted together: the DICOM files directly in one folder, or one zip file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bundle {
-    /// Path of the folder or of the zip file.
-    pub path: PathBuf,
-    /// Whether it is a zip file. Then `files` holds only the zip file itself.
-    pub is_zip: bool,
-    /// Files, sorted by path.
-    pub files: Vec<Candidate>,
-}
-
-/// All DICOM files and zip files below `folder`, by folder. Where the name does not tell,
+/// All DICOM files and zip files below `folder`, sorted by path. Where the name does not tell,
 /// `has_mark` decides whether a file is DICOM; see [`has_dicom_mark`].
-pub fn list_bundles(
+pub fn list_dicom(
     folder: &Path,
     patterns: &Patterns,
     mut has_mark: impl FnMut(&Candidate) -> bool,
     mut alive: impl FnMut(),
-) -> io::Result<Vec<Bundle>> {
+) -> io::Result<Vec<Candidate>> {
     let mut found = Vec::new();
-    collect_bundles(folder, patterns, MAX_DEPTH, &mut found, &mut has_mark, &mut alive)?;
+    collect_dicom(folder, patterns, MAX_DEPTH, &mut found, &mut has_mark, &mut alive)?;
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
 
-fn collect_bundles(
+fn collect_dicom(
     folder: &Path,
     patterns: &Patterns,
     depth: usize,
-    found: &mut Vec<Bundle>,
+    found: &mut Vec<Candidate>,
     has_mark: &mut dyn FnMut(&Candidate) -> bool,
     alive: &mut dyn FnMut(),
 ) -> io::Result<()> {
-    let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         alive();
         let entry = entry?;
         let (path, kind) = (entry.path(), entry.file_type()?);
         if kind.is_dir() {
             if depth > 0 && !hidden(&path) && !patterns.is_scan(&path) {
-                collect_bundles(&path, patterns, depth - 1, found, has_mark, alive).ok();
+                collect_dicom(&path, patterns, depth - 1, found, has_mark, alive).ok();
             }
             continue;
         }
@@ -295,19 +283,17 @@ fn collect_bundles(
 
         let Ok(look) = look_at(&path) else { continue };
         let candidate = Candidate { path, look };
-        if has_ending(&candidate.path, &["zip"]) {
-            let path = candidate.path.clone();
-            found.push(Bundle { path, is_zip: true, files: vec![candidate] });
-        } else if has_ending(&candidate.path, &["dcm", "ima"]) || has_mark(&candidate) {
-            files.push(candidate);
+        let is_named = is_zip(&candidate.path) || has_ending(&candidate.path, &["dcm", "ima"]);
+        if is_named || has_mark(&candidate) {
+            found.push(candidate);
         }
     }
-
-    if !files.is_empty() {
-        files.sort_by(|a, b| a.path.cmp(&b.path));
-        found.push(Bundle { path: folder.to_owned(), is_zip: false, files });
-    }
     Ok(())
+}
+
+/// Whether a file is a zip by its name.
+pub fn is_zip(path: &Path) -> bool {
+    has_ending(path, &["zip"])
 }
 
 /// Whether a file's name has one of these endings. Upper and lower case count as equal.
@@ -529,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn dicom_files_are_found_by_name_or_mark_and_bundled_by_folder() {
+    fn dicom_files_are_found_by_name_or_mark() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         let marked = [&[0; 128][..], b"DICM"].concat();
@@ -545,22 +531,11 @@ mod tests {
         std::os::unix::fs::symlink(root.join("a/x.dcm"), root.join("a/link.dcm")).unwrap();
         std::os::unix::fs::symlink(root.join("a"), root.join("link")).unwrap();
         let found =
-            list_bundles(root, &patterns(), |file| has_dicom_mark(&file.path), || {}).unwrap();
-        let names: Vec<(&Path, bool, Vec<&Path>)> = found
-            .iter()
-            .map(|bundle| {
-                let name = |path| Path::strip_prefix(path, root).unwrap();
-                let files = bundle.files.iter().map(|file| name(&file.path)).collect();
-                (name(&bundle.path), bundle.is_zip, files)
-            })
-            .collect();
-        let in_a = ["a/2.IMA", "a/IM001", "a/line\nbreak", "a/x.dcm"].map(Path::new).to_vec();
-        let wanted = [
-            (Path::new("a"), false, in_a),
-            (Path::new("a/b"), false, vec![Path::new("a/b/y.dcm")]),
-            (Path::new("b.zip"), true, vec![Path::new("b.zip")]),
-        ];
-        assert_eq!(names, wanted);
+            list_dicom(root, &patterns(), |file| has_dicom_mark(&file.path), || {}).unwrap();
+        let names: Vec<&Path> =
+            found.iter().map(|file| file.path.strip_prefix(root).unwrap()).collect();
+        let wanted = ["a/2.IMA", "a/IM001", "a/b/y.dcm", "a/line\nbreak", "a/x.dcm", "b.zip"];
+        assert_eq!(names, wanted.map(Path::new));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `oddscan dicom`: converts DICOM series to NIfTI. The daemon runs it as a separate process.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, File},
     io::{self, Read, Write},
     panic::AssertUnwindSafe,
@@ -23,13 +23,14 @@ use crate::{
             Refusal, panic_text,
         },
         left_alone::LeftAlone,
+        series_key::SeriesKey,
     },
     files,
     ingest::{self, Patterns},
     nifti::{self, Limits},
     process::{
         child::{self, Confines, Memory},
-        convert::{Event, FileState, decode_list, max_unpacked_bytes},
+        convert::{Bounds, Event, FileState, Listed, MAX_KEYS, decode_list, max_unpacked_bytes},
     },
 };
 
@@ -48,6 +49,12 @@ pub(super) struct Arguments {
     max_voxels: u64,
     #[arg(long, hide = true, default_value_t = u64::MAX)]
     max_file_bytes: u64,
+    #[arg(long, hide = true, default_value_t = u64::MAX)]
+    max_volumes: u64,
+    #[arg(long, hide = true, default_value_t = u64::MAX)]
+    max_bytes: u64,
+    #[arg(long, hide = true, default_value_t = u64::MAX)]
+    max_unknown: u64,
     /// Largest address space of this process.
     #[arg(long, hide = true)]
     memory_bytes: Option<u64>,
@@ -61,8 +68,26 @@ struct Input {
     standing: FileState,
 }
 
+/// A zip whose members were read.
+struct Zip {
+    /// Its members with a header that can be read, and the series that they name.
+    members: Vec<(PathBuf, SeriesKey)>,
+    n_bytes: u64,
+    /// Whether its members lie unpacked in their folder.
+    is_unpacked: bool,
+    /// Whether one of its studies was converted in this run.
+    is_begun: bool,
+}
+
 /// Largest number of files in a zip.
 const MAX_MEMBERS: usize = 100_000;
+
+/// The zips of one study may unpack to this many times the limit of one zip.
+const MAX_ZIPS_OF_STUDY: u64 = 4;
+
+/// Headers of new files that are kept until their study is converted, so that most are read once.
+/// One takes a few KB.
+const MAX_KEPT: usize = 4000;
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let limits =
@@ -71,7 +96,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         confine(arguments, &limits).map_err(|error| Failure::new(INTERNAL, error))?;
     }
 
-    let listed = if arguments.listed { listed()? } else { expand(&arguments.inputs)? };
+    let mut listed = if arguments.listed { listed()? } else { expand(&arguments.inputs)? };
     fs::create_dir_all(&arguments.out).map_err(|error| cannot_write(&arguments.out, &error))?;
     let unpacked = tempfile::Builder::new().prefix(".unpacked").tempdir_in(&arguments.out);
     let unpacked = unpacked.map_err(|error| cannot_write(&arguments.out, &error))?;
@@ -80,12 +105,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         out: &arguments.out,
         unpacked: unpacked.path(),
         limits,
-        names: (!arguments.listed).then(|| listed.iter().map(|(_, path)| path.clone()).collect()),
+        bounds: Bounds {
+            max_volumes: arguments.max_volumes,
+            max_bytes: arguments.max_bytes,
+            max_unknown: arguments.max_unknown,
+        },
+        names: (!arguments.listed).then(|| listed.iter().map(|file| file.path.clone()).collect()),
+        zips: BTreeMap::new(),
+        kept: HashMap::new(),
+        is_quiet: false,
         stems: BTreeSet::new(),
         n_converted: 0,
         n_refused: 0,
     };
-    session.convert_all(&listed).map_err(|error| match error.kind() {
+    session.convert_all(&mut listed).map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Failure::of_output(error),
         _ => cannot_write(&arguments.out, &error),
     })?;
@@ -110,14 +143,14 @@ fn confine(arguments: &Arguments, limits: &Limits) -> io::Result<()> {
     })
 }
 
-fn listed() -> Result<Vec<(FileState, PathBuf)>, Failure> {
+fn listed() -> Result<Vec<Listed>, Failure> {
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes).map_err(|error| Failure::new(IO, error))?;
     decode_list(&bytes).ok_or_else(|| Failure::new(USAGE, "a list in the daemon's form is needed"))
 }
 
 /// The named DICOM files and zips, and those in named folders.
-fn expand(named: &[PathBuf]) -> Result<Vec<(FileState, PathBuf)>, Failure> {
+fn expand(named: &[PathBuf]) -> Result<Vec<Listed>, Failure> {
     let config = Config::parse("").map_err(|error| Failure::new(INTERNAL, error))?;
     let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
         .map_err(|error| Failure::new(INTERNAL, error))?;
@@ -129,45 +162,230 @@ fn expand(named: &[PathBuf]) -> Result<Vec<(FileState, PathBuf)>, Failure> {
             continue;
         }
         let has_mark = |file: &ingest::Candidate| ingest::has_dicom_mark(&file.path);
-        let bundles = ingest::list_bundles(path, &patterns, has_mark, || {})
+        let found = ingest::list_dicom(path, &patterns, has_mark, || {})
             .map_err(|e| Failure::new(IO, format!("cannot list {}: {e}", path.display())))?;
-        files.extend(bundles.into_iter().flat_map(|bundle| bundle.files).map(|file| file.path));
+        files.extend(found.into_iter().map(|file| file.path));
     }
-    Ok(files.into_iter().map(|path| (FileState::New, path)).collect())
+    Ok(files.into_iter().map(Listed::new).collect())
+}
+
+/// The series that are not tried in this run.
+fn paused(listed: &[Listed]) -> HashSet<SeriesKey> {
+    let paused = listed.iter().filter(|file| file.state == FileState::Paused);
+    paused.flat_map(|file| file.series.iter().flatten()).copied().collect()
+}
+
+/// The studies with a new file of a series that is not paused, each with the positions of its
+/// files, in the order of the first such files.
+///
+/// A zip that was decided earlier is unpacked again only for its own series: archives often send
+/// one zip for each series of a study.
+fn studies(listed: &[Listed], paused: &HashSet<SeriesKey>) -> Vec<(u64, Vec<usize>)> {
+    let mut order: HashMap<u64, usize> = HashMap::new();
+    let mut new_series: HashSet<SeriesKey> = HashSet::new();
+    for file in listed.iter().filter(|file| file.state == FileState::New) {
+        for &key in file.series.iter().flatten().filter(|key| !paused.contains(key)) {
+            let n_studies = order.len();
+            order.entry(key.study).or_insert(n_studies);
+            new_series.insert(key);
+        }
+    }
+
+    let mut studies: Vec<(u64, Vec<usize>)> = vec![(0, Vec::new()); order.len()];
+    for (&study, &index) in &order {
+        studies[index].0 = study;
+    }
+    for (number, file) in listed.iter().enumerate() {
+        let is_old_zip = file.state == FileState::Known && ingest::is_zip(&file.path);
+        for key in file.series.iter().flatten() {
+            let Some(&index) = order.get(&key.study) else { continue };
+            let files = &mut studies[index].1;
+            if files.last() != Some(&number) && (!is_old_zip || new_series.contains(key)) {
+                files.push(number);
+            }
+        }
+    }
+    studies
+}
+
+fn key_of(head: &Head) -> SeriesKey {
+    SeriesKey::new(head.patient.as_ref(), &head.study_uid, &head.series_uid)
 }
 
 struct Session<'a> {
     out: &'a Path,
     unpacked: &'a Path,
     limits: Limits,
+    bounds: Bounds,
     /// Names of the inputs, if a person reads the lines.
     names: Option<Vec<PathBuf>>,
+    /// The zips that were read, by their positions in the list.
+    zips: BTreeMap<usize, Zip>,
+    /// Headers of new files whose study is not converted yet.
+    kept: HashMap<PathBuf, Head>,
+    /// Whether faults remain unsaid: an earlier run has said them, or the file is not whole yet.
+    is_quiet: bool,
     stems: BTreeSet<String>,
     n_converted: usize,
     n_refused: usize,
 }
 
 impl Session<'_> {
-    fn convert_all(&mut self, listed: &[(FileState, PathBuf)]) -> io::Result<()> {
-        let mut inputs = Vec::new();
-        for (number, (standing, path)) in listed.iter().enumerate() {
-            if ingest::has_ending(path, &["zip"]) {
-                let files = self.unpack(number, path)?;
-                inputs.extend(files.into_iter().map(|path| Input {
-                    path,
-                    number,
-                    standing: *standing,
-                }));
-            } else {
-                inputs.push(Input { path: path.clone(), number, standing: *standing });
-            }
+    /// Converts the series that new files belong to. It reads the headers of unknown files first,
+    /// and then works on one study after the other, so that memory and disk hold no more than one.
+    fn convert_all(&mut self, listed: &mut [Listed]) -> io::Result<()> {
+        if !self.learn(listed)? {
+            // A series may still lack files that are not read yet.
+            let new = (0..listed.len()).filter(|&number| listed[number].state == FileState::New);
+            let inputs = new.collect();
+            return self.say(&Event::Postponed { inputs });
         }
 
+        let paused = paused(listed);
+        for (number, file) in listed.iter().enumerate() {
+            let mut keys = file.series.iter().flatten().peekable();
+            let is_new = file.state == FileState::New && keys.peek().is_some();
+            if is_new && keys.all(|key| paused.contains(key)) {
+                self.say(&Event::Waiting { inputs: vec![number] })?;
+            }
+        }
+        for (study, numbers) in studies(listed, &paused) {
+            self.convert_study(study, &numbers, listed)?;
+        }
+        Ok(())
+    }
+
+    /// Reads which series the files belong to, as far as nobody knows it. False if the run ends
+    /// before everything is known that new files need.
+    fn learn(&mut self, listed: &mut [Listed]) -> io::Result<bool> {
+        let is_unknown = |file: &Listed| match &file.series {
+            None => true,
+            // A new file has to say what is wrong with it, or all of its series.
+            Some(series) if file.state == FileState::New => {
+                series.is_empty() || series.len() >= MAX_KEYS
+            }
+            Some(_) => false,
+        };
+        let new = listed.iter().filter(|file| file.state == FileState::New);
+        let folders: HashSet<PathBuf> =
+            new.filter_map(|file| file.path.parent()).map(Path::to_owned).collect();
+        let is_beside_new =
+            |file: &Listed| file.path.parent().is_some_and(|folder| folders.contains(folder));
+
+        // Files that were decided by an earlier version have no series yet. Those beside a new file
+        // may well be of its series. The others are read little by little.
+        let urgency = |file: &Listed| match file.state {
+            FileState::New => 0,
+            FileState::Paused => 1,
+            FileState::Known if is_beside_new(file) => 1,
+            FileState::Growing => 2,
+            FileState::Known => 3,
+        };
+        let mut unknown: Vec<(u8, usize)> = (0..listed.len())
+            .filter(|&number| is_unknown(&listed[number]))
+            .map(|number| (urgency(&listed[number]), number))
+            .collect();
+        unknown.sort_unstable();
+
+        let mut n_left = self.bounds.max_unknown;
+        for (urgency, number) in unknown {
+            if n_left == 0 {
+                return Ok(urgency > 1);
+            }
+            let keys = self.learn_file(number, &listed[number])?;
+            let n_members = self.zips.get(&number).map_or(0, |zip| zip.members.len());
+            n_left = n_left.saturating_sub(1 + n_members as u64);
+
+            // A file that cannot be read is not read again for the sake of others.
+            let is_tried = matches!(listed[number].state, FileState::Known | FileState::Paused);
+            if !keys.is_empty() || is_tried {
+                let series = keys.iter().copied().take(MAX_KEYS).collect();
+                self.say(&Event::Belongs { series, inputs: vec![number] })?;
+            }
+            listed[number].series = Some(keys);
+        }
+        Ok(true)
+    }
+
+    /// The series of a file, or of all members of a zip; none if no header can be read.
+    fn learn_file(&mut self, number: usize, file: &Listed) -> io::Result<Vec<SeriesKey>> {
+        if ingest::is_zip(&file.path) {
+            self.make_room(&[number])?;
+            self.learn_zip(number, file)?;
+            let zip = self.zips.get(&number).map(|zip| zip.members.as_slice());
+            let keys: BTreeSet<SeriesKey> =
+                zip.unwrap_or_default().iter().map(|(_, key)| *key).collect();
+            return Ok(keys.into_iter().collect());
+        }
+
+        let input = Input { path: file.path.clone(), number, standing: file.state };
+        Ok(self.learn_head(input)?.into_iter().map(|(_, key)| key).collect())
+    }
+
+    fn learn_zip(&mut self, number: usize, file: &Listed) -> io::Result<()> {
+        let paths = self.unpack_as(file.state, number, &file.path)?;
+        let sizes = paths.iter().map(|path| fs::metadata(path).map_or(0, |meta| meta.len()));
+        let n_bytes = sizes.sum();
+
+        let mut members = Vec::new();
+        for path in paths {
+            let input = Input { path, number, standing: file.state };
+            members.extend(self.learn_head(input)?);
+        }
+        let zip = Zip { members, n_bytes, is_unpacked: true, is_begun: false };
+        self.zips.insert(number, zip);
+        Ok(())
+    }
+
+    /// Reads the series of one file. Keeps the header if the file is soon converted.
+    fn learn_head(&mut self, input: Input) -> io::Result<Option<(PathBuf, SeriesKey)>> {
+        let Some(head) = self.read_head(&input)? else { return Ok(None) };
+        let key = key_of(&head);
+        if input.standing != FileState::Known && self.kept.len() < MAX_KEPT {
+            self.kept.insert(input.path.clone(), head);
+        }
+        Ok(Some((input.path, key)))
+    }
+
+    /// Unpacks a zip. Only a new one says what is wrong with it.
+    fn unpack_as(
+        &mut self,
+        state: FileState,
+        number: usize,
+        path: &Path,
+    ) -> io::Result<Vec<PathBuf>> {
+        self.is_quiet = state != FileState::New;
+        let paths = self.unpack(number, path);
+        self.is_quiet = false;
+        paths
+    }
+
+    /// Converts the series of one study.
+    fn convert_study(
+        &mut self,
+        study: u64,
+        numbers: &[usize],
+        listed: &[Listed],
+    ) -> io::Result<()> {
+        let is_new = |number: &usize| listed[*number].state == FileState::New;
+        // A new zip is finished in the run that has begun it. Otherwise the next run would begin
+        // with the same volumes.
+        let is_begun = |number: &usize| {
+            is_new(number) && self.zips.get(number).is_some_and(|zip| zip.is_begun)
+        };
+        if self.is_spent()? && !numbers.iter().any(is_begun) {
+            let inputs = numbers.iter().copied().filter(is_new).collect();
+            return self.say(&Event::Postponed { inputs });
+        }
+
+        let inputs = self.inputs_of(study, numbers, listed)?;
         let mut heads: Vec<(usize, Head)> = Vec::new();
         for (index, input) in inputs.iter().enumerate() {
-            if let Some(head) = self.read_head(input)? {
-                heads.push((index, head));
-            }
+            let head = match self.kept.remove(&input.path) {
+                Some(head) => Some(head),
+                None => self.read_head(input)?,
+            };
+            heads.extend(head.map(|head| (index, head)));
         }
 
         // Files that oddscan does not want are separated from the others, also within one series.
@@ -179,7 +397,126 @@ impl Session<'_> {
                 .push((*index, head));
         }
         for ((_, unwanted), files) in series {
-            self.convert_series(unwanted, &files, &inputs)?;
+            if self.is_due(&files, &inputs)? {
+                self.convert_series(unwanted, &files, &inputs)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this run converts a series. If the series waits, an event says so.
+    fn is_due(&self, files: &[(usize, &Head)], inputs: &[Input]) -> io::Result<bool> {
+        let numbers = |standing: FileState| -> Vec<usize> {
+            let files = files.iter().map(|(index, _)| &inputs[*index]);
+            let alike = files.filter(|input| input.standing == standing);
+            alike.map(|input| input.number).collect::<BTreeSet<_>>().into_iter().collect()
+        };
+        let new = numbers(FileState::New);
+        if new.is_empty() {
+            return Ok(false);
+        }
+        if !numbers(FileState::Paused).is_empty() {
+            self.say(&Event::Waiting { inputs: new })?;
+            return Ok(false);
+        }
+
+        // As with studies, a new zip is finished.
+        let is_in_zip = new.iter().any(|number| self.zips.contains_key(number));
+        if self.is_spent()? && !is_in_zip {
+            self.say(&Event::Postponed { inputs: new })?;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Whether the run has done as much as one may do.
+    fn is_spent(&self) -> io::Result<bool> {
+        if self.n_converted as u64 >= self.bounds.max_volumes {
+            return Ok(true);
+        }
+        if self.bounds.max_bytes == u64::MAX {
+            return Ok(false);
+        }
+        let mut n_bytes = 0;
+        for entry in fs::read_dir(self.out)? {
+            n_bytes += entry?.metadata()?.len();
+        }
+        Ok(n_bytes >= self.bounds.max_bytes)
+    }
+
+    /// The files of one study, and the members of zips.
+    fn inputs_of(
+        &mut self,
+        study: u64,
+        numbers: &[usize],
+        listed: &[Listed],
+    ) -> io::Result<Vec<Input>> {
+        let most = max_unpacked_bytes(&self.limits).saturating_mul(MAX_ZIPS_OF_STUDY);
+        let mut inputs = Vec::new();
+        let mut n_bytes = 0;
+        for &number in numbers {
+            let file = &listed[number];
+            if !ingest::is_zip(&file.path) {
+                inputs.push(Input { path: file.path.clone(), number, standing: file.state });
+                continue;
+            }
+
+            self.make_room(numbers)?;
+            if !self.unpack_again(number, file)? {
+                continue;
+            }
+            let zip = self.zips.get_mut(&number).expect("it was unpacked");
+            zip.is_begun = true;
+            n_bytes += zip.n_bytes;
+            if n_bytes > most {
+                let found = format!("zips of one examination that unpack to {n_bytes} bytes");
+                let needed = format!("at most {most} bytes (64 times intake.max_file_mib)");
+                let action = "export the examination in one zip, or as files";
+                let refusal = Refusal::new(TooLarge, found, needed, action);
+                self.refuse(&file.path, refusal, false, vec![number])?;
+                continue;
+            }
+
+            let of_study = zip.members.iter().filter(|(_, key)| key.study == study);
+            inputs.extend(of_study.map(|(path, _)| Input {
+                path: path.clone(),
+                number,
+                standing: file.state,
+            }));
+        }
+        Ok(inputs)
+    }
+
+    /// Makes sure that the members of a zip are unpacked. False if this is not possible.
+    fn unpack_again(&mut self, number: usize, file: &Listed) -> io::Result<bool> {
+        match self.zips.get(&number) {
+            Some(zip) if zip.is_unpacked => return Ok(true),
+            Some(_) => {
+                let is_there = !self.unpack_as(file.state, number, &file.path)?.is_empty();
+                let zip = self.zips.get_mut(&number).expect("it was there");
+                zip.is_unpacked = is_there;
+                return Ok(is_there);
+            }
+            None => self.learn_zip(number, file)?,
+        }
+        Ok(true)
+    }
+
+    /// Removes unpacked zips, except for the needed ones, until all together are no larger than one
+    /// may be.
+    fn make_room(&mut self, needed: &[usize]) -> io::Result<()> {
+        let most = max_unpacked_bytes(&self.limits);
+        let unpacked = self.zips.values().filter(|zip| zip.is_unpacked);
+        let mut n_bytes: u64 = unpacked.map(|zip| zip.n_bytes).sum();
+        for (number, zip) in &mut self.zips {
+            if n_bytes <= most {
+                break;
+            }
+            if zip.is_unpacked && !needed.contains(number) {
+                fs::remove_dir_all(self.unpacked.join(number.to_string()))?;
+                zip.is_unpacked = false;
+                n_bytes -= zip.n_bytes;
+            }
         }
         Ok(())
     }
@@ -342,9 +679,12 @@ impl Session<'_> {
     /// Prints one line per event. Lines for people have the names of the files instead of their
     /// numbers.
     fn say(&self, event: &Event) -> io::Result<()> {
+        if self.is_quiet && !matches!(event, Event::InHand { .. }) {
+            return Ok(());
+        }
         let mut line = serde_json::to_value(event).map_err(io::Error::other)?;
         if let Some(names) = &self.names {
-            if matches!(event, Event::InHand { .. }) {
+            if matches!(event, Event::InHand { .. } | Event::Belongs { .. }) {
                 return Ok(());
             }
             let files: Vec<Value> =
@@ -392,4 +732,35 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Refusal> {
             "export the series again; report it with the files, if they may be shared",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_studies_of_new_files_are_read_and_known_zips_only_for_their_own_series() {
+        let key = |study, series| SeriesKey { study, series };
+        let file = |state, path: &str, series: &[SeriesKey]| Listed {
+            path: path.into(),
+            state,
+            series: Some(series.to_vec()),
+        };
+        use FileState::{Growing, Known, New, Paused};
+        let listed = [
+            file(Known, "0", &[key(1, 10)]),
+            file(Known, "1.zip", &[key(1, 10), key(3, 30)]),
+            file(Known, "2.zip", &[key(1, 11), key(2, 20)]),
+            file(Growing, "3", &[key(2, 21)]),
+            file(New, "4", &[key(2, 20)]),
+            file(New, "5", &[key(1, 11)]),
+            file(Known, "6", &[key(3, 30)]),
+            file(Paused, "7", &[key(4, 40)]),
+            file(New, "8", &[key(4, 40)]),
+            file(New, "9", &[]),
+        ];
+        let paused = paused(&listed);
+        assert_eq!(paused, [key(4, 40)].into());
+        assert_eq!(studies(&listed, &paused), [(2, vec![2, 3, 4]), (1, vec![0, 2, 5])]);
+    }
 }

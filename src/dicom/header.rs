@@ -51,6 +51,8 @@ pub enum Component {
 /// The content of one file's header.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
+    /// StudyInstanceUID: the examination that the file belongs to. Empty if absent.
+    pub study_uid: String,
     /// SeriesInstanceUID: the series that the file belongs to.
     pub series_uid: String,
     /// SOPInstanceUID: the identity of the file's image.
@@ -96,6 +98,7 @@ pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
 
     let image_type = image.texts(tags::IMAGE_TYPE);
     let mut head = Head {
+        study_uid: image.text(tags::STUDY_INSTANCE_UID).unwrap_or_default(),
         series_uid,
         instance_uid: image.text(tags::SOP_INSTANCE_UID).unwrap_or_default(),
         series_number: image.number(tags::SERIES_NUMBER).map(|number| number as i64),

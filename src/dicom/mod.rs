@@ -302,6 +302,7 @@ mod tests {
         };
         let component = Component::Magnitude;
         Head {
+            study_uid: "1.1".to_owned(),
             series_uid: "1.2".to_owned(),
             instance_uid: instance.to_owned(),
             series_number: Some(7),

@@ -21,6 +21,7 @@ pub mod quality;
 pub mod refresh;
 pub mod scan;
 pub mod sequence;
+pub mod series_key;
 pub mod weights;
 pub mod window;
 pub mod window_scores;

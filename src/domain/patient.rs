@@ -43,6 +43,11 @@ impl Patient {
         (!is_placeholder).then(|| Self::hash("PatientID ", id))
     }
 
+    /// The hash, as text.
+    pub(super) fn text(&self) -> &str {
+        &self.0
+    }
+
     fn hash(kind: &str, text: &str) -> Self {
         Self(hex::encode(&Sha256::digest(format!("{kind}{text}"))[..8]))
     }

@@ -40,7 +40,7 @@ use crate::{
         error::ScanError,
         scan::{FileStamp, ScanId},
     },
-    ingest::{self, Bundle, Candidate, Links, Listing, Patterns, Settled, Settling},
+    ingest::{self, Candidate, Links, Listing, Patterns, Settled, Settling},
     metrics::{RescanTrigger, SeenBy, Stage},
     process::hook,
     quarantine,
@@ -158,8 +158,8 @@ impl Intake {
             self.pass_on();
 
             let is_full = !self.pending.is_empty();
-            let n_waiting = self.settling.n_waiting() + self.bundles.n_waiting();
-            let waiting = n_waiting > 0 && !is_full && !self.is_paused;
+            let n_soon = self.settling.n_waiting() + self.bundles.n_soon();
+            let waiting = n_soon > 0 && !is_full && !self.is_paused;
             let until = if waiting { soon.min(self.next_listing) } else { self.next_listing };
             let now = Instant::now();
             if self.shared.stopping() || now >= until || (was_full && waiting) {
@@ -213,9 +213,9 @@ impl Intake {
             self.shared.metrics.rescan(trigger);
         }
 
-        let bundles = self.list_bundles(incoming, &patterns);
+        let dicom = self.list_dicom(incoming, &patterns);
         if trigger.is_some() {
-            let seen = self.forget_missing(&listed, &bundles, incoming)?;
+            let seen = self.forget_missing(&listed, &dicom, incoming)?;
             self.look_again_at_rest(&seen, &patterns)?;
             self.show_left_alone(left_alone, &seen, incoming);
             self.take_back_changed(incoming);
@@ -226,7 +226,7 @@ impl Intake {
         }
 
         self.consider_files(&listed, incoming, by)?;
-        self.consider_bundles(&bundles, incoming, by)?;
+        self.consider_dicom(&dicom, incoming, by)?;
         self.show_waiting();
         Ok(())
     }
@@ -236,12 +236,10 @@ impl Intake {
     fn forget_missing(
         &mut self,
         listed: &[Candidate],
-        bundles: &[Bundle],
+        dicom: &[Candidate],
         incoming: &Path,
     ) -> Result<SeenFiles, ScanError> {
-        let in_bundles = bundles.iter().flat_map(|bundle| &bundle.files);
-        let there: HashSet<&Path> =
-            listed.iter().chain(in_bundles).map(|c| c.path.as_path()).collect();
+        let there: HashSet<&Path> = listed.iter().chain(dicom).map(|c| c.path.as_path()).collect();
 
         self.settling.keep_only(|path| there.contains(path));
         self.troubles.retain(|path, _| there.contains(path.as_path()));
@@ -309,9 +307,18 @@ impl Intake {
         }
 
         let came_from = below(incoming, &candidate.path).to_owned();
-        let candidate = candidate.clone();
+        let (candidate, earlier) = (candidate.clone(), Vec::new());
         let (patient, dicom) = (None, None);
-        Ok(Some(Whole { candidate, companions, came_from, patient, dicom, waited, n_crashes }))
+        Ok(Some(Whole {
+            candidate,
+            companions,
+            came_from,
+            patient,
+            dicom,
+            earlier,
+            waited,
+            n_crashes,
+        }))
     }
 
     /// Deals with whole files. While scans wait for the encoder, a later listing deals with them.
@@ -394,8 +401,8 @@ impl Intake {
         drop(status);
         for (stage, are_whole) in [(Stage::Settle, false), (Stage::Decode, true)] {
             let (n_files, age) = self.settling.waiting(are_whole, now);
-            let (n_bundles, other) = self.bundles.waiting(are_whole);
-            let (n_files, age) = (n_files + n_bundles, age.max(other));
+            let (n_dicom, other) = self.bundles.waiting(are_whole);
+            let (n_files, age) = (n_files + n_dicom, age.max(other));
             let oldest = age.map(|age| now_secs().saturating_sub(age.as_secs()));
             metrics.queue(stage, n_files, oldest);
         }

@@ -7,6 +7,7 @@
 //! converted without them.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs::{self, File},
     io::{self, Write},
@@ -31,6 +32,7 @@ use crate::{
         left_alone::LeftAlone,
         patient::Patient,
         scan::{DicomFacts, Limits},
+        series_key::SeriesKey,
     },
     files::fresh_folder,
 };
@@ -42,6 +44,14 @@ pub enum Event {
     /// The process starts on these files.
     InHand {
         /// Positions of the files.
+        inputs: Vec<usize>,
+    },
+    /// The headers of one file, or of all members of one zip, were read.
+    Belongs {
+        /// The series that they name; none if no header can be read. A list of
+        /// [`MAX_KEYS`] may lack some.
+        series: Vec<SeriesKey>,
+        /// Position of the file.
         inputs: Vec<usize>,
     },
     /// A volume was written to `<name>.nii.gz`, and the facts of its header to `<name>.json`.
@@ -84,6 +94,11 @@ pub enum Event {
         /// Positions of the files.
         inputs: Vec<usize>,
     },
+    /// This run has done as much as one may do. The next one takes up these files.
+    Postponed {
+        /// Positions of the files.
+        inputs: Vec<usize>,
+    },
 }
 
 /// The state of a file before the conversion.
@@ -96,6 +111,8 @@ pub enum FileState {
     New,
     /// The sender may still write to it. Its series waits.
     Growing,
+    /// Its series was tried a short while ago and is not tried again yet, even if new files joined.
+    Paused,
 }
 
 impl FileState {
@@ -104,29 +121,99 @@ impl FileState {
             Self::Known => b'k',
             Self::New => b'n',
             Self::Growing => b'g',
+            Self::Paused => b'p',
         }
     }
 }
 
-/// Writes a list of files for the command: for each file a letter, the path and a zero byte.
-fn encode_list(files: &[(FileState, PathBuf)]) -> Vec<u8> {
-    let entry = |(standing, path): &(FileState, PathBuf)| {
-        [&[standing.letter()], path.as_os_str().as_bytes(), &[0]].concat()
-    };
-    files.iter().flat_map(entry).collect()
+/// A file for a conversion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The file or zip.
+    pub path: PathBuf,
+    /// Its state.
+    pub state: FileState,
+    /// The series that it belongs to, if an earlier run has read its headers.
+    pub series: Option<Vec<SeriesKey>>,
 }
 
-/// Reads the daemon's list of files: for each file a letter, the path and a zero byte. `None` if a
-/// letter is unknown.
-pub fn decode_list(bytes: &[u8]) -> Option<Vec<(FileState, PathBuf)>> {
-    let entries = bytes.strip_suffix(&[0]).unwrap_or(bytes).split(|&byte| byte == 0);
-    let entry = |entry: &[u8]| {
-        let (letter, path) = entry.split_first()?;
-        let all = [FileState::Known, FileState::New, FileState::Growing];
-        let standing = all.into_iter().find(|standing| standing.letter() == *letter)?;
-        Some((standing, PathBuf::from(OsStr::from_bytes(path))))
+impl Listed {
+    /// A new file of which nothing is known.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, state: FileState::New, series: None }
+    }
+}
+
+/// Keys that are kept for a file. A zip with more series is complete in itself: slices that come
+/// later for the series beyond do not join them.
+pub const MAX_KEYS: usize = 1000;
+
+/// Writes a list of files for the command. An entry is a letter, the keys of the series or `?` if
+/// they are not known, a space, the path and a zero byte.
+fn encode_list<'f>(files: impl IntoIterator<Item = &'f Listed>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for Listed { path, state, series } in files {
+        bytes.push(state.letter());
+        match series {
+            Some(series) => {
+                series.iter().for_each(|key| bytes.extend_from_slice(key.to_string().as_bytes()))
+            }
+            None => bytes.push(b'?'),
+        }
+        bytes.push(b' ');
+        bytes.extend_from_slice(path.as_os_str().as_bytes());
+        bytes.push(0);
+    }
+    bytes
+}
+
+/// Reads the daemon's list of files, as [`encode_list`] writes it. `None` if it has another form.
+pub fn decode_list(bytes: &[u8]) -> Option<Vec<Listed>> {
+    let entries = bytes.split(|&byte| byte == 0).filter(|entry| !entry.is_empty());
+    entries.map(decode_entry).collect()
+}
+
+fn decode_entry(entry: &[u8]) -> Option<Listed> {
+    let (letter, rest) = entry.split_first()?;
+    let all = [FileState::Known, FileState::New, FileState::Growing, FileState::Paused];
+    let state = all.into_iter().find(|state| state.letter() == *letter)?;
+
+    let space = rest.iter().position(|&byte| byte == b' ')?;
+    let (keys, path) = (&rest[..space], &rest[space + 1..]);
+    let key = |text: &[u8]| SeriesKey::of_text(std::str::from_utf8(text).ok()?);
+    let series = match keys {
+        b"?" => None,
+        keys => Some(keys.chunks(SeriesKey::TEXT_LEN).map(key).collect::<Option<Vec<_>>>()?),
     };
-    entries.filter(|entry| !entry.is_empty()).map(entry).collect()
+    Some(Listed { path: PathBuf::from(OsStr::from_bytes(path)), state, series })
+}
+
+/// How much one run does. The rest is [`Event::Postponed`].
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Volumes that are converted. The series and the zip in hand are finished first.
+    pub max_volumes: u64,
+    /// Bytes of the volumes as written.
+    pub max_bytes: u64,
+    /// Files of unknown series that are read.
+    pub max_unknown: u64,
+}
+
+impl Bounds {
+    /// No bounds: for files that a person names.
+    pub const NONE: Self =
+        Self { max_volumes: u64::MAX, max_bytes: u64::MAX, max_unknown: u64::MAX };
+    /// For the daemon: other files wait for the end of a run, and a death costs the whole run.
+    pub const ONE_RUN: Self = Self { max_volumes: 16, max_bytes: 1 << 30, max_unknown: 20_000 };
+
+    /// The options of the command, and their values.
+    fn options(self) -> [(&'static str, u64); 3] {
+        [
+            ("--max-volumes", self.max_volumes),
+            ("--max-bytes", self.max_bytes),
+            ("--max-unknown", self.max_unknown),
+        ]
+    }
 }
 
 /// A process that writes no line for this long counts as hanging.
@@ -153,46 +240,54 @@ fn own(source: io::Error) -> ScanError {
 }
 
 /// Converts files into the folder `out` within `work`, which is emptied first. Returns the outcome
-/// of each series. Files that no event names made no volume. `alive` is called during the
-/// conversion. If it returns false, the conversion stops, and the result is `None`.
+/// of each series, and which series the files belong to. Files that no other event names made no
+/// volume. `alive` is called during the conversion. If it returns false, the conversion stops, and
+/// the result is `None`.
 pub fn convert(
-    files: &[(FileState, PathBuf)],
+    mut files: Vec<Listed>,
     work: &Path,
     limits: &Limits,
+    bounds: Bounds,
     mut alive: impl FnMut() -> bool,
 ) -> Result<Option<Vec<Event>>, ScanError> {
-    let mut deaths: Vec<Event> = Vec::new();
+    let mut outcomes: Vec<Event> = Vec::new();
+    let mut blamed: BTreeSet<usize> = BTreeSet::new();
     let mut killed: Vec<Vec<usize>> = Vec::new();
+    let mut n_deaths = 0;
     loop {
-        let blamed: Vec<usize> = deaths.iter().flat_map(Event::inputs).copied().collect();
         let left: Vec<usize> = (0..files.len()).filter(|input| !blamed.contains(input)).collect();
         if left.is_empty() {
-            return Ok(Some(deaths));
+            return Ok(Some(outcomes));
         }
-        if deaths.len() >= MAX_DEATHS {
-            deaths.push(Event::Waiting { inputs: left });
-            return Ok(Some(deaths));
+        if n_deaths >= MAX_DEATHS {
+            let is_new = |input: &usize| files[*input].state == FileState::New;
+            let inputs = left.into_iter().filter(is_new).collect();
+            outcomes.push(Event::Postponed { inputs });
+            return Ok(Some(outcomes));
         }
 
-        let listed: Vec<_> = left.iter().map(|&input| files[input].clone()).collect();
+        let list = encode_list(left.iter().map(|&input| &files[input]));
         fresh_folder(work).map_err(own)?;
-        let Some(end) = run_once(&listed, work, limits, &mut alive).map_err(own)? else {
+        let Some(end) = run_once(&list, work, limits, bounds, &mut alive).map_err(own)? else {
             return Ok(None);
         };
 
-        let events: Vec<Event> =
-            read_events(work).into_iter().map(|event| event.renumbered(&left)).collect();
+        let Events { in_hand, others } = read_events(work, &left);
         let Some(refusal) = end.fault()? else {
-            return Ok(Some(events.into_iter().chain(deaths).collect()));
+            outcomes.extend(others);
+            return Ok(Some(outcomes));
         };
-
-        let in_hand = events.iter().rev().find_map(|event| match event {
-            Event::InHand { inputs } => Some(inputs.clone()),
-            _ => None,
-        });
         let Some(inputs) = in_hand else {
             return Err(own(io::Error::other("the process died before it read a file")));
         };
+
+        // The next process need not read these headers again.
+        for event in others {
+            if let Event::Belongs { series, inputs } = &event {
+                inputs.iter().for_each(|&input| files[input].series = Some(series.clone()));
+                outcomes.push(event);
+            }
+        }
 
         warn!(%refusal, n_files = inputs.len(), "the conversion of DICOM files died");
         // A person or a system short of memory may have killed it, so one death proves nothing.
@@ -200,7 +295,16 @@ pub fn convert(
             killed.push(inputs);
             continue;
         }
-        deaths.push(Event::Refused { name: String::new(), refusal, may_grow: false, inputs });
+
+        n_deaths += 1;
+        blamed.extend(&inputs);
+        if let [input] = inputs[..]
+            && files[input].series.is_none()
+        {
+            // Its header is deadly. Nobody reads it again for the sake of another file.
+            outcomes.push(Event::Belongs { series: Vec::new(), inputs: vec![input] });
+        }
+        outcomes.push(Event::Refused { name: String::new(), refusal, may_grow: false, inputs });
     }
 }
 
@@ -209,19 +313,23 @@ impl Event {
     pub fn inputs(&self) -> &[usize] {
         match self {
             Self::InHand { inputs }
+            | Self::Belongs { inputs, .. }
             | Self::Converted { inputs, .. }
             | Self::Refused { inputs, .. }
             | Self::Skipped { inputs, .. }
-            | Self::Waiting { inputs } => inputs,
+            | Self::Waiting { inputs }
+            | Self::Postponed { inputs } => inputs,
         }
     }
 
     fn renumbered(mut self, left: &[usize]) -> Self {
         let (Self::InHand { inputs }
+        | Self::Belongs { inputs, .. }
         | Self::Converted { inputs, .. }
         | Self::Refused { inputs, .. }
         | Self::Skipped { inputs, .. }
-        | Self::Waiting { inputs }) = &mut self;
+        | Self::Waiting { inputs }
+        | Self::Postponed { inputs }) = &mut self;
         *inputs = inputs.iter().filter_map(|&input| left.get(input).copied()).collect();
         self
     }
@@ -268,22 +376,40 @@ impl End {
     }
 }
 
-fn read_events(work: &Path) -> Vec<Event> {
-    // The last line may be incomplete; it is then skipped.
+/// What a process has said.
+struct Events {
+    /// The files that it started on last.
+    in_hand: Option<Vec<usize>>,
+    others: Vec<Event>,
+}
+
+/// Reads what a process has said. `left` are the positions of its files in the whole list.
+fn read_events(work: &Path, left: &[usize]) -> Events {
     let text = fs::read(work.join("events")).unwrap_or_default();
     // The file names the patients, so it must not remain.
     fs::remove_file(work.join("events")).ok();
-    text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+
+    let mut events = Events { in_hand: None, others: Vec::new() };
+    for line in text.split(|&byte| byte == b'\n') {
+        // The last line may be incomplete; it is then skipped.
+        let Ok(event) = serde_json::from_slice::<Event>(line) else { continue };
+        match event.renumbered(left) {
+            Event::InHand { inputs } => events.in_hand = Some(inputs),
+            event => events.others.push(event),
+        }
+    }
+    events
 }
 
 fn run_once(
-    files: &[(FileState, PathBuf)],
+    list: &[u8],
     work: &Path,
     limits: &Limits,
+    bounds: Bounds,
     alive: &mut dyn FnMut() -> bool,
 ) -> io::Result<Option<End>> {
     let at = |name: &str| work.join(name);
-    File::create(at("list"))?.write_all(&encode_list(files))?;
+    File::create(at("list"))?.write_all(list)?;
 
     let out = at("out");
     // This is the running executable, even if an upgrade has replaced its file.
@@ -293,7 +419,10 @@ fn run_once(
         ("--max-voxels", limits.max_voxels),
         ("--max-file-bytes", limits.max_file_bytes),
         ("--memory-bytes", memory_bytes(limits)),
-    ] {
+    ]
+    .into_iter()
+    .chain(bounds.options())
+    {
         command.arg(option).arg(value.to_string());
     }
 
@@ -352,14 +481,35 @@ mod tests {
 
     #[test]
     fn a_list_of_files_survives_any_name() {
-        let files = vec![
-            (FileState::New, PathBuf::from("a\nb")),
-            (FileState::Known, PathBuf::from(OsStr::from_bytes(b"\xff \"'"))),
-            (FileState::Growing, PathBuf::from("/c")),
+        let key = SeriesKey { study: 1, series: 2 };
+        let other = SeriesKey { study: 1, series: u64::MAX };
+        let files = [
+            Listed::new(PathBuf::from("a\nb")),
+            Listed {
+                path: PathBuf::from(OsStr::from_bytes(b"\xff \"'")),
+                state: FileState::Known,
+                series: Some(vec![key, other]),
+            },
+            Listed { path: "/c".into(), state: FileState::Growing, series: Some(Vec::new()) },
         ];
         assert_eq!(decode_list(&encode_list(&files)).unwrap(), files);
         assert_eq!(decode_list(b"").unwrap(), []);
-        assert_eq!(decode_list(b"x/a\0"), None);
+        for wrong in [&b"x? /a\0"[..], b"n/a\0", b"n12 /a\0", b"n", b"n?"] {
+            assert_eq!(decode_list(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn events_keep_the_numbers_of_the_whole_list_and_the_last_files_in_hand() {
+        let work = tempfile::tempdir().unwrap();
+        let said = "{\"event\":\"in_hand\",\"inputs\":[0]}\n\
+                    {\"event\":\"belongs\",\"series\":[],\"inputs\":[0]}\n\
+                    {\"event\":\"in_hand\",\"inputs\":[1,9]}\n{\"event\":\"wai";
+        fs::write(work.path().join("events"), said).unwrap();
+        let Events { in_hand, others } = read_events(work.path(), &[4, 7]);
+        assert_eq!(in_hand, Some(vec![7]));
+        assert_eq!(others, [Event::Belongs { series: Vec::new(), inputs: vec![4] }]);
+        assert!(!work.path().join("events").exists());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::{db::Store, error::StoreError, record};
 use crate::domain::{
     left_alone::LeftAlone,
     scan::{FileStamp, ScanId},
+    series_key::SeriesKey,
 };
 
 /// The decision about a file with this size and these times.
@@ -16,6 +17,10 @@ pub struct SeenFile {
     look: FileStamp,
     /// The decision about the file.
     pub outcome: SeenOutcome,
+    /// Series that the DICOM file or zip belongs to; empty if it has no readable header. `None` for
+    /// other files, and if it was decided before series were kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub series: Option<Vec<SeriesKey>>,
     /// When the file was first found missing, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     absent_since_secs: Option<u64>,
@@ -44,12 +49,17 @@ pub enum SeenOutcome {
 impl SeenFile {
     /// A decision about a file with this size and these times.
     pub fn new(look: FileStamp, outcome: SeenOutcome) -> Self {
-        Self { look, outcome, absent_since_secs: None }
+        Self { look, outcome, series: None, absent_since_secs: None }
+    }
+
+    /// The same decision about a DICOM file of these series.
+    pub fn of_series(self, series: Option<Vec<SeriesKey>>) -> Self {
+        Self { series, ..self }
     }
 
     /// A decision about a file that oddscan itself has moved away at this time, seconds since 1970.
     pub fn moved_away(look: FileStamp, outcome: SeenOutcome, now_secs: u64) -> Self {
-        Self { look, outcome, absent_since_secs: Some(now_secs) }
+        Self { look, outcome, series: None, absent_since_secs: Some(now_secs) }
     }
 
     /// Whether the file still has the same size and times.

@@ -13,6 +13,7 @@ use crate::{
         cohort::CohortKey,
         left_alone::LeftAlone,
         scan::{EncodedFacts, FileStamp, ScanId, ScanRecord, ScanState},
+        series_key::SeriesKey,
     },
     numeric::{
         fine::FineVolume,
@@ -173,6 +174,14 @@ fn seen_files_are_known_until_they_change_or_go() {
     store.put_seen(b"a.nii", &seen).unwrap();
     assert!(store.seen(b"a.nii").unwrap().unwrap().is_same(&look));
     assert!(!seen.is_same(&FileStamp { size: 6, ..look }));
+
+    let key = SeriesKey { study: 7, series: 8 };
+    let seen = seen.of_series(Some(vec![key]));
+    store.put_seen(b"a.nii", &seen).unwrap();
+    assert_eq!(store.seen(b"a.nii").unwrap().unwrap().series, Some(vec![key]));
+    let old =
+        "{\"look\":{\"size\":5,\"modified_ns\":1,\"changed_ns\":2},\"outcome\":\"quarantined\"}";
+    assert_eq!(serde_json::from_str::<SeenFile>(old).unwrap().series, None, "of an old store");
 }
 
 #[test]

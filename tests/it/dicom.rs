@@ -313,6 +313,210 @@ fn files_that_are_left_alone_are_known_after_a_restart_and_read_again_when_one_o
     assert_eq!(site.stop(), Some(0));
 }
 
+/// Copies files to these places, which may lie in new folders.
+fn put_all(files: &[PathBuf], place: impl Fn(usize) -> PathBuf) {
+    for (k, file) in files.iter().enumerate() {
+        let place = place(k);
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::copy(file, place).unwrap();
+    }
+}
+
+#[test]
+fn a_series_is_one_scan_wherever_its_files_lie() {
+    let mut site = Site::new(3, &SOON);
+    let Some(first) = brain_series(&site.path("made/first"), 1) else { return };
+    let incoming = site.path("incoming");
+    // The next folder of a medium goes on with the series.
+    put_all(&first, |k| incoming.join(format!("cd/DIR{}/IM{k:03}", k / 25)));
+    // Hashed storage: a folder for each file.
+    let second = brain_series(&site.path("made/second"), 2).unwrap();
+    put_all(&second, |k| incoming.join(format!("store/{}/{:x}/{k:08x}", k % 7, k * 37 % 16)));
+    let third = brain_series(&site.path("made/third"), 3).unwrap();
+    fs::create_dir(incoming.join("zips")).unwrap();
+    let halves: Vec<PathBuf> = third.iter().step_by(2).cloned().collect();
+    zip_of(&halves, &incoming.join("zips/a.zip"));
+    let halves: Vec<PathBuf> = third.iter().skip(1).step_by(2).cloned().collect();
+    zip_of(&halves, &incoming.join("zips/b.zip"));
+
+    site.start();
+    let stems = ["1_t1_mprage_sag_T1w", "2_t1_mprage_sag_T1w", "3_t1_mprage_sag_T1w"];
+    site.wait_scored(&stems);
+    let status = site.status();
+    assert_eq!((status.n_accepted, status.n_duplicates, status.n_quarantined), (3, 0, 0));
+    let came_from = stems.map(|stem| site.sidecar(stem).unwrap().came_from);
+    assert_eq!(came_from, ["cd", "store", "zips"]);
+    assert_eq!(site.stop(), Some(0));
+
+    // The store knows the series of all files.
+    site.start();
+    thread::sleep(Duration::from_secs(2));
+    let status = site.status();
+    assert_eq!((status.n_accepted, status.n_duplicates, status.n_quarantined), (0, 0, 0));
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_slice_that_comes_late_to_another_folder_reopens_its_series() {
+    let mut site = Site::new(2, &SOON);
+    let Some(files) = brain_series(&site.path("made/late"), 1) else { return };
+    brain_series(&site.path("incoming/other"), 2).unwrap();
+    let (last, part) = files.split_last().unwrap();
+    let incoming = site.path("incoming");
+    put_all(part, |k| incoming.join(format!("a/IM{k:03}")));
+    site.start();
+    site.wait("both accepted", |site| site.status().n_accepted == 2);
+
+    put_all(std::slice::from_ref(last), |_| incoming.join("b/IM000"));
+    site.wait("the whole series accepted", |site| site.status().n_accepted == 3);
+    let warns = |site: &Site| {
+        let names = names(&site.path("results"));
+        let stems = names.iter().filter_map(|name| name.strip_suffix("_anomaly.json"));
+        let warnings: Vec<String> =
+            stems.filter_map(|stem| site.sidecar(stem)).flat_map(|found| found.warnings).collect();
+        warnings.iter().filter(|text| text.contains("series had fewer slices")).count() == 1
+    };
+    site.wait("one result says so", warns);
+    assert_eq!((site.status().n_duplicates, site.status().n_quarantined), (0, 0));
+    assert!(incoming.join("a/IM000").is_file(), "files of scans stay where they are");
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_file_that_grows_holds_back_its_own_series_alone() {
+    let mut site = Site::new(2, &["intake.series_settle_secs = 1.5", SOON[1]]);
+    let Some(whole) = brain_series(&site.path("made/whole"), 1) else { return };
+    let growing = brain_series(&site.path("made/growing"), 2).unwrap();
+    let flat = site.path("incoming/flat");
+    let place = |series: usize| {
+        let flat = flat.clone();
+        move |k: usize| flat.join(format!("{series}-{k:03}"))
+    };
+    put_all(&whole, place(1));
+    put_all(&growing, place(2));
+    site.start();
+
+    let end = place(2)(growing.len() - 1);
+    let grow = || {
+        let mut file = fs::OpenOptions::new().append(true).open(&end).unwrap();
+        file.write_all(b" ").unwrap();
+    };
+    site.wait("the whole series accepted", |site| {
+        grow();
+        site.status().n_accepted == 1
+    });
+    for _ in 0..30 {
+        grow();
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(site.status().n_accepted, 1, "no part of the other is taken");
+    assert!(site.status().n_settling > 0);
+    fs::copy(growing.last().unwrap(), &end).unwrap();
+    site.wait("the other accepted", |site| site.status().n_accepted == 2);
+    assert_eq!((site.status().n_duplicates, site.status().n_quarantined), (0, 0));
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn a_refused_series_of_several_folders_is_one_entry_and_loses_no_file_of_the_same_name() {
+    let mut site = Site::new(2, &["intake.series_settle_secs = 0.2", SOON[1]]);
+    let Some(mut files) = brain_series(&site.path("made/split"), 1) else { return };
+    let missing = files.remove(9);
+    let incoming = site.path("incoming");
+    // Both folders count from 0.
+    put_all(&files, |k| incoming.join(format!("cd/{}/IM{:03}", k % 2, k / 2)));
+    site.start();
+    site.wait("refused", |site| site.status().n_quarantined == 1);
+    let found = entries(&site.path("quarantine")).unwrap();
+    let [entry] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(entry.name, Path::new("bad_header/1_t1_mprage_sag_T1w"));
+    let reason = entry.reason.as_ref().unwrap();
+    assert!(reason.moved && reason.came_from == "cd/1_t1_mprage_sag_T1w", "{reason:?}");
+
+    let back = requeue(&site.path("quarantine"), &entry.name, &incoming).unwrap();
+    assert_eq!(names(&back), ["0", "1"]);
+    let n_files = names(&back.join("0")).len() + names(&back.join("1")).len();
+    assert_eq!(n_files, files.len());
+    fs::copy(&missing, incoming.join("cd/missing")).unwrap();
+    site.wait("accepted", |site| site.status().n_accepted == 1);
+    assert_eq!(site.stop(), Some(0));
+}
+
+/// The events of `oddscan dicom` for a list in the daemon's form.
+fn convert_listed(list: &[u8], out: &Path, options: &[&str]) -> Vec<serde_json::Value> {
+    let at = out.with_extension("list");
+    fs::write(&at, list).unwrap();
+    let mut command = oddscan();
+    command.args(["dicom", "--listed", "--out"]).arg(out).args(options);
+    let output = command.stdin(fs::File::open(at).unwrap()).output().unwrap();
+    let (stdout, stderr, code) = said(&output);
+    assert_eq!(code, Some(0), "{stderr}");
+    let events = stdout.lines().map(|line| serde_json::from_str(line).unwrap());
+    events.filter(|event: &serde_json::Value| event["event"] != "in_hand").collect()
+}
+
+/// The files of an event of this kind.
+fn inputs_of(events: &[serde_json::Value], kind: &str) -> Vec<u64> {
+    let of_kind = events.iter().filter(|event| event["event"] == kind);
+    let inputs = of_kind.flat_map(|event| event["inputs"].as_array().unwrap());
+    inputs.map(|input| input.as_u64().unwrap()).collect()
+}
+
+#[test]
+fn a_run_ends_at_its_bounds_and_reads_only_the_series_of_new_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let Some(first) = brain_series(&at("first"), 1) else { return };
+    let second = brain_series(&at("second"), 2).unwrap();
+    let files: Vec<&PathBuf> = first.iter().chain(&second).collect();
+    let n_first = first.len() as u64;
+    let list = |entry: &dyn Fn(usize) -> String| -> Vec<u8> {
+        let entry = |(k, file): (usize, &&PathBuf)| format!("{} {}\0", entry(k), file.display());
+        files.iter().enumerate().map(entry).collect::<String>().into_bytes()
+    };
+
+    // Nothing is converted while the series of new files are not all known.
+    let events = convert_listed(&list(&|_| "n?".into()), &at("a"), &["--max-unknown", "50"]);
+    assert_eq!(inputs_of(&events, "belongs"), (0..50).collect::<Vec<_>>());
+    assert_eq!(inputs_of(&events, "postponed").len(), files.len());
+    assert_eq!(inputs_of(&events, "converted").len(), 0);
+
+    let events = convert_listed(&list(&|_| "n?".into()), &at("b"), &["--max-volumes", "1"]);
+    assert_eq!(inputs_of(&events, "converted"), (0..n_first).collect::<Vec<_>>());
+    assert_eq!(inputs_of(&events, "postponed"), (n_first..80).collect::<Vec<_>>());
+    let mut keys = vec![String::new(); files.len()];
+    for event in events.iter().filter(|event| event["event"] == "belongs") {
+        let input = usize::try_from(event["inputs"][0].as_u64().unwrap()).unwrap();
+        keys[input] = event["series"][0].as_str().unwrap().to_owned();
+    }
+
+    // The last slice of the second series is new. The first series is not even opened.
+    first.iter().for_each(|file| fs::write(file, "damaged").unwrap());
+    let entry = |k: usize| format!("{}{}", if k == 79 { 'n' } else { 'k' }, keys[k]);
+    let events = convert_listed(&list(&entry), &at("c"), &[]);
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(inputs_of(&events, "converted"), (n_first..80).collect::<Vec<_>>());
+
+    // A paused series waits, also with a new file.
+    let paused = |k: usize| format!("{}{}", if k == 79 { 'n' } else { 'p' }, keys[k]);
+    let events = convert_listed(&list(&paused), &at("d"), &[]);
+    assert_eq!(inputs_of(&events, "waiting"), [79]);
+    assert_eq!(events.len(), 1, "{events:?}");
+}
+
+#[test]
+fn a_zip_that_a_run_has_begun_is_finished_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let Some(mut files) = brain_series(&at("first"), 1) else { return };
+    files.extend(brain_series(&at("second"), 2).unwrap());
+    zip_of(&files, &at("both.zip"));
+    let list = format!("n? {}\0", at("both.zip").display());
+    let events = convert_listed(list.as_bytes(), &at("out"), &["--max-volumes", "1"]);
+    assert_eq!(inputs_of(&events, "converted"), [0, 0], "{events:?}");
+    assert_eq!(inputs_of(&events, "postponed").len(), 0);
+}
+
 /// A DICOM file with these elements (explicit, little endian) and this transfer syntax.
 fn dicom_file(syntax: &str, elements: &[(u16, u16, &[u8; 2], Vec<u8>)], tail: &[u8]) -> Vec<u8> {
     let element = |(group, number, kind, value): &(u16, u16, &[u8; 2], Vec<u8>)| {

@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     domain::{patient::Patient, scan::DicomFacts},
     ingest::{self, Links, Patterns},
-    process::convert::{self, Event, FileState},
+    process::convert::{self, Bounds, Event, Listed},
 };
 
 /// A file to be read.
@@ -63,9 +63,9 @@ pub(in crate::cli) fn expand(
                 .map_err(|e| cannot_list(path, e))?;
             files.extend(listed.scans.into_iter().map(|candidate| candidate.path.into()));
             let has_mark = |file: &ingest::Candidate| ingest::has_dicom_mark(&file.path);
-            let bundles = ingest::list_bundles(path, &patterns, has_mark, || {})
+            let found = ingest::list_dicom(path, &patterns, has_mark, || {})
                 .map_err(|e| cannot_list(path, e))?;
-            dicom.extend(bundles.into_iter().flat_map(|bundle| bundle.files).map(|file| file.path));
+            dicom.extend(found.into_iter().map(|file| file.path));
         } else if patterns.is_scan(path) {
             files.push(path.clone().into());
         } else if ingest::has_ending(path, &["zip"]) || ingest::has_dicom_mark(path) {
@@ -109,11 +109,11 @@ fn convert_series(
         return Ok(Vec::new());
     }
     // The process works in a folder of its own.
-    let absolute = |path: &PathBuf| std::path::absolute(path).map(|path| (FileState::New, path));
+    let absolute = |path: &PathBuf| std::path::absolute(path).map(Listed::new);
     let listed: Result<Vec<_>, _> = dicom.iter().map(absolute).collect();
     let listed = listed.map_err(|error| Failure::new(IO, error))?;
     let work = unpacked.join("dicom");
-    let events = convert::convert(&listed, &work, &config.intake.limits, || true)
+    let events = convert::convert(listed, &work, &config.intake.limits, Bounds::NONE, || true)
         .map_err(|error| Failure::new(IO, error))?;
 
     let first = |inputs: &[usize]| inputs.first().map_or(PathBuf::new(), |&i| dicom[i].clone());
@@ -130,12 +130,12 @@ fn convert_series(
             Event::Skipped { why, inputs, .. } => {
                 eprintln!("left out: {} and its series: {why}", first(&inputs).display());
             }
-            Event::Waiting { inputs } => {
+            Event::Waiting { inputs } | Event::Postponed { inputs } => {
                 let error =
                     "not converted: the converter crashed on too many files before it".to_owned();
                 refused.push(Refused::new(first(&inputs), error));
             }
-            Event::InHand { .. } => {}
+            Event::InHand { .. } | Event::Belongs { .. } => {}
         }
     }
     Ok(refused)

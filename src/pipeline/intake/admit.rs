@@ -92,7 +92,15 @@ impl Intake {
         let known_patient = || known?.header_patient.clone();
         let known_dicom = || known?.dicom.clone();
 
-        let (record, encodable) = prepared.into_record(path);
+        let id = prepared.id;
+        let (mut record, encodable) = prepared.into_record(path);
+        if whole.earlier.iter().any(|earlier| *earlier != id) {
+            record.notes.push(
+                "an earlier scan of this series had fewer slices: the others came after it was \
+                 read. Use this result instead of the earlier one"
+                    .to_owned(),
+            );
+        }
         let record = ScanRecord {
             came_from: whole.came_from.to_string_lossy().into_owned(),
             header_patient: whole.patient.clone().or_else(known_patient),

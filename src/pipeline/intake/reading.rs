@@ -38,6 +38,8 @@ pub(super) struct Whole {
     pub(super) patient: Option<Patient>,
     /// Its DICOM series. `None` for other files.
     pub(super) dicom: Option<DicomFacts>,
+    /// Scans of fewer slices of the same DICOM series.
+    pub(super) earlier: Vec<ScanId>,
     /// Time since the file was first seen.
     pub(super) waited: Duration,
     /// How often the process crashed while it read this file.
@@ -355,6 +357,7 @@ mod tests {
             came_from: PathBuf::new(),
             patient: None,
             dicom: None,
+            earlier: Vec::new(),
             waited: Duration::ZERO,
             n_crashes,
         };

@@ -1,12 +1,13 @@
 //! DICOM files in the incoming folder: decides when a series is complete, and what happens to it.
 //!
-//! The files directly in one folder, or one zip, are converted together in a process of their own
-//! ([`convert`]). Each volume is then read like a NIfTI file. The store remembers each DICOM file,
-//! so a folder that grows later gives only its new series. A kill at any line costs only a second
+//! All DICOM files and zips of the folder are one list. Their headers say what belongs together,
+//! wherever the files lie. A process of its own reads and converts them ([`convert`]). It gets the
+//! whole list, and reads only the series of new files: store and memory keep the series of each
+//! file. Each volume is then read like a NIfTI file. A kill at any line costs only a second
 //! conversion, because volumes are recognised by their content.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -17,7 +18,7 @@ use tracing::{debug, info, warn};
 use super::{
     super::{MAX_CRASHES, board::StageName, now_secs},
     Companions, Intake, MAX_PAUSE, Whole, below,
-    bundles::Pause,
+    bundles::{Pause, PauseOf},
     poison,
     refuse::decision_about,
     seen_key,
@@ -27,31 +28,55 @@ use crate::{
         error::{QuarantineReason, Refusal, ScanError},
         left_alone::LeftAlone,
         patient::Patient,
-        scan::DicomFacts,
+        scan::{DicomFacts, ScanId},
+        series_key::SeriesKey,
     },
-    files::{are_open_for_writing, fresh_folder},
-    ingest::{self, Bundle, Candidate, Patterns, Settled},
+    files::{are_open_for_writing, common_folder, fresh_folder},
+    ingest::{self, Candidate, Patterns, Settled},
     metrics::{IngestResult, SeenBy, Stage},
-    process::convert::{self, Event, FileState},
+    process::convert::{self, Bounds, Event, FileState, Listed},
     quarantine,
-    store::SeenOutcome,
+    store::{SeenFile, SeenOutcome},
 };
 
 /// Unreadable files are tried this many times. That takes about three quarters of an hour.
 const MAX_FAILURES: u32 = 10;
 
-/// A file of a bundle before a conversion.
-struct BundleFile<'a> {
+/// A file before a conversion.
+struct Member<'a> {
     file: &'a Candidate,
-    standing: FileState,
+    /// The file as the converter gets it.
+    state: FileState,
+    /// The decision about it. `None` if it waits for one.
+    outcome: Option<SeenOutcome>,
+    /// The series in it, if its headers were read.
+    series: Option<Vec<SeriesKey>>,
     /// Time since it was first seen.
     waited: Duration,
+}
+
+impl Member<'_> {
+    /// What pauses if the file waits.
+    fn pause_of(&self) -> PauseOf {
+        match self.series.as_deref() {
+            Some([key]) if !ingest::is_zip(&self.file.path) => PauseOf::Series(*key),
+            _ => PauseOf::File(self.file.path.clone()),
+        }
+    }
+
+    /// The scan that the file is part of by an earlier decision.
+    fn scan(&self) -> Option<ScanId> {
+        match self.outcome? {
+            SeenOutcome::Accepted(id) | SeenOutcome::Duplicate(id) => Some(id),
+            _ => None,
+        }
+    }
 }
 
 impl Intake {
     /// Lists the DICOM files in the incoming folder. A folder that cannot be listed is reported
     /// elsewhere.
-    pub(super) fn list_bundles(&mut self, incoming: &Path, patterns: &Patterns) -> Vec<Bundle> {
+    pub(super) fn list_dicom(&mut self, incoming: &Path, patterns: &Patterns) -> Vec<Candidate> {
         let shared = &self.shared;
         let known = mem::take(&mut self.bundles.marked);
         let marked = &mut self.bundles.marked;
@@ -64,91 +89,97 @@ impl Intake {
         };
 
         let heartbeat = || shared.board.heartbeat(StageName::Intake);
-        let bundles =
-            ingest::list_bundles(incoming, patterns, has_mark, heartbeat).unwrap_or_default();
-
-        let files = bundles.iter().flat_map(|bundle| &bundle.files);
-        let there: HashSet<&Path> = files.map(|file| file.path.as_path()).collect();
-        self.bundles.settling.keep_only(|path| there.contains(path));
-        let there: HashSet<&Path> = bundles.iter().map(|bundle| bundle.path.as_path()).collect();
-        self.bundles.pauses.retain(|path, _| there.contains(path.as_path()));
-        bundles
+        let files = ingest::list_dicom(incoming, patterns, has_mark, heartbeat).unwrap_or_default();
+        let there: HashSet<&Path> = files.iter().map(|file| file.path.as_path()).collect();
+        self.bundles.keep_only(|path| there.contains(path));
+        files
     }
 
-    pub(super) fn consider_bundles(
+    /// Converts the series of whole new files, if there are any.
+    pub(super) fn consider_dicom(
         &mut self,
-        bundles: &[Bundle],
+        files: &[Candidate],
         incoming: &Path,
         by: SeenBy,
     ) -> Result<(), ScanError> {
-        self.bundles.waiting.clear();
-        for bundle in bundles {
-            if self.shared.stopping() {
-                break;
-            }
-            self.shared.board.heartbeat(StageName::Intake);
+        let mut members = self.members(files, incoming, by)?;
+        let is_due = members.iter().any(|member| member.state == FileState::New);
 
-            let members = self.members(bundle, incoming, by)?;
-            let undecided = || members.iter().filter(|member| member.standing != FileState::Known);
-            let Some(age) = undecided().map(|member| member.waited).max() else { continue };
-            let is_whole = undecided().any(|member| member.standing == FileState::New);
-
-            let pause = self.bundles.pauses.get(&bundle.path);
-            if pause.is_some_and(|pause| pause.until > Instant::now()) {
-                continue;
-            }
-            // While the encoder's queue is full, no further file is read: the folder is the queue.
-            if !is_whole || self.is_paused || !self.pending.is_empty() {
-                self.bundles.waiting.push((is_whole, age));
-                continue;
-            }
-            self.convert_bundle(bundle, &members, incoming)?;
+        // While the encoder's queue is full, no further file is read: the folder is the queue.
+        let is_free = !self.is_paused && self.pending.is_empty() && !self.shared.stopping();
+        if is_due && is_free {
+            self.convert_members(&mut members, incoming)?;
         }
+
+        let is_open = |member: &&Member<'_>| {
+            member.outcome.is_none() && self.bundles.settling.knows(&member.file.path)
+        };
+        let open: Vec<(PauseOf, bool, Duration)> = members
+            .iter()
+            .filter(is_open)
+            .map(|member| (member.pause_of(), member.state != FileState::Growing, member.waited))
+            .collect();
+        self.bundles.wait(open.into_iter(), Instant::now());
         Ok(())
     }
 
-    /// Finds the state of every file of a bundle.
+    /// Finds the state of every file.
     fn members<'a>(
         &mut self,
-        bundle: &'a Bundle,
+        files: &'a [Candidate],
         incoming: &Path,
         by: SeenBy,
-    ) -> Result<Vec<BundleFile<'a>>, ScanError> {
+    ) -> Result<Vec<Member<'a>>, ScanError> {
         let config = self.shared.config();
         let (intake, now) = (&config.intake, Instant::now());
-        let settle = if bundle.is_zip { intake.settle } else { intake.series_settle };
-        let mut members = Vec::with_capacity(bundle.files.len());
-        for file in &bundle.files {
+        let mut members = Vec::with_capacity(files.len());
+        for file in files {
+            self.shared.board.heartbeat(StageName::Intake);
             let seen = self.shared.store.seen(&seen_key(incoming, &file.path))?;
-            let seen = seen.filter(|seen| seen.is_same(&file.look)).map(|seen| seen.outcome);
-            if !matches!(seen, None | Some(SeenOutcome::Reading { .. })) {
-                let (standing, waited) = (FileState::Known, Duration::ZERO);
-                members.push(BundleFile { file, standing, waited });
+            let seen = seen.filter(|seen| seen.is_same(&file.look));
+            if let Some(SeenFile { outcome, series, .. }) = seen
+                && !matches!(outcome, SeenOutcome::Reading { .. })
+            {
+                let (state, outcome, waited) = (FileState::Known, Some(outcome), Duration::ZERO);
+                members.push(Member { file, state, outcome, series, waited });
                 continue;
             }
 
-            if !self.bundles.settling.knows(&file.path) {
+            let bundles = &mut self.bundles;
+            if !bundles.settling.knows(&file.path) {
                 self.shared.metrics.file_seen(by);
             }
-            let (standing, waited) = match self.bundles.settling.look(file, [None; 2], now, settle)
-            {
+            let is_zip = ingest::is_zip(&file.path);
+            let settle = if is_zip { intake.settle } else { intake.series_settle };
+            let (state, waited) = match bundles.settling.look(file, [None; 2], now, settle) {
                 Settled::Waiting => (FileState::Growing, Duration::ZERO),
                 Settled::Whole(waited) => (FileState::New, waited),
             };
-            members.push(BundleFile { file, standing, waited });
+            let series = bundles.series_of(file);
+            let mut member = Member { file, state, outcome: None, series, waited };
+            if state == FileState::New && bundles.is_paused(&member.pause_of(), now) {
+                member.state = FileState::Paused;
+            }
+            members.push(member);
         }
+
+        let open = members.iter().filter(|member| member.outcome.is_none());
+        self.bundles.keep_pauses(&open.map(Member::pause_of).collect());
         Ok(members)
     }
 
-    fn convert_bundle(
+    fn convert_members(
         &mut self,
-        bundle: &Bundle,
-        members: &[BundleFile<'_>],
+        members: &mut [Member<'_>],
         incoming: &Path,
     ) -> Result<(), ScanError> {
         let work = self.shared.config().directories.state.join("dicom");
-        let files: Vec<(FileState, PathBuf)> =
-            members.iter().map(|member| (member.standing, member.file.path.clone())).collect();
+        let listed = |member: &Member<'_>| Listed {
+            path: member.file.path.clone(),
+            state: member.state,
+            series: member.series.clone(),
+        };
+        let listed: Vec<Listed> = members.iter().map(listed).collect();
         let shared = &self.shared;
         let alive = || {
             shared.board.heartbeat(StageName::Intake);
@@ -157,49 +188,99 @@ impl Intake {
 
         let started = Instant::now();
         let at_work = shared.board.takes_long("converting DICOM files".to_owned());
-        let converted = convert::convert(&files, &work, &shared.limits(), alive);
+        let limits = shared.limits();
+        let converted = convert::convert(listed, &work, &limits, Bounds::ONE_RUN, alive);
         drop(at_work);
         shared.metrics.stage_finished(Stage::Decode, started.elapsed());
 
-        let has_failed = match converted {
+        match converted {
             Ok(Some(events)) => {
-                let unit = Unit { bundle, members, incoming, out: work.join("out") };
-                self.take_events(&unit, &events)?
+                self.learn(members, &events, incoming)?;
+                let unit = Unit { members, incoming, out: work.join("out") };
+                let failed = self.take_events(&unit, &events)?;
+                self.pause(&unit, &events, |input| failed.contains(&input));
             }
-            // Asked to stop. The next start converts the bundle again.
-            Ok(None) => false,
+            // Asked to stop. The next start converts the files again.
+            Ok(None) => {}
             Err(error) => {
                 self.shared.metrics.stage_failed(Stage::Decode, &error);
                 self.shared.metrics.stage_retried(Stage::Decode);
                 warn!(%error, "DICOM files could not be converted; trying again later");
-                true
+                let unit = Unit { members, incoming, out: work.join("out") };
+                self.pause(&unit, &[], |_| true);
             }
-        };
+        }
 
-        self.pause(bundle, has_failed);
         if let Err(error) = fresh_folder(&work) {
             warn!(error = %error.kind(), "cannot remove converted files; trying again later");
         }
         Ok(())
     }
 
-    /// Pauses a bundle, so that a growing one is not converted all the time. The pause doubles
-    /// after each failure.
-    fn pause(&mut self, bundle: &Bundle, has_failed: bool) {
+    /// Remembers which series the files belong to.
+    fn learn(
+        &mut self,
+        members: &mut [Member<'_>],
+        events: &[Event],
+        incoming: &Path,
+    ) -> Result<(), ScanError> {
+        for event in events {
+            let Event::Belongs { series, inputs } = event else { continue };
+            for &input in inputs {
+                self.shared.board.heartbeat(StageName::Intake);
+                let member = &mut members[input];
+                member.series = Some(series.clone());
+                match member.outcome {
+                    Some(outcome) => {
+                        let seen = SeenFile::new(member.file.look, outcome);
+                        let seen = seen.of_series(member.series.clone());
+                        let key = seen_key(incoming, &member.file.path);
+                        self.shared.store.put_seen(&key, &seen)?;
+                    }
+                    None => self.bundles.learn(member.file, series.clone()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Pauses what was tried and still has no decision, so that a growing series is not converted
+    /// all the time. The pause doubles after each failure.
+    fn pause(&mut self, unit: &Unit<'_>, events: &[Event], has_failed: impl Fn(usize) -> bool) {
         let settle = self.shared.config().intake.series_settle.max(Duration::from_millis(100));
-        let n_failures = if has_failed { self.n_failures(bundle) + 1 } else { 0 };
-        let length = settle.saturating_mul(1 << n_failures.min(16)).min(MAX_PAUSE.max(settle));
-        let pause = Pause { until: Instant::now() + length, n_failures };
-        self.bundles.pauses.insert(bundle.path.clone(), pause);
+        let now = Instant::now();
+        let is_postponed = |event: &&Event| matches!(event, Event::Postponed { .. });
+        let postponed: HashSet<usize> =
+            events.iter().filter(is_postponed).flat_map(Event::inputs).copied().collect();
+
+        let mut failed: HashMap<PauseOf, bool> = HashMap::new();
+        for (input, member) in unit.members.iter().enumerate() {
+            if member.state != FileState::New || !self.bundles.settling.knows(&member.file.path) {
+                continue;
+            }
+            if postponed.contains(&input) && !has_failed(input) {
+                self.bundles.wake(&member.pause_of());
+                continue;
+            }
+            *failed.entry(member.pause_of()).or_default() |= has_failed(input);
+        }
+
+        for (what, has_failed) in failed {
+            let n_failures = if has_failed { self.bundles.n_failures(&what) + 1 } else { 0 };
+            let length = settle.saturating_mul(1 << n_failures.min(16)).min(MAX_PAUSE.max(settle));
+            // A file that joins a paused series does not prolong the pause.
+            if has_failed || !self.bundles.is_paused(&what, now) {
+                self.bundles.pause(what, Pause { until: now + length, n_failures });
+            }
+        }
     }
 
-    /// How many times in a row the bundle failed.
-    fn n_failures(&self, bundle: &Bundle) -> u32 {
-        self.bundles.pauses.get(&bundle.path).map_or(0, |pause| pause.n_failures)
-    }
-
-    /// Deals with the results of a conversion. Returns whether something must be tried again.
-    fn take_events(&mut self, unit: &Unit<'_>, events: &[Event]) -> Result<bool, ScanError> {
+    /// Deals with the results of a conversion. Returns the files that failed and are tried again.
+    fn take_events(
+        &mut self,
+        unit: &Unit<'_>,
+        events: &[Event],
+    ) -> Result<BTreeSet<usize>, ScanError> {
         let mut decided = Decided::default();
         let mut refused = Vec::new();
         for event in events {
@@ -216,30 +297,37 @@ impl Intake {
                     decided.outcomes.extend(inputs.iter().map(|&input| (input, outcome)));
                 }
                 Series::Refused(refusal) => refused.push((name, refusal, inputs)),
-                Series::Later => decided.later.extend(inputs),
+                Series::Later => decided.fail(inputs),
             }
         }
 
-        let n_failures = self.n_failures(unit.bundle);
         for event in events {
             match event {
+                // The fault of a file that is not whole, or was decided earlier, is no news.
+                Event::Refused { inputs, .. } if !unit.has_new(inputs) => {}
                 Event::Refused { refusal, inputs, .. }
-                    if refusal.reason == QuarantineReason::Io && n_failures < MAX_FAILURES =>
+                    if refusal.reason == QuarantineReason::Io
+                        && self.n_failures(unit, inputs) < MAX_FAILURES =>
                 {
                     warn!(%refusal, "DICOM files cannot be read; trying again");
-                    decided.later.extend(inputs);
+                    decided.fail(inputs);
                 }
                 Event::Refused { name, refusal, may_grow, inputs } => {
                     if *may_grow && self.may_still_grow(unit, refusal, inputs) {
                         debug!(%refusal, "a series may still be growing");
+                        decided.later.extend(inputs);
                     } else {
                         refused.push((name, refusal.clone(), inputs));
                     }
                 }
+                // A zip may also hold a series that is decided now.
+                Event::Waiting { inputs } | Event::Postponed { inputs } => {
+                    decided.later.extend(inputs);
+                }
                 Event::Skipped { .. }
                 | Event::InHand { .. }
-                | Event::Converted { .. }
-                | Event::Waiting { .. } => {}
+                | Event::Belongs { .. }
+                | Event::Converted { .. } => {}
             }
         }
 
@@ -248,30 +336,41 @@ impl Intake {
         }
         for event in events {
             let Event::Skipped { name, reason, why, inputs } = event else { continue };
-            debug!(name, folder = %unit.bundle.path.display(), "left alone");
-            self.leave_alone(unit, *reason, why, &decided.without(inputs))?;
+            debug!(name, place = %unit.place(inputs).display(), "left alone");
+            self.leave_alone(unit, *reason, why, &decided.without(&unit.in_no_scan(inputs)))?;
         }
 
         let (reason, unmentioned) = (LeftAlone::Unmentioned, unit.unmentioned(events));
         self.leave_alone(unit, reason, &reason.to_string(), &unmentioned)?;
         self.write_down(unit, &decided)?;
-        Ok(!decided.later.is_empty() && !self.shared.stopping())
+        Ok(if self.shared.stopping() { BTreeSet::new() } else { decided.failed })
     }
 
-    /// Remembers the decisions about the files, and forgets files that must be considered again.
+    /// Remembers the decisions about the files, and forgets that files were read that must be
+    /// considered again.
     fn write_down(&mut self, unit: &Unit<'_>, decided: &Decided) -> Result<(), ScanError> {
         for (input, outcome) in &decided.outcomes {
-            self.remember_files(unit, &[*input], *outcome)?;
+            if !decided.later.contains(input) {
+                self.remember_files(unit, &[*input], *outcome)?;
+            }
         }
-        for input in &decided.later {
-            self.shared.store.forget_seen(&unit.key(*input))?;
+        for &input in &decided.later {
+            if unit.members[input].outcome.is_none() {
+                self.shared.store.forget_seen(&unit.key(input))?;
+            }
         }
         Ok(())
     }
 
+    /// How many times in a row the conversion of one of the files failed.
+    fn n_failures(&self, unit: &Unit<'_>, inputs: &[usize]) -> u32 {
+        let n_failures = |&input: &usize| self.bundles.n_failures(&unit.members[input].pause_of());
+        inputs.iter().map(n_failures).max().unwrap_or(0)
+    }
+
     /// Whether slices may still arrive that fill the gaps, or the end of a file that lacks it.
     fn may_still_grow(&mut self, unit: &Unit<'_>, refusal: &Refusal, inputs: &[usize]) -> bool {
-        let is_new = |input: &&usize| unit.members[**input].standing == FileState::New;
+        let is_new = |input: &&usize| unit.members[**input].outcome.is_none();
         let new = || inputs.iter().filter(is_new).map(|&input| unit.members[input].file);
         // The last file that came or changed counts: slices come one after the other.
         let has_time = new().any(|file| self.is_within_patience(&file.path));
@@ -279,7 +378,7 @@ impl Intake {
             self.unfinished.extend(new().map(|file| (file.path.clone(), file.look)));
             return true;
         }
-        has_time && !unit.bundle.is_zip
+        has_time && unit.zip(inputs).is_none()
     }
 
     /// Remembers files that are not scans for oddscan, so that they are not converted again.
@@ -317,11 +416,12 @@ impl Intake {
             // The series was not whole. It is considered again later.
             return Ok(Series::Later);
         };
-        let n_crashes = match decided.n_crashes.get(&inputs[0]) {
+        let mark = unit.mark(inputs);
+        let n_crashes = match decided.n_crashes.get(&mark) {
             Some(&n_crashes) => n_crashes,
-            None => self.crashes(unit, inputs)?,
+            None => self.crashes(unit, mark)?,
         };
-        decided.n_crashes.insert(inputs[0], n_crashes);
+        decided.n_crashes.insert(mark, n_crashes);
 
         if n_crashes >= MAX_CRASHES {
             let found = format!("{n_crashes} crashes during the reading of this series");
@@ -330,21 +430,27 @@ impl Intake {
         // Written durably before the series is read: after a crash it shows which one was being
         // read.
         let reading = SeenOutcome::Reading { attempts: n_crashes + 1 };
-        self.remember_files(unit, &inputs[..1], reading)?;
+        self.remember_files(unit, &[mark], reading)?;
         self.shared.store.flush()?;
 
         let companions = Companions::of(&path);
-        let came_from = below(unit.incoming, &unit.bundle.path).to_owned();
-        let waited = unit.waited(inputs);
+        let came_from = below(unit.incoming, unit.place(inputs)).to_owned();
+        let (waited, earlier) = (unit.waited(inputs), unit.earlier(inputs));
         let candidate = Candidate { path, look };
-        let whole = Whole { candidate, companions, came_from, patient, dicom, waited, n_crashes };
+        let whole =
+            Whole { candidate, companions, came_from, patient, dicom, earlier, waited, n_crashes };
 
         let (read, timings) = self.reader.read(&whole);
         match self.admit(&whole, read, timings) {
             Err(error) => self.series_failed(error),
             Ok(None) => Ok(Series::Later),
             Ok(Some(outcome)) => {
-                debug!(?outcome, path = %unit.bundle.path.display(), "read");
+                debug!(?outcome, place = %unit.place(inputs).display(), "read");
+                if let SeenOutcome::Accepted(id) = outcome
+                    && whole.earlier.iter().any(|earlier| *earlier != id)
+                {
+                    info!(scan = %id, "an earlier scan of this series had fewer slices");
+                }
                 self.shared.metrics.settled(whole.waited);
                 Ok(Series::Taken(outcome))
             }
@@ -365,10 +471,9 @@ impl Intake {
     }
 
     /// How often the process crashed while it read this series.
-    fn crashes(&self, unit: &Unit<'_>, inputs: &[usize]) -> Result<u32, ScanError> {
-        let first = inputs[0];
-        let seen = self.shared.store.seen(&unit.key(first))?;
-        let seen = seen.filter(|seen| seen.is_same(&unit.members[first].file.look));
+    fn crashes(&self, unit: &Unit<'_>, mark: usize) -> Result<u32, ScanError> {
+        let seen = self.shared.store.seen(&unit.key(mark))?;
+        let seen = seen.filter(|seen| seen.is_same(&unit.members[mark].file.look));
         Ok(match seen.map(|seen| seen.outcome) {
             Some(SeenOutcome::Reading { attempts }) => attempts,
             _ => 0,
@@ -383,19 +488,20 @@ impl Intake {
     ) -> Result<(), ScanError> {
         let is_decided = !matches!(outcome, SeenOutcome::Reading { .. });
         for &input in inputs {
-            let file = unit.members[input].file;
-            self.shared.store.put_seen(&unit.key(input), &decision_about(file, outcome))?;
+            let Member { file, series, .. } = &unit.members[input];
+            let seen = decision_about(file, outcome).of_series(series.clone());
+            self.shared.store.put_seen(&unit.key(input), &seen)?;
             if is_decided {
-                self.bundles.settling.forget(&file.path);
+                self.bundles.forget(&file.path);
                 self.unfinished.remove(&file.path);
             }
         }
         Ok(())
     }
 
-    /// Sends the files of a series to quarantine. Files that also gave another volume stay, and
-    /// only the reason goes to quarantine. This waits while some of the files must be considered
-    /// again, or while quarantine is not available.
+    /// Sends the files of a series to quarantine. Files that also gave another volume, now or
+    /// earlier, stay; if there is no other, only the reason goes to quarantine. This waits while
+    /// some of the files must be considered again, or while quarantine is not available.
     fn refuse_series(
         &mut self,
         unit: &Unit<'_>,
@@ -409,10 +515,12 @@ impl Intake {
             return Ok(());
         }
 
-        let mut left = decided.without(inputs);
+        let mut left = decided.without(&unit.in_no_scan(inputs));
         // Files that have changed or are gone are left out: the refusal does not apply to them.
         left.retain(|input| !unit.has_changed(&[*input]));
-        if left.is_empty() && !inputs.iter().any(|input| decided.is_taken(*input)) {
+        let is_taken =
+            |input: &usize| decided.is_taken(*input) || unit.members[*input].scan().is_some();
+        if left.is_empty() && !inputs.iter().any(is_taken) {
             return Ok(());
         }
 
@@ -424,7 +532,7 @@ impl Intake {
             return Ok(());
         }
         let folder = self.shared.config().directories.quarantine.clone();
-        debug!(folder = %unit.bundle.path.display(), "to quarantine");
+        debug!(place = %unit.place(inputs).display(), "to quarantine");
         let moved = if let [file] = &files[..] {
             let came_from = file.strip_prefix(unit.incoming).unwrap_or(file);
             if has_writer {
@@ -433,17 +541,16 @@ impl Intake {
                 quarantine::quarantine(&folder, file, came_from, refusal, now_secs())
             }
         } else {
-            let parent = unit.bundle.path.strip_prefix(unit.incoming).unwrap_or(Path::new(""));
-            let parent = if unit.bundle.is_zip { parent.parent() } else { Some(parent) };
-            let name = if name.is_empty() { "series" } else { name };
-            let came_from = parent.unwrap_or(Path::new("")).join(name);
+            let folder_of_all = unit.folder(if left.is_empty() { inputs } else { &left });
+            let folder_of_all = folder_of_all.strip_prefix(unit.incoming).unwrap_or(Path::new(""));
+            let came_from = folder_of_all.join(if name.is_empty() { "series" } else { name });
             // Without files, only the reason is written.
             let files = if has_writer { &[] } else { &files[..] };
             quarantine::quarantine_series(&folder, files, &came_from, refusal, now_secs())
         };
         if let Err(error) = moved {
             warn!(error = %error.kind(), "quarantine is not available; a refused series waits");
-            decided.later.extend(inputs);
+            decided.fail(inputs);
             return Ok(());
         }
 
@@ -455,18 +562,26 @@ impl Intake {
     }
 }
 
-/// The decisions about the files of a bundle. They are written after all its volumes: one file may
-/// contain several volumes, and all of them must be decided first.
+/// The decisions about the files of a conversion. They are written after all its volumes: one file
+/// may contain several volumes, and all of them must be decided first.
 #[derive(Default)]
 struct Decided {
     outcomes: BTreeMap<usize, SeenOutcome>,
     /// Files with a volume that must be considered again.
     later: BTreeSet<usize>,
-    /// Crashes before this conversion. The key is the first file of a volume.
+    /// Those of them that failed.
+    failed: BTreeSet<usize>,
+    /// Crashes before this conversion. The key is [`Unit::mark`] of a volume.
     n_crashes: BTreeMap<usize, u32>,
 }
 
 impl Decided {
+    /// Has files considered again because something failed.
+    fn fail(&mut self, inputs: &[usize]) {
+        self.later.extend(inputs);
+        self.failed.extend(inputs);
+    }
+
     /// Whether the file gave a volume.
     fn is_taken(&self, input: usize) -> bool {
         let outcome = self.outcomes.get(&input);
@@ -493,8 +608,7 @@ enum Series {
 
 /// One conversion.
 struct Unit<'a> {
-    bundle: &'a Bundle,
-    members: &'a [BundleFile<'a>],
+    members: &'a [Member<'a>],
     incoming: &'a Path,
     /// Folder of the converted volumes.
     out: PathBuf,
@@ -511,6 +625,54 @@ impl Unit<'_> {
         !inputs.iter().all(|&input| is_same(self.members[input].file))
     }
 
+    fn paths<'u>(&'u self, inputs: &'u [usize]) -> impl Iterator<Item = &'u Path> {
+        inputs.iter().map(|&input| self.members[input].file.path.as_path())
+    }
+
+    /// The deepest folder that holds all of the files.
+    fn folder<'u>(&'u self, inputs: &'u [usize]) -> &'u Path {
+        common_folder(self.paths(inputs))
+    }
+
+    /// The zip that holds the whole series, if one does.
+    fn zip(&self, inputs: &[usize]) -> Option<&Path> {
+        let [input] = inputs else { return None };
+        let path = self.members[*input].file.path.as_path();
+        ingest::is_zip(path).then_some(path)
+    }
+
+    /// Where a series lies: its zip, or the deepest folder that holds all of it.
+    fn place<'u>(&'u self, inputs: &'u [usize]) -> &'u Path {
+        self.zip(inputs).unwrap_or_else(|| self.folder(inputs))
+    }
+
+    /// The file of a volume that the store marks while the volume is read: the first one without a
+    /// decision, because the mark replaces it.
+    fn mark(&self, inputs: &[usize]) -> usize {
+        let open = inputs.iter().find(|input| self.members[**input].outcome.is_none());
+        *open.unwrap_or(&inputs[0])
+    }
+
+    /// Whether one of the files was to be converted.
+    fn has_new(&self, inputs: &[usize]) -> bool {
+        inputs.iter().any(|&input| self.members[input].state == FileState::New)
+    }
+
+    /// Those of the files that are part of no scan yet.
+    fn in_no_scan(&self, inputs: &[usize]) -> Vec<usize> {
+        let is_in_none = |input: &usize| self.members[*input].scan().is_none();
+        inputs.iter().copied().filter(is_in_none).collect()
+    }
+
+    /// The scans that some of the files were part of earlier. A zip of several series does not
+    /// count: the store has one scan for it, which may be of another series.
+    fn earlier(&self, inputs: &[usize]) -> Vec<ScanId> {
+        let members = inputs.iter().map(|&input| &self.members[input]);
+        let of_one = members.filter(|member| matches!(member.series.as_deref(), Some([_])));
+        let scans = of_one.filter_map(Member::scan);
+        scans.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     /// Time since the first of the files was seen.
     fn waited(&self, inputs: &[usize]) -> Duration {
         inputs.iter().map(|&input| self.members[input].waited).max().unwrap_or_default()
@@ -519,9 +681,11 @@ impl Unit<'_> {
     /// New files without an event. There are none unless the converter has a fault. In that case
     /// they must not be converted again and again.
     fn unmentioned(&self, events: &[Event]) -> Vec<usize> {
-        let events = events.iter().filter(|event| !matches!(event, Event::InHand { .. }));
+        let says_outcome =
+            |event: &&Event| !matches!(event, Event::InHand { .. } | Event::Belongs { .. });
+        let events = events.iter().filter(says_outcome);
         let mentioned: BTreeSet<usize> = events.flat_map(Event::inputs).copied().collect();
-        let is_new = |input: &usize| self.members[*input].standing == FileState::New;
+        let is_new = |input: &usize| self.members[*input].state == FileState::New;
         let new = (0..self.members.len()).filter(is_new);
         new.filter(|input| !mentioned.contains(input)).collect()
     }
