@@ -6,7 +6,10 @@
 
 use serde_json::{Map, Value};
 
-use crate::domain::acquisition::AcquisitionFacts;
+use crate::domain::{
+    acquisition::AcquisitionFacts,
+    sequence::{Acquisition, AgentFields},
+};
 
 /// Size of the largest JSON that is read, bytes. dcm2niix writes 2 to 50 KB.
 pub const MAX_BYTES: u64 = 1 << 20;
@@ -14,12 +17,24 @@ pub const MAX_BYTES: u64 = 1 << 20;
 /// Length of the longest text that is kept, characters: that of a DICOM long string.
 const MAX_CHARS: usize = 64;
 
-/// Adds the values of a JSON to the facts. Returns the keys whose values cannot be used.
+/// Longest list that is kept, words.
+const MAX_WORDS: usize = 32;
+
+/// The content of a JSON beside the facts that are kept.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Read {
+    /// Keys whose values cannot be used.
+    pub unusable: Vec<&'static str>,
+    /// What the JSON says of the sequence.
+    pub sequence: Acquisition,
+}
+
+/// Adds the values of a JSON to the facts. Returns what else it says.
 ///
 /// # Errors
 /// If it is no JSON object. The text gives the cause without quoting the JSON. The facts are
 /// unchanged then.
-pub fn read_facts(bytes: &[u8], facts: &mut AcquisitionFacts) -> Result<Vec<&'static str>, String> {
+pub fn read_facts(bytes: &[u8], facts: &mut AcquisitionFacts) -> Result<Read, String> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("it is larger than {MAX_BYTES} bytes"));
     }
@@ -49,7 +64,25 @@ pub fn read_facts(bytes: &[u8], facts: &mut AcquisitionFacts) -> Result<Vec<&'st
         slice_thickness_mm: fields.number("SliceThickness", 1.0),
         ..std::mem::take(facts)
     };
-    Ok(fields.unusable)
+
+    let sequence = Acquisition {
+        scanning_sequence: fields.list("ScanningSequence"),
+        sequence_variant: fields.list("SequenceVariant"),
+        image_type: fields.list("ImageType"),
+        acquisition_type: facts.dimensions.clone(),
+        sequence_name: fields.text("SequenceName").or_else(|| fields.text("PulseSequenceName")),
+        echo_time_ms: facts.echo_time_ms,
+        repetition_time_ms: facts.repetition_time_ms,
+        inversion_time_ms: facts.inversion_time_ms,
+        echo_train: fields.number("EchoTrainLength", 1.0),
+        description: facts.series.clone(),
+        protocol: facts.protocol.clone(),
+        agent: AgentFields {
+            name: fields.text("ContrastBolusIngredient"),
+            volume_ml: fields.number("ContrastBolusVolume", 1.0),
+        },
+    };
+    Ok(Read { unusable: fields.unusable, sequence })
 }
 
 /// The entries of a JSON, and the keys that were asked for but have values that cannot be used.
@@ -77,6 +110,21 @@ impl Fields {
         })
     }
 
+    /// Words in upper case, of a list or of one text: `GR\IR`, in older versions `GR_IR`.
+    fn list(&mut self, key: &'static str) -> Vec<String> {
+        let word = |text: &str| {
+            let text: String = text.trim().chars().filter(|c| !c.is_control()).collect();
+            text.chars().take(MAX_CHARS).collect::<String>().to_uppercase()
+        };
+        let found = self.read(key, |value| match value {
+            Value::String(text) => Some(text.split(['\\', '_', '/']).map(word).collect()),
+            Value::Array(texts) => texts.iter().map(|text| Some(word(text.as_str()?))).collect(),
+            _ => None,
+        });
+        let words: Vec<String> = found.unwrap_or_default();
+        words.into_iter().filter(|word| !word.is_empty()).take(MAX_WORDS).collect()
+    }
+
     fn read<T>(&mut self, key: &'static str, usable: impl Fn(&Value) -> Option<T>) -> Option<T> {
         // Empty texts and nulls carry no value, and are no fault.
         let says = |value: &&Value| !value.is_null() && value.as_str() != Some("");
@@ -95,7 +143,7 @@ mod tests {
 
     fn read(text: &str) -> (AcquisitionFacts, Result<Vec<&'static str>, String>) {
         let mut facts = AcquisitionFacts::of("a_T1w", [1.0; 3]);
-        let said = read_facts(text.as_bytes(), &mut facts);
+        let said = read_facts(text.as_bytes(), &mut facts).map(|read| read.unusable);
         (facts, said)
     }
 
@@ -126,6 +174,29 @@ mod tests {
         assert_eq!(facts, expected);
         let kept = serde_json::to_string(&facts).unwrap();
         assert!(!kept.contains("Doe") && !kept.contains("MRC1"), "{kept}");
+    }
+
+    #[test]
+    fn a_sequence_is_read_as_the_converters_write_it() {
+        let sequence = |text: &str| {
+            read_facts(text.as_bytes(), &mut AcquisitionFacts::default()).unwrap().sequence
+        };
+        let found = sequence(
+            r#"{"ScanningSequence": "GR\\IR", "SequenceVariant": "SK_SP_MP",
+            "ImageType": ["ORIGINAL", "PRIMARY", "p"], "InversionTime": 0.9,
+            "ContrastBolusIngredient": "GADOLINIUM", "PulseSequenceName": "tfl"}"#,
+        );
+        assert_eq!(found.scanning_sequence, ["GR", "IR"]);
+        assert_eq!(found.sequence_variant, ["SK", "SP", "MP"]);
+        assert_eq!(found.image_type, ["ORIGINAL", "PRIMARY", "P"]);
+        assert_eq!(
+            (found.inversion_time_ms, found.sequence_name.as_deref()),
+            (Some(900.0), Some("tfl"))
+        );
+        assert_eq!(found.agent.name.as_deref(), Some("GADOLINIUM"));
+
+        let (_, said) = read(r#"{"ImageType": 3, "ScanningSequence": ["GR", 4]}"#);
+        assert_eq!(said, Ok(vec!["ScanningSequence", "ImageType"]));
     }
 
     #[test]

@@ -20,7 +20,11 @@ use crate::{
         intensity::{self, Landmarks},
         preprocess,
     },
-    prepare::{Prepared, acquisition::read_json, read_and_find_brain},
+    prepare::{
+        Prepared,
+        acquisition::{must_be_magnitude, read_json},
+        read_and_find_brain,
+    },
     refusals, telemetry,
 };
 
@@ -129,10 +133,11 @@ fn look(
         source,
     })?;
     let work = work.path().join("work");
+    let json = companions::companion_json(path).map(|json| read_json(path, &json));
+    must_be_magnitude(path, json.as_ref())?;
     let (id, source) =
         read_and_find_brain(path, mask.as_deref(), &config.intake.limits, method, &work, || {})?;
 
-    let json = companions::companion_json(path).map(|json| read_json(path, &json));
     // A scan that the daemon would refuse is not used.
     let prepared = Prepared::new(id, &source, path, json, config, method)?;
 

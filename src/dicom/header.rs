@@ -19,7 +19,7 @@ use crate::{
         left_alone::LeftAlone,
         patient::Patient,
         scan::DicomFacts,
-        sequence::Acquisition,
+        sequence::{Acquisition, AgentFields, is_no_magnitude},
     },
     numeric::stack::Plane,
 };
@@ -264,8 +264,22 @@ impl<'a> Dataset<'a> {
             inversion_time_ms: time(tags::INVERSION_TIME, inversion, tags::INVERSION_TIMES),
             description: self.text(tags::SERIES_DESCRIPTION),
             protocol: self.text(tags::PROTOCOL_NAME),
-            has_agent: self.text(tags::CONTRAST_BOLUS_AGENT).is_some_and(|agent| is_agent(&agent))
-                || !self.items(tags::CONTRAST_BOLUS_AGENT_SEQUENCE).is_empty(),
+            image_type: self.texts(tags::IMAGE_TYPE),
+            echo_train: self.number(tags::ECHO_TRAIN_LENGTH),
+            agent: self.agent(),
+        }
+    }
+
+    /// The fields on a contrast agent. The code of an agent counts like its name.
+    fn agent(&self) -> AgentFields {
+        let coded = || {
+            let item = Dataset(self.items(tags::CONTRAST_BOLUS_AGENT_SEQUENCE).first()?);
+            Some(item.text(tags::CODE_MEANING).unwrap_or_else(|| "agent".to_owned()))
+        };
+        let name = self.text(tags::CONTRAST_BOLUS_AGENT).or_else(coded);
+        AgentFields {
+            name: name.or_else(|| self.text(tags::CONTRAST_BOLUS_INGREDIENT)),
+            volume_ml: self.number(tags::CONTRAST_BOLUS_VOLUME).filter(|&volume| volume > 0.0),
         }
     }
 
@@ -351,7 +365,8 @@ impl<'a> Dataset<'a> {
         put("SequenceName", acquisition.sequence_name.map(Value::from));
         put("ImageType", (!image_type.is_empty()).then(|| json!(image_type)));
         put("SeriesNumber", self.number(tags::SERIES_NUMBER).map(|n| json!(n as i64)));
-        put("ContrastBolusIngredient", text(tags::CONTRAST_BOLUS_AGENT));
+        put("ContrastBolusIngredient", acquisition.agent.name.map(Value::from));
+        put("ContrastBolusVolume", acquisition.agent.volume_ml.map(Value::from));
         put("SliceThickness", number(tags::SLICE_THICKNESS));
         put("SpacingBetweenSlices", number(tags::SPACING_BETWEEN_SLICES));
         put("EchoTime", seconds(acquisition.echo_time_ms));
@@ -490,10 +505,8 @@ fn component(groups: &[&InMemDicomObject], image_type: &[String]) -> Component {
         Dataset(item).text(tags::COMPLEX_IMAGE_COMPONENT)
     });
     let of_frame = of_frame.unwrap_or_default();
-    let is_other = ["PHASE", "REAL", "IMAGINARY"].contains(&of_frame.as_str())
-        || image_type.iter().skip(2).any(|word| {
-            ["P", "PHASE", "R", "REAL", "I", "IMAGINARY", "PHASE MAP"].contains(&word.as_str())
-        });
+    let is_other =
+        ["PHASE", "REAL", "IMAGINARY"].contains(&of_frame.as_str()) || is_no_magnitude(image_type);
     if is_other { Component::Other } else { Component::Magnitude }
 }
 
@@ -520,11 +533,6 @@ fn iso_8601(text: &str) -> Option<String> {
         _ => String::new(),
     };
     Some(format!("{date}T{time}{offset}"))
-}
-
-/// Whether the text names a contrast agent. Some sites write that there was none.
-fn is_agent(name: &str) -> bool {
-    !["no", "none", "n/a", "na", "0", "-"].contains(&name.to_lowercase().as_str())
 }
 
 /// One spelling per vendor, as dcm2niix writes it.

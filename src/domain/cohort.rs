@@ -8,10 +8,8 @@ use std::{fmt, ops::RangeInclusive};
 use globset::{GlobBuilder, GlobMatcher};
 use serde::{Deserialize, Serialize};
 
+pub use super::acquisition::UNKNOWN;
 use super::acquisition::{AcquisitionFacts, suffix_of};
-
-/// Name of the cohort of scans that no rule takes and whose suffix is not known.
-pub const UNKNOWN: &str = "unknown";
 
 /// Ending of the names of cohorts with thick slices.
 pub const THICK: &str = "-thick";

@@ -1,195 +1,122 @@
-//! Which BIDS suffix a series gets. Its header's description of the sequence decides.
+//! Which BIDS suffix a series gets. Physics first, words second.
+//!
+//! Where technique and times leave one kind of image, they decide, and a word that says nothing
+//! does not matter. Where they leave several, the words of the names decide among them. Where both
+//! speak and disagree, the suffix is `unknown`.
 //!
 //! The rules are cautious on purpose. A scan in the wrong cohort is compared with the wrong kind of
-//! image and spoils the scores there. A scan called `unknown` only waits in a cohort of its own. So
-//! the timing of the sequence and the words of its name must agree, else the suffix is `unknown`.
-//! Limits in ms are those of textbooks, widened for 1.5 and 3 T; docs/preprocessing.md lists them.
+//! image and spoils the scores there. A scan called `unknown` only waits in a cohort of its own.
+//! Limits in ms are those of textbooks, widened for 0.3 to 7 T; docs/preprocessing.md lists them.
+//! `tests/fixtures/sequences.tsv` has two hundred series with the right answers.
 
-use super::cohort::UNKNOWN;
+mod agent;
+mod timing;
+mod values;
+mod words;
 
-/// What a header says of the sequence. Lists and words as in DICOM, upper case; times in ms.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Acquisition {
-    /// `SE`, `IR`, `GR`, `EP`, `RM` (0018,0020).
-    pub scanning_sequence: Vec<String>,
-    /// `MP` is magnetisation prepared, `TOF` time of flight (0018,0021).
-    pub sequence_variant: Vec<String>,
-    /// `2D` or `3D` (0018,0023).
-    pub acquisition_type: Option<String>,
-    /// Vendor's name of the sequence (0018,0024).
-    pub sequence_name: Option<String>,
-    /// Echo time.
-    pub echo_time_ms: Option<f64>,
-    /// Repetition time.
-    pub repetition_time_ms: Option<f64>,
-    /// Inversion time.
-    pub inversion_time_ms: Option<f64>,
-    /// What a technician called the series (0008,103E).
-    pub description: Option<String>,
-    /// Name of the protocol (0018,1030).
-    pub protocol: Option<String>,
-    /// Whether a contrast agent is named (0018,0010).
-    pub has_agent: bool,
+use super::acquisition::UNKNOWN;
+use agent::{Agent, agent};
+use timing::{LONG_GRADIENT_ECHO, by_timing};
+use values::Hint;
+pub use values::{Acquisition, AgentFields, is_no_magnitude};
+use words::{by_name, words};
+
+/// Suffixes that a sequence can be judged to have.
+pub const KINDS: [&str; 8] = ["T1w", "T1ce", "T2w", "FLAIR", "PDw", "T2star", "swi", "angio"];
+
+/// What is thought of a sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// The BIDS suffix (`T1w`, `T2w`, `FLAIR`, ...), or [`UNKNOWN`].
+    pub suffix: &'static str,
+    /// Why the suffix is [`UNKNOWN`]. Quotes no text of the header, which may name a patient.
+    pub doubt: Option<String>,
 }
 
-/// Words of series that are no structural image, or of a kind without a rule.
-const OTHER: [&str; 27] = [
-    "dwi",
-    "dti",
-    "diff",
-    "diffusion",
-    "adc",
-    "trace",
-    "tracew",
-    "asl",
-    "perf",
-    "perfusion",
-    "bold",
-    "fmri",
-    "epi",
-    "fieldmap",
-    "mip",
-    "minip",
-    "mpr",
-    "phase",
-    "stir",
-    "psir",
-    "dir",
-    "mp2rage",
-    "inv1",
-    "inv2",
-    "uni",
-    "ciss",
-    "fiesta",
-];
-
-const ANGIOGRAPHY: [&str; 4] = ["tof", "mra", "angio", "angiography"];
-const SUSCEPTIBILITY: [&str; 4] = ["swi", "swan", "swip", "venobold"];
-const T2_STAR: [&str; 5] = ["t2star", "t2s", "hemo", "haemo", "medic"];
-const T1: [&str; 14] = [
-    "t1", "t1w", "mprage", "mpr1", "tfl", "tfl3d1", "spgr", "fspgr", "bravo", "mprg", "t1tfe",
-    "flash", "t1ffe", "ffe3d",
-];
-const T2: [&str; 4] = ["t2", "t2w", "t2tse", "t2fse"];
-const PROTON: [&str; 3] = ["pd", "pdw", "proton"];
-const AFTER_CONTRAST: [&str; 10] =
-    ["gd", "gad", "gado", "post", "contrast", "ce", "km", "postgd", "cont", "enhanced"];
-
-/// Words that reverse the ones above: "T1 without contrast", "pre gd".
-const BEFORE_CONTRAST: [&str; 5] = ["without", "wo", "pre", "non", "native"];
-
-/// What a name or a timing suggests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hint {
-    /// The suffix of one kind of image.
-    Kind(&'static str),
-    /// A kind without a rule.
-    Other,
-    /// It does not decide.
-    Open,
-}
-
-/// The BIDS suffix (`T1w`, `T2w`, `FLAIR`, ...), or [`UNKNOWN`].
+/// The BIDS suffix of a sequence, or [`UNKNOWN`].
 pub fn bids_suffix(acquisition: &Acquisition) -> &'static str {
-    let words = words(acquisition);
-    let named = by_name(&words);
-    let kind = match (by_timing(acquisition), named) {
-        (Hint::Other, _) | (_, Hint::Other) => UNKNOWN,
-        (Hint::Kind(timed), Hint::Kind(named)) if timed != named => UNKNOWN,
-        (Hint::Kind(kind), _) | (Hint::Open, Hint::Kind(kind)) => kind,
-        (Hint::Open, Hint::Open) => UNKNOWN,
+    judge(acquisition).suffix
+}
+
+/// Decides which suffix a sequence gets, and says why where it gets none.
+pub fn judge(acquisition: &Acquisition) -> Judgement {
+    let kind = match kind(acquisition) {
+        Ok(kind) => kind,
+        Err(doubt) => return Judgement { suffix: UNKNOWN, doubt: Some(doubt) },
     };
+    if kind != "T1w" {
+        return Judgement { suffix: kind, doubt: None };
+    }
 
-    let is_after_contrast = acquisition.has_agent
-        || (has_any(&words, &AFTER_CONTRAST) && !has_any(&words, &BEFORE_CONTRAST));
-
-    match (kind, is_after_contrast) {
-        ("T1w", true) => "T1ce",
-        (kind, _) => kind,
+    let Acquisition { description, protocol, agent: fields, .. } = acquisition;
+    let (description, protocol) = (description.as_deref(), protocol.as_deref());
+    let is_of_series = protocol.is_some_and(|name| by_name(&words(name), false) != Hint::Open);
+    match agent(fields, description, protocol, is_of_series) {
+        Agent::Given => Judgement { suffix: "T1ce", doubt: None },
+        Agent::Silent | Agent::Withheld => Judgement { suffix: kind, doubt: None },
+        Agent::Contradicted => Judgement {
+            suffix: UNKNOWN,
+            doubt: Some(
+                "it is a T1, but header, description and protocol contradict one another about a \
+                 contrast agent"
+                    .to_owned(),
+            ),
+        },
     }
 }
 
-/// Lower-case words of the names. Signs separate words, except in `+c`, `w/o` and `t2*`, where they
-/// have a meaning.
-fn words(acquisition: &Acquisition) -> Vec<String> {
-    let names = [&acquisition.description, &acquisition.protocol, &acquisition.sequence_name];
-    let text: Vec<String> = names.into_iter().flatten().map(|name| name.to_lowercase()).collect();
-    let text = text.join(" ").replace("t2*", "t2star").replace("w/o", " without ");
-    let pieces = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '+');
-    // "+c" means contrast, but "sag+cor" does not.
-    let of_sum = |(index, part)| if index > 0 && part == "c" { "contrast" } else { part };
-    let parts = pieces.flat_map(|piece| piece.split('+').enumerate().map(of_sum));
-    parts.filter(|word| !word.is_empty()).map(str::to_owned).collect()
-}
+/// The kind of image, whatever was injected; or why it stays open.
+fn kind(acquisition: &Acquisition) -> Result<&'static str, String> {
+    let timing = by_timing(acquisition);
+    let named = named(acquisition, timing);
+    let one_of = |kinds: &[&str]| kinds.join(", ");
 
-fn has_any(words: &[String], wanted: &[&str]) -> bool {
-    words.iter().any(|word| wanted.contains(&word.as_str()))
-}
+    match (timing, named) {
+        (Hint::Other(cause), _) | (_, Hint::Other(cause)) => Err(cause.to_owned()),
 
-fn by_name(words: &[String]) -> Hint {
-    let is_flair = words.iter().any(|word| word.contains("flair"));
-    let is_t1 = has_any(words, &T1);
-    let is_t2 = has_any(words, &T2);
+        // A FLAIR is T2-weighted, and "t2_tirm" is one by its inversion time.
+        (Hint::Kind("FLAIR"), Hint::Kind("T2w")) => Ok("FLAIR"),
+        (Hint::OneOf(kinds), Hint::Kind("T2w")) if kinds == LONG_GRADIENT_ECHO => Ok("T2star"),
 
-    if has_any(words, &OTHER) {
-        return Hint::Other;
+        (Hint::Kind(timed), Hint::Kind(named)) if timed != named => {
+            Err(format!("its times are those of {timed}, and its name says {named}"))
+        }
+        (Hint::OneOf(kinds), Hint::Kind(named)) if !kinds.contains(&named) => {
+            Err(format!("its times fit {}, and its name says {named}", one_of(kinds)))
+        }
+        (Hint::Kind(kind), _) | (Hint::OneOf(_) | Hint::Open, Hint::Kind(kind)) => Ok(kind),
+        (Hint::OneOf(kinds), _) => {
+            Err(format!("its times fit {}, and its name does not say which", one_of(kinds)))
+        }
+        (Hint::Open, _) => Err("neither its times nor its name say".to_owned()),
     }
-
-    // The rarer kinds first: a "t2 swi" is a swi, and a "t1 flair" a T1 image.
-    let kinds = [
-        (has_any(words, &ANGIOGRAPHY), "angio"),
-        (has_any(words, &SUSCEPTIBILITY), "swi"),
-        (has_any(words, &T2_STAR), "T2star"),
-        (is_flair && !is_t1, "FLAIR"),
-        (is_t1 && !is_t2, "T1w"),
-        (is_t2 && !is_t1 && !has_any(words, &PROTON), "T2w"),
-        (has_any(words, &PROTON) && !is_t1 && !is_t2, "PDw"),
-    ];
-    kinds.into_iter().find(|(is_so, _)| *is_so).map_or(Hint::Open, |(_, kind)| Hint::Kind(kind))
 }
 
-/// What the timing suggests. Gradient echoes without preparation have the same timing in T1 images,
-/// angiographies and susceptibility images, so that the name decides.
-fn by_timing(acquisition: &Acquisition) -> Hint {
-    let is = |code: &str| acquisition.scanning_sequence.iter().any(|have| have == code);
-    let is_variant = |code: &str| acquisition.sequence_variant.iter().any(|have| have == code);
-
-    let (Some(echo), Some(repetition)) = (acquisition.echo_time_ms, acquisition.repetition_time_ms)
-    else {
-        return Hint::Open;
+/// What the names suggest: the description first, then protocol and vendor's name. A word for
+/// another kind in the protocol counts, too, unless times and description agree.
+fn named(acquisition: &Acquisition, timing: Hint) -> Hint {
+    let Acquisition { description, protocol, sequence_name, image_type, .. } = acquisition;
+    let mpr_is_reformat = match image_type.first().map(String::as_str) {
+        Some("ORIGINAL") => false,
+        Some("DERIVED") => true,
+        _ => timing != Hint::Kind("T1w"),
     };
-    let inversion = acquisition.inversion_time_ms.filter(|&time| time > 0.0);
+    let description = words(description.as_deref().unwrap_or_default());
+    let others: Vec<String> =
+        [protocol, sequence_name].into_iter().flatten().flat_map(|name| words(name)).collect();
+    let rest = by_name(&others, mpr_is_reformat);
 
-    if is("EP") {
-        return Hint::Other;
-    }
+    // The images that a susceptibility image was computed from. They lack the weight of the phase.
+    let is_magnitude = timing != Hint::Kind("swi")
+        && description.iter().any(|word| ["mag", "magnitude"].contains(&word.as_str()));
 
-    if is("GR") {
-        let is_prepared = is("IR") || is_variant("MP") || inversion.is_some();
-        return match is_prepared && !is_variant("TOF") && echo <= 10.0 {
-            true if inversion.is_none_or(|time| (300.0..=1400.0).contains(&time)) => {
-                Hint::Kind("T1w")
-            }
-            true => Hint::Other,
-            false => Hint::Open,
-        };
-    }
-
-    if !is("SE") && !is("IR") {
-        return Hint::Open;
-    }
-
-    match (inversion, echo, repetition) {
-        (Some(1500.0..), 60.0.., 4000.0..) => Hint::Kind("FLAIR"),
-        (Some(500.0..=1400.0), ..=40.0, ..=3500.0) => Hint::Kind("T1w"),
-        (Some(_), ..) => Hint::Other,
-        // The inversion time is missing: the name must say whether it is a FLAIR.
-        (None, ..) if is("IR") => Hint::Open,
-        (None, ..=40.0, ..=1200.0) => Hint::Kind("T1w"),
-        // A FLAIR whose header omits the inversion looks the same; its name decides.
-        (None, 60.0.., 2000.0..) => Hint::Kind("T2w"),
-        (None, ..=40.0, 1800.0..) => Hint::Kind("PDw"),
-        _ => Hint::Other,
+    match (by_name(&description, mpr_is_reformat), rest) {
+        (Hint::Kind(kind), Hint::Other(cause)) if timing != Hint::Kind(kind) => Hint::Other(cause),
+        (Hint::Open, Hint::Kind("swi")) | (Hint::Kind("swi"), _) if is_magnitude => {
+            Hint::Other("it is the magnitude image of a susceptibility sequence")
+        }
+        (Hint::Open, rest) => rest,
+        (described, _) => described,
     }
 }
 
@@ -237,7 +164,7 @@ mod tests {
             ("SE", "SK\\SP", "t2_tse_tra", (100.0, 5000.0, None), "T2w"),
             ("SE", "SK", "axial", (90.0, 4500.0, None), "T2w"),
             ("SE", "SK", "PD tse", (15.0, 3000.0, None), "PDw"),
-            ("GR", "SP", "Mag SWI Images", (20.0, 28.0, None), "swi"),
+            ("GR", "SP", "SWI Images", (20.0, 28.0, None), "swi"),
             ("GR", "SP", "t2*_fl2d_hemo", (20.0, 700.0, None), "T2star"),
             ("GR", "SP", "TOF_3D_multi-slab", (3.7, 22.0, None), "angio"),
             ("SE", "SP", "T1 SE post Gd", (12.0, 550.0, None), "T1ce"),
@@ -255,6 +182,7 @@ mod tests {
             ("SE\\IR", "SK", "stir cor", (60.0, 4000.0, Some(180.0))),
             ("GR", "SP", "3d volume", (4.0, 20.0, None)),
             ("EP", "SK", "ep2d_diff", (90.0, 5000.0, None)),
+            ("GR", "SP", "Mag SWI Images", (20.0, 28.0, None)),
             ("GR\\IR", "SP\\MP", "mp2rage INV2", (2.9, 5000.0, Some(2500.0))),
             ("SE", "SK", "t1 and t2", (50.0, 1500.0, None)),
         ] {
@@ -279,7 +207,8 @@ mod tests {
         assert_eq!(named("T1+C_fs"), "T1ce");
         assert_eq!(named("T1 sag+cor"), "T1w");
         assert_eq!(named("AX T1 W/O CONTRAST"), "T1w");
-        assert_eq!(bids_suffix(&Acquisition { has_agent: true, ..plain }), "T1ce");
+        let agent = AgentFields { name: Some("Dotarem".to_owned()), volume_ml: None };
+        assert_eq!(bids_suffix(&Acquisition { agent, ..plain }), "T1ce");
     }
 
     #[test]
@@ -290,5 +219,52 @@ mod tests {
         assert_eq!(named("T2_FLAIR"), "FLAIR");
         assert_eq!(named("t1 mprage"), "T1w");
         assert_eq!(named("brain"), UNKNOWN);
+    }
+
+    /// A row of the table: the right suffix, and the series.
+    fn series(row: &str) -> (&str, Acquisition) {
+        let fields: Vec<&str> = row.split('\t').collect();
+        let [suffix, _, sequence, variant, tr, te, ti, dims, train, image, agent, series, protocol] =
+            fields[..]
+        else {
+            panic!("13 columns are needed: {row}")
+        };
+        let text = |field: &str| (field != "-").then(|| field.to_owned());
+        let number = |field: &str| text(field).map(|number| number.parse().unwrap());
+        let list = |field: &str| {
+            let words = text(field).unwrap_or_default();
+            let words = words.split('\\').filter(|word| !word.is_empty());
+            words.map(str::to_owned).collect()
+        };
+        let acquisition = Acquisition {
+            scanning_sequence: list(sequence),
+            sequence_variant: list(variant),
+            image_type: list(image),
+            acquisition_type: text(dims),
+            sequence_name: None,
+            echo_time_ms: number(te),
+            repetition_time_ms: number(tr),
+            inversion_time_ms: number(ti),
+            echo_train: number(train),
+            description: text(series),
+            protocol: text(protocol),
+            agent: AgentFields { name: text(agent), volume_ml: None },
+        };
+        (suffix, acquisition)
+    }
+
+    #[test]
+    fn two_hundred_series_of_the_world_get_the_suffix_that_a_technologist_would_give() {
+        let table = include_str!("../../tests/fixtures/sequences.tsv");
+        let rows: Vec<&str> = table.lines().filter(|row| !row.starts_with('#')).collect();
+        let wrong = |row: &&str| {
+            let (suffix, acquisition) = series(row);
+            let Judgement { suffix: found, doubt } = judge(&acquisition);
+            assert_eq!(found == UNKNOWN, doubt.is_some(), "a doubt has a cause: {row}");
+            (found != suffix).then(|| format!("{found} ({}): {row}", doubt.unwrap_or_default()))
+        };
+        let wrong: Vec<String> = rows.iter().filter_map(wrong).collect();
+        assert!(rows.len() >= 200, "{} rows", rows.len());
+        assert!(wrong.is_empty(), "{} of {} rows:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
     }
 }

@@ -161,6 +161,52 @@ fn the_one_shot_command_makes_the_same_cohorts() {
 }
 
 #[test]
+fn names_with_entities_find_their_cohort_and_phase_images_are_refused() {
+    let site = Site::new(2, &[]);
+    let scans = site.path("scans");
+    fs::create_dir(&scans).unwrap();
+    let names = [
+        "sub-1_ce-gd_T1w",
+        "sub-2_ce-dotarem_T1w",
+        "sub-3_T1w_reg",
+        "sub-4_desc-preproc_T1w",
+        "sub-5_inv-1_T1w",
+        "sub-6",
+        "sub-7_part-phase_T1w",
+        "sub-8_T1w",
+    ];
+    for (seed, name) in (1..).zip(names) {
+        fs::write(scans.join(format!("{name}.nii.gz")), scan_bytes(seed)).unwrap();
+    }
+    fs::write(scans.join("sub-6.json"), tesla(3.0)).unwrap();
+    fs::write(scans.join("sub-8_T1w.json"), r#"{"ImageType": ["ORIGINAL", "PRIMARY", "PHASE"]}"#)
+        .unwrap();
+
+    let mut score = oddscan();
+    score.args(["score", "--json", "--config"]).arg(site.path("config.toml"));
+    let output = score.arg("--out").arg(site.path("out")).arg(&scans).output().unwrap();
+    let (stdout, stderr, code) = said(&output);
+    assert_eq!(code, Some(65), "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+
+    let result =
+        |name: &str| read_sidecar(&site.path(&format!("out/{name}_anomaly.json"))).unwrap();
+    let cohorts = names[..6].iter().map(|name| result(name).cohort);
+    let expected = ["t1ce", "t1ce", "t1w", "t1w", "unknown", "unknown"];
+    assert_eq!(cohorts.collect::<Vec<_>>(), expected);
+    let [inversion, plain] = ["sub-5_inv-1_T1w", "sub-6"].map(result);
+    assert!(warns(&inversion, "one of several inversions"), "{:?}", inversion.warnings);
+    assert!(warns(&plain, "the JSON beside the scan says T1w"), "{:?}", plain.warnings);
+
+    let refused = report["refused"].as_array().unwrap();
+    assert_eq!(refused.len(), 2, "{refused:?}");
+    for scan in refused {
+        let error = scan["error"].as_str().unwrap();
+        assert!(error.contains("needed a magnitude image"), "{error}");
+    }
+}
+
+#[test]
 fn a_scan_that_does_not_fit_its_cohort_has_a_warning_and_the_others_have_none() {
     let mut site = Site::new(6, &[]);
     site.start();

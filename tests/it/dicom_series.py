@@ -35,6 +35,17 @@ from pydicom.uid import (
 # Columns, rows, slices: all different, so that swapped axes show. JPEG 2000 needs 32 pixels.
 SHAPE = (36, 44, 11)
 SPACING = (0.9, 1.1, 2.5)
+
+# Cases about the kind of image: what the header says beside the times of an MPRAGE, and the suffix.
+NAMED = {
+    "named-mpr": ({"SeriesDescription": "t1_mpr_sag_p2_iso", "ProtocolName": "t1_mpr"}, "T1w"),
+    "named-denied": ({"ContrastBolusAgent": "NO CONTRAST"}, "T1w"),
+    "named-ohne": ({"SeriesDescription": "t1 mprage ohne KM", "ProtocolName": "Kopf"}, "T1w"),
+    "named-plus": ({"SeriesDescription": "SAG T1 C+", "ProtocolName": "BRAIN"}, "T1ce"),
+    "named-nach": ({"SeriesDescription": "t1 nach Gadovist", "ProtocolName": "Kopf"}, "T1ce"),
+    "named-volume": ({"ContrastBolusVolume": "7.5"}, "T1ce"),
+    "named-doubt": ({"SeriesDescription": "t1 pre", "ContrastBolusAgent": "Dotarem"}, "unknown"),
+}
 MR = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 ROOT = "1.2.826.0.1.3680043.8.498."
@@ -326,6 +337,8 @@ def make(folder):
     (folder / "skipped-zip").mkdir()
     with zipfile.ZipFile(folder / "skipped-zip/x.zip", "w") as archive:
         archive.writestr("letter.txt", "to a friend" * 50)
+    for case, (header, _) in NAMED.items():
+        maker.series(case, **header)
     maker.series("skipped-localiser", places=[0, 1], expected=False)
     for series, orientation in enumerate(["axial", "sagittal", "coronal"], 1):
         for path in maker.series("_planes", orientation, series=series, expected=False):
@@ -382,7 +395,8 @@ def check(folder, out):
             facts = json.loads(Path(str(path).replace(".nii.gz", ".json")).read_text())
             assert facts["EchoTime"] == 0.003 and facts["RepetitionTime"] == 2, facts
             assert "Doe" not in str(facts) and "12345" not in str(facts) and "1970" not in str(facts)
-            assert path.name.endswith("_T1w.nii.gz"), path
+            suffix = NAMED.get(case, (None, "T1w"))[1]
+            assert path.name.endswith(f"_{suffix}.nii.gz"), path
         if shutil.which("dcm2niix") and case not in NOT_FOR_DCM2NIIX:
             with tempfile.TemporaryDirectory() as other:
                 call = ["dcm2niix", "-z", "y", "-b", "n", "-f", "%s", "-o", other, folder / case]

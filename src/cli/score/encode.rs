@@ -25,7 +25,11 @@ use crate::{
     files,
     numeric::{fine::FineVolume, token::TokenGrid},
     pipeline::now_secs,
-    prepare::{Prepared, Source, acquisition::read_json, read_and_find_brain},
+    prepare::{
+        Prepared, Source,
+        acquisition::{must_be_magnitude, read_json},
+        read_and_find_brain,
+    },
 };
 
 /// A scan with its tokens. The voxels are read again for the results, so that only the tokens of
@@ -107,10 +111,11 @@ impl Encoding<'_> {
         let (work, method) = (self.prepared.join("work"), &self.engine.method);
         let tick = || bar.tick();
 
+        let json = companions::companion_json(path).map(|json| read_json(path, &json));
+        must_be_magnitude(path, json.as_ref())?;
         let (id, source) =
             read_and_find_brain(path, mask.as_deref(), &limits, method, &work, tick)?;
         let again = self.keep(path, mask, &source, sequence)?;
-        let json = companions::companion_json(path).map(|json| read_json(path, &json));
         let prepared = Prepared::new(id, &source, path, json, self.config, method)?;
         drop(source);
 

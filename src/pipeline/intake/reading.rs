@@ -22,7 +22,11 @@ use crate::{
     metrics::Stage,
     nifti,
     pipeline::{Shared, archive::Draft, board::StageName, side_by_side, timings::Timings},
-    prepare::{Incoming, Prepared, acquisition::read_json, find_brain},
+    prepare::{
+        Incoming, Prepared,
+        acquisition::{must_be_magnitude, read_json},
+        find_brain,
+    },
     process::hook::{self, Hook, HookOutput},
 };
 
@@ -187,6 +191,7 @@ impl Reader {
         if ingest::look_at(path).ok() != Some(*look) || Companions::of(path) != whole.companions {
             return Ok(Taken::Later);
         }
+        must_be_magnitude(path, json.as_ref())?;
 
         let t1 = companions::session_t1(path).filter(|_| method.uses_session_t1);
         let look_at_t1 = || ingest::look_at(t1.as_deref()?).ok();
