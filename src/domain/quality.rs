@@ -86,6 +86,12 @@ impl QualityLimits {
     }
 }
 
+/// Whether the noise of an encoded scan could not be measured, so that its limit says nothing. Scans
+/// from before noise was measured do not count: they have no facts on their brain.
+pub fn noise_is_unmeasured(record: &ScanRecord) -> bool {
+    record.brain.is_some() && record.encoded.as_ref().is_some_and(|found| found.noise.is_none())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,6 +159,9 @@ mod tests {
                  (quality.min_brain_agreement)",
             ]
         );
+        assert!(noise_is_unmeasured(&doubtful));
+        assert!(!noise_is_unmeasured(&record(None, 0.0, None)), "from before it was measured");
+        assert!(!noise_is_unmeasured(&ScanRecord { encoded: None, ..doubtful.clone() }));
         doubtful.brain = Some(brain(None));
         doubtful.alignment.as_mut().unwrap().distinctness = None;
         assert!(limits.allow(&doubtful));

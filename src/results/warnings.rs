@@ -6,6 +6,7 @@ use crate::{
     domain::{
         cohort::UNKNOWN,
         finding::Finding,
+        quality::noise_is_unmeasured,
         scan::{EncodedFacts, ScanId, ScanRecord},
         window::WindowIdentity,
         window_scores::SharedAnomaly,
@@ -137,6 +138,14 @@ pub(super) fn scan_warnings(
         |fault| format!("{fault}: the scan is scored, but others are not compared with it");
     let mut warnings: Vec<String> =
         config.quality.faults(record).into_iter().map(not_good_enough).collect();
+
+    if noise_is_unmeasured(record) {
+        warnings.push(
+            "the noise in the brain could not be measured: the brain is too small, or it has no \
+             contrast. quality.max_noise says nothing about this scan; look at it"
+                .to_owned(),
+        );
+    }
 
     if encoded.cut_fraction > 0.01 {
         warnings.push(format!(
