@@ -6,12 +6,14 @@
 //! the memory. Each refusal says what was found, what was needed and what to do.
 
 mod content;
+mod foreign;
 mod header;
 mod read;
 mod refuse;
 mod write;
 
 pub use crate::domain::scan::Limits;
+pub use foreign::foreign_format;
 pub use header::Grid;
 pub use read::{Scan, n_voxels, read_map, read_mask, read_scan};
 pub use write::{encode_map, encode_mask, encode_parts, encode_scan, encode_volume};
