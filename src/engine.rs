@@ -20,7 +20,7 @@ use crate::{
         device::choose::{on_cpu, on_gpu},
         tokenise::Tokeniser,
     },
-    config::{Config, DeviceChoice},
+    config::{Config, DeviceChoice, Preset},
     domain::{
         PairDistances, brain_weights::BrainWeights, landmarks::LandmarkSet, weights::VitWeights,
     },
@@ -146,6 +146,7 @@ impl Engine {
             n_parts: config.tokens.n_parts(),
             patch: architecture.patch,
             min_brain_fraction: config.tokens.min_brain_fraction,
+            scores_cut_cells: config.preset == Preset::Paper,
             alignment: config.alignment.mode,
             template: template.map(Arc::new),
             template_sha256,

@@ -21,7 +21,8 @@ use crate::{
     engine::{BrainNetworkInUse, Method},
     nifti::{self, Grid, Limits},
     numeric::{
-        preprocess::{self, MAX_BRAIN_ML, PreprocessError},
+        background, labels,
+        preprocess::{self, PreprocessError},
         registration::{self, Template},
         volume::{RawMask, RawVolume},
     },
@@ -51,6 +52,9 @@ impl Incoming {
     /// Reads a scan and the mask beside it without changing them.
     pub fn read(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<Self, ScanError> {
         let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;
+        if let Some(n_values) = labels::n_values_of_labels(&raw) {
+            return Err(refusals::label_map(n_values).into());
+        }
         let brain = read_brain(&raw, mask, limits)?;
         let (id, brain_from) = (ScanId::of(&raw), brain_from(mask));
         Ok(Self { id, raw, grid, brain, brain_from, session_t1: None })
@@ -64,14 +68,27 @@ impl Incoming {
         self
     }
 
-    /// Whether the scan shows the head and not only the brain.
+    /// Whether the scan shows the head, or a part of it, and not only the brain.
     pub fn is_head(&self) -> bool {
-        !self.has_mask() && self.brain.as_ref().map_or(true, is_larger_than_a_brain)
+        let shows_head = match &self.brain {
+            Ok(tissue) => preprocess::shows_head(tissue),
+            Err(error) => !matches!(error, PreprocessError::BelowZero { .. }),
+        };
+        shows_head && !self.has_mask()
     }
 
     /// The scan without alignment, with the brain that is known.
+    ///
+    /// # Errors
+    /// If the brain is not known. All tissue of a head that its grid cuts can be as large as a
+    /// brain.
     fn without_alignment(self) -> Result<Source, ScanError> {
+        let has_mask = self.has_mask();
         let brain = self.brain.map_err(refusals::of_preprocessing)?;
+        let found_cm2 = preprocess::widest_cut_cm2(&brain);
+        if !has_mask && found_cm2 > preprocess::MAX_STRIPPED_CUT_CM2 {
+            return Err(refusals::of_preprocessing(PreprocessError::MeetsEdge { found_cm2 }).into());
+        }
         Ok(Source::unaligned(self.raw, self.grid, brain, self.brain_from))
     }
 
@@ -194,8 +211,13 @@ fn aligned(scan: Incoming, template: &Template) -> Result<Source, ScanError> {
 /// Aligns a head to the template and extracts its brain.
 fn extracted(scan: Incoming, template: &Template, method: &Method) -> Result<Source, ScanError> {
     let Incoming { raw, grid, session_t1, .. } = scan;
-    let found = head_brain(&raw, session_t1.as_ref(), template, method)?;
+    let shifted = background::above_background(&raw);
+    let shown = shifted.as_ref().unwrap_or(&raw);
+    let found = head_brain(shown, session_t1.as_ref(), template, method)?;
     let HeadBrain { brain, alignment, from, agreement } = found;
+    if let Some(below) = background::share_unexplained(&raw, Some(&brain)) {
+        return Err(refusals::of_preprocessing(PreprocessError::BelowZero { below }).into());
+    }
 
     let t1 = session_t1.filter(|_| from == BrainSource::SessionT1);
     let session_t1 = t1.as_ref().map(ScanId::of);
@@ -244,11 +266,4 @@ pub fn read_and_find_brain(
         Some(hook) => hook.run(path, &scan.raw, work, limits, always)?,
     };
     Ok((id, find_brain(scan, hook_output, method)?))
-}
-
-/// Whether the voxels above zero have more volume than any brain. This is a head before a
-/// background that was set to 0.
-fn is_larger_than_a_brain(brain: &RawMask) -> bool {
-    let n_inside = brain.inside.iter().filter(|&&inside| inside).count();
-    n_inside as f64 * brain.affine.voxel_volume_mm3() / 1000.0 > MAX_BRAIN_ML
 }

@@ -13,9 +13,10 @@ use crate::{
         head::HeadError,
     },
     numeric::{
+        background::MAX_SHARE_BELOW_ZERO,
         brain,
         geometry::Affine,
-        preprocess::{MAX_BRAIN_ML, MIN_SHARE_IN_CUBE, PreprocessError},
+        preprocess::{MAX_BRAIN_ML, MAX_STRIPPED_CUT_CM2, MIN_SHARE_IN_CUBE, PreprocessError},
         registration::{self, MIN_COVERAGE, MIN_EXTENT_MM, RegistrationError, Template},
         volume::{RawMask, RawVolume},
     },
@@ -97,6 +98,23 @@ pub fn of_preprocessing(error: PreprocessError) -> Refusal {
             "get the template for whole heads (oddscan model fetch) and restart, or strip the skull \
              first, or put <subject>_brain.nii.gz beside the scan",
         ),
+        PreprocessError::MeetsEdge { .. } => (
+            QuarantineReason::NoBrain,
+            format!(
+                "at most {MAX_STRIPPED_CUT_CM2} cm^2 for a skull-stripped brain, or a brain mask beside it"
+            ),
+            "this may be a head that the field of view cuts: get the template for whole heads (oddscan \
+             model fetch) and restart. If the skull is stripped, put <subject>_brain.nii.gz beside the scan",
+        ),
+        PreprocessError::BelowZero { .. } => (
+            QuarantineReason::NoBrain,
+            format!(
+                "at most {:.0} %, or one value in all of the background",
+                100.0 * MAX_SHARE_BELOW_ZERO
+            ),
+            "export the intensities as the scanner gave them, or set the background to one value, or put \
+             <subject>_brain.nii.gz beside the scan",
+        ),
         PreprocessError::TooSmall { needed_ml, .. } => (
             QuarantineReason::NoBrain,
             format!("at least {needed_ml} ml (volume.min_brain_ml)"),
@@ -133,6 +151,22 @@ pub fn too_little_brain(found: usize, n_cells: usize, needed: usize) -> Refusal 
         format!("{found} of {n_cells} cells with enough brain in them (tokens.min_brain_fraction)"),
         format!("at least {needed}; a brain fills about half of them"),
         "check the export and the brain mask: speckle and scattered objects are not a brain",
+    )
+}
+
+/// The refusal of a mask or a map of labels that was taken for a scan.
+pub fn label_map(n_values: usize) -> Refusal {
+    let found = if n_values == 2 {
+        "a binary mask: 2 distinct values".to_owned()
+    } else {
+        format!("a map of labels: {n_values} distinct values, and most neighbours are equal")
+    };
+    Refusal::new(
+        QuarantineReason::Unsupported,
+        found,
+        "a scan: intensities with the noise of a scanner",
+        "name a brain mask <subject>_brain.nii.gz beside its scan; keep other masks and maps out of the \
+         incoming folder, or add a pattern to intake.ignore",
     )
 }
 

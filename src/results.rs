@@ -14,6 +14,7 @@ use crate::{
         error::ScanError,
         finding::{Finding, Place, Tail, finding, parts_of_map},
         identity::{IdentityChoice, Pseudonyms},
+        quality::coverage_of_part,
         scan::{BrainSource, EncodedFacts, Reported, ScanRecord},
         window::WindowIdentity,
         window_scores::{MAX_BRIGHT_THRESHOLD, WindowScores},
@@ -238,7 +239,18 @@ fn quality(record: &ScanRecord) -> String {
     parts.extend(encoded.noise.map(|noise| format!("noise {noise:.3} of the contrast")));
     let fit = record.alignment.and_then(|found| found.distinctness);
     parts.extend(fit.map(|found| format!("alignment distinctness {found:.2}")));
+    parts.extend(cut_by_scanner(record, encoded.n_cut_cells));
     parts.join("   ")
+}
+
+/// What the picture says of a head that does not lie within the scanner's field of view.
+fn cut_by_scanner(record: &ScanRecord, n_cut_cells: usize) -> Option<String> {
+    let part = coverage_of_part(record);
+    let shown = part.map(|coverage| format!("{:.0} % of the brain shown", 100.0 * coverage));
+    let cells = (n_cut_cells > 0).then(|| format!("{n_cut_cells} cells not scored"));
+    let details: Vec<String> = shown.into_iter().chain(cells).collect();
+    let is_cut = !details.is_empty();
+    is_cut.then(|| format!("cut by the scanner's field of view ({})", details.join(", ")))
 }
 
 /// The sidecar of a scan that is not scored yet. Sidecars of scored scans start from it.

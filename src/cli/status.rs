@@ -189,6 +189,13 @@ fn table(status: &Status, names: &Names) -> String {
                 cohort.n_hidden_follow_ups
             );
         }
+        if cohort.n_parts_of_heads > 0 {
+            text += &format!(
+                "  warning: {} of the scans show a part of the head; have all slices arrived? See their \
+                 sidecars (alignment.coverage, quality.min_coverage)\n",
+                cohort.n_parts_of_heads
+            );
+        }
         if cohort.n_unlike > 0 {
             text += &format!(
                 "  warning: {} of the scans look unlike the others; see their sidecars\n",

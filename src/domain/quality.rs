@@ -5,6 +5,16 @@
 
 use super::scan::ScanRecord;
 
+/// With less of the template's brain in its field of view, a scan shows a part of a head.
+const MIN_COVERAGE_OF_WHOLE: f64 = 0.97;
+
+/// The share of the template's brain in the field of view of a scan that shows a part of a head.
+/// `None` of whole heads, and of scans that were not aligned.
+pub fn coverage_of_part(record: &ScanRecord) -> Option<f64> {
+    let coverage = record.alignment.map(|found| found.coverage);
+    coverage.filter(|&coverage| coverage < MIN_COVERAGE_OF_WHOLE)
+}
+
 /// Limits beyond which a scan is no reference for others.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QualityLimits {
@@ -17,6 +27,8 @@ pub struct QualityLimits {
     pub min_explained: f64,
     /// Least distinctness of the alignment, of scans that were aligned.
     pub min_distinctness: f64,
+    /// Least share of the template's brain in the scan's field of view, of scans that were aligned.
+    pub min_coverage: f64,
     /// Least Dice of the brains that were found in two ways.
     pub min_brain_agreement: f64,
 }
@@ -33,6 +45,8 @@ impl QualityLimits {
         let explained = explained.filter(|&explained| explained < self.min_explained);
         let distinctness = record.alignment.and_then(|found| found.distinctness);
         let distinctness = distinctness.filter(|&found| found < self.min_distinctness);
+        let coverage = record.alignment.map(|found| found.coverage);
+        let coverage = coverage.filter(|&coverage| coverage < self.min_coverage);
         let agreement = record.brain.as_ref().and_then(|brain| brain.agreement);
         let agreement = agreement.filter(|&found| found < self.min_brain_agreement);
 
@@ -67,6 +81,14 @@ impl QualityLimits {
                     "the alignment has a distinctness of {found:.2}, {:.2} {limit} \
                      (quality.min_distinctness)",
                     self.min_distinctness
+                )
+            }),
+            coverage.map(|coverage| {
+                let least = percent(self.min_coverage);
+                format!(
+                    "{:.1} % of the template's brain within the scanner's field of view, {least:.1} % \
+                     {limit} (quality.min_coverage)",
+                    percent(coverage)
                 )
             }),
             agreement.map(|found| {
@@ -124,6 +146,7 @@ mod tests {
             max_cut_fraction: 0.1,
             min_explained: 0.4,
             min_distinctness: 0.3,
+            min_coverage: 0.9,
             min_brain_agreement: 0.9,
         };
         assert!(limits.allow(&record(Some(0.2), 0.1, Some(0.4))), "the limits themselves are in");
@@ -163,6 +186,20 @@ mod tests {
         assert!(!noise_is_unmeasured(&record(None, 0.0, None)), "from before it was measured");
         assert!(!noise_is_unmeasured(&ScanRecord { encoded: None, ..doubtful.clone() }));
         doubtful.brain = Some(brain(None));
+        doubtful.alignment.as_mut().unwrap().distinctness = Some(0.5);
+        doubtful.alignment.as_mut().unwrap().coverage = 0.8994;
+        assert_eq!(
+            limits.faults(&doubtful),
+            ["89.9 % of the template's brain within the scanner's field of view, 90.0 % is the \
+                 limit (quality.min_coverage)"]
+        );
+        assert_eq!(coverage_of_part(&doubtful), Some(0.8994));
+
+        // A part of a head with enough brain is a reference.
+        doubtful.alignment.as_mut().unwrap().coverage = 0.95;
+        assert!(limits.allow(&doubtful) && coverage_of_part(&doubtful).is_some());
+        doubtful.alignment.as_mut().unwrap().coverage = 0.97;
+        assert_eq!(coverage_of_part(&doubtful), None);
         doubtful.alignment.as_mut().unwrap().distinctness = None;
         assert!(limits.allow(&doubtful));
     }

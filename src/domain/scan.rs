@@ -241,6 +241,10 @@ pub struct EncodedFacts {
     /// Whether its intensities were mapped to the landmarks of its cohort.
     #[serde(default)]
     pub is_standardised: bool,
+    /// Cells with brain that are not scored, because the scanner's field of view cuts them. 0 for
+    /// scans from before they were left out.
+    #[serde(default)]
+    pub n_cut_cells: usize,
     /// Tokens per layer, of all views.
     pub n_tokens: usize,
     /// When they were made, seconds since 1970. 0 for scans from before this was kept.

@@ -44,6 +44,8 @@ pub struct Method {
     pub patch: usize,
     /// Share of a cell's voxels that must be in the brain.
     pub min_brain_fraction: f64,
+    /// Whether cells are scored that the scanner's field of view cuts, as the paper does.
+    pub scores_cut_cells: bool,
     /// Which scans are aligned to the template.
     pub alignment: AlignmentChoice,
     /// The template. `None` if none was found or needed.
@@ -161,6 +163,7 @@ pub(crate) mod tests {
             n_parts: 1,
             patch: 14,
             min_brain_fraction: 0.3,
+            scores_cut_cells: false,
             alignment: AlignmentChoice::Never,
             hook: None,
             template: None,

@@ -10,9 +10,8 @@ use rayon::prelude::*;
 use super::{
     geometry::{Affine, Shape3},
     morphology::{Grid, not},
-    preprocess::trilinear,
     registration::{Alignment, Template, percentile, shrink},
-    volume::{RawMask, RawVolume},
+    volume::{RawMask, RawVolume, interpolate},
 };
 
 /// Spacing of the computation, mm, or the scan's own if that is coarser.
@@ -66,14 +65,34 @@ pub fn carried(mask: &RawMask, to_scan: &Affine, shape: Shape3, affine: &Affine)
 }
 
 /// Resamples a coarser mask to the scan's grid. A voxel is inside if more than half of the weight
-/// of the eight voxels around it is.
+/// of the eight voxels around it is. At the ends of the grid, which need not be a whole number of
+/// coarse voxels, the mask goes on: a brain that the field of view cuts must reach the last voxel.
 fn smoothly_onto(mask: &RawMask, scan: &RawVolume) -> RawMask {
     let voxels = mask.inside.iter().map(|&inside| f32::from(u8::from(inside))).collect();
     let weights = RawVolume { shape: mask.shape, voxels, affine: mask.affine };
     let to_mask = mask.affine.inverse().after(&scan.affine);
     let is_inside = |offset: usize| {
-        trilinear(&weights, to_mask.apply(scan.shape.voxel(offset).map(|v| v as f64))) > 0.5
+        let place = to_mask.apply(scan.shape.voxel(offset).map(|v| v as f64));
+        interpolate(&weights.voxels, weights.shape, place) > 0.5
     };
     let inside = (0..scan.shape.n_voxels()).into_par_iter().map(is_inside).collect();
     RawMask { shape: scan.shape, inside, affine: scan.affine }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numeric::geometry::WorldPoint;
+
+    #[test]
+    fn a_brain_that_is_cut_reaches_the_last_voxel_of_the_scan() {
+        // 9 voxels of 1 mm make four of 2 mm, and one that belongs to none.
+        let shape = Shape3([9, 9, 9]);
+        let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
+        let scan = RawVolume { shape, voxels: vec![1.0; 729], affine };
+        let coarse = shrink(&scan, 2.0);
+        let inside = vec![true; coarse.shape.n_voxels()];
+        let coarse = RawMask { shape: coarse.shape, inside, affine: coarse.affine };
+        assert!(smoothly_onto(&coarse, &scan).inside.iter().all(|&inside| inside));
+    }
 }

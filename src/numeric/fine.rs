@@ -8,7 +8,7 @@ use super::{
     morphology::{Grid, not},
     scoring::quantile,
     smoothing::smoothed_within,
-    token::Foreground,
+    token::{Foreground, count_per_cell},
 };
 
 /// Voxels of the cube along each edge of a fine cell.
@@ -43,13 +43,26 @@ impl FineVolume {
     ///
     /// Beyond the faces of the cube nothing is known. A brain that a face cuts has no rim there.
     pub fn of(intensities: &[f32], brain: &[bool], side: usize, spacing_mm: f64) -> Self {
+        Self::of_whole_cells(intensities, brain, None, side, spacing_mm)
+    }
+
+    /// The same without the cells that hold a voxel that is `beyond` the scanner's field of view.
+    pub fn of_whole_cells(
+        intensities: &[f32],
+        brain: &[bool],
+        beyond: Option<&[bool]>,
+        side: usize,
+        spacing_mm: f64,
+    ) -> Self {
         let shape = Shape3::cube(side / VOXELS_PER_CELL);
         let (means, inside) = cell_means(intensities, brain, side, shape);
         let cell_mm = spacing_mm * VOXELS_PER_CELL as f64;
         let smoothed = smoothed_within(&means, &inside, shape, [SIGMA_MM / cell_mm; 3]);
         let distances = Grid { shape, spacing: [cell_mm; 3] }.distance_to(&not(&inside));
 
-        let is_inside = |&cell: &u32| inside[cell as usize];
+        let n_beyond = beyond.map(|beyond| count_per_cell(beyond, side, shape));
+        let is_cut = |cell: usize| n_beyond.as_ref().is_some_and(|n| n[cell] > 0);
+        let is_inside = |&cell: &u32| inside[cell as usize] && !is_cut(cell as usize);
         let cells: Vec<u32> = (0..shape.n_voxels() as u32).filter(is_inside).collect();
         let values: Vec<f32> = cells.iter().map(|&cell| smoothed[cell as usize]).collect();
         let depth = |&cell: &u32| (distances[cell as usize] * STEPS_PER_MM).min(255.0) as u8;
@@ -137,6 +150,15 @@ mod tests {
         let depths: Vec<f32> = fine.depths_mm().take(2).collect();
         assert_eq!(depths, [4.0, 8.0]);
         assert!(fine.values.iter().all(|value| value.to_f32() == 0.0), "nothing varies");
+    }
+
+    #[test]
+    fn a_cell_that_the_field_of_view_cuts_is_left_out() {
+        let beyond: Vec<bool> = (0..512).map(|o| Shape3::cube(8).voxel(o)[1] >= 5).collect();
+        let cut = FineVolume::of_whole_cells(&[1.0; 512], &[true; 512], Some(&beyond), 8, 2.0);
+        assert_eq!(cut.foreground.cells.len(), 4 * 2 * 4, "rows 0 and 1 of four");
+        let sizes = [cut.values.len(), cut.depths.len()];
+        assert_eq!(sizes, [cut.foreground.cells.len(); 2]);
     }
 
     #[test]

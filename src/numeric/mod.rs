@@ -7,9 +7,11 @@ pub mod geometry;
 pub mod stack;
 pub mod volume;
 
+pub mod background;
 pub mod brain;
 pub mod contrast;
 pub mod intensity;
+pub mod labels;
 pub mod morphology;
 pub mod preprocess;
 pub mod registration;

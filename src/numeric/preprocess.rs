@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use thiserror::Error;
 
 use super::{
+    background,
     fine::FineVolume,
     geometry::{Affine, AffineError, Shape3, WorldPoint},
     intensity::{self, Landmarks, Scale},
@@ -52,6 +53,21 @@ pub enum PreprocessError {
     NoBackground {
         /// Share of voxels above zero.
         nonzero: f64,
+    },
+    /// The image ends at the end of its grid, as a head does that the field of view cuts.
+    #[error("the image meets the end of its grid over {found_cm2:.0} cm^2")]
+    MeetsEdge {
+        /// Largest area of the image at one face of the grid, cm^2.
+        found_cm2: f64,
+    },
+    /// Tissue has intensities below 0, and no background value tells it apart.
+    #[error(
+        "{:.0} % of the voxels are below zero, and no single value fills the background",
+        100.0 * .below
+    )]
+    BelowZero {
+        /// Share of the voxels, in the brain if that is known, that are below 0.
+        below: f64,
     },
     /// The mask is too small for a brain.
     #[error("the brain mask holds {found_ml:.1} ml")]
@@ -99,6 +115,15 @@ const MAX_NONZERO_SHARE: f64 = 0.9;
 /// kg. A larger mask is a head with its skull, or has a wrong unit of length.
 pub const MAX_BRAIN_ML: f64 = 3000.0;
 
+/// Largest brain of a skull-stripped scan, ml. Measured in MNI space, where brains are larger than
+/// in the scanner: at most 2294. Heads before a background of 0 that lie within their grid have at
+/// least 2851.
+const MAX_STRIPPED_ML: f64 = 2600.0;
+
+/// Largest area of a skull-stripped brain at one face of its grid, cm^2. Measured: 9.4 where the
+/// MNI grid cuts the brain stem. Heads that the field of view cuts have at least 22.
+pub const MAX_STRIPPED_CUT_CM2: f64 = 15.0;
+
 /// Share of the brain that must be within the cube. The smallest sensible field of view cuts a few
 /// percent of a brain; two bottles at the ends of the coil are completely outside.
 pub const MIN_SHARE_IN_CUBE: f64 = 0.5;
@@ -108,17 +133,46 @@ pub const MIN_SHARE_IN_CUBE: f64 = 0.5;
 pub const WHITE_PERCENTILE: f64 = 99.8;
 
 /// The brain on the scan's own grid: `mask` resampled to that grid if there is one, else all voxels
-/// above zero. On a skull-stripped scan these are the brain.
+/// above zero. On a skull-stripped scan these are the brain. If much of the tissue is below zero, it
+/// is all that differs from the background ([`background::tissue`]).
+///
+/// # Errors
+/// If there is no background, or if tissue below zero cannot be told from it.
 pub fn brain_mask(raw: &RawVolume, mask: Option<&RawMask>) -> Result<RawMask, PreprocessError> {
     if let Some(mask) = mask {
         return Ok(onto_grid_of(raw, mask));
     }
-    let inside: Vec<bool> = raw.voxels.iter().map(|&v| v > 0.0).collect();
+    let inside = background::tissue(raw);
     let nonzero = share(&inside);
     if nonzero > MAX_NONZERO_SHARE {
         return Err(PreprocessError::NoBackground { nonzero });
     }
-    Ok(RawMask { shape: raw.shape, inside, affine: raw.affine })
+
+    let brain = RawMask { shape: raw.shape, inside, affine: raw.affine };
+    // Air around a head can be below 0. Such a scan is judged when its brain has been found.
+    match background::share_unexplained(raw, None) {
+        Some(below) if !shows_head(&brain) => Err(PreprocessError::BelowZero { below }),
+        _ => Ok(brain),
+    }
+}
+
+/// Whether a mask of all tissue is that of a head, or of a part of it, and not of a brain alone: it
+/// is too large, or it meets the end of the grid over too large an area.
+pub fn shows_head(tissue: &RawMask) -> bool {
+    volume_ml(tissue) > MAX_STRIPPED_ML || widest_cut_cm2(tissue) > MAX_STRIPPED_CUT_CM2
+}
+
+/// Largest area of a mask at one face of its grid, cm^2.
+pub fn widest_cut_cm2(mask: &RawMask) -> f64 {
+    let [x, y, z] = mask.affine.spacing_mm();
+    let pixels_mm2 = [y * z, x * z, x * y];
+    let faces = mask.n_at_faces().into_iter().zip(pixels_mm2);
+    let widest_cm2 = faces.map(|(n, pixel_mm2)| n[0].max(n[1]) as f64 * pixel_mm2 / 100.0);
+    widest_cm2.fold(0.0, f64::max)
+}
+
+fn volume_ml(mask: &RawMask) -> f64 {
+    share(&mask.inside) * mask.shape.n_voxels() as f64 * mask.affine.voxel_volume_mm3() / 1000.0
 }
 
 /// The mask sampled at the scan's voxel centres (nearest neighbour, outside = false).
@@ -145,8 +199,7 @@ pub fn canonicalise(
     aligned: Option<&Affine>,
     landmarks: Option<&Landmarks>,
 ) -> Result<Canonical, PreprocessError> {
-    let brain_ml =
-        share(&brain.inside) * raw.shape.n_voxels() as f64 * raw.affine.voxel_volume_mm3() / 1000.0;
+    let brain_ml = volume_ml(brain);
     if brain_ml < settings.min_brain_ml || brain_ml == 0.0 {
         let needed_ml = settings.min_brain_ml;
         return Err(PreprocessError::TooSmall { found_ml: brain_ml, needed_ml });
@@ -173,8 +226,10 @@ pub fn canonicalise(
     let side = settings.side;
     let Resampled { intensities, voxels, inside } = resample(raw, brain, &cube, side, &scale);
     let spacing_mm = settings.field_of_view_mm / side as f64;
-    let fine = FineVolume::of(&intensities, &inside, side, spacing_mm);
-    let volume = Volume { side, voxels, brain: inside, affine: cube };
+    let beyond = beyond_grid(brain, &cube, side);
+    let fine =
+        FineVolume::of_whole_cells(&intensities, &inside, beyond.as_deref(), side, spacing_mm);
+    let volume = Volume { side, voxels, brain: inside, beyond, affine: cube };
     Ok(Canonical { volume, fine, brain_ml, cut_fraction, is_standardised })
 }
 
@@ -218,6 +273,26 @@ pub fn aligned_cube_affine(
     settings: &CubeSettings,
 ) -> Result<Affine, AffineError> {
     Ok(to_scan.after(&cube_affine(template, settings)?))
+}
+
+/// The voxels of the cube that lie beyond a face of the scan's grid at which there is brain. There,
+/// nobody knows how the brain goes on. `None` if the brain lies within the grid.
+fn beyond_grid(brain: &RawMask, cube: &Affine, side: usize) -> Option<Vec<bool>> {
+    let is_cut = brain.n_at_faces().map(|ends| ends.map(|n| n > 0));
+    if is_cut == [[false; 2]; 3] {
+        return None;
+    }
+
+    let to_raw = brain.affine.inverse().after(cube);
+    let shape = Shape3::cube(side);
+    let is_beyond = |offset: usize| {
+        let place = to_raw.apply(shape.voxel(offset).map(|v| v as f64));
+        (0..3).any(|axis| {
+            let end = brain.shape.0[axis] as f64 - 0.5;
+            is_cut[axis][0] && place[axis] < -0.5 || is_cut[axis][1] && place[axis] > end
+        })
+    };
+    Some((0..shape.n_voxels()).into_par_iter().map(is_beyond).collect())
 }
 
 fn cut_fraction(brain: &RawMask, cube: &Affine, side: usize) -> f64 {
@@ -322,6 +397,7 @@ fn trilinear_at_rim(raw: &RawVolume, place: [f64; 3]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numeric::token::{Foreground, foreground_cells, n_cut_cells};
 
     const SETTINGS: CubeSettings =
         CubeSettings { side: 28, field_of_view_mm: 28.0, min_brain_ml: 0.01 };
@@ -430,6 +506,91 @@ mod tests {
         let cut = canonicalise(&scan, &brain, &small, None, None).unwrap().cut_fraction;
         assert!(cut > 0.2, "cut {cut}");
         assert_eq!(canonical(&scan).cut_fraction, 0.0);
+    }
+
+    /// The box scan without its first `n` planes along x.
+    fn without_planes(n: usize) -> RawVolume {
+        let whole = box_scan(identity());
+        let shape = Shape3([20 - n, 24, 22]);
+        let voxel = |offset: usize| {
+            let [x, y, z] = shape.voxel(offset);
+            whole.voxels[whole.shape.offset([x + n, y, z])]
+        };
+        let voxels = (0..shape.n_voxels()).map(voxel).collect();
+        let affine = Affine::scaling(1.0, WorldPoint([n as f64 - 10.0, -12.0, -11.0])).unwrap();
+        RawVolume { shape, voxels, affine }
+    }
+
+    #[test]
+    fn cells_that_the_grid_cuts_are_no_foreground_and_a_whole_brain_loses_none() {
+        let whole = cube_affine(&brain_mask(&box_scan(identity()), None).unwrap(), &SETTINGS);
+        let cube = whole.unwrap();
+        let canonical = |raw: &RawVolume| {
+            let brain = brain_mask(raw, None).unwrap();
+            canonicalise(raw, &brain, &SETTINGS, Some(&cube), None).unwrap()
+        };
+        // The brain lies at 8..20 of the cube. The planes below 12 lie beyond the grid.
+        let cut = canonical(&without_planes(8));
+        let beyond = cut.volume.beyond().unwrap();
+        let is_beyond = |x| beyond[cut.volume.shape().offset([x, 14, 14])];
+        assert!((0..12).all(is_beyond) && !(12..28).any(is_beyond));
+        let x_of = |cells: &Foreground| -> Vec<usize> {
+            cells.cells.iter().map(|&cell| cells.shape.voxel(cell as usize)[0]).collect()
+        };
+        let cells = x_of(&foreground_cells(&cut.volume, [7; 3], 0.1));
+        assert!(
+            !cells.is_empty() && cells.iter().all(|&x| x == 2),
+            "14 to 20 are whole: {cells:?}"
+        );
+        assert!(n_cut_cells(&cut.volume, [7; 3], 0.1) > 0);
+        assert_eq!(x_of(&cut.fine.foreground).into_iter().min(), Some(6), "12 and 13");
+
+        // Planes of air at the end of the grid cut nothing.
+        let air = canonical(&without_planes(3));
+        assert_eq!(air, canonical(&box_scan(identity())));
+        assert_eq!(air.volume.beyond(), None);
+    }
+
+    #[test]
+    fn a_head_is_larger_than_a_brain_or_meets_the_end_of_its_grid() {
+        let tissue = |spacing: f64, inside: fn([usize; 3]) -> bool| {
+            let shape = Shape3([20, 24, 22]);
+            let inside = (0..shape.n_voxels()).map(|offset| inside(shape.voxel(offset))).collect();
+            let affine = Affine::scaling(spacing, WorldPoint([0.0; 3])).unwrap();
+            RawMask { shape, inside, affine }
+        };
+        // 12 x 14 x 13 voxels of 512 mm^3: 1118 ml.
+        let brain = tissue(8.0, |[x, y, z]| {
+            x.clamp(3, 14) == x && y.clamp(4, 17) == y && z.clamp(5, 17) == z
+        });
+        assert!(!shows_head(&brain));
+        // A stem of 4 x 5 voxels of 64 mm^2: 12.8 cm^2.
+        let stem = tissue(8.0, |[x, y, z]| x.clamp(7, 10) == x && y.clamp(8, 12) == y && z < 15);
+        assert_eq!(widest_cut_cm2(&stem), 12.8);
+        assert!(!shows_head(&stem));
+        let slab = tissue(8.0, |[x, y, z]| x.clamp(7, 10) == x && y.clamp(8, 13) == y && z < 15);
+        assert!(shows_head(&slab), "15.4 cm^2");
+        let head = tissue(11.0, |[x, y, z]| {
+            x.clamp(3, 14) == x && y.clamp(4, 17) == y && z.clamp(5, 17) == z
+        });
+        assert!(shows_head(&head), "2907 ml");
+    }
+
+    #[test]
+    fn tissue_below_0_is_brain_before_one_background_and_refused_before_none() {
+        let mut scan = box_scan(identity());
+        let whole = brain_mask(&scan, None).unwrap();
+        for (voxel, inside) in scan.voxels.iter_mut().zip(&whole.inside) {
+            *voxel = if *inside { *voxel - 98.5 } else { 0.0 };
+        }
+        assert!(scan.voxels.iter().any(|&voxel| voxel < 0.0));
+        assert_eq!(brain_mask(&scan, None).unwrap().inside, whole.inside);
+        for (offset, voxel) in scan.voxels.iter_mut().enumerate() {
+            *voxel -= 1e-3 * (offset % 97) as f32;
+        }
+        let error = brain_mask(&scan, None).unwrap_err();
+        assert!(matches!(error, PreprocessError::BelowZero { below } if below > 0.5), "{error}");
+        assert_eq!(brain_mask(&scan, Some(&whole)).unwrap(), whole);
     }
 
     #[test]

@@ -179,7 +179,7 @@ pub fn register(
             .collect();
         candidates.sort_by(|a, b| a.cost.total_cmp(&b.cost));
     }
-    judged(&levels, candidates[0], is_head)
+    judged(&levels, candidates[0], scan, is_head)
 }
 
 /// Finds the brain of a head in another scan of the same session: a rigid motion, near the one that
@@ -197,7 +197,7 @@ pub fn register_same_head(
     for (level, (_, first, last)) in levels.iter().zip(LEVELS) {
         found = level.search(found, 6, first, last);
     }
-    judged(&levels, found, true)
+    judged(&levels, found, scan, true)
 }
 
 /// Template and scan from coarse to fine.
@@ -219,10 +219,12 @@ fn levels(
 fn judged(
     levels: &[Level],
     found: Candidate,
+    scan: &RawVolume,
     is_head: bool,
 ) -> Result<Alignment, RegistrationError> {
     let to_scan = Affine::new(found.map())?;
-    let (explained, coverage) = levels[1].quality(&to_scan);
+    let explained = levels[1].explained(&to_scan);
+    let coverage = levels[2].coverage(&to_scan, scan);
     let distinctness = distinctness(levels, found);
     let best = Alignment { to_scan, explained, distinctness, coverage };
     if coverage < MIN_COVERAGE {
@@ -534,25 +536,32 @@ impl Level {
             .filter_map(move |(&point, &value)| Some((value, self.sample(to_voxel.apply(point))?)))
     }
 
-    /// Correlation ratio, and share of the brain within the grid.
-    fn quality(&self, map: &Affine) -> (f64, f64) {
+    /// Correlation ratio, see [`Alignment::explained`].
+    fn explained(&self, map: &Affine) -> f64 {
         let to_voxel = self.to_voxel.after(map);
         let mut groups = [(0.0_f64, 0.0_f64, 0.0_f64); BINS];
-        let (mut n_brain, mut n_covered) = (0_u32, 0_u32);
         for index in 0..self.points.len() {
             let value = self.sample(to_voxel.apply(self.points[index]));
-            let is_brain = u32::from(self.values[index] > 0);
-            n_brain += is_brain;
             let Some(value) = value.map(f64::from) else { continue };
-            n_covered += is_brain;
             let group = &mut groups[usize::from(self.values[index])];
             *group = (group.0 + 1.0, group.1 + value, group.2 + value * value);
         }
         let sum = groups.iter().fold((0.0, 0.0, 0.0), |s, g| (s.0 + g.0, s.1 + g.1, s.2 + g.2));
         let spread = |(n, sum, squares): (f64, f64, f64)| squares - sum * sum / f64::max(n, 1.0);
         let within: f64 = groups.into_iter().map(spread).sum();
-        let explained = if spread(sum) > 0.0 { 1.0 - within / spread(sum) } else { 0.0 };
-        (explained, f64::from(n_covered) / f64::from(n_brain.max(1)))
+        if spread(sum) > 0.0 { 1.0 - within / spread(sum) } else { 0.0 }
+    }
+
+    /// Share of the template's brain within the scan's own grid, up to the outer faces of its
+    /// voxels. The coarse grid of this level ends up to a voxel earlier.
+    fn coverage(&self, map: &Affine, scan: &RawVolume) -> f64 {
+        let to_voxel = scan.affine.inverse().after(map);
+        let is_brain = |&index: &usize| self.values[index] > 0;
+        let is_within =
+            |&index: &usize| scan.shape.nearest(to_voxel.apply(self.points[index])).is_some();
+        let n_brain = (0..self.points.len()).filter(is_brain).count();
+        let n_within = (0..self.points.len()).filter(is_brain).filter(is_within).count();
+        n_within as f64 / n_brain.max(1) as f64
     }
 }
 
@@ -623,4 +632,30 @@ fn centre(mask: &RawMask) -> [f64; 3] {
         n += 1.0;
     }
     mask.affine.apply(sum.map(|sum| sum / f64::max(n, 1.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numeric::geometry::WorldPoint;
+
+    #[test]
+    fn coverage_counts_up_to_the_outer_faces_of_the_scan_s_own_voxels() {
+        // A template of 40 mm along each axis.
+        let shape = Shape3([40, 40, 40]);
+        let affine = Affine::scaling(1.0, WorldPoint([0.5; 3])).unwrap();
+        let inside = |offset: usize| f32::from(u8::from(offset > 0)) * 100.0;
+        let voxels: Vec<f32> = (0..64_000).map(inside).collect();
+        let template = Template::new(RawVolume { shape, voxels: voxels.clone(), affine });
+        let unmoved = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
+        let grey = GreyScale { centres: vec![0.0, 1.0, 2.0] };
+
+        // 39 voxels do not fill blocks of 4 mm: the last three belong to no coarse voxel.
+        for (n, expected) in [(40, 1.0), (39, 1.0), (20, 0.5), (32, 0.8)] {
+            let shape = Shape3([n, 40, 40]);
+            let scan = RawVolume { shape, voxels: vec![1.0; shape.n_voxels()], affine };
+            let level = Level::new(&scan, &template, &grey, 4.0, 8.0);
+            assert_eq!(level.coverage(&unmoved, &scan), expected, "{n}");
+        }
+    }
 }

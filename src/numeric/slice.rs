@@ -158,7 +158,7 @@ mod tests {
         let shape = Shape3::cube(3);
         let voxels = (0..27).map(|offset| offset as f32).collect();
         let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
-        let volume = Volume { side: 3, voxels, brain: vec![true; 27], affine };
+        let volume = Volume { side: 3, voxels, brain: vec![true; 27], beyond: None, affine };
         for axis in Axis::VIEWS {
             let mut pixels = [f32::NAN; 18];
             slice_pixels(&volume, axis, &[2, 0], &mut pixels);

@@ -223,7 +223,7 @@ impl PartBuilder {
     ) -> Self {
         let shape = Shape3(cell.map(|edge| volume.side() / edge));
         let n_brain = brain_per_cell(volume, shape);
-        let foreground = foreground_of(shape, &n_brain, cell, min_fraction);
+        let foreground = foreground_of(volume, shape, &n_brain, cell, min_fraction);
         let token_of_cell = foreground.token_of_cell();
         let rows = vec![vec![0.0; foreground.cells.len() * channels]; n_layers];
         Self { foreground, token_of_cell, n_brain, rows, channels }
@@ -458,34 +458,61 @@ fn reach_along(axis: usize, weights: &[f32]) -> [usize; 3] {
 }
 
 /// Cells of `cell` voxels. At least `min_fraction` of these, and at least one, is in the brain.
+/// Cells that reach beyond the scanner's field of view, where that cuts the brain, are left out:
+/// what they lack would look like an anomaly.
 ///
 /// # Panics
 /// If the side of the volume is no multiple of each edge of a cell.
 pub fn foreground_cells(volume: &Volume, cell: [usize; 3], min_fraction: f64) -> Foreground {
     assert!(cell.iter().all(|&edge| volume.side().is_multiple_of(edge)), "whole cells");
     let shape = Shape3(cell.map(|edge| volume.side() / edge));
-    foreground_of(shape, &brain_per_cell(volume, shape), cell, min_fraction)
+    foreground_of(volume, shape, &brain_per_cell(volume, shape), cell, min_fraction)
+}
+
+/// Number of cells that hold enough brain, but that the scanner's field of view cuts. See
+/// [`foreground_cells`].
+pub fn n_cut_cells(volume: &Volume, cell: [usize; 3], min_fraction: f64) -> usize {
+    let Some(beyond) = volume.beyond() else { return 0 };
+    let shape = Shape3(cell.map(|edge| volume.side() / edge));
+    let is_cut = count_per_cell(beyond, volume.side(), shape);
+    let enough = with_enough(&brain_per_cell(volume, shape), cell, min_fraction);
+    enough.into_iter().filter(|&index| is_cut[index as usize] > 0).count()
 }
 
 fn foreground_of(
+    volume: &Volume,
     shape: Shape3,
     n_brain: &[usize],
     cell: [usize; 3],
     min_fraction: f64,
 ) -> Foreground {
+    let mut cells = with_enough(n_brain, cell, min_fraction);
+    if let Some(beyond) = volume.beyond() {
+        let n_beyond = count_per_cell(beyond, volume.side(), shape);
+        cells.retain(|&cell| n_beyond[cell as usize] == 0);
+    }
+    Foreground { shape, cells }
+}
+
+/// The cells with enough voxels of the brain.
+fn with_enough(n_brain: &[usize], cell: [usize; 3], min_fraction: f64) -> Vec<u32> {
     let needed = (min_fraction * cell.iter().product::<usize>() as f64).max(1.0);
     let inside = n_brain.iter().enumerate().filter(|(_, count)| **count as f64 >= needed);
-    Foreground { shape, cells: inside.map(|(cell, _)| cell as u32).collect() }
+    inside.map(|(cell, _)| cell as u32).collect()
 }
 
 /// Voxels of the brain in each cell of a grid over the volume.
 pub fn brain_per_cell(volume: &Volume, shape: Shape3) -> Vec<usize> {
-    let side = volume.side();
+    count_per_cell(volume.brain(), volume.side(), shape)
+}
+
+/// Voxels of a mask over the cube, whose edge has `side` voxels, in each cell of a grid.
+pub(super) fn count_per_cell(mask: &[bool], side: usize, shape: Shape3) -> Vec<usize> {
     let edges = shape.0.map(|n| side / n);
     let [nx, ny, _] = shape.0;
 
     let mut counts = vec![0; shape.n_voxels()];
-    let layers = volume.brain().par_chunks((side * side * edges[2]).max(1));
+    let layers = mask.par_chunks((side * side * edges[2]).max(1));
     counts.par_chunks_mut((nx * ny).max(1)).zip(layers).for_each(|(counts, layer)| {
         // Rows of voxels are added up first, because that is vectorised.
         let mut columns = vec![0_u16; side];
@@ -524,7 +551,7 @@ mod tests {
         let brain: Vec<bool> = (0..shape.n_voxels()).map(|o| inside(shape.voxel(o))).collect();
         let voxels = brain.iter().map(|&b| f32::from(b)).collect();
         let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
-        Volume { side, voxels, brain, affine }
+        Volume { side, voxels, brain, beyond: None, affine }
     }
 
     fn settings(views: &[Axis]) -> TokenSettings {
@@ -551,6 +578,17 @@ mod tests {
         // Of the two layers of cell [1, 0, 0] one has two voxels of four, the other one.
         let fine = foreground_cells(&volume, [2, 2, 1], 0.5);
         assert_eq!((fine.shape, fine.cells), (Shape3([2, 2, 4]), vec![1]));
+    }
+
+    #[test]
+    fn a_cell_that_the_field_of_view_cuts_is_no_foreground() {
+        let whole = volume(6, |_| true);
+        let beyond = (0..216).map(|offset| whole.shape().voxel(offset)[2] == 5).collect();
+        let cut = Volume { beyond: Some(beyond), ..whole.clone() };
+        let cells = |volume: &Volume| foreground_cells(volume, [2; 3], 0.3).cells;
+        assert_eq!(cells(&cut), (0..18).collect::<Vec<u32>>(), "two of three layers");
+        assert_eq!((n_cut_cells(&cut, [2; 3], 0.3), n_cut_cells(&whole, [2; 3], 0.3)), (9, 0));
+        assert_eq!(cells(&cut.with_cut_cells()), cells(&whole));
     }
 
     #[test]

@@ -76,6 +76,21 @@ impl RawMask {
         values
     }
 
+    /// Number of voxels inside at the first and at the last layer of the grid along each axis.
+    pub fn n_at_faces(&self) -> [[usize; 2]; 3] {
+        let n_in_layer = |axis: usize, layer: usize| {
+            let mut ends = self.shape.0;
+            ends[axis] = 1;
+            let of_layer = |offset: &usize| {
+                let mut voxel = Shape3(ends).voxel(*offset);
+                voxel[axis] = layer;
+                self.inside[self.shape.offset(voxel)]
+            };
+            (0..Shape3(ends).n_voxels()).filter(of_layer).count()
+        };
+        [0, 1, 2].map(|axis| [0, self.shape.0[axis] - 1].map(|layer| n_in_layer(axis, layer)))
+    }
+
     /// The corners of the box around the voxels inside, half a voxel beyond their centres, in
     /// voxels; infinite where there are none.
     pub fn voxel_box(&self) -> [[f64; 3]; 2] {
@@ -140,13 +155,27 @@ pub struct Volume {
     pub(super) side: usize,
     pub(super) voxels: Vec<f32>,
     pub(super) brain: Vec<bool>,
+    pub(super) beyond: Option<Vec<bool>>,
     pub(super) affine: Affine,
 }
 
 impl Volume {
     /// Memory that it takes, bytes.
     pub fn n_bytes(&self) -> usize {
-        size_of_val(&*self.voxels) + size_of_val(&*self.brain)
+        let n_beyond = self.beyond.as_ref().map_or(0, Vec::len);
+        size_of_val(&*self.voxels) + size_of_val(&*self.brain) + n_beyond
+    }
+
+    /// The voxels beyond the faces of the scan's grid that cut the brain. `None` if the brain lies
+    /// within the grid.
+    pub fn beyond(&self) -> Option<&[bool]> {
+        self.beyond.as_deref()
+    }
+
+    /// The same volume, of which all cells with enough brain are scored, also those that the
+    /// scanner's field of view cuts.
+    pub fn with_cut_cells(self) -> Self {
+        Self { beyond: None, ..self }
     }
 
     /// Voxels along each edge.
@@ -197,6 +226,7 @@ mod tests {
         };
         let expected = [of(f64::min, f64::INFINITY), of(f64::max, f64::NEG_INFINITY)];
         assert_eq!(mask.world_box(), expected);
+        assert_eq!(mask.n_at_faces(), [[1, 1], [2, 2], [2, 2]]);
         let empty = RawMask { inside: vec![false; shape.n_voxels()], ..mask };
         assert_eq!((empty.spans().count(), empty.world_box()[0]), (0, [f64::INFINITY; 3]));
     }

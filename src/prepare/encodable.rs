@@ -7,7 +7,7 @@ use crate::{
     numeric::{
         preprocess::{self, Canonical},
         quality,
-        token::foreground_cells,
+        token::{foreground_cells, n_cut_cells},
     },
     refusals,
 };
@@ -24,6 +24,8 @@ pub struct Encodable {
     pub canonical: Canonical,
     /// Noise as a share of the brain's contrast. `None` if it cannot be measured.
     pub noise: Option<f64>,
+    /// Cells with brain that are not scored, because the scanner's field of view cuts them.
+    pub n_cut_cells: usize,
 }
 
 impl Encodable {
@@ -33,7 +35,9 @@ impl Encodable {
     /// As [`canonical`].
     pub fn new(source: &Source, method: &Method, cohort: &CohortKey) -> Result<Self, ScanError> {
         let canonical = canonical(source, method, Some(cohort))?;
-        Ok(Self { canonical, noise: quality::noise(&source.raw, &source.brain) })
+        let cell = [method.patch; 3];
+        let n_cut_cells = n_cut_cells(&canonical.volume, cell, method.min_brain_fraction);
+        Ok(Self { canonical, noise: quality::noise(&source.raw, &source.brain), n_cut_cells })
     }
 
     /// What the journal stores about the scan, except for token counts and times.
@@ -43,6 +47,7 @@ impl Encodable {
             cut_fraction: self.canonical.cut_fraction,
             noise: self.noise,
             is_standardised: self.canonical.is_standardised,
+            n_cut_cells: self.n_cut_cells,
             ..EncodedFacts::default()
         }
     }
@@ -61,6 +66,10 @@ pub fn canonical(
     let landmarks = cohort.and_then(|cohort| method.landmarks.as_ref()?.landmarks(&cohort.name));
     let canonical = preprocess::canonicalise(raw, brain, &method.cube, aligned.as_ref(), landmarks)
         .map_err(refusals::of_preprocessing)?;
+    let canonical = match method.scores_cut_cells {
+        true => Canonical { volume: canonical.volume.with_cut_cells(), ..canonical },
+        false => canonical,
+    };
 
     let n_cells = (method.cube.side / method.patch).pow(3);
     let needed = (n_cells / CELLS_PER_FOREGROUND).max(1);

@@ -12,6 +12,7 @@ use crate::{
     engine::Method,
     nifti::{self, Grid, Limits},
     numeric::{
+        background,
         geometry::Affine,
         preprocess::{self, PreprocessError},
         registration::Alignment,
@@ -22,7 +23,7 @@ use crate::{
 
 /// A scan read from its file, with the brain on its own grid.
 pub struct Source {
-    /// Voxels as scanned.
+    /// Voxels as scanned, or lifted above 0.
     pub raw: RawVolume,
     /// Geometry of the header, which results copy.
     pub grid: Grid,
@@ -41,13 +42,15 @@ pub struct Source {
 }
 
 impl Source {
-    /// A scan without alignment, with a known brain.
+    /// A scan without alignment, with a known brain. If much of the brain is below 0, the scan is
+    /// lifted ([`background::lifted`]).
     pub(super) fn unaligned(
         raw: RawVolume,
         grid: Grid,
         brain: RawMask,
         brain_from: BrainSource,
     ) -> Self {
+        let raw = background::lifted(raw, &brain);
         let (alignment, agreement, session_t1, preprocess) = (None, None, None, None);
         Self { raw, grid, brain, alignment, brain_from, agreement, session_t1, preprocess }
     }

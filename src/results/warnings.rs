@@ -6,13 +6,13 @@ use crate::{
     domain::{
         cohort::UNKNOWN,
         finding::Finding,
-        quality::noise_is_unmeasured,
+        quality::{coverage_of_part, noise_is_unmeasured},
         scan::{EncodedFacts, ScanId, ScanRecord},
         window::WindowIdentity,
         window_scores::SharedAnomaly,
     },
     engine::Method,
-    numeric::scoring,
+    numeric::{preprocess::CubeSettings, scoring},
 };
 
 /// With fewer patients or scans, a percentile or threshold says little; the method needs about 30.
@@ -23,6 +23,10 @@ pub const MIXED: f64 = 1.15;
 
 /// Above this [`scoring::shift`] a scan is unlike its cohort. docs/quality.md has the measurement.
 pub(crate) const SHIFTED: f64 = 1.15;
+
+/// With a larger share of the brain in cells that the scanner's field of view cuts, there is a
+/// warning. Where the MNI grid cuts the brain stem, they hold at most 0.24 %.
+const MAX_CUT_SHARE: f64 = 0.01;
 
 /// The warnings that need a scored window.
 pub(super) fn window_warnings(input: &ResultInput<'_>, finding: &Finding) -> Vec<String> {
@@ -146,6 +150,14 @@ pub(super) fn scan_warnings(
                 .to_owned(),
         );
     }
+    warnings.extend(shows_part(record, config.quality.min_coverage));
+    if cut_share(encoded, method) > MAX_CUT_SHARE {
+        warnings.push(format!(
+            "the scanner's field of view cuts the brain: {} cells at its end are not scored, and map and \
+             mask are empty there",
+            encoded.n_cut_cells
+        ));
+    }
 
     if encoded.cut_fraction > 0.01 {
         warnings.push(format!(
@@ -183,6 +195,25 @@ pub(super) fn scan_warnings(
     warnings
 }
 
+/// The volume of the cells that are not scored because the scanner's field of view cuts them, as a
+/// share of the brain.
+fn cut_share(encoded: &EncodedFacts, method: &Method) -> f64 {
+    let CubeSettings { side, field_of_view_mm, .. } = method.cube;
+    let cell_mm = field_of_view_mm / side as f64 * method.patch as f64;
+    let cut_ml = encoded.n_cut_cells as f64 * cell_mm.powi(3) / 1000.0;
+    if cut_ml > 0.0 { cut_ml / encoded.brain_ml } else { 0.0 }
+}
+
+/// Says that a scan shows a part of a head. Below `min_coverage` another warning says so.
+fn shows_part(record: &ScanRecord, min_coverage: f64) -> Option<String> {
+    let coverage = coverage_of_part(record).filter(|&coverage| coverage >= min_coverage)?;
+    Some(format!(
+        "the scan shows a part of the head: {:.1} % of the template's brain lies within the scanner's \
+         field of view. Have all slices arrived? Score and percentile hold for that part only",
+        100.0 * coverage
+    ))
+}
+
 /// Why a scan was not standardised although the settings ask for it.
 fn not_standardised(
     record: &ScanRecord,
@@ -203,6 +234,7 @@ fn not_standardised(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{cohort::CohortKey, scan::AlignmentFacts};
 
     #[test]
     fn a_hidden_follow_up_scan_is_named_with_what_to_do() {
@@ -234,5 +266,24 @@ mod tests {
             )
         );
         assert_eq!(shared_warning(id(5), &shared), None);
+    }
+
+    #[test]
+    fn a_part_of_a_head_says_so_with_the_share_of_the_brain() {
+        let cohort = CohortKey { name: "t1w".into(), method: "m".into() };
+        let record = |coverage| ScanRecord {
+            alignment: Some(AlignmentFacts {
+                template_to_scan: [[0.0; 4]; 3],
+                explained: 0.5,
+                distinctness: Some(0.5),
+                coverage,
+                brain_extracted: true,
+            }),
+            ..ScanRecord::new(ScanId([1; 32]), cohort.clone())
+        };
+        let text = shows_part(&record(0.943), 0.9).unwrap();
+        assert!(text.contains("94.3 % of the template's brain"), "{text}");
+        assert_eq!(shows_part(&record(0.97), 0.9), None);
+        assert_eq!(shows_part(&record(0.85), 0.9), None, "the limit of [quality] says it");
     }
 }

@@ -25,6 +25,7 @@ mod model;
 mod nibabel;
 mod nifti;
 mod optional_results;
+mod parts;
 mod patients;
 mod preprocess;
 mod quality;

@@ -12,6 +12,7 @@ use crate::{
     config::{Config, Scoring, WindowSettings},
     domain::{
         cohort::CohortKey,
+        quality::coverage_of_part,
         refresh::{Cooldown, StaleResults, is_stale, waits_for_first},
         scan::{ScanId, ScanRecord},
         window::{Membership, Window, WindowIdentity},
@@ -37,6 +38,8 @@ pub(super) struct Cohort {
     /// Members with stale results.
     pub(super) stale: StaleResults,
     pub(super) last_scored_secs: Option<u64>,
+    /// Number of members that show a part of a head.
+    n_parts_of_heads: usize,
 }
 
 /// A member that has not been scored yet.
@@ -67,6 +70,7 @@ impl Cohort {
             cooldown: Cooldown::over(now),
             stale: StaleResults::default(),
             last_scored_secs: None,
+            n_parts_of_heads: 0,
         }
     }
 
@@ -124,6 +128,8 @@ impl Cohort {
         for record in records {
             self.window.set_membership(record.id, settings.membership(record));
         }
+        let is_part = |record: &&ScanRecord| coverage_of_part(record).is_some();
+        self.n_parts_of_heads = records.iter().filter(is_part).count();
     }
 
     /// Updates the members from the journal and finds stale results. Drops the old scores. Returns
@@ -173,6 +179,7 @@ impl Cohort {
             max_scans: limits.max_scans.get(),
             heterogeneity: scoring::heterogeneity(&self.scores.references()),
             n_unlike: self.n_unlike(),
+            n_parts_of_heads: self.n_parts_of_heads,
             n_set_aside: self.identity.set_aside.len(),
             n_same_patient: self.identity.n_references() - n_patients,
             few_patients: self.identity.few_patients,
