@@ -15,7 +15,11 @@ use std::{
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use crate::{
-    domain::{left_alone::LeftAlone, scan::FileStamp},
+    domain::{
+        dicom_start::{START_BYTES, begins_like_dicom},
+        left_alone::LeftAlone,
+        scan::FileStamp,
+    },
     files::open_regular,
 };
 
@@ -308,11 +312,13 @@ pub fn describes_a_scan(path: &Path) -> bool {
     has_ending(path, &["json", "bval", "bvec"])
 }
 
-/// Whether a file has the mark of DICOM (PS3.10, 7.1). Many scanners write files without an ending.
+/// Whether a file begins like DICOM: with the mark (PS3.10, 7.1) or as a bare data set. Many
+/// scanners write files without an ending.
 pub fn has_dicom_mark(path: &Path) -> bool {
-    let mut start = [0; 132];
-    let read = open_regular(path).and_then(|mut file| file.read_exact(&mut start));
-    read.is_ok() && &start[128..] == b"DICM"
+    let mut start = Vec::with_capacity(START_BYTES);
+    let read =
+        open_regular(path).and_then(|file| file.take(START_BYTES as u64).read_to_end(&mut start));
+    read.is_ok() && begins_like_dicom(&start)
 }
 
 fn hidden(path: &Path) -> bool {
@@ -528,13 +534,16 @@ mod tests {
         for name in ["a/IM001", "a/line\nbreak", "a/.dot", "a/x.partial", "d.nii"] {
             fs::write(root.join(name), &marked).unwrap();
         }
+        let bare = b"\x08\0\x16\0UI\x04\x001.2\0\x08\0\x18\0UI\x04\x001.3\0";
+        fs::write(root.join("a/bare"), bare).unwrap();
         std::os::unix::fs::symlink(root.join("a/x.dcm"), root.join("a/link.dcm")).unwrap();
         std::os::unix::fs::symlink(root.join("a"), root.join("link")).unwrap();
         let found =
             list_dicom(root, &patterns(), |file| has_dicom_mark(&file.path), || {}).unwrap();
         let names: Vec<&Path> =
             found.iter().map(|file| file.path.strip_prefix(root).unwrap()).collect();
-        let wanted = ["a/2.IMA", "a/IM001", "a/b/y.dcm", "a/line\nbreak", "a/x.dcm", "b.zip"];
+        let wanted =
+            ["a/2.IMA", "a/IM001", "a/b/y.dcm", "a/bare", "a/line\nbreak", "a/x.dcm", "b.zip"];
         assert_eq!(names, wanted.map(Path::new));
     }
 

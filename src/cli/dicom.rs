@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, File},
     io::{self, Read, Write},
+    mem,
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
 };
@@ -15,7 +16,7 @@ use crate::{
     config::Config,
     dicom::{
         self, Converted, Head, NoVolume,
-        unzip::{ZipLimits, unzip},
+        unzip::{Unzipped, ZipLimits, unzip},
     },
     domain::{
         error::{
@@ -115,6 +116,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         kept: HashMap::new(),
         is_quiet: false,
         stems: BTreeSet::new(),
+        unreadable: Vec::new(),
         n_converted: 0,
         n_refused: 0,
     };
@@ -212,6 +214,14 @@ fn key_of(head: &Head) -> SeriesKey {
     SeriesKey::new(head.patient.as_ref(), &head.study_uid, &head.series_uid)
 }
 
+/// A file whose header cannot be read.
+struct Unreadable {
+    path: PathBuf,
+    /// Its number in the caller's list, or that of its zip.
+    number: usize,
+    refusal: Refusal,
+}
+
 struct Session<'a> {
     out: &'a Path,
     unpacked: &'a Path,
@@ -226,6 +236,8 @@ struct Session<'a> {
     /// Whether faults remain unsaid: an earlier run has said them, or the file is not whole yet.
     is_quiet: bool,
     stems: BTreeSet<String>,
+    /// Files whose header cannot be read, until they are refused together.
+    unreadable: Vec<Unreadable>,
     n_converted: usize,
     n_refused: usize,
 }
@@ -234,7 +246,9 @@ impl Session<'_> {
     /// Converts the series that new files belong to. It reads the headers of unknown files first,
     /// and then works on one study after the other, so that memory and disk hold no more than one.
     fn convert_all(&mut self, listed: &mut [Listed]) -> io::Result<()> {
-        if !self.learn(listed)? {
+        let is_complete = self.learn(listed)?;
+        self.refuse_unreadable(listed)?;
+        if !is_complete {
             // A series may still lack files that are not read yet.
             let new = (0..listed.len()).filter(|&number| listed[number].state == FileState::New);
             let inputs = new.collect();
@@ -252,7 +266,7 @@ impl Session<'_> {
         for (study, numbers) in studies(listed, &paused) {
             self.convert_study(study, &numbers, listed)?;
         }
-        Ok(())
+        self.refuse_unreadable(listed)
     }
 
     /// Reads which series the files belong to, as far as nobody knows it. False if the run ends
@@ -539,11 +553,10 @@ impl Session<'_> {
         };
 
         let refusal = match unpacked {
-            Ok(Ok(Ok(files))) if files.is_empty() => {
-                self.skip(String::new(), LeftAlone::EmptyZip, vec![number])?;
-                return Ok(files);
+            Ok(Ok(Ok(unzipped))) => {
+                self.tell_content(number, &unzipped)?;
+                return Ok(unzipped.files);
             }
-            Ok(Ok(Ok(files))) => return Ok(files),
             Ok(Ok(Err(refusal))) | Err(refusal) => refusal,
             Ok(Err(error)) => return Err(error),
         };
@@ -551,6 +564,27 @@ impl Session<'_> {
         let may_grow = refusal.reason == Truncated;
         self.refuse(path, refusal, may_grow, vec![number])?;
         Ok(Vec::new())
+    }
+
+    /// Says what stays in a zip. Scans among it would otherwise be lost without a word.
+    fn tell_content(&self, number: usize, unzipped: &Unzipped) -> io::Result<()> {
+        let has_scans = unzipped.n_nifti + unzipped.n_zips > 0;
+        let reason = match unzipped.files.is_empty() {
+            true => LeftAlone::EmptyZip,
+            false if has_scans => LeftAlone::NotAScan,
+            false => {
+                // The daemon logs this at the level `debug`.
+                if self.names.is_none() && unzipped.n_others > 0 {
+                    eprintln!("{} files in a zip are not DICOM", unzipped.n_others);
+                }
+                return Ok(());
+            }
+        };
+
+        let rest = if unzipped.files.is_empty() { reason.to_string() } else { "a zip".to_owned() };
+        let action = if has_scans { "; unpack it to have these scans taken" } else { "" };
+        let why = format!("{rest} with {unzipped}{action}");
+        self.say(&Event::Skipped { name: String::new(), reason, why, inputs: vec![number] })
     }
 
     fn read_head(&mut self, input: &Input) -> io::Result<Option<Head>> {
@@ -564,8 +598,9 @@ impl Session<'_> {
                 Ok(None)
             }
             Err(refusal) => {
-                let may_grow = self.may_lack_its_end(&refusal, input);
-                self.refuse(&input.path, refusal, may_grow, vec![input.number])?;
+                let Input { path, number, .. } = input;
+                let (path, number) = (path.clone(), *number);
+                self.unreadable.push(Unreadable { path, number, refusal });
                 Ok(None)
             }
         }
@@ -574,6 +609,42 @@ impl Session<'_> {
     /// Whether the file may still be written. A file in a whole zip does not change any more.
     fn may_lack_its_end(&self, refusal: &Refusal, input: &Input) -> bool {
         refusal.reason == Truncated && !input.path.starts_with(self.unpacked)
+    }
+
+    /// Refuses the files whose headers could not be read: once for each folder and cause, and once
+    /// for each zip. Such a zip is refused as a whole, because its other files may be a part of a
+    /// series only.
+    fn refuse_unreadable(&mut self, listed: &[Listed]) -> io::Result<()> {
+        let unreadable = mem::take(&mut self.unreadable);
+        let mut of_folders: BTreeMap<_, Vec<(usize, &Refusal)>> = BTreeMap::new();
+        let mut of_zips: BTreeMap<usize, Vec<&Refusal>> = BTreeMap::new();
+        for Unreadable { path, number, refusal } in &unreadable {
+            if path.starts_with(self.unpacked) {
+                of_zips.entry(*number).or_default().push(refusal);
+            } else {
+                let same = of_folders.entry((path.parent(), cause(refusal))).or_default();
+                same.push((*number, refusal));
+            }
+        }
+
+        for files in of_folders.into_values() {
+            let numbers: Vec<usize> = files.iter().map(|(number, _)| *number).collect();
+            // Several files have no name in common.
+            let path = match numbers[..] {
+                [number] => listed[number].path.as_path(),
+                _ => Path::new("unreadable"),
+            };
+            let refusal = refusal_of_folder(&files);
+            let may_grow = refusal.reason == Truncated;
+            self.refuse(path, refusal, may_grow, numbers)?;
+        }
+        for (number, refusals) in of_zips {
+            let members = self.zips.get_mut(&number).map(|zip| mem::take(&mut zip.members));
+            let n_files = refusals.len() + members.map_or(0, |members| members.len());
+            let refusal = refusal_of_zip(&refusals, n_files);
+            self.refuse(&listed[number].path, refusal, false, vec![number])?;
+        }
+        Ok(())
     }
 
     fn convert_series(
@@ -600,7 +671,7 @@ impl Session<'_> {
         if let Some(reason) = unwanted {
             return self.skip(name(), reason, all);
         }
-        if let Some(refusal) = files.iter().find_map(|(_, head)| head.fault.clone()) {
+        if let Some(refusal) = fault_of(files) {
             self.n_refused += 1;
             let name = name();
             return self.say(&Event::Refused { name, refusal, may_grow: false, inputs: all });
@@ -718,6 +789,62 @@ fn open(path: &Path, max_bytes: u64) -> Result<(File, u64), Refusal> {
         return Err(Refusal::new(TooLarge, found, needed, action));
     }
     Ok((file, n_bytes))
+}
+
+/// The cause of a refusal: its class and its text, without the numbers that differ from file to
+/// file.
+fn cause(refusal: &Refusal) -> (&'static str, String) {
+    let text = refusal.found.chars().filter(|c| !c.is_ascii_hexdigit()).collect();
+    (refusal.reason.name(), text)
+}
+
+/// One refusal for all files of a folder that cannot be read for one cause.
+fn refusal_of_folder(files: &[(usize, &Refusal)]) -> Refusal {
+    let (_, first) = files[0];
+    match files.len() {
+        1 => first.clone(),
+        n_files => {
+            let found = format!("{n_files} files, the first: {}", first.found);
+            Refusal { found, ..first.clone() }
+        }
+    }
+}
+
+/// One refusal for the files of a zip that cannot be read, of `n_files` DICOM files in it.
+fn refusal_of_zip(refusals: &[&Refusal], n_files: usize) -> Refusal {
+    let mut causes = BTreeMap::<_, (usize, &str)>::new();
+    for refusal in refusals {
+        causes.entry(cause(refusal)).or_insert((0, &refusal.found)).0 += 1;
+    }
+    // The texts of many causes would make an endless line.
+    let causes: Vec<String> = causes
+        .into_values()
+        .take(MAX_CAUSES)
+        .map(|(n_files, found)| format!("{n_files} x {found}"))
+        .collect();
+
+    let n_unreadable = refusals.len();
+    let found = format!(
+        "{n_unreadable} of {n_files} DICOM files in a zip cannot be read: {}",
+        causes.join("; ")
+    );
+    let action = "export the series again, or pack the zip without these files";
+    Refusal::new(refusals[0].reason, found, refusals[0].needed.as_str(), action)
+}
+
+/// How many causes the refusal of a zip names.
+const MAX_CAUSES: usize = 4;
+
+/// The fault of a series, with the number of its files that have it.
+fn fault_of(files: &[(usize, &Head)]) -> Option<Refusal> {
+    let mut faults = files.iter().filter_map(|(_, head)| head.fault.as_ref());
+    let first = faults.next()?;
+    let n_faults = 1 + faults.filter(|fault| cause(fault) == cause(first)).count();
+    let found = match files.len() {
+        1 => first.found.clone(),
+        n_files => format!("{n_faults} of {n_files} files: {}", first.found),
+    };
+    Some(Refusal { found, ..first.clone() })
 }
 
 /// Runs `work`. A panic becomes a refusal.

@@ -3,17 +3,18 @@
 //! Reading stops before the pixels, because a flat dump has thousands of files, and most of them
 //! are never converted.
 
-use std::io::{self, Read};
+use std::io::Read;
 
 use dicom_core::Tag;
-use dicom_dictionary_std::{tags, uids};
-use dicom_object::{InMemDicomObject, OpenFileOptions, file::ReadPreamble};
+use dicom_dictionary_std::tags;
+use dicom_object::InMemDicomObject;
 use serde_json::{Map, Value, json};
 
+use super::{elements::Part, faults::EXPORT_AGAIN, open::open, values};
 use crate::{
     domain::{
         error::{
-            QuarantineReason::{BadHeader, Corrupt, Io, TooLarge, Truncated, Unsupported},
+            QuarantineReason::{BadHeader, TooLarge, Unsupported},
             Refusal,
         },
         left_alone::LeftAlone,
@@ -23,8 +24,6 @@ use crate::{
     },
     numeric::stack::Plane,
 };
-
-pub(super) const EXPORT_AGAIN: &str = "export or copy the series again";
 
 /// One frame of a file.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,14 +84,11 @@ const MAX_FRAMES: usize = 20_000;
 /// # Errors
 /// If it is no DICOM file, or does not name its series. [`Head::fault`] holds other faults.
 pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
-    let options = OpenFileOptions::new().read_preamble(ReadPreamble::Always);
-    let file = options.read_until(tags::PIXEL_DATA).from_reader(reader).map_err(unreadable)?;
-    let image = Dataset(&file);
+    let file = open(reader, Part::Header)?;
+    let image = Dataset(&file.object);
 
-    let is_directory = file.meta().media_storage_sop_class_uid().trim_end_matches('\0')
-        == uids::MEDIA_STORAGE_DIRECTORY_STORAGE;
     let series_uid = image.text(tags::SERIES_INSTANCE_UID);
-    let Some(series_uid) = series_uid.or_else(|| is_directory.then(String::new)) else {
+    let Some(series_uid) = series_uid.or_else(|| file.is_directory.then(String::new)) else {
         return refuse("no SeriesInstanceUID", "a SeriesInstanceUID", EXPORT_AGAIN);
     };
 
@@ -120,31 +116,6 @@ pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
         Err(fault) => head.fault = Some(fault),
     }
     Ok(head)
-}
-
-pub(super) fn unreadable(error: impl std::error::Error) -> Refusal {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    let mut reason = Corrupt;
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        reason = match error.downcast_ref::<io::Error>().map(io::Error::kind) {
-            Some(io::ErrorKind::UnexpectedEof) => Truncated,
-            // Codecs and parsers report faults of the content with these kinds.
-            None
-            | Some(
-                io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::Other,
-            ) => reason,
-            // The file system is at fault.
-            Some(_) => Io,
-        };
-        cause = error.source();
-    }
-
-    // The text may quote the file, so it is shortened and loses control characters.
-    let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
-    let found = format!("a file that cannot be read as DICOM ({text})");
-    Refusal::new(reason, found, "a DICOM file (PS3.10) with its preamble", EXPORT_AGAIN)
 }
 
 fn refuse<T>(
@@ -225,15 +196,11 @@ impl<'a> Dataset<'a> {
     }
 
     fn number(&self, tag: Tag) -> Option<f64> {
-        self.0.get(tag)?.to_float64().ok().filter(|number| number.is_finite())
-    }
-
-    fn numbers<const N: usize>(&self, tag: Tag) -> Option<[f64; N]> {
-        self.0.get(tag)?.to_multi_float64().ok()?.try_into().ok()
+        values::first(self.0, tag)
     }
 
     fn whole(&self, tag: Tag) -> Option<usize> {
-        self.0.get(tag)?.to_int::<u32>().ok().map(|number| number as usize)
+        values::whole(self.0, tag).map(|number| number as usize)
     }
 
     fn items(&self, tag: Tag) -> &'a [InMemDicomObject] {
@@ -410,7 +377,10 @@ impl<'a> Dataset<'a> {
 
         let shared = self.items(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE).first();
         let each = self.items(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE);
-        let n_frames = self.whole(tags::NUMBER_OF_FRAMES).unwrap_or(1).max(1);
+        let [n_frames] = numbers(&[self.0], tags::NUMBER_OF_FRAMES, tags::NUMBER_OF_FRAMES)?
+            .unwrap_or([1.0_f64]);
+        // A number that is negative or too large saturates.
+        let n_frames = (n_frames as usize).max(1);
         if n_frames > MAX_FRAMES {
             let found = format!("{n_frames} frames");
             let needed = format!("at most {MAX_FRAMES}");
@@ -439,31 +409,22 @@ impl<'a> Dataset<'a> {
     /// One frame. A simple image has the values in the data set itself. An enhanced image has them
     /// in the frame's own functional groups or in the shared ones.
     fn frame(&self, groups: &[&InMemDicomObject], image_type: &[String]) -> Result<Frame, Refusal> {
-        let Some(origin) =
-            numbers(groups, tags::PLANE_POSITION_SEQUENCE, tags::IMAGE_POSITION_PATIENT)
-        else {
-            return refuse("no ImagePositionPatient", "the position of every slice", EXPORT_AGAIN);
-        };
+        let needed = "the position of every slice";
+        let origin = numbers(groups, tags::PLANE_POSITION_SEQUENCE, tags::IMAGE_POSITION_PATIENT)?
+            .ok_or_else(|| missing("ImagePositionPatient", needed))?;
+        let needed = "the direction of every slice";
+        let [a, b, c, d, e, f] =
+            numbers(groups, tags::PLANE_ORIENTATION_SEQUENCE, tags::IMAGE_ORIENTATION_PATIENT)?
+                .ok_or_else(|| missing("ImageOrientationPatient", needed))?;
+        let [between_rows, between_columns] =
+            numbers(groups, tags::PIXEL_MEASURES_SEQUENCE, tags::PIXEL_SPACING)?
+                .ok_or_else(|| missing("PixelSpacing", "the size of a pixel"))?;
 
-        let directions: Option<[f64; 6]> =
-            numbers(groups, tags::PLANE_ORIENTATION_SEQUENCE, tags::IMAGE_ORIENTATION_PATIENT);
-        let Some([a, b, c, d, e, f]) = directions else {
-            return refuse(
-                "no ImageOrientationPatient",
-                "the direction of every slice",
-                EXPORT_AGAIN,
-            );
-        };
-
-        let spacing: Option<[f64; 2]> =
-            numbers(groups, tags::PIXEL_MEASURES_SEQUENCE, tags::PIXEL_SPACING);
-        let Some([between_rows, between_columns]) = spacing else {
-            return refuse("no PixelSpacing", "the size of a pixel", EXPORT_AGAIN);
-        };
-
+        // A factor that cannot be read must not count as 1.
         let transform = tags::PIXEL_VALUE_TRANSFORMATION_SEQUENCE;
-        let rescale = [(tags::RESCALE_SLOPE, 1.0), (tags::RESCALE_INTERCEPT, 0.0)]
-            .map(|(tag, none)| numbers(groups, transform, tag).map_or(none, |[number]| number));
+        let [slope] = numbers(groups, transform, tags::RESCALE_SLOPE)?.unwrap_or([1.0]);
+        let [intercept] = numbers(groups, transform, tags::RESCALE_INTERCEPT)?.unwrap_or([0.0]);
+        let rescale = [slope, intercept];
         if rescale[0] == 0.0 || !rescale.iter().all(|number| number.is_finite()) {
             let found =
                 format!("a rescale slope of {} and intercept of {}", rescale[0], rescale[1]);
@@ -471,7 +432,7 @@ impl<'a> Dataset<'a> {
         }
 
         let echo: Option<[f64; 1]> =
-            numbers(groups, tags::MR_ECHO_SEQUENCE, tags::EFFECTIVE_ECHO_TIME);
+            numbers(groups, tags::MR_ECHO_SEQUENCE, tags::EFFECTIVE_ECHO_TIME).ok().flatten();
         let echo_time_ms = echo.map(|[time]| time).or_else(|| self.number(tags::ECHO_TIME));
 
         let component = component(groups, image_type);
@@ -485,18 +446,36 @@ impl<'a> Dataset<'a> {
     }
 }
 
-/// Numbers in a functional group, or in the data set itself.
+/// Numbers in a functional group, or in the data set itself. `None` if they are stated nowhere.
+///
+/// # Errors
+/// If they are stated, but not as `N` numbers.
 fn numbers<const N: usize>(
     groups: &[&InMemDicomObject],
     sequence: Tag,
     tag: Tag,
-) -> Option<[f64; N]> {
-    let in_group = |group: &&InMemDicomObject| {
-        let group = Dataset(group);
-        let item = group.items(sequence).first();
-        item.and_then(|item| Dataset(item).numbers(tag)).or_else(|| group.numbers(tag))
-    };
-    groups.iter().find_map(in_group)
+) -> Result<Option<[f64; N]>, Refusal> {
+    let mut fault = None;
+    for group in groups {
+        let item = Dataset(group).items(sequence).first();
+        for place in item.into_iter().chain([*group]) {
+            match values::exactly(place, tag) {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(quoted) => fault = fault.or(Some(quoted)),
+            }
+        }
+    }
+
+    let Some(quoted) = fault else { return Ok(None) };
+    let needed =
+        if N == 1 { "a decimal number".to_owned() } else { format!("{N} decimal numbers") };
+    let action = "correct this element of the header, or export the series with another program";
+    refuse(format!("{} {quoted}", values::name(tag)), needed, action)
+}
+
+fn missing(name: &str, needed: &str) -> Refusal {
+    Refusal::new(BadHeader, format!("no {name}"), needed, EXPORT_AGAIN)
 }
 
 fn component(groups: &[&InMemDicomObject], image_type: &[String]) -> Component {

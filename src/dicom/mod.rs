@@ -7,9 +7,15 @@
 //! A hostile file can make a codec panic or ask for all memory. So the daemon calls this module in
 //! a separate process (`cli::dicom`, `process::convert`).
 
+mod elements;
+#[cfg(test)]
+mod encodings;
+mod faults;
 mod header;
+mod open;
 mod pixels;
 pub mod unzip;
+mod values;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -4,12 +4,17 @@ use std::{borrow::Cow, io::Read};
 
 use dicom_core::value::Value;
 use dicom_dictionary_std::{tags, uids};
-use dicom_object::{DefaultDicomObject, OpenFileOptions, file::ReadPreamble};
+use dicom_object::DefaultDicomObject;
 use dicom_pixeldata::PixelDecoder;
 
-use super::header::{EXPORT_AGAIN, unreadable};
+use super::{
+    elements::Part,
+    faults::{EXPORT_AGAIN, unreadable},
+    open::{EXPLICIT_VR_BIG_ENDIAN, open},
+    values,
+};
 use crate::domain::error::{
-    QuarantineReason::{Corrupt, NonFinite, Truncated, Unsupported},
+    QuarantineReason::{BadHeader, Corrupt, NonFinite, Truncated, Unsupported},
     Refusal,
 };
 
@@ -30,12 +35,11 @@ struct Layout {
     is_signed: bool,
 }
 
-/// The transfer syntaxes that can be read.
-const READABLE: [&str; 10] = [
-    uids::IMPLICIT_VR_LITTLE_ENDIAN,
+/// The transfer syntaxes of pixels that can be read. Implicit and deflated data sets are explicit
+/// ones once they are open.
+const READABLE: [&str; 9] = [
     uids::EXPLICIT_VR_LITTLE_ENDIAN,
-    // Explicit VR Big Endian. It is retired, but old archives have many such files.
-    "1.2.840.10008.1.2.2",
+    EXPLICIT_VR_BIG_ENDIAN,
     uids::JPEG_BASELINE8_BIT,
     uids::JPEG_EXTENDED12_BIT,
     uids::JPEG_LOSSLESS,
@@ -51,11 +55,11 @@ impl Pixels {
     /// # Errors
     /// If the file cannot be parsed, or the layout or compression of its pixels is not supported.
     pub fn read(reader: impl Read) -> Result<Self, Refusal> {
-        let options = OpenFileOptions::new().read_preamble(ReadPreamble::Always);
         // Data after the pixels, such as signatures, is not needed.
-        let file = options.read_to(tags::PIXEL_DATA).from_reader(reader).map_err(unreadable)?;
+        let opened = open(reader, Part::Pixels)?;
+        let file = opened.object;
 
-        let whole = |tag| file.get(tag).and_then(|element| element.to_int::<u32>().ok());
+        let whole = |tag| values::whole(&file, tag);
         let [columns, rows, allocated] =
             [tags::COLUMNS, tags::ROWS, tags::BITS_ALLOCATED].map(|tag| whole(tag).unwrap_or(0));
         let bits_stored = whole(tags::BITS_STORED).unwrap_or(allocated);
@@ -68,7 +72,11 @@ impl Pixels {
             return Err(Refusal::new(Corrupt, found, "values that fit each other", EXPORT_AGAIN));
         }
 
-        let syntax = file.meta().transfer_syntax().trim_end_matches('\0').to_owned();
+        let Some(syntax) = opened.syntax else {
+            let found = "compressed pixels, and no transfer syntax that says how";
+            let action = "export the series with meta information (PS3.10), or uncompressed";
+            return Err(Refusal::new(BadHeader, found, "a transfer syntax", action));
+        };
         if !READABLE.contains(&syntax.as_str()) {
             let needed = "no compression, JPEG, JPEG lossless, JPEG 2000 or RLE";
             let action =

@@ -2,6 +2,7 @@
 //! are never used.
 
 use std::{
+    fmt,
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -9,9 +10,12 @@ use std::{
 
 use zip::{ZipArchive, result::ZipError};
 
-use crate::domain::error::{
-    QuarantineReason::{self, Bomb, Corrupt, TooLarge, Truncated, Unsupported},
-    Refusal,
+use crate::domain::{
+    dicom_start::{START_BYTES, begins_like_dicom},
+    error::{
+        QuarantineReason::{self, Bomb, Corrupt, TooLarge, Truncated, Unsupported},
+        Refusal,
+    },
 };
 
 /// Limits on the content of a zip.
@@ -30,8 +34,29 @@ pub struct ZipLimits {
 const MAX_RATIO: u64 = 100;
 const FREE_BYTES: u64 = 64 << 20;
 
-/// Unpacks every file with the mark of a DICOM file into `folder` and returns their paths. A zip
-/// without such files is no error.
+/// The content of a zip.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unzipped {
+    /// Files that begin like DICOM or are named so, unpacked.
+    pub files: Vec<PathBuf>,
+    /// Number of NIfTI files, which stay in the zip.
+    pub n_nifti: usize,
+    /// Number of zips, which stay in the zip.
+    pub n_zips: usize,
+    /// Number of all other files.
+    pub n_others: usize,
+}
+
+/// What a zip holds besides DICOM files.
+impl fmt::Display for Unzipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { n_nifti, n_zips, n_others, .. } = self;
+        write!(f, "{n_nifti} NIfTI files, {n_zips} zips and {n_others} other files")
+    }
+}
+
+/// Unpacks every file that begins like DICOM or is named so into `folder`. A zip without such files
+/// is no error.
 ///
 /// # Errors
 /// [`io::Error`] if the folder fails, a [`Refusal`] for every other fault.
@@ -40,7 +65,7 @@ pub fn unzip(
     zip_bytes: u64,
     folder: &Path,
     limits: &ZipLimits,
-) -> io::Result<Result<Vec<PathBuf>, Refusal>> {
+) -> io::Result<Result<Unzipped, Refusal>> {
     let is_cut_off = lacks_end(&mut zip, zip_bytes).unwrap_or(false);
     let mut archive = match ZipArchive::new(zip) {
         Ok(archive) => archive,
@@ -55,7 +80,7 @@ pub fn unzip(
 
     let by_ratio = zip_bytes.saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES);
     let mut n_all = 0;
-    let mut files = Vec::new();
+    let mut unzipped = Unzipped::default();
 
     for index in 0..archive.len() {
         let mut member = match archive.by_index(index) {
@@ -66,12 +91,19 @@ pub fn unzip(
             continue;
         }
 
-        let mut start = [0; 132];
-        match member.read_exact(&mut start) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
-            Err(error) => return Ok(Err(damaged(error))),
-            Ok(()) if &start[128..] != b"DICM" => continue,
-            Ok(()) => {}
+        let mut start = Vec::new();
+        if let Err(error) = member.by_ref().take(START_BYTES as u64).read_to_end(&mut start) {
+            return Ok(Err(damaged(error)));
+        }
+        let count = match kind(member.name(), &start) {
+            Kind::Dicom => None,
+            Kind::Nifti => Some(&mut unzipped.n_nifti),
+            Kind::Zip => Some(&mut unzipped.n_zips),
+            Kind::Other => Some(&mut unzipped.n_others),
+        };
+        if let Some(count) = count {
+            *count += 1;
+            continue;
         }
 
         let path = folder.join(format!("{index:06}.dcm"));
@@ -98,9 +130,38 @@ pub fn unzip(
         }
 
         n_all += n_bytes;
-        files.push(path);
+        unzipped.files.push(path);
     }
-    Ok(Ok(files))
+    Ok(Ok(unzipped))
+}
+
+/// The kind of a file in a zip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Dicom,
+    Nifti,
+    Zip,
+    Other,
+}
+
+/// The kind of a file, by its name and its first bytes.
+fn kind(name: &str, start: &[u8]) -> Kind {
+    let name = name.to_ascii_lowercase();
+    let has_ending = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
+    let file_name = name.rsplit(['/', '\\']).next().unwrap_or_default();
+
+    if file_name.starts_with("._") {
+        // macOS puts a file of its own attributes beside every file, under the same ending.
+        Kind::Other
+    } else if begins_like_dicom(start) || has_ending(&[".dcm", ".ima"]) {
+        Kind::Dicom
+    } else if has_ending(&[".nii", ".nii.gz"]) {
+        Kind::Nifti
+    } else if start.starts_with(b"PK\x03\x04") && has_ending(&[".zip"]) {
+        Kind::Zip
+    } else {
+        Kind::Other
+    }
 }
 
 /// Whether a file begins like a zip and has no list of its files at its end, because it was cut off
@@ -175,7 +236,14 @@ mod tests {
         let n_bytes = zip.len() as u64;
         let files = unzip(Cursor::new(zip), n_bytes, &into, limits).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing leaves the folder");
-        files.map(|files| files.iter().map(|file| fs::read(file).unwrap()).collect())
+        files.map(|found| found.files.iter().map(|file| fs::read(file).unwrap()).collect())
+    }
+
+    fn unzip_all(zip: Vec<u8>) -> Unzipped {
+        let folder = tempfile::tempdir().unwrap();
+        let limits = ZipLimits { max_members: 99, ..LIMITS };
+        let n_bytes = zip.len() as u64;
+        unzip(Cursor::new(zip), n_bytes, folder.path(), &limits).unwrap().unwrap()
     }
 
     #[test]
@@ -187,6 +255,24 @@ mod tests {
         ];
         assert_eq!(unzipped(zip(&members), &LIMITS).unwrap(), [dicom(9), dicom(5)]);
         assert_eq!(unzipped(zip(&members[1..2]), &LIMITS).unwrap(), [[0_u8; 0]; 0]);
+    }
+
+    #[test]
+    fn bare_data_sets_and_files_named_dcm_are_unpacked_and_the_others_are_counted() {
+        let bare = b"\x08\0\x16\0UI\x04\x001.2\0\x08\0\x18\0UI\x04\x001.3\0".to_vec();
+        let members = [
+            ("IM1", bare.clone()),
+            ("a/IM2.DCM", b"damaged".to_vec()),
+            ("IM3.ima", Vec::new()),
+            ("a/._IM2.dcm", b"\0\x05\x16\x07".to_vec()),
+            ("b/scan.nii.gz", b"\x1f\x8b".to_vec()),
+            ("b/scan.NII", vec![0; 400]),
+            ("more.zip", zip(&[("IM4", bare)])),
+            ("picture.jpg", b"\xff\xd8".to_vec()),
+        ];
+        let found = unzip_all(zip(&members));
+        assert_eq!(found.files.len(), 3);
+        assert_eq!((found.n_nifti, found.n_zips, found.n_others), (2, 1, 2));
     }
 
     #[test]

@@ -12,10 +12,12 @@
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from zlib import crc32
 
@@ -260,8 +262,113 @@ def zipped(folder, target):
                 archive.write(path, f"../../{path.name}")
 
 
+def parts(path):
+    """Meta information and data set of a file."""
+    content = path.read_bytes()
+    end = 144 + struct.unpack("<I", content[140:144])[0]
+    return content[132:end], content[end:]
+
+
+def meta(syntax):
+    """Meta information with this transfer syntax, or with none."""
+    value = (syntax or "").encode()
+    value += b"\0" * (len(value) % 2)
+    named = struct.pack("<HH2sH", 2, 0x10, b"UI", len(value)) + value if syntax else b""
+    sop = struct.pack("<HH2sH", 2, 2, b"UI", 26) + MR.encode() + b"\0"
+    return struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(sop + named)) + sop + named
+
+
+def deflate(content):
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(content) + packer.flush()
+
+
+PREAMBLE = bytes(128) + b"DICM"
+
+
+def odd_beginnings(maker):
+    """Files with a part of what stands before a data set, or with the wrong thing."""
+    explicit, implicit = ExplicitVRLittleEndian, ImplicitVRLittleEndian
+    plain = lambda k: f"IM{k}"
+    for case, syntax, names, change in [
+        ("bare-dcm", explicit, None, lambda m, d: d),
+        ("bare-explicit", explicit, plain, lambda m, d: d),
+        ("bare-implicit", implicit, plain, lambda m, d: d),
+        ("bare-big", ExplicitVRBigEndian, plain, lambda m, d: d),
+        ("start-meta", explicit, plain, lambda m, d: m + d),
+        ("start-mark", explicit, plain, lambda m, d: b"DICM" + m + d),
+        ("start-alone", implicit, plain, lambda m, d: PREAMBLE + d),
+        ("syntax-none", explicit, plain, lambda m, d: PREAMBLE + meta(None) + d),
+        ("syntax-implicit", explicit, plain, lambda m, d: PREAMBLE + meta(implicit) + d),
+        ("syntax-explicit", implicit, plain, lambda m, d: PREAMBLE + meta(explicit) + d),
+        ("syntax-big", explicit, plain, lambda m, d: PREAMBLE + meta(ExplicitVRBigEndian) + d),
+        ("deflated", explicit, None, lambda m, d: PREAMBLE + meta(DEFLATED) + deflate(d)),
+    ]:
+        for path in maker.series(case, "oblique", syntax=syntax, names=names):
+            path.write_bytes(change(*parts(path)))
+
+    for path in maker.series("_bare", "oblique", expected=False):
+        path.write_bytes(parts(path)[1])
+    zipped(maker.folder / "_bare", maker.folder / "zip-bare" / "series.zip")
+    shutil.rmtree(maker.folder / "_bare")
+    maker.expect("zip-bare", truth("oblique", numbers(np.uint16)))
+
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
+SPACED, PLACED, TURNED = b"\x28\0\x30\0", b"\x20\0\x32\0", b"\x20\0\x37\0"
+
+
+def rewrite(path, tags, kind, change=lambda value: value):
+    """Stores decimal texts as values of another kind."""
+    content = path.read_bytes()
+    for tag in tags:
+        at = content.index(tag + b"DS")
+        end = at + 8 + struct.unpack("<H", content[at + 6 : at + 8])[0]
+        value = change(content[at + 8 : end])
+        value += b" " * (len(value) % 2)
+        is_long = kind in (b"UT", b"UN")
+        length = struct.pack("<HI" if is_long else "<H", *([0] * is_long), len(value))
+        content = content[: at + 4] + kind + length + value + content[end:]
+    path.write_bytes(content)
+
+
+def odd_numbers(maker):
+    """Geometry that is no decimal text (DS), or not as the standard writes it."""
+    binary = lambda v: struct.pack(f"<{len(v.split(bytes([92])))}d", *map(float, v.split(bytes([92]))))
+    all_tags = [SPACED, PLACED, TURNED]
+    for case, tags, kind, change in [
+        ("numbers-ut", [SPACED], b"UT", lambda v: v),
+        ("numbers-un", all_tags, b"UN", lambda v: v),
+        ("numbers-lt", all_tags, b"LT", lambda v: v),
+        ("numbers-fd", [SPACED], b"FD", binary),
+        ("numbers-comma", [SPACED], b"DS", lambda v: v.replace(b".", b",")),
+        ("refused-unit", [SPACED], b"DS", lambda v: v.strip() + b" mm"),
+    ]:
+        for path in maker.series(case, "oblique", expected=case.startswith("numbers")):
+            rewrite(path, tags, kind, change)
+
+
+def unreadable(maker):
+    """Files of which some or all are damaged: one refusal each."""
+    for k, path in enumerate(maker.series("refused-cut", expected=False)):
+        path.write_bytes(path.read_bytes()[: 500 + 3 * k])
+    files = maker.series("_cut", expected=False)
+    for path in files[8:]:
+        path.write_bytes(path.read_bytes()[:600])
+    zipped(maker.folder / "_cut", maker.folder / "refused-zipcut" / "x.zip")
+    shutil.rmtree(maker.folder / "_cut")
+    target = maker.folder / "skipped-nifti" / "x.zip"
+    target.parent.mkdir()
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("sub-1_T1w.nii.gz", bytes(50))
+        archive.writestr("more.zip", b"PK\x03\x04" + bytes(50))
+
+
 def make(folder):
     maker = Maker(folder)
+    odd_beginnings(maker)
+    odd_numbers(maker)
+    unreadable(maker)
     for orientation in ORIENTATIONS:
         maker.series(orientation, orientation)
     maker.series("shuffled", "oblique", names=lambda k: f"IM{(k * 7) % 11}")
@@ -416,10 +523,18 @@ def check(folder, out):
         print("left out: dcm2niix is missing, install Debian's package dcm2niix")
 
 
-# What dcm2niix does not read: zips, and compressed images in several fragments.
-NOT_FOR_DCM2NIIX = ["zip", "enhanced-rle"]
+# What dcm2niix does not read: zips, compressed images in several fragments, deflated and bare
+# big-endian data sets, meta information without a preamble, and two wrong transfer syntaxes.
+NOT_FOR_DCM2NIIX = [
+    "zip", "zip-bare", "enhanced-rle", "deflated", "bare-big", "start-meta", "start-mark",
+    "syntax-implicit", "syntax-big",
+]
 # Where it reads otherwise, and why.
-NOT_LIKE_DCM2NIIX = {"jpeg": "its decoder strays from libjpeg's by up to 7 of 255"}
+NOT_LIKE_DCM2NIIX = {
+    "jpeg": "its decoder strays from libjpeg's by up to 7 of 255",
+    "numbers-comma": "it takes 1,1 for 1",
+    "numbers-fd": "it does not read a binary PixelSpacing",
+}
 # How far two decoders of a lossy compression may differ: one step of rounding.
 TOLERANCE = {"jpeg": 1}
 

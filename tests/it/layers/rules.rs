@@ -43,7 +43,7 @@ pub(super) const ROWS: &[Row] = &[
     row(
         "dicom",
         "numeric domain",
-        "std::fs dicom_core dicom_dictionary_std dicom_object dicom_pixeldata serde_json zip",
+        "std::fs dicom_core dicom_dictionary_std dicom_object dicom_pixeldata flate2 serde_json zip",
     ),
     row("bids", "domain", "serde_json"),
     row("companions", "domain", "std::fs"),
