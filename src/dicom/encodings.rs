@@ -160,6 +160,23 @@ fn every_beginning_and_every_encoding_give_the_same_header_and_pixels() {
 }
 
 #[test]
+fn wide_pixels_of_a_big_endian_file_and_a_private_first_element_are_read() {
+    let big = Encoding::ExplicitBig;
+    let wide: Vec<u8> = PIXELS.iter().flat_map(|&n| (u32::from(n) << 4).to_be_bytes()).collect();
+    let short = |number, value| shorts(big, (0x28, number), b"US", &[value]);
+    let others =
+        [short(0x100, 32), short(0x101, 32), short(0x102, 31), ((0x7fe0, 0x10), *b"OW", wide)];
+    let wanted = PIXELS.map(|number| f32::from(number) * 16.0);
+    assert_eq!(pixels(&file(Some(BIG), &with(big, &others))).unwrap(), wanted);
+
+    let private = written(Encoding::Explicit, &[text((0x4453, 0x10), b"LO", "DR Systems")]);
+    let later = written(Encoding::Explicit, &[text((0x7fe1, 0x10), b"LO", "x")]);
+    let syntax = uids::EXPLICIT_VR_LITTLE_ENDIAN;
+    let refusal = read_head(&file(Some(syntax), &[private, later].concat())[..]).unwrap_err();
+    assert_eq!(refusal.found, "no SeriesInstanceUID", "it was read");
+}
+
+#[test]
 fn what_is_no_dicom_or_in_no_encoding_is_refused_with_the_true_cause() {
     let garbage = [0xee; 300];
     for (bytes, wanted, found) in [

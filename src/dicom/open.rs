@@ -68,9 +68,12 @@ fn read<R: Read>(source: &mut Source<R>, meta: &Meta, part: Part) -> Result<Open
         let found = "a file that ends before its data set";
         return Err(Refusal::new(Truncated, found, "a data set", EXPORT_AGAIN));
     }
-    let Some(encoding) = Encoding::of_start(start) else { return Err(in_no_encoding(meta)) };
+    let encoding = Encoding::of_start(start).or_else(|| meta.encoding_of(start));
+    let encoding = encoding.ok_or_else(|| in_no_encoding(meta))?;
 
-    let bytes = elements(source, encoding, part)?;
+    let is_directory = meta.class.as_deref() == Some(uids::MEDIA_STORAGE_DIRECTORY_STORAGE);
+    // Nothing in the directory of a disc is needed.
+    let bytes = if is_directory { Vec::new() } else { elements(source, encoding, part)? };
     let parsed_as = match encoding {
         Encoding::Implicit | Encoding::Explicit => uids::EXPLICIT_VR_LITTLE_ENDIAN,
         Encoding::ExplicitBig => EXPLICIT_VR_BIG_ENDIAN,
@@ -91,7 +94,6 @@ fn read<R: Read>(source: &mut Source<R>, meta: &Meta, part: Part) -> Result<Open
         object.meta_mut().transfer_syntax.clone_from(syntax);
     }
 
-    let is_directory = meta.class.as_deref() == Some(uids::MEDIA_STORAGE_DIRECTORY_STORAGE);
     Ok(Opened { object, syntax, is_directory })
 }
 
@@ -100,6 +102,22 @@ const NATIVE: [&str; 3] =
     [uids::IMPLICIT_VR_LITTLE_ENDIAN, uids::EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN];
 
 impl Meta {
+    /// The stated encoding, if the first element fits it. This is for data sets that begin with a
+    /// private element.
+    fn encoding_of(&self, start: &[u8]) -> Option<Encoding> {
+        let encoding = match self.syntax.as_deref()? {
+            uids::IMPLICIT_VR_LITTLE_ENDIAN => Encoding::Implicit,
+            EXPLICIT_VR_BIG_ENDIAN => Encoding::ExplicitBig,
+            _ => Encoding::Explicit,
+        };
+        let head = ElementHead::read(start, encoding)?;
+        let fits = match head.kind {
+            Some(kind) => is_kind(kind),
+            None => encoding == Encoding::Implicit && head.length.is_none_or(|n| n < 1 << 28),
+        };
+        fits.then_some(encoding)
+    }
+
     fn is_deflated(&self) -> bool {
         self.syntax.as_deref() == Some(uids::DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN)
     }

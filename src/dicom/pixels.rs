@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, io::Read};
 
-use dicom_core::value::Value;
+use dicom_core::{VR, value::Value};
 use dicom_dictionary_std::{tags, uids};
 use dicom_object::DefaultDicomObject;
 use dicom_pixeldata::PixelDecoder;
@@ -33,6 +33,8 @@ struct Layout {
     bits_stored: u32,
     high_bit: u32,
     is_signed: bool,
+    /// Whether the words of 16 bits come with the high one first, as in big-endian files.
+    is_high_word_first: bool,
 }
 
 /// The transfer syntaxes of pixels that can be read. Implicit and deflated data sets are explicit
@@ -90,6 +92,10 @@ impl Pixels {
             bits_stored,
             high_bit,
             is_signed: whole(tags::PIXEL_REPRESENTATION) == Some(1),
+            // The parser returns each word as little endian, not each pixel.
+            is_high_word_first: syntax == EXPLICIT_VR_BIG_ENDIAN
+                && allocated == 32
+                && file.get(tags::PIXEL_DATA).is_some_and(|pixels| pixels.vr() == VR::OW),
         };
         Ok(Self { extents: [columns as usize, rows as usize], layout, file })
     }
@@ -162,7 +168,9 @@ impl Layout {
         let pixels = bytes.chunks_exact(self.n_bytes).take(n_pixels);
         let stored = pixels.map(|pixel| {
             // The codecs and the parser return little-endian numbers for every file.
-            pixel.iter().rev().fold(0_u32, |number, &byte| number << 8 | u32::from(byte))
+            let number =
+                pixel.iter().rev().fold(0_u32, |number, &byte| number << 8 | u32::from(byte));
+            if self.is_high_word_first { number.rotate_left(16) } else { number }
         });
         stored.map(|stored| (self.value(stored) * slope + intercept) as f32).collect()
     }
@@ -191,13 +199,16 @@ mod tests {
             bits_stored,
             high_bit,
             is_signed,
+            is_high_word_first: false,
         };
         assert_eq!(layout(12, 11, false).value(0xf123), f64::from(0x123));
         assert_eq!(layout(12, 11, true).value(0x0fff), -1.0);
         assert_eq!(layout(12, 15, false).value(0x1234), f64::from(0x123));
         assert_eq!(layout(16, 15, true).value(0x8000), -32768.0);
         assert_eq!(layout(16, 15, false).values(&[1, 2], 1, [2.0, -3.0]), [1023.0]);
-        let wide = Layout { n_bytes: 4, bits_stored: 32, high_bit: 31, is_signed: true };
+        let wide = Layout { n_bytes: 4, ..layout(32, 31, true) };
         assert_eq!(wide.values(&[255, 255, 255, 255], 1, [1.0, 0.0]), [-1.0]);
+        let swapped = Layout { is_high_word_first: true, ..wide };
+        assert_eq!(swapped.values(&[1, 0, 2, 0], 1, [1.0, 0.0]), [65538.0]);
     }
 }

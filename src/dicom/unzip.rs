@@ -276,6 +276,17 @@ mod tests {
     }
 
     #[test]
+    fn a_zip_with_a_password_is_refused_and_says_so() {
+        let mut locked = zip(&[("x", dicom(9))]);
+        let entry = locked.windows(4).position(|bytes| bytes == b"PK\x01\x02").unwrap();
+        locked[6] |= 1;
+        locked[entry + 8] |= 1;
+        let refusal = unzipped(locked, &LIMITS).unwrap_err();
+        assert_eq!(refusal.reason, Unsupported);
+        assert!(refusal.found.contains("assword"), "{refusal}");
+    }
+
+    #[test]
     fn too_many_too_large_too_dense_and_damaged_are_told_apart() {
         let reason = |zip: Vec<u8>, limits: &ZipLimits| unzipped(zip, limits).unwrap_err().reason;
         let one = |size| zip(&[("x", dicom(size))]);

@@ -524,6 +524,35 @@ fn a_zip_that_a_run_has_begun_is_finished_in_it() {
     assert_eq!(inputs_of(&events, "postponed").len(), 0);
 }
 
+#[test]
+fn bare_data_sets_without_an_ending_are_taken_and_unreadable_files_are_one_entry() {
+    let mut site = Site::new(2, &SOON);
+    let Some(files) = brain_series(&site.path("made"), 1) else { return };
+    let put = |folder: &str, name: &str, bytes: &[u8]| {
+        let folder = site.path("incoming").join(folder);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(name), bytes).unwrap();
+    };
+    for (number, file) in files.iter().enumerate() {
+        let bytes = fs::read(file).unwrap();
+        let n_bytes = u32::from_le_bytes(bytes[140..144].try_into().unwrap()) as usize;
+        put("bare", &format!("IM{number}"), &bytes[144 + n_bytes..]);
+        put("damaged", &format!("{number}.dcm"), &[0xee; 600]);
+    }
+    put("bare", "letter", b"to a friend");
+    site.start();
+    site.wait("the bare series accepted", |site| site.status().n_accepted == 1);
+    site.wait("the damaged files refused", |site| site.status().n_quarantined == 1);
+    let found = entries(&site.path("quarantine")).unwrap();
+    let [entry] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(entry.name, Path::new("corrupt/unreadable"));
+    let folder = site.path("quarantine").join(&entry.name).join("unreadable");
+    assert_eq!(names(&folder).len(), files.len());
+    let text = &entry.reason.as_ref().unwrap().refusal.found;
+    assert!(text.starts_with(&format!("{} files, the first: ", files.len())), "{text}");
+    assert_eq!(site.stop(), Some(0));
+}
+
 /// A DICOM file with these elements (explicit, little endian) and this transfer syntax.
 fn dicom_file(syntax: &str, elements: &[(u16, u16, &[u8; 2], Vec<u8>)], tail: &[u8]) -> Vec<u8> {
     let element = |(group, number, kind, value): &(u16, u16, &[u8; 2], Vec<u8>)| {
