@@ -351,7 +351,8 @@ fn kind(head: &ElementHead, length: u32) -> [u8; 2] {
         b"FD" | b"OD" | b"OV" | b"SV" | b"UV" => 8,
         _ => 1,
     };
-    let fits = length % unit == 0 && (u16::try_from(length).is_ok() || !has_short_length(kind));
+    let fits =
+        length.is_multiple_of(unit) && (u16::try_from(length).is_ok() || !has_short_length(kind));
     if fits { kind } else { *b"UN" }
 }
 

@@ -241,7 +241,7 @@ fn file_meta(syntax: &str) -> Vec<u8> {
 /// Whether two bytes begin a zlib stream (RFC 1950, 2.2). The standard wants a deflated data set
 /// without this frame, but some writers leave it.
 fn begins_like_zlib(start: [u8; 2]) -> bool {
-    start[0] & 0x0f == 8 && u16::from_be_bytes(start) % 31 == 0
+    start[0] & 0x0f == 8 && u16::from_be_bytes(start).is_multiple_of(31)
 }
 
 /// A deflated data set may be this many times larger than its file, plus [`FREE_BYTES`]. Headers

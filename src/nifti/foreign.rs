@@ -28,7 +28,7 @@ const FORMATS: [(&[&str], &str); 6] = [
 pub fn foreign_format(name: &str) -> Option<&'static str> {
     let name = name.to_ascii_lowercase();
     let has = |ending: &&str| name.len() > ending.len() && name.ends_with(*ending);
-    let found = FORMATS.iter().find(|(endings, _)| endings.iter().any(|ending| has(&ending)));
+    let found = FORMATS.iter().find(|(endings, _)| endings.iter().any(has));
     found.map(|(_, advice)| *advice)
 }
 
