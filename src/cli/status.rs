@@ -14,6 +14,7 @@ use super::{CONFIG, Failure, INTERNAL, IO, UNAVAILABLE};
 use crate::{
     config::Config,
     domain::left_alone::LeftAlone,
+    nifti::foreign_format,
     pipeline::board::{LEFT_ALONE_FILE, LeftAloneNames, Status},
     results::MIXED,
 };
@@ -126,7 +127,8 @@ fn left_alone(status: &Status, names: &Names) -> String {
         let Some(named) = names.get(reason) else { continue };
         // A name may hold line breaks and the control codes of a terminal.
         for name in &named.names {
-            text += &format!("    {}\n", name.escape_debug());
+            let advice = foreign_format(name).map(|advice| format!(" ({advice})"));
+            text += &format!("    {}{}\n", name.escape_debug(), advice.unwrap_or_default());
         }
         if named.n_files > named.names.len() {
             text += &format!("    and {} more\n", named.n_files - named.names.len());
@@ -221,11 +223,16 @@ mod tests {
                       1 too_deep: below too many folders\n";
         assert!(text.ends_with(wanted), "{text}");
 
-        let named = LeftAloneNames { n_files: 3, names: vec!["a\n1".into(), "b".into()] };
+        let named = LeftAloneNames { n_files: 3, names: vec!["a\n1".into(), "b.mgz".into()] };
         let names = [(LeftAlone::Localiser, named)].into();
         let text = table(&status, &names);
-        assert!(text.contains("a localiser\n    a\\n1\n    b\n    and 1 more\n  1 too"), "{text}");
+        let names_of_it = "a localiser\n    a\\n1\n    b.mgz (FreeSurfer .mgz: convert";
+        assert!(text.contains(names_of_it), "{text}");
+        assert!(text.contains(")\n    and 1 more\n  1 too"), "{text}");
         let json = with_names("{\"ready\":true}", &names).unwrap();
-        assert_eq!(json, json!({"ready": true, "left_alone_names": {"localiser": ["a\n1", "b"]}}));
+        assert_eq!(
+            json,
+            json!({"ready": true, "left_alone_names": {"localiser": ["a\n1", "b.mgz"]}})
+        );
     }
 }

@@ -15,16 +15,12 @@ use std::{
 use tracing::{debug, info};
 
 use crate::{
-    domain::left_alone::LeftAlone, files::partial_beside, ingest, pipeline::board::LeftAloneNames,
-    store::Decision,
+    domain::left_alone::LeftAlone, files::partial_beside, ingest, nifti::foreign_format,
+    pipeline::board::LeftAloneNames, store::Decision,
 };
 
 /// Names of one reason that are written to the file; the count has no limit.
 const MAX_NAMES: usize = 1000;
-
-/// Endings of formats that hold images of heads, too.
-const FOREIGN: [&str; 11] =
-    ["mgz", "mgh", "nrrd", "nhdr", "mha", "mhd", "hdr", "img", "par", "rec", "mnc"];
 
 /// Decisions that have lost a file.
 #[derive(Default)]
@@ -78,7 +74,7 @@ impl LeftAloneFiles {
 pub(super) fn reason_by_name(path: &Path) -> Option<LeftAlone> {
     if ingest::describes_a_scan(path) {
         None
-    } else if ingest::has_ending(path, &FOREIGN) {
+    } else if foreign_format(&path.to_string_lossy()).is_some() {
         Some(LeftAlone::ForeignFormat)
     } else {
         Some(LeftAlone::NotAScan)
