@@ -85,6 +85,25 @@ pub fn read_facts(bytes: &[u8], facts: &mut AcquisitionFacts) -> Result<Read, St
     Ok(Read { unusable: fields.unusable, sequence })
 }
 
+/// Most notes that are read, and the length of the longest one, characters.
+const MAX_NOTES: usize = 8;
+const MAX_NOTE_CHARS: usize = 300;
+
+/// What the conversion of a DICOM series says about it, a sentence each (`OddscanNotes`). Empty if
+/// it says nothing, or if the JSON cannot be used.
+pub fn read_notes(bytes: &[u8]) -> Vec<String> {
+    if bytes.len() as u64 > MAX_BYTES {
+        return Vec::new();
+    }
+    let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
+    let notes = value.get("OddscanNotes").and_then(Value::as_array).cloned().unwrap_or_default();
+    let plain = |note: &Value| -> String {
+        let note = note.as_str().unwrap_or_default();
+        note.chars().filter(|c| !c.is_control()).take(MAX_NOTE_CHARS).collect()
+    };
+    notes.iter().take(MAX_NOTES).map(plain).filter(|note| !note.is_empty()).collect()
+}
+
 /// The entries of a JSON, and the keys that were asked for but have values that cannot be used.
 struct Fields {
     entries: Map<String, Value>,
@@ -209,6 +228,20 @@ mod tests {
             ["MagneticFieldStrength", "Manufacturer", "EchoTime", "RepetitionTime"].to_vec();
         assert_eq!(said, Ok(unusable));
         assert_eq!((facts.series.as_deref(), facts.field_strength_t), (Some("FLAIR"), None));
+    }
+
+    #[test]
+    fn notes_of_the_conversion_are_few_and_short() {
+        let of = |text: &str| read_notes(text.as_bytes());
+        assert_eq!(
+            of(r#"{"OddscanNotes": ["1 slice\u001b was left out", ""]}"#),
+            ["1 slice was left out"]
+        );
+        for nothing in ["", "[]", "{}", r#"{"OddscanNotes": "x"}"#, r#"{"OddscanNotes": [3]}"#] {
+            assert_eq!(of(nothing), Vec::<String>::new());
+        }
+        let many = serde_json::json!({ "OddscanNotes": vec!["ä".repeat(999); 99] }).to_string();
+        assert_eq!(of(&many), vec!["ä".repeat(MAX_NOTE_CHARS); MAX_NOTES]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{Failure, INTERNAL, IO, REFUSED, USAGE};
 use crate::{
     config::Config,
     dicom::{
-        self, Converted, Head, NoVolume,
+        self, Converted, Head, NoVolume, Series,
         unzip::{Unzipped, ZipLimits, unzip},
     },
     domain::{
@@ -402,17 +402,10 @@ impl Session<'_> {
             heads.extend(head.map(|head| (index, head)));
         }
 
-        // Files that oddscan does not want are separated from the others, also within one series.
-        let mut series: BTreeMap<_, Vec<(usize, &Head)>> = BTreeMap::new();
-        for (index, head) in &heads {
-            series
-                .entry((head.series_uid.as_str(), head.unwanted))
-                .or_default()
-                .push((*index, head));
-        }
-        for ((_, unwanted), files) in series {
-            if self.is_due(&files, &inputs)? {
-                self.convert_series(unwanted, &files, &inputs)?;
+        let heads: Vec<(usize, &Head)> = heads.iter().map(|(index, head)| (*index, head)).collect();
+        for series in dicom::series(&heads) {
+            if self.is_due(&series.files, &inputs)? {
+                self.convert_series(&series, &inputs)?;
             }
         }
         Ok(())
@@ -647,12 +640,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn convert_series(
-        &mut self,
-        unwanted: Option<LeftAlone>,
-        files: &[(usize, &Head)],
-        inputs: &[Input],
-    ) -> io::Result<()> {
+    fn convert_series(&mut self, series: &Series<'_>, inputs: &[Input]) -> io::Result<()> {
+        let files = &series.files;
         let numbers = |indices: &mut dyn Iterator<Item = usize>| {
             let numbers: BTreeSet<usize> = indices.map(|index| inputs[index].number).collect();
             numbers.into_iter().collect::<Vec<_>>()
@@ -668,7 +657,7 @@ impl Session<'_> {
         }
 
         let name = || files[0].1.name("unknown");
-        if let Some(reason) = unwanted {
+        if let Some(reason) = series.unwanted {
             return self.skip(name(), reason, all);
         }
         if let Some(refusal) = fault_of(files) {
@@ -677,34 +666,52 @@ impl Session<'_> {
             return self.say(&Event::Refused { name, refusal, may_grow: false, inputs: all });
         }
 
-        self.say(&Event::InHand { inputs: all })?;
-        for stack in dicom::stacks(files) {
-            let inputs_of = numbers(&mut stack.inputs.iter().copied());
+        self.say(&Event::InHand { inputs: all.clone() })?;
+        let open = |index: usize| files::open_regular(&inputs[index].path).map(io::BufReader::new);
+        let stacks = match guarded(|| dicom::stacks(series, open)).flatten() {
+            Ok(stacks) => stacks,
+            Err(refusal) => {
+                self.n_refused += 1;
+                let name = name();
+                return self.say(&Event::Refused { name, refusal, may_grow: false, inputs: all });
+            }
+        };
+
+        for stack in stacks {
+            let mut of_stack = numbers(&mut stack.inputs.iter().copied());
+            let mut left_out = numbers(&mut stack.left_out.iter().copied());
+            // All files of a zip have one number.
+            left_out.retain(|number| !of_stack.contains(number));
             let name = self.free_name(&stack.name());
-            let converted = guarded(|| {
-                stack.convert(self.limits.max_voxels, |index| {
-                    files::open_regular(&inputs[index].path).map(io::BufReader::new)
-                })
-            });
-            match converted.unwrap_or_else(|refusal| Err(refusal.into())) {
+            let converted = guarded(|| stack.convert(self.limits.max_voxels, open));
+            let fault = match converted.unwrap_or_else(|refusal| Err(refusal.into())) {
                 Ok(converted) => {
                     self.write(&name, &converted)?;
                     // The patient stays out of lines for people, because they may pass the lines
                     // on.
                     let patient = stack.head.patient.clone().filter(|_| self.names.is_none());
                     let dicom = self.names.is_none().then(|| stack.head.identifiers.clone());
-                    self.say(&Event::Converted { name, patient, dicom, inputs: inputs_of })?;
+                    let inputs = of_stack;
+                    self.say(&Event::Converted { name, patient, dicom, inputs, left_out })?;
                     self.n_converted += 1;
+                    continue;
                 }
-                Err(NoVolume::Unwanted { reason, why }) => {
-                    self.say(&Event::Skipped { name, reason, why, inputs: inputs_of })?;
+                Err(fault) => fault,
+            };
+
+            // Slices that belong to no stack share the fate of this one.
+            of_stack.extend(left_out);
+            of_stack.sort_unstable();
+            match fault {
+                NoVolume::Unwanted { reason, why } => {
+                    self.say(&Event::Skipped { name, reason, why, inputs: of_stack })?;
                 }
-                Err(NoVolume::Refused { refusal, may_grow }) => {
+                NoVolume::Refused { refusal, may_grow } => {
                     let mut files = stack.inputs.iter().map(|&index| &inputs[index]);
                     let may_grow =
                         may_grow || files.all(|file| self.may_lack_its_end(&refusal, file));
                     self.n_refused += 1;
-                    self.say(&Event::Refused { name, refusal, may_grow, inputs: inputs_of })?;
+                    self.say(&Event::Refused { name, refusal, may_grow, inputs: of_stack })?;
                 }
             }
         }
@@ -758,11 +765,15 @@ impl Session<'_> {
             if matches!(event, Event::InHand { .. } | Event::Belongs { .. }) {
                 return Ok(());
             }
-            let files: Vec<Value> =
-                event.inputs().iter().map(|&input| json!(names[input].to_string_lossy())).collect();
+            let named = |inputs: &[usize]| -> Value {
+                inputs.iter().map(|&input| json!(names[input].to_string_lossy())).collect()
+            };
             if let Some(line) = line.as_object_mut() {
                 line.remove("inputs");
-                line.insert("files".to_owned(), files.into());
+                line.insert("files".to_owned(), named(event.inputs()));
+                if line.contains_key("left_out") {
+                    line.insert("left_out".to_owned(), named(event.left_out()));
+                }
             }
         }
         // Written at once: after a crash the last line shows which files were being converted.

@@ -54,6 +54,8 @@ pub struct Head {
     pub study_uid: String,
     /// SeriesInstanceUID: the series that the file belongs to.
     pub series_uid: String,
+    /// FrameOfReferenceUID: the space in which positions are stated. Empty if absent.
+    pub frame_of_reference_uid: String,
     /// SOPInstanceUID: the identity of the file's image.
     pub instance_uid: String,
     /// Number of the series within the examination, if stated.
@@ -68,6 +70,9 @@ pub struct Head {
     pub patient: Option<Patient>,
     /// UIDs of study and space, and the time of the acquisition.
     pub identifiers: DicomFacts,
+    /// Who the image is of: the patient or else, where all numbers are removed, the name. It tells
+    /// people apart whose series have the same UID.
+    pub person: Option<Patient>,
     /// Frames of the file. Most files have one.
     pub frames: Vec<Frame>,
     /// The sequence, as far as the header states it.
@@ -93,15 +98,19 @@ pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
     };
 
     let image_type = image.texts(tags::IMAGE_TYPE);
+    let patient = image.text(tags::PATIENT_ID).as_deref().and_then(Patient::of_header);
+    let name = || image.text(tags::PATIENT_NAME).as_deref().and_then(Patient::of_header);
     let mut head = Head {
         study_uid: image.text(tags::STUDY_INSTANCE_UID).unwrap_or_default(),
         series_uid,
+        frame_of_reference_uid: image.text(tags::FRAME_OF_REFERENCE_UID).unwrap_or_default(),
         instance_uid: image.text(tags::SOP_INSTANCE_UID).unwrap_or_default(),
         series_number: image.number(tags::SERIES_NUMBER).map(|number| number as i64),
         unwanted: None,
         fault: None,
         extents: [tags::COLUMNS, tags::ROWS].map(|tag| image.whole(tag).unwrap_or(0)),
-        patient: image.text(tags::PATIENT_ID).as_deref().and_then(Patient::of_header),
+        person: patient.clone().or_else(name),
+        patient,
         identifiers: image.identifiers(),
         frames: Vec::new(),
         acquisition: image.acquisition(),

@@ -31,6 +31,8 @@ pub enum LeftAlone {
     TooFewSlices,
     /// Several images at every place.
     TimeSeries,
+    /// Slices that do not belong to the stack of their series.
+    Stray,
     /// A zip without DICOM files.
     EmptyZip,
     /// The converter did not mention it.
@@ -51,7 +53,7 @@ pub enum LeftAlone {
 
 impl LeftAlone {
     /// Every reason, for metrics that must exist from the start.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::NotMr,
         Self::NoImage,
         Self::Capture,
@@ -62,6 +64,7 @@ impl LeftAlone {
         Self::Phase,
         Self::TooFewSlices,
         Self::TimeSeries,
+        Self::Stray,
         Self::EmptyZip,
         Self::Unmentioned,
         Self::ForeignFormat,
@@ -85,6 +88,7 @@ impl LeftAlone {
             Self::Phase => "phase",
             Self::TooFewSlices => "too_few_slices",
             Self::TimeSeries => "time_series",
+            Self::Stray => "stray",
             Self::EmptyZip => "empty_zip",
             Self::Unmentioned => "unmentioned",
             Self::ForeignFormat => "foreign_format",
@@ -111,6 +115,7 @@ impl fmt::Display for LeftAlone {
             Self::Phase => "phase, real or imaginary part",
             Self::TooFewSlices => "too few slices: a localiser, or hardly begun",
             Self::TimeSeries => "a time series or a diffusion series",
+            Self::Stray => "slices that do not belong to the stack of their series",
             Self::EmptyZip => "a zip without DICOM files",
             Self::Unmentioned => "not mentioned by the converter",
             Self::ForeignFormat => "of a format that oddscan does not read; convert it to NIfTI",

@@ -5,6 +5,8 @@
 //! sign. Voxel axes are column, row counted from the bottom, and slice along the normal `row x
 //! column`, as in dcm2niix.
 
+use std::fmt;
+
 use thiserror::Error;
 
 use super::geometry::{Affine, AffineError};
@@ -63,13 +65,30 @@ pub enum StackError {
         /// Surplus slices.
         n: usize,
     },
-    /// A slice is missing, or distances differ.
-    #[error("gaps of {smallest_mm:.3} to {largest_mm:.3} mm between neighbouring slices")]
+    /// Places of an even grid have no slice.
+    #[error(
+        "gaps of {smallest_mm:.3} to {largest_mm:.3} mm between neighbouring slices: {missing}"
+    )]
+    Missing {
+        /// Smallest distance of neighbours.
+        smallest_mm: f64,
+        /// Largest distance of neighbours.
+        largest_mm: f64,
+        /// The empty places.
+        missing: Missing,
+    },
+    /// The distances differ, and no even grid with empty places explains it.
+    #[error(
+        "distances of {smallest_mm:.3} to {largest_mm:.3} mm between neighbouring slices, which \
+         lie up to {deviation_mm:.3} mm beside an even grid"
+    )]
     Uneven {
         /// Smallest distance of neighbours.
         smallest_mm: f64,
         /// Largest distance of neighbours.
         largest_mm: f64,
+        /// Largest distance of a slice from its place on the even grid that fits best.
+        deviation_mm: f64,
     },
     /// The line through the slices is not along their normal.
     #[error("slices shifted by {shift_mm:.3} mm against each other")]
@@ -82,14 +101,43 @@ pub enum StackError {
     Grid(#[from] AffineError),
 }
 
-/// Largest accepted deviation from equal distances, as a share of the distance. Rounding in the
-/// header explains it: some scanners write positions with one decimal. A missing slice deviates by
-/// a whole distance.
-const UNEVEN: f64 = 0.05;
+/// The empty places of an even grid.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Missing {
+    /// Empty places.
+    pub n: usize,
+    /// All places of the grid.
+    pub of: usize,
+    /// For each gap, how many slices lie below it.
+    pub after: Vec<usize>,
+    /// Whether nothing else explains the gaps. Otherwise positions may also have been rounded.
+    pub is_sure: bool,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is = if self.n == 1 { "is" } else { "are" };
+        write!(f, "{} of {} {is} missing, after slice ", self.n, self.of)?;
+        let shown: Vec<String> = self.after.iter().take(3).map(usize::to_string).collect();
+        let more = if self.after.len() > 3 { " and others" } else { "" };
+        write!(f, "{}{more} in the order of their places", shown.join(", "))?;
+        let unless = ", unless the exporter rounded the positions";
+        f.write_str(if self.is_sure { "" } else { unless })
+    }
+}
+
+/// Largest accepted distance of a slice from its place on the even grid that fits best, as a share
+/// of the grid's step. With one or two slices missing it is at least 0.18 (simulated, stacks of 4
+/// to 200 slices).
+const EVEN: f64 = 0.1;
+/// A slice farther than this from the places of a grid is not on it, as a share of its step.
+const OFF_GRID: f64 = 0.2;
 /// Directions with a smaller cosine differ.
 const SAME_DIRECTION: f64 = 0.9999;
+/// Accepted difference of two sizes of a pixel, as a share. Headers state 0.4296875 as 0.429.
+const SAME_SPACING: f64 = 2e-3;
 /// Slices nearer to each other are at the same place, mm. No scanner makes thinner ones.
-const SAME_PLACE_MM: f64 = 0.01;
+const SAME_PLACE_MM: f64 = 0.05;
 /// Accepted drift across the whole stack, as a share of a voxel's in-plane size.
 const SHEARED: f64 = 0.5;
 
@@ -106,13 +154,18 @@ fn minus(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
 }
 
 impl Plane {
-    /// Whether two slices could belong to one stack.
+    /// Whether two slices could belong to one stack: same directions, same size of pixels.
     pub fn is_parallel_to(&self, other: &Self) -> bool {
-        let is_near = |a: f64, b: f64| (a - b).abs() <= 1e-3 * b.abs();
-        dot(self.along_row, other.along_row) >= SAME_DIRECTION
-            && dot(self.along_column, other.along_column) >= SAME_DIRECTION
+        let is_near = |a: f64, b: f64| (a - b).abs() <= SAME_SPACING * b.abs();
+        self.has_directions_of(other)
             && is_near(self.spacing_mm[0], other.spacing_mm[0])
             && is_near(self.spacing_mm[1], other.spacing_mm[1])
+    }
+
+    /// Whether rows and columns of two slices run in the same directions.
+    pub fn has_directions_of(&self, other: &Self) -> bool {
+        dot(self.along_row, other.along_row) >= SAME_DIRECTION
+            && dot(self.along_column, other.along_column) >= SAME_DIRECTION
     }
 
     fn check(&self) -> Result<(), StackError> {
@@ -130,11 +183,14 @@ impl Plane {
 }
 
 /// Orders slices along their common normal and checks that they make an even grid with `n_rows`
-/// rows.
+/// rows. `nominal_mm`: distances of slices that the header states, which tell rounded positions
+/// from missing slices.
+///
+/// The affine goes through the first and the last slice.
 ///
 /// # Errors
 /// If they do not: what is wrong with them.
-pub fn stack(planes: &[Plane], n_rows: usize) -> Result<Stack, StackError> {
+pub fn stack(planes: &[Plane], n_rows: usize, nominal_mm: &[f64]) -> Result<Stack, StackError> {
     let Some(first) = planes.first() else { return Err(StackError::TooFew { n: 0 }) };
     for plane in planes {
         plane.check()?;
@@ -147,23 +203,179 @@ pub fn stack(planes: &[Plane], n_rows: usize) -> Result<Stack, StackError> {
     let height: Vec<f64> = planes.iter().map(|plane| dot(plane.origin, normal)).collect();
     let mut order: Vec<usize> = (0..planes.len()).collect();
     order.sort_by(|&a, &b| height[a].total_cmp(&height[b]));
-    check_places(&order.iter().map(|&index| height[index]).collect::<Vec<_>>())?;
+    let heights: Vec<f64> = order.iter().map(|&index| height[index]).collect();
+    check_places(&heights)?;
+    check_distances(&heights, rounding_mm(planes, normal), nominal_mm)?;
 
-    let steps = || order.windows(2).map(|pair| height[pair[1]] - height[pair[0]]);
-    let smallest_mm = steps().fold(f64::INFINITY, f64::min);
-    let largest_mm = steps().fold(0.0, f64::max);
     let lowest = planes[order[0]];
     let highest = planes[order[order.len() - 1]];
     let step_mm = dot(minus(highest.origin, lowest.origin), normal) / (order.len() - 1) as f64;
-    if largest_mm - step_mm > UNEVEN * step_mm || step_mm - smallest_mm > UNEVEN * step_mm {
-        return Err(StackError::Uneven { smallest_mm, largest_mm });
-    }
-
     let shift_mm = planes.iter().map(|plane| off_line(plane, &lowest, normal)).fold(0.0, f64::max);
     if shift_mm > SHEARED * first.spacing_mm[0].min(first.spacing_mm[1]) {
         return Err(StackError::Sheared { shift_mm });
     }
     Ok(Stack { affine: affine(&lowest, normal, step_mm, n_rows)?, order })
+}
+
+/// Groups parallel slices that lie at one place, in the order along their normal. Slices beside
+/// each other at one height are at different places.
+pub fn places(planes: &[Plane]) -> Vec<Vec<usize>> {
+    let Some(first) = planes.first() else { return Vec::new() };
+    let normal = cross(first.along_row, first.along_column);
+    let along = |axis: [f64; 3]| move |index: usize| dot(planes[index].origin, axis);
+    runs((0..planes.len()).collect(), along(normal))
+        .into_iter()
+        .flat_map(|level| runs(level, along(first.along_row)))
+        .flat_map(|row| runs(row, along(first.along_column)))
+        .collect()
+}
+
+/// Orders by value, and begins a new group where two neighbours are at different places.
+fn runs(mut indices: Vec<usize>, value: impl Fn(usize) -> f64) -> Vec<Vec<usize>> {
+    indices.sort_by(|&a, &b| value(a).total_cmp(&value(b)));
+    // A distance that is no number separates, too.
+    let is_same = |&a: &usize, &b: &usize| value(b) - value(a) < SAME_PLACE_MM;
+    indices.chunk_by(is_same).map(<[usize]>::to_vec).collect()
+}
+
+/// Separates the slices of the largest even grid from those that are not on it: beside its places,
+/// or shifted sideways. `None` if there is no such grid without gaps, or if it has all slices.
+///
+/// A slice at a place of the grid is never separated. Gaps before it are missing slices.
+pub fn off_grid(
+    planes: &[Plane],
+    n_rows: usize,
+    nominal_mm: &[f64],
+) -> Option<(Vec<usize>, Vec<usize>)> {
+    let first = planes.first()?;
+    let normal = cross(first.along_row, first.along_column);
+    let middle = |axis: [f64; 3]| median(planes.iter().map(|plane| dot(plane.origin, axis)));
+    let sideways = [first.along_row, first.along_column].map(|axis| (axis, middle(axis)));
+    let most = SHEARED * first.spacing_mm[0].min(first.spacing_mm[1]);
+    let is_above = |plane: &Plane| {
+        sideways.iter().all(|(axis, middle)| (dot(plane.origin, *axis) - middle).abs() <= most)
+    };
+
+    let mut heights: Vec<f64> =
+        planes.iter().filter(|plane| is_above(plane)).map(|p| dot(p.origin, normal)).collect();
+    heights.sort_by(f64::total_cmp);
+    heights.dedup_by(|b, a| *b - *a < SAME_PLACE_MM);
+    let (start, step) = longest_run(&heights)?;
+
+    let allowed = OFF_GRID + rounding_mm(planes, normal) / step;
+    let is_on = |plane: &Plane| {
+        let place = (dot(plane.origin, normal) - start) / step;
+        is_above(plane) && (place - place.round()).abs() <= allowed
+    };
+    let (on, off): (Vec<usize>, Vec<usize>) =
+        (0..planes.len()).partition(|&index| is_on(&planes[index]));
+    let grid: Vec<Plane> = on.iter().map(|&index| planes[index]).collect();
+    (!off.is_empty() && stack(&grid, n_rows, nominal_mm).is_ok()).then_some((on, off))
+}
+
+/// Start and step of the longest run of places at distances near the median one.
+fn longest_run(heights: &[f64]) -> Option<(f64, f64)> {
+    let usual = median(heights.windows(2).map(|pair| pair[1] - pair[0]));
+    let is_usual = |a: &f64, b: &f64| (b - a - usual).abs() <= 0.25 * usual;
+    let run = heights.chunk_by(is_usual).max_by_key(|run| run.len())?;
+    let step = (run[run.len() - 1] - run[0]) / (run.len() - 1) as f64;
+    (run.len() >= 3 && step > 0.0).then_some((run[0], step))
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// How far rounding may have moved a slice along the normal, mm. The exporter rounded if all
+/// coordinates are whole millimetres or tenths. The tenth above one half is for the fitted line,
+/// which the rounded positions move, too.
+fn rounding_mm(planes: &[Plane], normal: [f64; 3]) -> f64 {
+    let is_multiple = |unit: f64| {
+        let coordinates = planes.iter().flat_map(|plane| plane.origin);
+        coordinates.map(|v| v / unit).all(|v| (v - v.round()).abs() < 1e-6)
+    };
+    let unit = [1.0, 0.1].into_iter().find(|&unit| is_multiple(unit)).unwrap_or(0.0);
+    0.6 * unit * normal.iter().map(|v| v.abs()).sum::<f64>()
+}
+
+/// Checks that at least three ascending heights are those of an even grid.
+///
+/// The drift over the stack decides, not the single distance: rounding changes a distance by much
+/// more than it moves a slice, and a missing slice moves all later ones by a whole step.
+fn check_distances(
+    heights: &[f64],
+    rounding_mm: f64,
+    nominal_mm: &[f64],
+) -> Result<(), StackError> {
+    let n = heights.len();
+    let step_mm = (heights[n - 1] - heights[0]) / (n - 1) as f64;
+    let counted: Vec<f64> = (0..n).map(|place| place as f64).collect();
+    let deviation_mm = deviation(&counted, heights);
+    if deviation_mm <= EVEN * step_mm {
+        return Ok(());
+    }
+
+    let is_rounded = deviation_mm <= EVEN * step_mm + rounding_mm;
+    let gaps = heights.windows(2).map(|pair| pair[1] - pair[0]);
+    let (smallest_mm, largest_mm) =
+        gaps.fold((f64::INFINITY, 0.0_f64), |(low, high), gap| (low.min(gap), high.max(gap)));
+    match missing(heights, rounding_mm) {
+        None if is_rounded => Ok(()),
+        None => Err(StackError::Uneven { smallest_mm, largest_mm, deviation_mm }),
+        Some((mut missing, dense_mm)) => {
+            // Both a wider grid whose positions were rounded and a denser one with empty places
+            // can explain the distances. The header decides.
+            let states = |step: f64, other: f64| {
+                nominal_mm.iter().any(|nominal| {
+                    let off = (nominal - step).abs();
+                    off <= 0.02 * step && off < (nominal - other).abs()
+                })
+            };
+            if is_rounded && states(step_mm, dense_mm) {
+                return Ok(());
+            }
+            missing.is_sure = !is_rounded || states(dense_mm, step_mm);
+            Err(StackError::Missing { smallest_mm, largest_mm, missing })
+        }
+    }
+}
+
+/// The empty places of the grid with the usual distance, or with the smallest one, and its step,
+/// mm. `None` if neither grid has the slices at its places, or if it has no empty ones.
+fn missing(heights: &[f64], rounding_mm: f64) -> Option<(Missing, f64)> {
+    let gaps: Vec<f64> = heights.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let smallest = gaps.iter().copied().fold(f64::INFINITY, f64::min);
+    let of_step = |step: f64| {
+        let steps: Vec<f64> = gaps.iter().map(|gap| (gap / step).round().max(1.0)).collect();
+        let mut places = vec![0.0];
+        for step in &steps {
+            places.push(places[places.len() - 1] + step);
+        }
+
+        let last = places[places.len() - 1];
+        let allowed = (EVEN * step + rounding_mm).min(0.25 * step);
+        let of = (last as usize).saturating_add(1);
+        let fits = of > heights.len() && deviation(&places, heights) <= allowed;
+        let is_gap = |(below, steps): (usize, &f64)| (*steps > 1.0).then_some(below + 1);
+        let after = steps.iter().enumerate().filter_map(is_gap).collect();
+        let missing = Missing { n: of - heights.len().min(of), of, after, is_sure: true };
+        fits.then(|| (missing, (heights[heights.len() - 1] - heights[0]) / last))
+    };
+    [median(gaps.iter().copied()), smallest].into_iter().find_map(of_step)
+}
+
+/// Largest distance of the points from the line that fits them best (least squares).
+fn deviation(x: &[f64], y: &[f64]) -> f64 {
+    let n = x.len() as f64;
+    let (mean_x, mean_y) = (x.iter().sum::<f64>() / n, y.iter().sum::<f64>() / n);
+    let covered: f64 = x.iter().map(|x| (x - mean_x) * (x - mean_x)).sum();
+    let shared: f64 = x.iter().zip(y).map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
+    let slope = shared / covered;
+    let off = x.iter().zip(y).map(|(x, y)| (y - mean_y - slope * (x - mean_x)).abs());
+    // `max` would lose a NaN.
+    off.fold(0.0, |worst: f64, off| if worst.is_nan() || off <= worst { worst } else { off })
 }
 
 /// Checks that no two of the ascending heights are the same, and that there are at least three.
@@ -235,7 +447,7 @@ mod tests {
     #[test]
     fn shuffled_slices_are_ordered_and_every_pixel_keeps_its_place() {
         let shuffled = planes(&[3, 0, 4, 1, 2]);
-        let stack = stack(&shuffled, 11).unwrap();
+        let stack = stack(&shuffled, 11, &[]).unwrap();
         assert_eq!(stack.order, [1, 3, 4, 0, 2]);
         // The pixel in row 2 and column 3 of slice 4, by the standard's equation C.7.6.2.1-1.
         let Plane { origin, along_row, along_column, .. } = shuffled[2];
@@ -250,22 +462,92 @@ mod tests {
 
     #[test]
     fn gaps_and_doubles_are_told_apart() {
-        let error = |order: &[usize]| stack(&planes(order), 11).unwrap_err();
-        let uneven = StackError::Uneven { smallest_mm: 1.5, largest_mm: 3.0 };
-        assert_eq!(error(&[0, 1, 2, 4, 5]).to_string(), uneven.to_string());
+        let error = |order: &[usize]| stack(&planes(order), 11, &[]).unwrap_err();
+        assert_eq!(
+            error(&[0, 1, 2, 4, 5]).to_string(),
+            "gaps of 1.500 to 3.000 mm between neighbouring slices: 1 of 6 is missing, after slice \
+             3 in the order of their places"
+        );
         assert_eq!(error(&[0, 1, 2, 2, 3]), StackError::Doubled { n: 1 });
         assert_eq!(error(&[0, 1, 2, 0, 1, 2]), StackError::Repeated { times: 2, n: 3 });
         assert_eq!(error(&[0, 1]), StackError::TooFew { n: 2 });
         assert_eq!(error(&[]), StackError::TooFew { n: 0 });
     }
 
+    /// Axial slices at these heights.
+    fn at(heights: &[f64]) -> Vec<Plane> {
+        let plane = |&height: &f64| Plane {
+            origin: [-90.0, -120.0, height],
+            along_row: [1.0, 0.0, 0.0],
+            along_column: [0.0, 1.0, 0.0],
+            spacing_mm: [1.0, 1.0],
+        };
+        heights.iter().map(plane).collect()
+    }
+
+    fn steps(n: usize, step: f64) -> Vec<f64> {
+        (0..n).map(|place| place as f64 * step).collect()
+    }
+
     #[test]
-    fn positions_rounded_to_a_tenth_of_a_millimetre_are_even() {
-        let mut rounded = planes(&[0, 1, 2, 3, 4, 5, 6]);
-        for (k, plane) in rounded.iter_mut().enumerate() {
-            plane.origin[0] = (10.0 * (80.0 - 1.57 * k as f64)).round() / 10.0;
-        }
-        assert!(stack(&rounded, 11).is_ok());
+    fn rounded_and_jittered_positions_are_even_and_missing_slices_are_counted() {
+        let rounded = |step: f64, unit: f64| -> Vec<f64> {
+            steps(90, step).iter().map(|height| (height / unit).round() * unit).collect()
+        };
+        let without = |gone: &[usize], heights: Vec<f64>| -> Vec<f64> {
+            let all = heights.into_iter().enumerate();
+            all.filter(|(place, _)| !gone.contains(place)).map(|(_, height)| height).collect()
+        };
+        let judge = |heights: &[f64], nominal: &[f64]| match stack(&at(heights), 11, nominal) {
+            Ok(_) => "even".to_owned(),
+            Err(StackError::Missing { missing, .. }) => {
+                format!("{}/{}{}", missing.n, missing.of, if missing.is_sure { "" } else { "?" })
+            }
+            Err(error) => format!("{error}"),
+        };
+
+        // Tenths of a millimetre.
+        assert_eq!(judge(&rounded(0.55, 0.1), &[]), "even");
+        assert_eq!(judge(&rounded(1.57, 0.1), &[]), "even");
+        assert_eq!(judge(&without(&[44], rounded(0.55, 0.1)), &[]), "1/90");
+        // Whole millimetres: the header tells a step of 1.2 from gaps in a step of 1.
+        assert_eq!(judge(&rounded(1.2, 1.0), &[1.2]), "even");
+        assert_eq!(judge(&rounded(1.2, 1.0), &[]), "18/108?");
+        assert_eq!(judge(&without(&[44], rounded(1.0, 1.0)), &[1.0]), "1/90");
+        assert_eq!(judge(&without(&[44], rounded(1.0, 1.0)), &[]), "1/90?");
+        assert_eq!(judge(&without(&[1, 88], rounded(2.0, 1.0)), &[]), "2/90");
+        // Every third slice.
+        let third: Vec<usize> = (0..29).map(|k| 3 * k + 2).collect();
+        assert_eq!(judge(&without(&third, steps(90, 0.937)), &[]), "29/90");
+        // Each slice up to 8 % of a step beside its place.
+        let jitter = |k: usize| 0.16 * ((k * 7919 % 101) as f64 / 100.0 - 0.5);
+        let jittered: Vec<f64> = (0..90).map(|k| k as f64 + jitter(k) + 0.003).collect();
+        assert_eq!(judge(&jittered, &[]), "even");
+        // A step that grows is no grid, and nothing is missing.
+        let growing: Vec<f64> =
+            (0..30).map(|k| f64::from(k) * (1.0 + 0.01 * f64::from(k))).collect();
+        assert!(judge(&growing, &[]).starts_with("distances of 1.010 to 1.570 mm"));
+    }
+
+    #[test]
+    fn slices_beside_the_grid_are_separated_and_those_behind_a_gap_are_not() {
+        let split = |heights: &[f64]| off_grid(&at(heights), 11, &[]).map(|(_, off)| off);
+        let with = |more: &[f64]| [&steps(20, 1.5), more].concat();
+        assert_eq!(split(&with(&[-20.2])), Some(vec![20]), "an appended reference");
+        assert_eq!(split(&with(&[31.0, 12.7])), Some(vec![20, 21]));
+        assert_eq!(split(&with(&[])), None);
+        assert_eq!(split(&with(&[33.0, 34.5])), None, "three slices are missing");
+        // A slice at a place of the stack, but 40 mm to the side.
+        let mut shifted = at(&with(&[15.0]));
+        shifted[20].origin[0] += 40.0;
+        assert_eq!(off_grid(&shifted, 11, &[]).map(|(_, off)| off), Some(vec![20]));
+        assert_eq!(places(&shifted).len(), 21);
+    }
+
+    #[test]
+    fn what_lies_nearer_than_any_scanner_slices_is_at_one_place() {
+        let found = places(&at(&[0.0, 2.0, 0.03, 1.0, 2.0, f64::NAN]));
+        assert_eq!(found, [vec![0, 2], vec![3], vec![1, 4], vec![5]]);
     }
 
     #[test]
@@ -273,7 +555,7 @@ mod tests {
         let with = |change: fn(&mut Plane)| {
             let mut planes = planes(&[0, 1, 2, 3]);
             change(&mut planes[3]);
-            stack(&planes, 11).unwrap_err()
+            stack(&planes, 11, &[]).unwrap_err()
         };
         assert_eq!(with(|p| p.origin[1] = f64::NAN), StackError::NoNumber);
         assert_eq!(with(|p| p.spacing_mm[0] = 0.0), StackError::NoNumber);

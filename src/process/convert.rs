@@ -66,6 +66,9 @@ pub enum Event {
         dicom: Option<DicomFacts>,
         /// Positions of the files.
         inputs: Vec<usize>,
+        /// Positions of other files of the series that belong to no volume ([`LeftAlone::Stray`]).
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        left_out: Vec<usize>,
     },
     /// The files make no volume because of a fault.
     Refused {
@@ -322,7 +325,21 @@ impl Event {
         }
     }
 
+    /// Files of the series that the event leaves out of a volume.
+    pub fn left_out(&self) -> &[usize] {
+        match self {
+            Self::Converted { left_out, .. } => left_out,
+            _ => &[],
+        }
+    }
+
     fn renumbered(mut self, left: &[usize]) -> Self {
+        let renumber = |inputs: &mut Vec<usize>| {
+            *inputs = inputs.iter().filter_map(|&input| left.get(input).copied()).collect();
+        };
+        if let Self::Converted { left_out, .. } = &mut self {
+            renumber(left_out);
+        }
         let (Self::InHand { inputs }
         | Self::Belongs { inputs, .. }
         | Self::Converted { inputs, .. }
@@ -330,7 +347,7 @@ impl Event {
         | Self::Skipped { inputs, .. }
         | Self::Waiting { inputs }
         | Self::Postponed { inputs }) = &mut self;
-        *inputs = inputs.iter().filter_map(|&input| left.get(input).copied()).collect();
+        renumber(inputs);
         self
     }
 }

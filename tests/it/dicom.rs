@@ -58,6 +58,14 @@ fn series_of_every_kind_become_the_volumes_that_dcm2niix_makes_or_are_refused_wi
             assert!(kinds.iter().all(|kind| *kind == "converted"), "{case}: {events:?}");
             assert_eq!(code, Some(0), "{case}");
         }
+        if case == "stray" {
+            let left_out = events[0]["left_out"].as_array().unwrap();
+            assert_eq!((left_out.len(), events[0]["files"].as_array().unwrap().len()), (2, 20));
+            let facts = out.join(case).join("1_t1_mprage_sag_T1w.json");
+            let facts: serde_json::Value =
+                serde_json::from_slice(&fs::read(facts).unwrap()).unwrap();
+            assert_eq!(facts["OddscanNotes"].as_array().unwrap().len(), 2, "{facts}");
+        }
         if kind == "refused" {
             let refusal = &events[0]["refusal"];
             let wanted = match case.as_str() {
@@ -550,6 +558,30 @@ fn bare_data_sets_without_an_ending_are_taken_and_unreadable_files_are_one_entry
     assert_eq!(names(&folder).len(), files.len());
     let text = &entry.reason.as_ref().unwrap().refusal.found;
     assert!(text.starts_with(&format!("{} files, the first: ", files.len())), "{text}");
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn stray_slices_cost_no_scan_and_the_sidecar_names_them() {
+    let mut site = Site::new(2, &SOON);
+    let incoming = site.path("incoming/study");
+    let Some(files) = brain_series(&incoming, 1) else { return };
+    // A reference slice in another direction, at the end of the series.
+    run(python().unwrap().arg("turn").arg(&files[7]).arg(incoming.join("reference.dcm")));
+    // The slices of the second series came twice, under other instance UIDs.
+    let second = site.path("incoming/twice");
+    for file in brain_series(&second, 2).unwrap() {
+        let name = format!("again-{}", file.file_name().unwrap().to_string_lossy());
+        run(python().unwrap().arg("rename").arg(&file).arg(second.join(name)));
+    }
+    site.start();
+    site.wait_scored(&["1_t1_mprage_sag_T1w", "2_t1_mprage_sag_T1w"]);
+    assert_eq!(names(&site.path("quarantine")), Vec::<String>::new());
+    assert_eq!(names(&incoming).len(), files.len() + 1, "files stay where they are");
+    let warnings = |stem| site.sidecar(stem).unwrap().warnings;
+    let is_named = |warning: &String| warning.starts_with("1 slice of another direction was left");
+    assert!(warnings("1_t1_mprage_sag_T1w").iter().any(is_named));
+    assert!(!warnings("2_t1_mprage_sag_T1w").iter().any(|warning| warning.contains("left out")));
     assert_eq!(site.stop(), Some(0));
 }
 

@@ -6,6 +6,8 @@
     dicom_series.py equal FIRST SECOND     two volumes: the same value at the same place
     dicom_series.py from SCAN FOLDER       a NIfTI scan, rounded, as three series, sliced along each of its
                                            axes, and as FOLDER.nii.gz
+    dicom_series.py turn FILE OTHER        a copy of a slice, in another direction
+    dicom_series.py rename FILE OTHER      a copy of a slice under another SOPInstanceUID
     dicom_series.py brain FOLDER SEED ID   a series of a made-up brain that the daemon takes for one, with
                                            this PatientID
 """
@@ -254,6 +256,54 @@ def make_dataset(values):
     return data
 
 
+def rewrite(paths, change):
+    for k, path in enumerate(paths):
+        data = pydicom.dcmread(path)
+        change(data, k)
+        data.save_as(path)
+
+
+def careless(maker):
+    """Series whose UIDs or positions an anonymiser, archive or exporter changed."""
+    def each(name, base):
+        return lambda data, k: setattr(data, name, uid(base, k + 1))
+
+    files = maker.series("uids-same-instance", "oblique")
+    rewrite(files, lambda data, _: setattr(data, "SOPInstanceUID", uid(66)))
+    rewrite(maker.series("uids-each-series"), each("SeriesInstanceUID", 67))
+    rewrite(maker.series("uids-each-space"), each("FrameOfReferenceUID", 68))
+
+    files = maker.series("sent-again", "sagittal")
+    again = [shutil.copy(path, path.with_name(f"again-{path.name}")) for path in files[::2]]
+    rewrite(map(Path, again), each("SOPInstanceUID", 69))
+
+    maker.series("people", "axial")
+    other = maker.series("people", "axial", numbers(np.uint16, 8), series=2, PatientID="67890")
+    rewrite(other, lambda data, _: setattr(data, "SeriesInstanceUID", uid(crc32(b"people"), 1)))
+    rewrite(other, lambda data, k: setattr(data, "SOPInstanceUID", uid(crc32(b"people"), 1, k + 1)))
+
+    # A slice of another direction, and one that lies beside the distances of the others.
+    volume = np.random.default_rng(4).integers(0, 65535, (*SHAPE[:2], 20), np.uint16)
+    files = maker.series("stray", "axial", volume)
+    strays = [shutil.copy(files[k], files[k].with_name(f"stray-{k}.dcm")) for k in (5, 6)]
+
+    def move(data, k):
+        geometry(data, "coronal" if k == 0 else "axial", 40.4)
+        data.SOPInstanceUID = uid(70, k)
+
+    rewrite(map(Path, strays), move)
+
+    # Heights in whole millimetres. The grid begins at that of the first slice.
+    def round_height(data, _):
+        at = data.ImagePositionPatient
+        data.ImagePositionPatient = [at[0], at[1], round(float(at[2]))]
+
+    rewrite(maker.series("rounded", "axial", expected=False), round_height)
+    image = truth("axial", numbers(np.uint16))
+    image.affine[2, 3] = round(image.affine[2, 3])
+    maker.expect("rounded", nib.Nifti1Image(image.get_fdata(), image.affine))
+
+
 def zipped(folder, target):
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -386,6 +436,7 @@ def make(folder):
     maker.enhanced("enhanced")
     maker.enhanced("enhanced-rle", RLELossless)
     legacy(maker)
+    careless(maker)
     maker.series("copies")
     shutil.copy(folder / "copies/1-003.dcm", folder / "copies/copy.dcm")
     maker.series("pair", "sagittal", series=1)
@@ -524,16 +575,18 @@ def check(folder, out):
 
 
 # What dcm2niix does not read: zips, compressed images in several fragments, deflated and bare
-# big-endian data sets, meta information without a preamble, and two wrong transfer syntaxes.
+# big-endian data sets, meta information without a preamble, and two wrong transfer syntaxes. What
+# it makes another number of volumes of: slices with a SeriesInstanceUID each, and stray slices.
 NOT_FOR_DCM2NIIX = [
     "zip", "zip-bare", "enhanced-rle", "deflated", "bare-big", "start-meta", "start-mark",
-    "syntax-implicit", "syntax-big",
+    "syntax-implicit", "syntax-big", "uids-each-series", "stray",
 ]
 # Where it reads otherwise, and why.
 NOT_LIKE_DCM2NIIX = {
     "jpeg": "its decoder strays from libjpeg's by up to 7 of 255",
     "numbers-comma": "it takes 1,1 for 1",
     "numbers-fd": "it does not read a binary PixelSpacing",
+    "rounded": "it takes the first distance, 2 mm, for all; their mean is 2.5 mm",
 }
 # How far two decoders of a lossy compression may differ: one step of rounding.
 TOLERANCE = {"jpeg": 1}
@@ -584,6 +637,12 @@ def main():
         check(Path(paths[0]), Path(paths[1]))
     elif command == "from":
         from_scan(Path(paths[0]), Path(paths[1]))
+    elif command in ("turn", "rename"):
+        data = pydicom.dcmread(paths[0])
+        data.SOPInstanceUID += ".1"
+        if command == "turn":
+            data.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+        data.save_as(paths[1])
     elif command == "brain":
         brain(Path(paths[0]), int(paths[1]), paths[2])
     else:

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     cli::{Failure, INTERNAL, IO, USAGE},
     config::Config,
-    domain::{patient::Patient, scan::DicomFacts},
+    domain::{left_alone::LeftAlone, patient::Patient, scan::DicomFacts},
     ingest::{self, Links, Patterns},
     process::convert::{self, Bounds, Event, Listed},
 };
@@ -120,7 +120,12 @@ fn convert_series(
     let mut refused = Vec::new();
     for event in events.unwrap_or_default() {
         match event {
-            Event::Converted { name, patient, dicom, .. } => {
+            Event::Converted { name, patient, dicom, left_out, .. } => {
+                if !left_out.is_empty() {
+                    let first = first(&left_out);
+                    let n = left_out.len();
+                    eprintln!("left out: {} ({n} in all): {}", first.display(), LeftAlone::Stray);
+                }
                 let path = work.join("out").join(format!("{name}.nii.gz"));
                 files.push(Named { path, patient, dicom });
             }

@@ -284,11 +284,13 @@ impl Intake {
         let mut decided = Decided::default();
         let mut refused = Vec::new();
         for event in events {
-            let Event::Converted { name, patient, dicom, inputs } = event else { continue };
+            let Event::Converted { name, patient, dicom, inputs, left_out } = event else {
+                continue;
+            };
             self.shared.board.heartbeat(StageName::Intake);
             if self.shared.stopping() {
                 // The next start converts them again.
-                decided.later.extend(inputs);
+                decided.later.extend(inputs.iter().chain(left_out));
                 continue;
             }
             let header = (patient.clone(), dicom.clone());
@@ -297,7 +299,10 @@ impl Intake {
                     decided.outcomes.extend(inputs.iter().map(|&input| (input, outcome)));
                 }
                 Series::Refused(refusal) => refused.push((name, refusal, inputs)),
-                Series::Later => decided.fail(inputs),
+                Series::Later => {
+                    decided.fail(inputs);
+                    decided.later.extend(left_out);
+                }
             }
         }
 
@@ -338,6 +343,11 @@ impl Intake {
             let Event::Skipped { name, reason, why, inputs } = event else { continue };
             debug!(name, place = %unit.place(inputs).display(), "left alone");
             self.leave_alone(unit, *reason, why, &decided.without(&unit.in_no_scan(inputs)))?;
+        }
+
+        for event in events.iter().filter(|event| !event.left_out().is_empty()) {
+            let stray = decided.without(&unit.in_no_scan(event.left_out()));
+            self.leave_alone(unit, LeftAlone::Stray, &LeftAlone::Stray.to_string(), &stray)?;
         }
 
         let (reason, unmentioned) = (LeftAlone::Unmentioned, unit.unmentioned(events));
@@ -683,8 +693,12 @@ impl Unit<'_> {
     fn unmentioned(&self, events: &[Event]) -> Vec<usize> {
         let says_outcome =
             |event: &&Event| !matches!(event, Event::InHand { .. } | Event::Belongs { .. });
-        let events = events.iter().filter(says_outcome);
-        let mentioned: BTreeSet<usize> = events.flat_map(Event::inputs).copied().collect();
+        let mentioned: BTreeSet<usize> = events
+            .iter()
+            .filter(says_outcome)
+            .flat_map(|event| event.inputs().iter().chain(event.left_out()))
+            .copied()
+            .collect();
         let is_new = |input: &usize| self.members[*input].state == FileState::New;
         let new = (0..self.members.len()).filter(is_new);
         new.filter(|input| !mentioned.contains(input)).collect()
