@@ -288,16 +288,18 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// How far rounding may have moved a slice along the normal, mm. The exporter rounded if all
-/// coordinates are whole millimetres or tenths. The tenth above one half is for the fitted line,
-/// which the rounded positions move, too.
+/// How far rounding may have moved a slice along the normal, mm. The exporter rounded a coordinate
+/// if it is whole millimetres or tenths in all slices. The tenth above one half is for the fitted
+/// line, which the rounded positions move, too.
 fn rounding_mm(planes: &[Plane], normal: [f64; 3]) -> f64 {
-    let is_multiple = |unit: f64| {
-        let coordinates = planes.iter().flat_map(|plane| plane.origin);
-        coordinates.map(|v| v / unit).all(|v| (v - v.round()).abs() < 1e-6)
+    let unit_mm = |axis: usize| {
+        let is_multiple = |unit: &f64| {
+            let mut counts = planes.iter().map(|plane| plane.origin[axis] / unit);
+            counts.all(|count| (count - count.round()).abs() < 1e-6)
+        };
+        [1.0, 0.1].into_iter().find(is_multiple).unwrap_or(0.0)
     };
-    let unit = [1.0, 0.1].into_iter().find(|&unit| is_multiple(unit)).unwrap_or(0.0);
-    0.6 * unit * normal.iter().map(|v| v.abs()).sum::<f64>()
+    (0..3).map(|axis| 0.6 * unit_mm(axis) * normal[axis].abs()).sum()
 }
 
 /// Checks that at least three ascending heights are those of an even grid.
@@ -477,7 +479,7 @@ mod tests {
     /// Axial slices at these heights.
     fn at(heights: &[f64]) -> Vec<Plane> {
         let plane = |&height: &f64| Plane {
-            origin: [-90.0, -120.0, height],
+            origin: [-90.27, -120.0, height],
             along_row: [1.0, 0.0, 0.0],
             along_column: [0.0, 1.0, 0.0],
             spacing_mm: [1.0, 1.0],
