@@ -113,6 +113,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         },
         names: (!arguments.listed).then(|| listed.iter().map(|file| file.path.clone()).collect()),
         zips: BTreeMap::new(),
+        shared_studies: SharedStudies::default(),
         kept: HashMap::new(),
         is_quiet: false,
         stems: BTreeSet::new(),
@@ -169,6 +170,34 @@ fn expand(named: &[PathBuf]) -> Result<Vec<Listed>, Failure> {
         files.extend(found.into_iter().map(|file| file.path));
     }
     Ok(files.into_iter().map(Listed::new).collect())
+}
+
+/// Studies that share a series, each with another one of them. Careless anonymisers name a study
+/// for each slice.
+#[derive(Default)]
+struct SharedStudies(HashMap<u64, u64>);
+
+impl SharedStudies {
+    fn of(listed: &[Listed]) -> Self {
+        let mut shared = Self::default();
+        let mut first_of_series: HashMap<u64, u64> = HashMap::new();
+        for key in listed.iter().flat_map(|file| file.series.iter().flatten()) {
+            let first = shared.root(*first_of_series.entry(key.series).or_insert(key.study));
+            let study = shared.root(key.study);
+            if first != study {
+                shared.0.insert(study, first);
+            }
+        }
+        shared
+    }
+
+    /// The one study that stands for all that share a series.
+    fn root(&self, mut study: u64) -> u64 {
+        while let Some(&other) = self.0.get(&study) {
+            study = other;
+        }
+        study
+    }
 }
 
 /// The series that are not tried in this run.
@@ -231,6 +260,7 @@ struct Session<'a> {
     names: Option<Vec<PathBuf>>,
     /// The zips that were read, by their positions in the list.
     zips: BTreeMap<usize, Zip>,
+    shared_studies: SharedStudies,
     /// Headers of new files whose study is not converted yet.
     kept: HashMap<PathBuf, Head>,
     /// Whether faults remain unsaid: an earlier run has said them, or the file is not whole yet.
@@ -253,6 +283,11 @@ impl Session<'_> {
             let new = (0..listed.len()).filter(|&number| listed[number].state == FileState::New);
             let inputs = new.collect();
             return self.say(&Event::Postponed { inputs });
+        }
+
+        self.shared_studies = SharedStudies::of(listed);
+        for key in listed.iter_mut().flat_map(|file| file.series.iter_mut().flatten()) {
+            key.study = self.shared_studies.root(key.study);
         }
 
         let paused = paused(listed);
@@ -484,7 +519,8 @@ impl Session<'_> {
                 continue;
             }
 
-            let of_study = zip.members.iter().filter(|(_, key)| key.study == study);
+            let shared = &self.shared_studies;
+            let of_study = zip.members.iter().filter(|(_, key)| shared.root(key.study) == study);
             inputs.extend(of_study.map(|(path, _)| Input {
                 path: path.clone(),
                 number,

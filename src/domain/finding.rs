@@ -383,14 +383,15 @@ mod tests {
 
     #[test]
     fn a_region_at_the_rim_at_the_end_or_where_few_others_have_brain_has_a_mark() {
-        let (shape, affine) =
-            (Shape3([8, 1, 1]), Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap());
-        let scan = RawVolume { shape, voxels: vec![1.0; 8], affine };
-        let brain = RawMask { shape, inside: vec![true; 8], affine };
+        // The regions lie in the middle row of nine.
+        let (shape, row) = (Shape3([8, 3, 3]), 8 * (1 + 3));
+        let affine = Affine::scaling(1.0, WorldPoint([0.0; 3])).unwrap();
+        let scan = RawVolume { shape, voxels: vec![1.0; 72], affine };
+        let brain = RawMask { shape, inside: vec![true; 72], affine };
         let placement = GridPlacement { cube_side: 8, cube: affine };
         let none = || vec![0.0; 8];
         let fused = FusedMap {
-            foreground: Foreground { shape, cells: (0..8).collect() },
+            foreground: Foreground { shape: Shape3::cube(8), cells: (72..80).collect() },
             values: none(),
             parts: Parts { tokens: none(), brightness: none(), range: none() },
             depths_mm: vec![9.0, 9.0, 9.0, 9.0, 2.0, 2.0, 9.0, 9.0],
@@ -399,7 +400,8 @@ mod tests {
         let place = Place { scan: &scan, brain: &brain, placement };
         let profile = MapProfile { median: 0.0, spread: 1.0, tail: 1.0 };
         let judge = Judge::new(&place, &profile, &fused, UsualRegions::of(&[], 9, true));
-        let marks = |region: &[usize]| judge.marks(&region.to_vec());
+        let marks =
+            |region: &[usize]| judge.marks(&region.iter().map(|x| row + x).collect::<Vec<usize>>());
         use RegionMark::{CutEdge, Residue, Rim};
         assert_eq!(marks(&[1, 6]), []);
         assert_eq!(marks(&[4, 5, 6]), [Rim]);

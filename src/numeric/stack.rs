@@ -260,9 +260,11 @@ pub fn off_grid(
         planes.iter().filter(|plane| is_above(plane)).map(|p| dot(p.origin, normal)).collect();
     heights.sort_by(f64::total_cmp);
     heights.dedup_by(|b, a| *b - *a < SAME_PLACE_MM);
-    let (start, step) = longest_run(&heights)?;
+    let Run { start, step, is_even } = longest_run(&heights)?;
 
-    let allowed = OFF_GRID + rounding_mm(planes, normal) / step;
+    // Positions may be whole millimetres by chance. Rounding shows in the run itself.
+    let rounding_mm = if is_even { 0.0 } else { rounding_mm(planes, normal) };
+    let allowed = OFF_GRID + rounding_mm / step;
     let is_on = |plane: &Plane| {
         let place = (dot(plane.origin, normal) - start) / step;
         is_above(plane) && (place - place.round()).abs() <= allowed
@@ -273,13 +275,22 @@ pub fn off_grid(
     (!off.is_empty() && stack(&grid, n_rows, nominal_mm).is_ok()).then_some((on, off))
 }
 
-/// Start and step of the longest run of places at distances near the median one.
-fn longest_run(heights: &[f64]) -> Option<(f64, f64)> {
+/// Places at nearly equal distances.
+struct Run {
+    start: f64,
+    step: f64,
+    /// Whether the distances are the same to a thousandth.
+    is_even: bool,
+}
+
+/// The longest run of places at distances near the median one.
+fn longest_run(heights: &[f64]) -> Option<Run> {
     let usual = median(heights.windows(2).map(|pair| pair[1] - pair[0]));
     let is_usual = |a: &f64, b: &f64| (b - a - usual).abs() <= 0.25 * usual;
     let run = heights.chunk_by(is_usual).max_by_key(|run| run.len())?;
     let step = (run[run.len() - 1] - run[0]) / (run.len() - 1) as f64;
-    (run.len() >= 3 && step > 0.0).then_some((run[0], step))
+    let is_even = run.windows(2).all(|pair| (pair[1] - pair[0] - step).abs() <= 1e-3 * step);
+    (run.len() >= 3 && step > 0.0).then_some(Run { start: run[0], step, is_even })
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -537,6 +548,8 @@ mod tests {
         let with = |more: &[f64]| [&steps(20, 1.5), more].concat();
         assert_eq!(split(&with(&[-20.2])), Some(vec![20]), "an appended reference");
         assert_eq!(split(&with(&[31.0, 12.7])), Some(vec![20, 21]));
+        let whole = [&steps(20, 2.0)[..], &[47.0]].concat();
+        assert_eq!(split(&whole), Some(vec![20]), "whole millimetres that are not rounded");
         assert_eq!(split(&with(&[])), None);
         assert_eq!(split(&with(&[33.0, 34.5])), None, "three slices are missing");
         // A slice at a place of the stack, but 40 mm to the side.

@@ -19,7 +19,7 @@ mod tokens;
 
 pub use db::{MIN_MEMORY, Store};
 pub use error::{FORMAT, StoreError};
-pub use seen::{Decision, SeenFile, SeenFiles, SeenOutcome};
+pub use seen::{Decision, Fellows, SeenFile, SeenFiles, SeenOutcome};
 
 /// Makes all threads share one heap. Call it before any thread starts.
 ///

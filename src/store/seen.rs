@@ -62,15 +62,30 @@ impl SeenFile {
         Self { look, outcome, series: None, absent_since_secs: Some(now_secs) }
     }
 
+    /// The files that a decision about this file concerns, too.
+    fn fellows(&self, path: &[u8]) -> impl Iterator<Item = Fellows> {
+        let keys = self.series.clone().unwrap_or_default();
+        let folder = keys.is_empty().then(|| Fellows::Folder(folder_of(path).to_vec()));
+        keys.into_iter().map(|key| Fellows::Study(key.study)).chain(folder)
+    }
+
     /// Whether the file still has the same size and times.
     pub fn is_same(&self, look: &FileStamp) -> bool {
         self.look == *look
     }
 }
 
-/// The decision that all files of one folder with this outcome share: the folder's path, and the
-/// outcome.
-pub type Decision = (Vec<u8>, SeenOutcome);
+/// A decision that files share: of one study or of one folder, with one outcome.
+pub type Decision = (Fellows, SeenOutcome);
+
+/// What the files of a decision have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Fellows {
+    /// DICOM files of this study ([`SeriesKey::study`]), wherever they lie.
+    Study(u64),
+    /// Files whose study is not known, of the folder with this path.
+    Folder(Vec<u8>),
+}
 
 /// The decisions about the files of the incoming folder, as [`Store::forget_missing`] finds them.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -131,7 +146,7 @@ impl Store {
             let is_open =
                 matches!(seen.outcome, SeenOutcome::LeftAlone(_) | SeenOutcome::Quarantined);
             if is_open && was_there && absent_since_secs.is_some() {
-                found.shrunk.insert((folder_of(&path).to_vec(), seen.outcome));
+                found.shrunk.extend(seen.fellows(&path).map(|fellows| (fellows, seen.outcome)));
             }
 
             if absent_since_secs.is_some_and(|since| now_secs >= since + patience_secs) {
@@ -143,23 +158,19 @@ impl Store {
         Ok(found)
     }
 
-    /// Forgets a decision about the files of a folder, so that they are considered again. Returns
-    /// how many these are. Those of its subfolders keep theirs, and so do those for whose path
-    /// `is_alone` holds: no other file has a part in their decision.
+    /// Forgets a decision, so that its files are considered again. Returns how many these are. Files
+    /// for whose path `is_alone` holds keep theirs: no other file has a part in it.
     pub fn forget_decision(
         &self,
-        (folder, outcome): &Decision,
+        (fellows, outcome): &Decision,
         is_alone: impl Fn(&[u8]) -> bool,
     ) -> Result<usize, StoreError> {
-        let prefix = if folder.is_empty() { Vec::new() } else { [folder, &b"/"[..]].concat() };
         let mut n_forgotten = 0;
-        for entry in self.seen.scan_prefix(prefix) {
+        for entry in self.seen.iter() {
             let (path, value) = entry?;
-            if folder_of(&path) != &folder[..] || is_alone(&path) {
-                continue;
-            }
             let seen: SeenFile = record::open_json(&value, "seen file", b"")?;
-            if seen.outcome == *outcome && seen.absent_since_secs.is_none() {
+            let is_open = seen.outcome == *outcome && seen.absent_since_secs.is_none();
+            if is_open && !is_alone(&path) && seen.fellows(&path).any(|own| own == *fellows) {
                 self.seen.remove(path)?;
                 n_forgotten += 1;
             }
