@@ -114,7 +114,12 @@ impl Metrics {
         self.0.files_seen.with_label_values(&[by.name()]).inc();
     }
 
-    /// Intake decided about a file.
+    /// Intake decided about a file: a scan, a DICOM file or a zip.
+    pub fn file_decided(&self, result: IngestResult) {
+        self.0.files.with_label_values(&[result.name()]).inc();
+    }
+
+    /// Intake decided about a volume.
     pub fn volume_ingested(&self, result: IngestResult) {
         self.0.volumes.with_label_values(&[result.name()]).inc();
     }

@@ -839,9 +839,10 @@ fn open(path: &Path, max_bytes: u64) -> Result<(File, u64), Refusal> {
 }
 
 /// The cause of a refusal: its class and its text, without the numbers that differ from file to
-/// file.
+/// file. Files that lack their end have one cause, wherever they end.
 fn cause(refusal: &Refusal) -> (&'static str, String) {
-    let text = refusal.found.chars().filter(|c| !c.is_ascii_hexdigit()).collect();
+    let is_cut = refusal.reason == Truncated;
+    let text = refusal.found.chars().filter(|c| !is_cut && !c.is_ascii_hexdigit()).collect();
     (refusal.reason.name(), text)
 }
 

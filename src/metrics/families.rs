@@ -39,6 +39,7 @@ pub(super) struct Families {
     pub(super) files_seen: IntCounterVec,
     pub(super) ingest_bytes: IntCounter,
     pub(super) volumes: IntCounterVec,
+    pub(super) files: IntCounterVec,
     pub(super) settle_duration: Histogram,
     pub(super) rescans: IntCounterVec,
     pub(super) last_scan_time: Gauge,
@@ -124,7 +125,12 @@ impl Families {
             ingest_bytes: r.counter("ingest_bytes_total", "Bytes of accepted input."),
             volumes: r.counters(
                 "ingest_volumes_total",
-                "Files that intake has decided on, by outcome.",
+                "Volumes that intake has decided on, by outcome.",
+                &["result"],
+            ),
+            files: r.counters(
+                "ingest_files_total",
+                "Files that intake has decided on, by outcome: scans, DICOM files and zips.",
                 &["result"],
             ),
             settle_duration: r.histogram(
@@ -318,6 +324,7 @@ impl Families {
         }
         for result in IngestResult::ALL {
             self.volumes.with_label_values(&[result.name()]);
+            self.files.with_label_values(&[result.name()]);
         }
         for trigger in RescanTrigger::ALL {
             self.rescans.with_label_values(&[trigger.name()]);

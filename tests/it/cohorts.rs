@@ -201,7 +201,7 @@ fn names_with_entities_find_their_cohort_and_phase_images_are_refused() {
     let refused = report["refused"].as_array().unwrap();
     assert_eq!(refused.len(), 2, "{refused:?}");
     for scan in refused {
-        let error = scan["error"].as_str().unwrap();
+        let error = scan["reason"].as_str().unwrap();
         assert!(error.contains("needed a magnitude image"), "{error}");
     }
 }
@@ -213,12 +213,13 @@ fn a_scan_that_does_not_fit_its_cohort_has_a_warning_and_the_others_have_none() 
     for seed in 1..=5 {
         site.drop_in(&format!("sub-{seed}_T1w.nii.gz"), &scan_bytes(seed));
     }
-    // Not a head: blocks of black and white, without noise.
+    // Not a head: blocks of black and white.
     let mut other = brain(6);
     let shape = other.shape;
     for (offset, voxel) in other.voxels.iter_mut().enumerate().filter(|(_, voxel)| **voxel > 0.0) {
         let [x, y, z] = shape.voxel(offset);
-        *voxel = if (x / 4 + y / 4 + z / 4) % 2 == 0 { 5.0 } else { 250.0 };
+        let level = if (x / 4 + y / 4 + z / 4) % 2 == 0 { 5.0 } else { 250.0 };
+        *voxel = level + 0.05 * *voxel;
     }
     site.drop_in("sub-6_T1w.nii.gz", &oddscan::nifti::encode_volume(&other));
     site.wait_scored(

@@ -182,7 +182,20 @@ impl Intake {
     ) -> Result<(), ScanError> {
         let key = seen_key(incoming, &candidate.path);
         let seen = decision_about(candidate, outcome);
+        self.count_file(outcome);
         Ok(self.shared.store.put_seen(&key, &seen)?)
+    }
+
+    /// Counts a file that had no decision before.
+    pub(super) fn count_file(&self, outcome: SeenOutcome) {
+        let result = match outcome {
+            SeenOutcome::Accepted(_) => IngestResult::Accepted,
+            SeenOutcome::Duplicate(_) => IngestResult::Duplicate,
+            SeenOutcome::Quarantined => IngestResult::Quarantined,
+            SeenOutcome::LeftAlone(_) => IngestResult::Ignored,
+            SeenOutcome::Reading { .. } => return,
+        };
+        self.shared.metrics.file_decided(result);
     }
 }
 

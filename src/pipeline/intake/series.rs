@@ -498,7 +498,10 @@ impl Intake {
     ) -> Result<(), ScanError> {
         let is_decided = !matches!(outcome, SeenOutcome::Reading { .. });
         for &input in inputs {
-            let Member { file, series, .. } = &unit.members[input];
+            let Member { file, series, outcome: earlier, .. } = &unit.members[input];
+            if earlier.is_none() {
+                self.count_file(outcome);
+            }
             let seen = decision_about(file, outcome).of_series(series.clone());
             self.shared.store.put_seen(&unit.key(input), &seen)?;
             if is_decided {
