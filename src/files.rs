@@ -111,7 +111,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_folder(folder)
 }
 
-/// Writes a secret, durably: only its owner may read it, and it never replaces a file that is there.
+/// Writes a secret, durably: only its owner may read it, and it never replaces a file that is
+/// there.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A temporary file has the mode 0600.

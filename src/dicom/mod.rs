@@ -1,8 +1,8 @@
 //! Converts DICOM series to volumes. Only this module knows dicom-rs.
 //!
 //! Files arrive in any order and under any name; their headers say which belong together
-//! ([`series()`]). A series may hold several images (echoes, magnitude and phase, directions). Each of
-//! them is a separate [`Stack`].
+//! ([`series()`]). A series may hold several images (echoes, magnitude and phase, directions). Each
+//! of them is a separate [`Stack`].
 //!
 //! A hostile file can make a codec panic or ask for all memory. So the daemon calls this module in
 //! a separate process (`cli::dicom`, `process::convert`).

@@ -29,8 +29,8 @@ pub fn known_suffix(word: &str) -> Option<&'static str> {
     SUFFIXES.into_iter().find(|suffix| suffix.eq_ignore_ascii_case(word))
 }
 
-/// The BIDS suffix of a stem. It is the part after the last underscore, if that is a known one. Else
-/// it is the only known one, if nothing but BIDS entities and words of processing follow it:
+/// The BIDS suffix of a stem. It is the part after the last underscore, if that is a known one.
+/// Else it is the only known one, if nothing but BIDS entities and words of processing follow it:
 /// `sub-1_FLAIR_space-MNI`, `sub-1_T1w_reg`.
 ///
 /// With the entity `ce-` a `T1w` is a `T1ce`, unless the label denies it (`ce-none`).

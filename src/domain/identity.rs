@@ -104,8 +104,8 @@ impl Pseudonyms {
     }
 
     /// A file name without its ending. BIDS names stay, because their labels are pseudonyms. In all
-    /// other names [`Pseudonyms::description`] holds, and a number in front of a DICOM volume's name
-    /// is that of its series. `None` if results have no names.
+    /// other names [`Pseudonyms::description`] holds, and a number in front of a DICOM volume's
+    /// name is that of its series. `None` if results have no names.
     pub fn name(&self, stem: &str, is_dicom: bool) -> Option<String> {
         match self.choice {
             IdentityChoice::Clear => Some(stem.to_owned()),

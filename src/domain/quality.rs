@@ -108,8 +108,8 @@ impl QualityLimits {
     }
 }
 
-/// Whether the noise of an encoded scan could not be measured, so that its limit says nothing. Scans
-/// from before noise was measured do not count: they have no facts on their brain.
+/// Whether the noise of an encoded scan could not be measured, so that its limit says nothing.
+/// Scans from before noise was measured do not count: they have no facts on their brain.
 pub fn noise_is_unmeasured(record: &ScanRecord) -> bool {
     record.brain.is_some() && record.encoded.as_ref().is_some_and(|found| found.noise.is_none())
 }

@@ -133,8 +133,8 @@ pub const MIN_SHARE_IN_CUBE: f64 = 0.5;
 pub const WHITE_PERCENTILE: f64 = 99.8;
 
 /// The brain on the scan's own grid: `mask` resampled to that grid if there is one, else all voxels
-/// above zero. On a skull-stripped scan these are the brain. If much of the tissue is below zero, it
-/// is all that differs from the background ([`background::tissue`]).
+/// above zero. On a skull-stripped scan these are the brain. If much of the tissue is below zero,
+/// it is all that differs from the background ([`background::tissue`]).
 ///
 /// # Errors
 /// If there is no background, or if tissue below zero cannot be told from it.

@@ -73,8 +73,8 @@ pub struct CohortStatus {
     /// Number of members that differ much from the others as a whole: another sequence or scanner?
     #[serde(default)]
     pub n_unlike: usize,
-    /// Number of members that show a part of a head: their field of view holds less than 97 % of the
-    /// template's brain.
+    /// Number of members that show a part of a head: their field of view holds less than 97 % of
+    /// the template's brain.
     #[serde(default)]
     pub n_parts_of_heads: usize,
     /// Number of guests: members that others are not compared with, because they miss a limit of

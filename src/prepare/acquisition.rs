@@ -78,8 +78,8 @@ pub fn read_json(scan: &Path, json: &Path) -> io::Result<Vec<u8>> {
     files::read_small(json, bids::MAX_BYTES)
 }
 
-/// Refuses a file whose name or JSON says that it holds no magnitudes. Phases look like noise to the
-/// method.
+/// Refuses a file whose name or JSON says that it holds no magnitudes. Phases look like noise to
+/// the method.
 ///
 /// # Errors
 /// The refusal, if they say so. A JSON that cannot be read says nothing.

@@ -2,8 +2,8 @@
 
 /// Seconds since 1970 as RFC 3339 in UTC, such as `2026-01-02T03:04:05Z`.
 ///
-/// The days are counted from 1 March, so that a leap day is the last of its year ("chrono-Compatible
-/// Low-Level Date Algorithms", `civil_from_days`, Howard Hinnant).
+/// The days are counted from 1 March, so that a leap day is the last of its year
+/// ("chrono-Compatible Low-Level Date Algorithms", `civil_from_days`, Howard Hinnant).
 pub fn utc(secs: u64) -> String {
     let (days, second) = (secs / 86_400, secs % 86_400);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);

@@ -158,8 +158,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Forgets a decision, so that its files are considered again. Returns how many these are. Files
-    /// for whose path `is_alone` holds keep theirs: no other file has a part in it.
+    /// Forgets a decision, so that its files are considered again. Returns how many these are.
+    /// Files for whose path `is_alone` holds keep theirs: no other file has a part in it.
     pub fn forget_decision(
         &self,
         (fellows, outcome): &Decision,
