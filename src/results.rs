@@ -12,7 +12,7 @@ use crate::{
     domain::{
         cohort::modality_of,
         error::ScanError,
-        finding::{Finding, Place, Tail, finding, parts_of_map},
+        finding::{Finding, Place, finding, parts_of_map},
         identity::{IdentityChoice, Pseudonyms},
         quality::coverage_of_part,
         scan::{BrainSource, EncodedFacts, Reported, ScanRecord},
@@ -36,7 +36,7 @@ use crate::{
         utc,
     },
 };
-use warnings::{follow_up_warning, scan_warnings, shared_warning, window_warnings};
+use warnings::{follow_up_warning, is_cut, scan_warnings, shared_warning, window_warnings};
 
 pub use input::ResultInput;
 pub use warnings::MIXED;
@@ -208,7 +208,7 @@ fn picture(input: &ResultInput<'_>, finding: &Finding) -> Vec<u8> {
         },
         title: &title(record, input.pseudonyms),
         summary: &summary(finding, n_others),
-        quality: &quality(record),
+        quality: &quality(record, input.method),
     })
 }
 
@@ -229,28 +229,28 @@ fn top_of_colours(scores: &WindowScores, index: usize) -> f32 {
 }
 
 /// The quality of the scan as a line for the picture.
-fn quality(record: &ScanRecord) -> String {
+fn quality(record: &ScanRecord, method: &Method) -> String {
     let encoded = record.encoded.clone().unwrap_or_default();
-    let mut parts = vec![
+    // What a reader must not miss comes first: a long line ends at the edge of the picture.
+    let mut parts: Vec<String> =
+        cut_by_scanner(record, is_cut(&encoded, method)).into_iter().collect();
+    parts.extend([
         format!("brain {:.0} ml", encoded.brain_ml),
         format!("{:.1} % outside the field of view", 100.0 * encoded.cut_fraction),
         format!("{} tokens", encoded.n_tokens),
-    ];
+    ]);
     parts.extend(encoded.noise.map(|noise| format!("noise {noise:.3} of the contrast")));
     let fit = record.alignment.and_then(|found| found.distinctness);
     parts.extend(fit.map(|found| format!("alignment distinctness {found:.2}")));
-    parts.extend(cut_by_scanner(record, encoded.n_cut_cells));
     parts.join("   ")
 }
 
 /// What the picture says of a head that does not lie within the scanner's field of view.
-fn cut_by_scanner(record: &ScanRecord, n_cut_cells: usize) -> Option<String> {
+fn cut_by_scanner(record: &ScanRecord, is_cut: bool) -> Option<String> {
     let part = coverage_of_part(record);
-    let shown = part.map(|coverage| format!("{:.0} % of the brain shown", 100.0 * coverage));
-    let cells = (n_cut_cells > 0).then(|| format!("{n_cut_cells} cells not scored"));
-    let details: Vec<String> = shown.into_iter().chain(cells).collect();
-    let is_cut = !details.is_empty();
-    is_cut.then(|| format!("cut by the scanner's field of view ({})", details.join(", ")))
+    let shown = part.map(|coverage| format!(" ({:.0} % of the brain shown)", 100.0 * coverage));
+    (is_cut || shown.is_some())
+        .then(|| format!("cut by the scanner's field of view{}", shown.unwrap_or_default()))
 }
 
 /// The sidecar of a scan that is not scored yet. Sidecars of scored scans start from it.
@@ -421,13 +421,11 @@ fn summary(finding: &Finding, n_others: usize) -> String {
         format!(", higher than {n_lower} of {n_others} other scans")
     });
     let verdict = finding.tail.map_or(String::new(), |tail| {
-        let Tail { probability, least_probability, .. } = tail;
+        let probability = tail.probability;
         match tail.stands_out {
             Some(true) => format!("STANDS OUT (tail probability {probability:.2}); "),
             Some(false) => format!("Nothing stands out (tail probability {probability:.2}); "),
-            None => format!(
-                "Too few scans to say whether it stands out (least probability {least_probability:.2}); "
-            ),
+            None => "Too few scans to say whether it stands out; ".to_owned(),
         }
     });
     format!(

@@ -420,6 +420,10 @@ mod tests {
         assert_eq!(sizes(&stacks_of(&twice, &pixels(0.0))), [(5, 10, 0)]);
         let times = stacks_of(&twice, &pixels(9.0));
         assert!(fault(&times[0]).starts_with("time_series: 2 images at each of 5 places"));
+        // The first and the middle slice of the time series show the same.
+        let mut partly = pixels(9.0);
+        (partly[5], partly[7]) = (partly[0], partly[2]);
+        assert_eq!(fault(&stacks_of(&twice, &partly)[0]), fault(&times[0]));
         // Two slices came again, one of them with other pixels.
         let some = [axial(5), axial(2)].concat();
         assert_eq!(sizes(&stacks_of(&some, &pixels(0.0))), [(5, 7, 0)]);

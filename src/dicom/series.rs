@@ -301,9 +301,9 @@ pub(super) fn nominal_mm(head: &Head) -> Vec<f64> {
     stated.iter().filter_map(|key| head.facts.get(*key)?.as_f64()).collect()
 }
 
-/// Drops slices that have place and pixels of another one. After the first slice with other pixels
-/// the rest stays: such a part makes no volume. The middle of the stack comes first, because a time
-/// series shows its differences there.
+/// Drops slices that have place and pixels of another one. If a slice has other pixels, all stay,
+/// because the part makes no volume then: empty images at the ends of a time series are equal, too.
+/// The middle of the stack comes first, because a time series shows its differences there.
 fn without_copies<'a>(
     slices: Vec<Slice<'a>>,
     read: &mut ReadFrame<'_>,
@@ -323,6 +323,7 @@ fn without_copies<'a>(
         let first = pixels(at[0])?;
         for &other in &at[1..] {
             if pixels(other)? != first {
+                is_copy.fill(false);
                 break 'all;
             }
             is_copy[other] = true;

@@ -151,7 +151,7 @@ pub(super) fn scan_warnings(
         );
     }
     warnings.extend(shows_part(record, config.quality.min_coverage));
-    if cut_share(encoded, method) > MAX_CUT_SHARE {
+    if is_cut(encoded, method) {
         warnings.push(format!(
             "the scanner's field of view cuts the brain: {} cells at its end are not scored, and map and \
              mask are empty there",
@@ -195,13 +195,13 @@ pub(super) fn scan_warnings(
     warnings
 }
 
-/// The volume of the cells that are not scored because the scanner's field of view cuts them, as a
-/// share of the brain.
-fn cut_share(encoded: &EncodedFacts, method: &Method) -> f64 {
+/// Whether a reader should know that the scanner's field of view cuts the brain: by the volume of
+/// the cells that are not scored because of that, as a share of the brain.
+pub(super) fn is_cut(encoded: &EncodedFacts, method: &Method) -> bool {
     let CubeSettings { side, field_of_view_mm, .. } = method.cube;
     let cell_mm = field_of_view_mm / side as f64 * method.patch as f64;
     let cut_ml = encoded.n_cut_cells as f64 * cell_mm.powi(3) / 1000.0;
-    if cut_ml > 0.0 { cut_ml / encoded.brain_ml } else { 0.0 }
+    cut_ml > MAX_CUT_SHARE * encoded.brain_ml
 }
 
 /// Says that a scan shows a part of a head. Below `min_coverage` another warning says so.
