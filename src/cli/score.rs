@@ -7,7 +7,7 @@ mod window;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde_json::json;
@@ -34,9 +34,9 @@ pub(super) use named::{Named, Refused, expand};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Settings; see `config/default.toml`. Of its folders only the key of hashes in the state
-    /// folder is used (`results.identity`), and `[service]` is not. Without this, names stay in
-    /// clear.
+    /// Settings; see `config/default.toml`. `[service]` is not used, and of the folders only the
+    /// key of hashes in the state folder. Names stay in clear unless this file itself has
+    /// `results.identity`.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Folder for maps, masks, pictures and sidecars. `refused/<stem>_registration.png` in it shows
@@ -60,7 +60,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = Config::load(arguments.config.as_deref()).map_err(|e| Failure::new(CONFIG, e))?;
-    let pseudonyms = pseudonyms(&config, arguments.config.is_some())?;
+    let pseudonyms = pseudonyms(&config, arguments.config.as_deref())?;
     telemetry::start_logging("warn");
     let unpacked = tempfile::tempdir().map_err(|error| Failure::new(IO, error))?;
     let (files, unconverted) = expand(&arguments.files, &config, unpacked.path())?;
@@ -122,12 +122,12 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     Err(Failure::new(REFUSED, format!("{n_refused} of {n_files} files were not scored")))
 }
 
-/// What results say instead of names. Without settings, the results are those of a person who named
-/// the files, so that they have names in clear. With the settings of a site, its choice counts, and
-/// the hashes are those of its daemon if this person may read the key.
-fn pseudonyms(config: &Config, has_settings: bool) -> Result<Pseudonyms, Failure> {
-    let choice = config.results.identity;
-    let choice = if has_settings { choice } else { IdentityChoice::Clear };
+/// What results say instead of names. Results are in clear, because a person has named the files and
+/// looks for their results. If a site's settings choose another form, that counts, and the hashes
+/// are those of its daemon if this person may read the key.
+fn pseudonyms(config: &Config, settings: Option<&Path>) -> Result<Pseudonyms, Failure> {
+    let is_chosen = settings.is_some_and(|path| Config::states(path, "results", "identity"));
+    let choice = if is_chosen { config.results.identity } else { IdentityChoice::Clear };
     let random = || identity_key::random().map_err(|error| Failure::new(IO, error));
     if choice != IdentityChoice::Hashed {
         // No hash is made.
@@ -139,7 +139,9 @@ fn pseudonyms(config: &Config, has_settings: bool) -> Result<Pseudonyms, Failure
         Ok(Some(key)) => key,
         Ok(None) | Err(_) => {
             eprintln!(
-                "note: there is no key of hashes that can be read in {}. The hashes in these results                  are made with a key of their own; no other results have the same. results.identity                  = \"path\" writes names in clear",
+                "note: there is no key of hashes that can be read in {}. The hashes in these results \
+                 are made with a key of their own; no other results have the same. results.identity \
+                 = \"path\" writes names in clear",
                 state.display()
             );
             random()?

@@ -156,6 +156,13 @@ impl Config {
         named(&site).or_else(|| named(&defaults()))?.ok()
     }
 
+    /// Whether a site's file itself has a key of this section.
+    pub fn states(path: &Path, section: &str, key: &str) -> bool {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let site: Table = text.parse().unwrap_or_default();
+        site.get(section).is_some_and(|section| section.get(key).is_some())
+    }
+
     /// Reads a site's file and applies it to the defaults. Without a file the defaults alone count.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         match path {
@@ -270,6 +277,19 @@ mod tests {
     fn the_example_of_a_site_is_valid() {
         let config = Config::parse(include_str!("../../config/site.toml")).unwrap();
         assert_eq!(config.window.min_scans, 12);
+    }
+
+    #[test]
+    fn a_site_states_a_key_only_if_its_own_file_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("site.toml");
+        let states = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Config::states(&path, "results", "identity")
+        };
+        assert!(states("results.identity = \"hash\""));
+        assert!(!states("results.parts = true") && !states("no TOML at all"));
+        assert!(!Config::states(&folder.path().join("missing"), "results", "identity"));
     }
 
     #[test]
