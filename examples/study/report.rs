@@ -257,18 +257,20 @@ here are of tokens of the shipped encoding: every second slice, without patches 
 - *tokens alone*: `[evidence]` all 0. *Brightness alone*: the intensities in cells of 1.6 mm, not faded.
 - *deviation*: the distance of these intensities from the median of the other scans at the same place.
 - *AUROC / AP / oracle Dice*: the mean over scans with lesions. AP is average precision.
-- The columns of sizes count the lesions that the mask finds: it covers a voxel of them. *False regions* of the
-  mask touch no lesion, per scan. The mask is that of the product, with its threshold, its smallest region, and no
-  region in scans in which nothing stands out. Maps of tokens alone and of the deviation say nothing about the
-  last, so that each of their scans has a mask. Where brightness counts, smaller regions are in the mask.
+- The columns of sizes count the lesions that the mask finds: it covers at least one of their voxels. *False regions*
+  are regions of the mask that touch no lesion, per scan. The mask is that of the product: its threshold, its smallest
+  region, and no mask where nothing stands out. With tokens alone, and with the deviation, every scan has a mask. Where
+  brightness counts, the mask has smaller regions.
 - *at 2* to *at 16*: share of the lesions of the three sizes that regions of at least 30 mm³ find, with at most so
-  many false regions per scan, by one height of the map for all scans of the row (free-response ROC).
+  many false regions per scan, by one height of the map for all scans of the row (free-response ROC). At low heights
+  regions merge, and one that covers much of the brain finds all that it touches. So a map that finds more at 4 than
+  it should, like *brightness alone* on T1, only has large regions.
 ";
 
 const MAPS_LEFT_OUT: &str = "## Maps: one source left out
 Each source of scans with lesions is left out in turn. *Best elsewhere* is, among all variants of the run, the one
 with the highest mean average precision on the other sources of the same window. The weights belong to a sequence, so
-that other windows have no say. The other columns give average precision, as under *One source left out*.\n
+that other windows do not count. The other columns give average precision, as under *One source left out*.\n
 | window | left out | best elsewhere | there | on the source left out | default map on it |
 |---|---|---|---|---|---|
 ";

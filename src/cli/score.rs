@@ -122,9 +122,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     Err(Failure::new(REFUSED, format!("{n_refused} of {n_files} files were not scored")))
 }
 
-/// What results say instead of names. Results are in clear, because a person has named the files and
-/// looks for their results. If a site's settings choose another form, that counts, and the hashes
-/// are those of its daemon if this person may read the key.
+/// What results say instead of names. Results are in clear, because a person has named the files
+/// and looks for their results. If a site's settings choose another form, that counts, and the
+/// hashes are those of its daemon if this person may read the key.
 fn pseudonyms(config: &Config, settings: Option<&Path>) -> Result<Pseudonyms, Failure> {
     let is_chosen = settings.is_some_and(|path| Config::states(path, "results", "identity"));
     let choice = if is_chosen { config.results.identity } else { IdentityChoice::Clear };

@@ -368,7 +368,7 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 SPACED, PLACED, TURNED = b"\x28\0\x30\0", b"\x20\0\x32\0", b"\x20\0\x37\0"
 
 
-def rewrite(path, tags, kind, change=lambda value: value):
+def store_as(path, tags, kind, change=lambda value: value):
     """Stores decimal texts as values of another kind."""
     content = path.read_bytes()
     for tag in tags:
@@ -395,7 +395,7 @@ def odd_numbers(maker):
         ("refused-unit", [SPACED], b"DS", lambda v: v.strip() + b" mm"),
     ]:
         for path in maker.series(case, "oblique", expected=case.startswith("numbers")):
-            rewrite(path, tags, kind, change)
+            store_as(path, tags, kind, change)
 
 
 def unreadable(maker):
