@@ -77,7 +77,7 @@ fn series_of_every_kind_become_the_volumes_that_dcm2niix_makes_or_are_refused_wi
             };
             let found = match case.as_str() {
                 "refused-unit" => "11 of 11 files: PixelSpacing \"1.1\\0.9 mm\"",
-                "refused-cut" => "11 files, the first: a file that ends within the element",
+                "refused-cut" => "11 files, the first: a file that ends within the",
                 "refused-zipcut" => "3 of 11 DICOM files in a zip cannot be read: 3 x a file",
                 _ => "",
             };
