@@ -96,6 +96,10 @@ pub fn read_notes(bytes: &[u8]) -> Vec<String> {
         return Vec::new();
     }
     let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
+    // Only texts of our own go into results: others might name somebody.
+    if value.get("ConversionSoftware").and_then(Value::as_str) != Some("oddscan") {
+        return Vec::new();
+    }
     let notes = value.get("OddscanNotes").and_then(Value::as_array).cloned().unwrap_or_default();
     let plain = |note: &Value| -> String {
         let note = note.as_str().unwrap_or_default();
@@ -234,13 +238,19 @@ mod tests {
     fn notes_of_the_conversion_are_few_and_short() {
         let of = |text: &str| read_notes(text.as_bytes());
         assert_eq!(
-            of(r#"{"OddscanNotes": ["1 slice\u001b was left out", ""]}"#),
+            of(
+                r#"{"ConversionSoftware": "oddscan", "OddscanNotes": ["1 slice\u001b was left out", ""]}"#
+            ),
             ["1 slice was left out"]
         );
-        for nothing in ["", "[]", "{}", r#"{"OddscanNotes": "x"}"#, r#"{"OddscanNotes": [3]}"#] {
+        for nothing in ["", "[]", "{}", r#"{"OddscanNotes": "x"}"#, r#"{"OddscanNotes": ["ROE"]}"#]
+        {
             assert_eq!(of(nothing), Vec::<String>::new());
         }
-        let many = serde_json::json!({ "OddscanNotes": vec!["ä".repeat(999); 99] }).to_string();
+        let many = serde_json::json!({
+            "ConversionSoftware": "oddscan", "OddscanNotes": vec!["ä".repeat(999); 99]
+        })
+        .to_string();
         assert_eq!(of(&many), vec!["ä".repeat(MAX_NOTE_CHARS); MAX_NOTES]);
     }
 

@@ -64,7 +64,9 @@ impl Content {
             let one = if about.is_dir() {
                 let inner: io::Result<Vec<PathBuf>> =
                     fs::read_dir(path).ok()?.map(|entry| Ok(entry?.path())).collect();
-                Self::of(&inner.ok()?)?
+                let mut inner = inner.ok()?;
+                inner.retain(|path| !is_left_by_viewers(path));
+                Self::of(&inner)?
             } else {
                 let seconds = about.mtime().wrapping_mul(1_000_000_000);
                 let modified_ns = seconds.wrapping_add(about.mtime_nsec());
@@ -76,6 +78,12 @@ impl Content {
         }
         Some(all)
     }
+}
+
+/// Whether a desktop writes such a file into each folder that somebody looks at.
+fn is_left_by_viewers(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_encoded_bytes().starts_with(b".") || name == "Thumbs.db" || name == "desktop.ini"
 }
 
 /// The number that a file keeps when it is renamed on its file system.

@@ -115,6 +115,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         zips: BTreeMap::new(),
         shared_studies: SharedStudies::default(),
         kept: HashMap::new(),
+        share_fails: false,
         is_quiet: false,
         stems: BTreeSet::new(),
         unreadable: Vec::new(),
@@ -240,7 +241,7 @@ fn studies(listed: &[Listed], paused: &HashSet<SeriesKey>) -> Vec<(u64, Vec<usiz
 }
 
 fn key_of(head: &Head) -> SeriesKey {
-    SeriesKey::new(head.patient.as_ref(), &head.study_uid, &head.series_uid)
+    SeriesKey::new(&head.study_uid, &head.series_uid)
 }
 
 /// A file whose header cannot be read.
@@ -263,6 +264,8 @@ struct Session<'a> {
     shared_studies: SharedStudies,
     /// Headers of new files whose study is not converted yet.
     kept: HashMap<PathBuf, Head>,
+    /// Whether a file that was read earlier could not be opened now.
+    share_fails: bool,
     /// Whether faults remain unsaid: an earlier run has said them, or the file is not whole yet.
     is_quiet: bool,
     stems: BTreeSet<String>,
@@ -277,11 +280,17 @@ impl Session<'_> {
     /// and then works on one study after the other, so that memory and disk hold no more than one.
     fn convert_all(&mut self, listed: &mut [Listed]) -> io::Result<()> {
         let is_complete = self.learn(listed)?;
-        self.refuse_unreadable(listed)?;
+        for number in self.refuse_unreadable(listed)? {
+            // Nothing of a refused zip is converted.
+            listed[number].series = Some(Vec::new());
+        }
         if !is_complete {
-            // A series may still lack files that are not read yet.
-            let new = (0..listed.len()).filter(|&number| listed[number].state == FileState::New);
-            let inputs = new.collect();
+            // A series may still lack files that are not read yet. Refused files have no series.
+            let is_open = |file: &Listed| {
+                let has_series = file.series.as_ref().is_none_or(|keys| !keys.is_empty());
+                file.state == FileState::New && has_series
+            };
+            let inputs = (0..listed.len()).filter(|&number| is_open(&listed[number])).collect();
             return self.say(&Event::Postponed { inputs });
         }
 
@@ -301,7 +310,8 @@ impl Session<'_> {
         for (study, numbers) in studies(listed, &paused) {
             self.convert_study(study, &numbers, listed)?;
         }
-        self.refuse_unreadable(listed)
+        self.refuse_unreadable(listed)?;
+        Ok(())
     }
 
     /// Reads which series the files belong to, as far as nobody knows it. False if the run ends
@@ -427,6 +437,7 @@ impl Session<'_> {
             return self.say(&Event::Postponed { inputs });
         }
 
+        self.share_fails = false;
         let inputs = self.inputs_of(study, numbers, listed)?;
         let mut heads: Vec<(usize, Head)> = Vec::new();
         for (index, input) in inputs.iter().enumerate() {
@@ -435,6 +446,14 @@ impl Session<'_> {
                 None => self.read_head(input)?,
             };
             heads.extend(head.map(|head| (index, head)));
+        }
+
+        if self.share_fails {
+            let inputs = numbers.iter().copied().filter(is_new).collect();
+            let found = "other files of the study that cannot be opened now";
+            let needed = "all files of the study";
+            let refusal = Refusal::new(Io, found, needed, "check the share and the permissions");
+            return self.refuse(Path::new("study"), refusal, false, inputs);
         }
 
         let heads: Vec<(usize, &Head)> = heads.iter().map(|(index, head)| (*index, head)).collect();
@@ -504,7 +523,7 @@ impl Session<'_> {
             }
 
             self.make_room(numbers)?;
-            if !self.unpack_again(number, file)? {
+            if !self.unpack_again(number, listed)? {
                 continue;
             }
             let zip = self.zips.get_mut(&number).expect("it was unpacked");
@@ -531,7 +550,8 @@ impl Session<'_> {
     }
 
     /// Makes sure that the members of a zip are unpacked. False if this is not possible.
-    fn unpack_again(&mut self, number: usize, file: &Listed) -> io::Result<bool> {
+    fn unpack_again(&mut self, number: usize, listed: &[Listed]) -> io::Result<bool> {
+        let file = &listed[number];
         match self.zips.get(&number) {
             Some(zip) if zip.is_unpacked => return Ok(true),
             Some(_) => {
@@ -540,7 +560,10 @@ impl Session<'_> {
                 zip.is_unpacked = is_there;
                 return Ok(is_there);
             }
-            None => self.learn_zip(number, file)?,
+            None => {
+                self.learn_zip(number, file)?;
+                self.refuse_unreadable(listed)?;
+            }
         }
         Ok(true)
     }
@@ -622,8 +645,10 @@ impl Session<'_> {
             .and_then(|(file, _)| guarded(|| dicom::read_head(file))?);
         match head {
             Ok(head) => Ok(Some(head)),
-            Err(_) if input.standing != FileState::New => {
-                // The file was decided earlier, or is not whole yet.
+            Err(refusal) if input.standing != FileState::New => {
+                // The file was decided earlier, or is not whole yet. If a share fails for a moment,
+                // its series must not be taken without it.
+                self.share_fails |= refusal.reason == Io && input.standing != FileState::Growing;
                 Ok(None)
             }
             Err(refusal) => {
@@ -642,8 +667,8 @@ impl Session<'_> {
 
     /// Refuses the files whose headers could not be read: once for each folder and cause, and once
     /// for each zip. Such a zip is refused as a whole, because its other files may be a part of a
-    /// series only.
-    fn refuse_unreadable(&mut self, listed: &[Listed]) -> io::Result<()> {
+    /// series only. Returns the numbers of all refused files.
+    fn refuse_unreadable(&mut self, listed: &[Listed]) -> io::Result<BTreeSet<usize>> {
         let unreadable = mem::take(&mut self.unreadable);
         let mut of_folders: BTreeMap<_, Vec<(usize, &Refusal)>> = BTreeMap::new();
         let mut of_zips: BTreeMap<usize, Vec<&Refusal>> = BTreeMap::new();
@@ -673,7 +698,7 @@ impl Session<'_> {
             let refusal = refusal_of_zip(&refusals, n_files);
             self.refuse(&listed[number].path, refusal, false, vec![number])?;
         }
-        Ok(())
+        Ok(unreadable.into_iter().map(|file| file.number).collect())
     }
 
     fn convert_series(&mut self, series: &Series<'_>, inputs: &[Input]) -> io::Result<()> {

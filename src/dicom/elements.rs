@@ -245,6 +245,11 @@ impl<R: Read> Elements<'_, R> {
             return Err(corrupt("an element where an item of a sequence belongs"));
         }
 
+        // The pixels of an icon may be compressed like those of the image.
+        if head.length.is_none() && Tag(head.tag.0, head.tag.1) == tags::PIXEL_DATA {
+            return self.pixels(head);
+        }
+
         let in_dictionary = in_dictionary(head.tag);
         let is_stated = head.kind == Some(*b"SQ");
         let is_implied = head.kind.is_none() && in_dictionary == Some(VR::SQ);

@@ -81,6 +81,9 @@ pub struct Head {
     pub facts: Map<String, Value>,
 }
 
+/// How far rounded directions may be from unit vectors at right angles.
+const MAX_ROUNDING: f64 = 0.02;
+
 /// Limit on the frames of one file.
 const MAX_FRAMES: usize = 20_000;
 
@@ -136,6 +139,14 @@ fn refuse<T>(
 }
 
 impl Head {
+    /// Number, description, protocol and day: what tells series apart if their UIDs do not.
+    pub(super) fn told_series(&self) -> impl Ord + use<'_> {
+        let Acquisition { description, protocol, .. } = &self.acquisition;
+        let time = self.identifiers.acquisition_datetime.as_deref();
+        let day = time.and_then(|time| time.get(..10));
+        (self.series_number, description.as_deref(), protocol.as_deref(), day)
+    }
+
     /// Notes why oddscan does not use a file, and returns whether there is such a cause.
     fn unwanted_by(&mut self, image: &Dataset<'_>, image_type: &[String]) -> bool {
         let is = |word: &str| image_type.iter().any(|have| have == word);
@@ -149,7 +160,7 @@ impl Head {
         let is_derived = image_type.first().is_some_and(|word| word == "DERIVED")
             && (is("SECONDARY") || DERIVED.iter().any(|word| is(word)));
 
-        self.unwanted = if image.text(tags::MODALITY).as_deref() != Some("MR") {
+        self.unwanted = if image.texts(tags::MODALITY) != ["MR"] {
             Some(LeftAlone::NotMr)
         } else if self.extents.contains(&0) {
             Some(LeftAlone::NoImage)
@@ -422,7 +433,7 @@ impl<'a> Dataset<'a> {
         let origin = numbers(groups, tags::PLANE_POSITION_SEQUENCE, tags::IMAGE_POSITION_PATIENT)?
             .ok_or_else(|| missing("ImagePositionPatient", needed))?;
         let needed = "the direction of every slice";
-        let [a, b, c, d, e, f] =
+        let directions: [f64; 6] =
             numbers(groups, tags::PLANE_ORIENTATION_SEQUENCE, tags::IMAGE_ORIENTATION_PATIENT)?
                 .ok_or_else(|| missing("ImageOrientationPatient", needed))?;
         let [between_rows, between_columns] =
@@ -445,14 +456,29 @@ impl<'a> Dataset<'a> {
         let echo_time_ms = echo.map(|[time]| time).or_else(|| self.number(tags::ECHO_TIME));
 
         let component = component(groups, image_type);
-        let plane = Plane {
-            origin,
-            along_row: [a, b, c],
-            along_column: [d, e, f],
-            spacing_mm: [between_columns, between_rows],
-        };
+        let [along_row, along_column] = at_right_angles(directions)?;
+        let plane =
+            Plane { origin, along_row, along_column, spacing_mm: [between_columns, between_rows] };
         Ok(Frame { plane, echo_time_ms, component, rescale })
     }
+}
+
+/// The directions of rows and columns as unit vectors at right angles. Headers round them to three
+/// digits and more.
+fn at_right_angles([a, b, c, d, e, f]: [f64; 6]) -> Result<[[f64; 3]; 2], Refusal> {
+    let dot = |v: [f64; 3], w: [f64; 3]| v[0] * w[0] + v[1] * w[1] + v[2] * w[2];
+    let unit = |v: [f64; 3]| v.map(|x| x / dot(v, v).sqrt());
+    let (row, column) = ([a, b, c], [d, e, f]);
+    let is_near_unit = |v: [f64; 3]| (dot(v, v).sqrt() - 1.0).abs() <= MAX_ROUNDING;
+    if !is_near_unit(row) || !is_near_unit(column) || dot(row, column).abs() > MAX_ROUNDING {
+        let found = format!("an ImageOrientationPatient of {a}\\{b}\\{c}\\{d}\\{e}\\{f}");
+        return refuse(found, "two directions of length 1 at right angles", EXPORT_AGAIN);
+    }
+
+    let row = unit(row);
+    let along = dot(row, column);
+    let column: [f64; 3] = std::array::from_fn(|axis| column[axis] - along * row[axis]);
+    Ok([row, unit(column)])
 }
 
 /// Numbers in a functional group, or in the data set itself. `None` if they are stated nowhere.
@@ -542,6 +568,18 @@ fn vendor(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounded_directions_become_unit_vectors_at_right_angles_and_others_are_quoted() {
+        let [row, column] = at_right_angles([0.707, 0.707, 0.0, -0.5, 0.5, 0.708]).unwrap();
+        let dot = |v: [f64; 3], w: [f64; 3]| v[0] * w[0] + v[1] * w[1] + v[2] * w[2];
+        assert!((dot(row, row) - 1.0).abs() < 1e-12 && (dot(column, column) - 1.0).abs() < 1e-12);
+        assert!(dot(row, column).abs() < 1e-12);
+        for wrong in [[0.0; 6], [1.0, 0.0, 0.0, 1.0, 0.0, 0.0], [1.1, 0.0, 0.0, 0.0, 1.0, 0.0]] {
+            let found = at_right_angles(wrong).unwrap_err().found;
+            assert!(found.starts_with("an ImageOrientationPatient of "), "{found}");
+        }
+    }
 
     #[test]
     fn times_of_headers_are_read_in_each_of_their_spellings() {

@@ -175,6 +175,7 @@ impl Stack<'_> {
         let planes = series::planes(&self.slices);
         let placed = stack(&planes, n_rows, &series::nominal_mm(self.head))
             .map_err(|error| no_volume(error, planes.len()))?;
+        self.check_distance(placed.affine.spacing_mm()[2])?;
         let shape = Shape3([n_columns, n_rows, placed.order.len()]);
         if shape.n_voxels() as u64 > max_voxels {
             let found = format!("{} voxels ({:?})", shape.n_voxels(), shape.0);
@@ -211,6 +212,28 @@ impl Stack<'_> {
 
         let facts = self.facts(&placed.affine.spacing_mm());
         Ok(Converted { volume: RawVolume { shape, voxels, affine: placed.affine }, facts })
+    }
+
+    /// Refuses an even stack that has only every second, third or fourth slice, by what the header
+    /// states: its own distances are even.
+    fn check_distance(&self, found_mm: f64) -> Result<(), NoVolume> {
+        let Some(stated_mm) = series::stated_mm(self.head) else { return Ok(()) };
+        let times = (found_mm / stated_mm).round();
+        let is_multiple = (found_mm - times * stated_mm).abs() <= 0.02 * found_mm;
+        if !(2.0..=4.0).contains(&times) || !is_multiple {
+            return Ok(());
+        }
+
+        let n = self.slices.len();
+        let n_all = (n - 1) * times as usize + 1;
+        let found = format!(
+            "{n} slices {found_mm:.3} mm apart, where the header states {stated_mm:.3} mm: {} of \
+             {n_all} slices are missing",
+            n_all - n
+        );
+        let refusal =
+            Refusal::new(BadHeader, found, "every slice", "export the whole series again");
+        Err(NoVolume::Refused { refusal, may_grow: true })
     }
 
     /// The fault of slices that had a SeriesInstanceUID each. That fault must not hide behind the
@@ -447,6 +470,64 @@ mod tests {
             .map(|(h, id)| of_person(id, h))
             .collect();
         assert_eq!(series_of(&heads).len(), 1);
+    }
+
+    #[test]
+    fn a_few_slices_with_another_patient_stay_if_they_complete_the_stack() {
+        let mut heads: Vec<Head> = axial(20).into_iter().map(|h| of_person("A1", h)).collect();
+        heads[19] = of_person("A2", heads[19].clone());
+        let pixels: Vec<f32> = (0..40).map(|k| k as f32).collect();
+        let stacks = stacks_of(&heads, &pixels);
+        assert_eq!(sizes(&stacks), [(20, 20, 0)]);
+        assert!(stacks[0].notes[0].starts_with("some slices state another patient"));
+
+        // A slice of somebody else at a place of the stack.
+        heads.push(of_person("B2", axial(1).remove(0)));
+        let people: Vec<usize> = series_of(&heads).iter().map(|one| one.files.len()).collect();
+        assert_eq!(people, [19, 1, 1]);
+    }
+
+    #[test]
+    fn several_series_under_one_uid_are_told_apart_by_number_and_description() {
+        let second = axial(5).into_iter().map(|h| with(h, |h| h.series_number = Some(9)));
+        let heads: Vec<Head> = axial(5).into_iter().chain(second).collect();
+        let pixels: Vec<f32> = (0..10).map(|k| k as f32).collect();
+        assert_eq!(sizes(&stacks_of(&heads, &pixels)), [(5, 5, 0), (5, 5, 0)]);
+        // A copy that an archive has numbered anew is still a copy.
+        let pixels: Vec<f32> = (0..10).map(|k| (k % 5) as f32).collect();
+        assert_eq!(sizes(&stacks_of(&heads, &pixels)), [(5, 10, 0)]);
+    }
+
+    #[test]
+    fn every_second_slice_is_no_scan_where_the_header_states_the_distance() {
+        let every_second = |key: &str, mm: f64, is_3d: bool| -> Option<String> {
+            let change = |head: &mut Head| {
+                head.facts.insert(key.to_owned(), json!(mm));
+                head.acquisition.acquisition_type = is_3d.then(|| "3D".to_owned());
+            };
+            let heads: Vec<Head> =
+                axial(19).into_iter().step_by(2).map(|h| with(h, change)).collect();
+            let pixels = [0.0; 10];
+            let stacks = stacks_of(&heads, &pixels);
+            let found = stacks[0].check_distance(2.0);
+            found.err().map(|fault| match fault {
+                NoVolume::Refused { refusal, .. } => refusal.found,
+                NoVolume::Unwanted { why, .. } => why,
+            })
+        };
+        let missing = every_second("SpacingBetweenSlices", 1.0, false).unwrap();
+        assert!(missing.ends_with("1.000 mm: 9 of 19 slices are missing"), "{missing}");
+        assert!(every_second("SliceThickness", 1.0, true).is_some());
+        assert_eq!(every_second("SliceThickness", 1.0, false), None, "2D slices may have gaps");
+        assert_eq!(every_second("SpacingBetweenSlices", 2.0, true), None);
+        assert_eq!(every_second("SpacingBetweenSlices", 4.0, true), None, "overlapping slices");
+    }
+
+    #[test]
+    fn a_reference_slice_makes_no_localiser_of_a_thick_stack() {
+        let heads = [axial(14), vec![sagittal(3.0)]].concat();
+        let pixels: Vec<f32> = (0..15).map(|k| k as f32).collect();
+        assert_eq!(sizes(&stacks_of(&heads, &pixels)), [(14, 14, 1)]);
     }
 
     #[test]

@@ -114,7 +114,10 @@ impl Pixels {
         let plain = self.plain()?;
         for (position, &(frame, rescale)) in frames.iter().enumerate() {
             let bytes = match &plain {
-                Some(all) => frame_of(all, frame, n_pixels * self.layout.n_bytes)?,
+                Some(all) => {
+                    self.check_length(all.len(), n_pixels * self.layout.n_bytes)?;
+                    frame_of(all, frame, n_pixels * self.layout.n_bytes)?
+                }
                 None => Cow::Owned(self.decompress(frame)?),
             };
             if bytes.len() < n_pixels * self.layout.n_bytes {
@@ -129,6 +132,19 @@ impl Pixels {
             take(position, values);
         }
         Ok(())
+    }
+
+    /// Refuses pixels that are longer than the header says by a row or more: its rows, columns or
+    /// bits are wrong then, and the image would be cut or sheared.
+    fn check_length(&self, found: usize, of_frame: usize) -> Result<(), Refusal> {
+        let n_frames = self.file.get(tags::NUMBER_OF_FRAMES).and_then(|n| n.to_int::<usize>().ok());
+        let stated = of_frame.saturating_mul(n_frames.unwrap_or(1).max(1));
+        if found < stated.saturating_add(self.extents[0] * self.layout.n_bytes) {
+            return Ok(());
+        }
+        let found = format!("{found} bytes of pixels");
+        let needed = format!("{stated}, as rows, columns, bits and frames in the header say");
+        Err(Refusal::new(Corrupt, found, needed, EXPORT_AGAIN))
     }
 
     /// The bytes of all frames; `None` if they are compressed.

@@ -89,13 +89,29 @@ pub fn series<'a>(files: &[(usize, &'a Head)]) -> Vec<Series<'a>> {
     join_small(by_uid.into_iter().flat_map(of_uid).collect())
 }
 
-/// Files without a name belong to the only person of their series.
+/// Files without a name belong to the only person of their series. So do the slices of a few files
+/// with another number or name, if they complete the stack of the others: somebody has corrected
+/// or mistyped it in a part of the files. A second person would have a stack of their own.
 fn of_each_person<'a>(files: Vec<(usize, &'a Head)>) -> Vec<Vec<(usize, &'a Head)>> {
     let mut of: BTreeMap<Option<&'a Patient>, Vec<(usize, &'a Head)>> = BTreeMap::new();
     for &(input, head) in &files {
         of.entry(head.person.as_ref()).or_default().push((input, head));
     }
-    if of.keys().flatten().count() < 2 { vec![files] } else { of.into_values().collect() }
+    let largest = of.values().map(Vec::len).max().unwrap_or(0);
+    let is_only = of.keys().flatten().count() < 2;
+    let n_others = files.len() - largest;
+    let are_few = n_others < ENOUGH && 4 * n_others <= files.len();
+    if is_only || (are_few && is_one_stack(&files)) {
+        return vec![files];
+    }
+    of.into_values().collect()
+}
+
+fn is_one_stack(files: &[(usize, &Head)]) -> bool {
+    let frames = files.iter().flat_map(|(_, head)| &head.frames);
+    let planes: Vec<Plane> = frames.map(|frame| frame.plane).collect();
+    let head = files[0].1;
+    stack::stack(&planes, head.extents[1], &nominal_mm(head)).is_ok()
 }
 
 fn join_small(series: Vec<Series<'_>>) -> Vec<Series<'_>> {
@@ -166,6 +182,10 @@ impl<'a> Series<'a> {
             && agree(a.inversion_time_ms, b.inversion_time_ms)
     }
 
+    fn n_people(&self) -> usize {
+        self.files.iter().map(|(_, head)| head.person.as_ref()).collect::<BTreeSet<_>>().len()
+    }
+
     fn slices(&self) -> Vec<Slice<'a>> {
         let of_file = |&(input, head): &(usize, &'a Head)| {
             let frames = head.frames.iter().enumerate();
@@ -212,6 +232,13 @@ pub(super) fn stacks<'a>(
     for stack in &mut stacks {
         stack.left_out.retain(|input| !used.contains(input));
         stack.n_joined = series.n_joined;
+        if series.n_people() > 1 {
+            stack.notes.push(
+                "some slices state another patient than the others; they were kept together because \
+                 they complete one stack. Check whose scan it is"
+                    .to_owned(),
+            );
+        }
         if series.n_joined > 1 {
             stack.notes.push(format!(
                 "the slices had {} SeriesInstanceUIDs; they were joined because all else agrees and \
@@ -301,6 +328,15 @@ pub(super) fn nominal_mm(head: &Head) -> Vec<f64> {
     stated.iter().filter_map(|key| head.facts.get(*key)?.as_f64()).collect()
 }
 
+/// The distance of slices that a header states beyond doubt, mm. The thickness of a slice is the
+/// distance only in 3D, where slices have no gaps between them.
+pub(super) fn stated_mm(head: &Head) -> Option<f64> {
+    let number = |key: &str| head.facts.get(key)?.as_f64().filter(|&mm| mm > 0.0);
+    let is_3d = head.acquisition.acquisition_type.as_deref() == Some("3D");
+    let thickness = || number("SliceThickness").filter(|_| is_3d);
+    number("SpacingBetweenSlices").or_else(thickness)
+}
+
 /// Drops slices that have place and pixels of another one. If a slice has other pixels, all stay,
 /// because the part makes no volume then: empty images at the ends of a time series are equal, too.
 /// The middle of the stack comes first, because a time series shows its differences there.
@@ -348,7 +384,22 @@ fn sort_out<'a>(
         of_space.entry(key).or_default().push(*slice);
     }
 
+    let mut of_series: BTreeMap<_, Vec<Slice<'a>>> = BTreeMap::new();
+    for slice in &slices {
+        of_series.entry(slice.head.told_series()).or_default().push(*slice);
+    }
+
     let mut whole = without_copies(slices, read)?;
+    if of_series.len() > 1 && whole.slices.len() > whole.n_places {
+        // Other images at the same places, under other numbers or descriptions: an anonymiser has
+        // given several series one UID.
+        let parts: Result<Vec<Part<'a>>, Refusal> =
+            of_series.into_values().map(|slices| without_copies(slices, read)).collect();
+        let parts = parts?;
+        if parts.iter().all(Part::is_sound) {
+            return Ok(parts);
+        }
+    }
     if of_space.len() < 2 {
         return Ok(by_grid(whole));
     }
@@ -402,7 +453,9 @@ fn choose<'a>(parts: Vec<Part<'a>>) -> Vec<Stack<'a>> {
     let Some((main, largest)) = largest else { return Vec::new() };
     let (n_most, plane) = (largest.n_places, *largest.plane());
     let has_direction = |part: &Part<'_>| part.plane().has_directions_of(&plane);
-    if n_most < ENOUGH && !parts.iter().all(has_direction) {
+    // A single reference slice beside a stack makes no localiser of it.
+    let counts = |part: &&Part<'_>| n_most < MIN_SLICES || part.n_places >= MIN_SLICES;
+    if n_most < ENOUGH && !parts.iter().filter(counts).all(has_direction) {
         let localiser = |part: Part<'a>| Stack { is_localiser: true, ..part.stack() };
         return parts.into_iter().map(localiser).collect();
     }

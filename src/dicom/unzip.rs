@@ -51,7 +51,7 @@ pub struct Unzipped {
 impl fmt::Display for Unzipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { n_nifti, n_zips, n_others, .. } = self;
-        write!(f, "{n_nifti} NIfTI files, {n_zips} zips and {n_others} other files")
+        write!(f, "{n_nifti} NIfTI files, {n_zips} packed files and {n_others} other files")
     }
 }
 
@@ -144,6 +144,9 @@ enum Kind {
     Other,
 }
 
+/// Endings of files that hold other files.
+const PACKED: [&str; 9] = [".zip", ".gz", ".tgz", ".tar", ".bz2", ".xz", ".zst", ".7z", ".rar"];
+
 /// The kind of a file, by its name and its first bytes.
 fn kind(name: &str, start: &[u8]) -> Kind {
     let name = name.to_ascii_lowercase();
@@ -157,7 +160,7 @@ fn kind(name: &str, start: &[u8]) -> Kind {
         Kind::Dicom
     } else if has_ending(&[".nii", ".nii.gz"]) {
         Kind::Nifti
-    } else if start.starts_with(b"PK\x03\x04") && has_ending(&[".zip"]) {
+    } else if has_ending(&PACKED) {
         Kind::Zip
     } else {
         Kind::Other

@@ -40,12 +40,7 @@ impl Patient {
         let told: String = id.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect();
         let is_placeholder =
             told.chars().all(|c| c == '0' || c == 'x') || PLACEHOLDERS.contains(&told.as_str());
-        (!is_placeholder).then(|| Self::hash("PatientID ", id))
-    }
-
-    /// The hash, as text.
-    pub(super) fn text(&self) -> &str {
-        &self.0
+        (!is_placeholder).then(|| Self::hash("PatientID ", &id.to_lowercase()))
     }
 
     fn hash(kind: &str, text: &str) -> Self {

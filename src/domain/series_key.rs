@@ -5,16 +5,13 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::patient::Patient;
-
-/// A series of one patient, by hashes of its identifiers. Like [`Patient`], it stays in the state
-/// folder.
+/// A series, by hashes of its identifiers. Like the hash of a patient, it stays in the state folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct SeriesKey {
-    /// The patient and the study; the series instead of the study if no study is named.
+    /// The study, or the series if no study is named.
     pub study: u64,
-    /// The patient and the series.
+    /// The series.
     pub series: u64,
 }
 
@@ -22,11 +19,11 @@ impl SeriesKey {
     /// Length of a key as text, bytes.
     pub const TEXT_LEN: usize = 32;
 
-    /// The key of a file whose header names these UIDs. A UID that is absent is empty.
-    pub fn new(patient: Option<&Patient>, study_uid: &str, series_uid: &str) -> Self {
-        let patient = patient.map_or("", Patient::text);
+    /// The key of a file whose header names these UIDs. A UID that is absent is empty. The patient
+    /// has no part in it: a number that was corrected in some files must not tear a series.
+    pub fn new(study_uid: &str, series_uid: &str) -> Self {
         let hash = |kind: &str, uid: &str| {
-            let digest = Sha256::digest(format!("{kind} {uid}\0{patient}"));
+            let digest = Sha256::digest(format!("{kind} {uid}"));
             digest[..8].iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
         };
         let series = hash("series", series_uid);
@@ -69,21 +66,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn series_of_one_study_share_the_study_and_those_of_two_people_share_nothing() {
-        let (anna, bert) = (Patient::of_header("17"), Patient::of_header("18"));
-        let of = |patient: &Option<Patient>, study, series| {
-            SeriesKey::new(patient.as_ref(), study, series)
-        };
-        let first = of(&anna, "1.2", "1.2.3");
-        assert_eq!(first, of(&anna, "1.2", "1.2.3"));
-
-        let second = of(&anna, "1.2", "1.2.4");
+    fn series_of_one_study_share_the_study_and_others_share_nothing() {
+        let first = SeriesKey::new("1.2", "1.2.3");
+        assert_eq!(first, SeriesKey::new("1.2", "1.2.3"));
+        let second = SeriesKey::new("1.2", "1.2.4");
         assert_eq!(first.study, second.study);
         assert_ne!(first.series, second.series);
-
-        let other = of(&bert, "1.2", "1.2.3");
-        assert!(first.study != other.study && first.series != other.series);
-        assert_ne!(of(&None, "", "1.2.3").study, of(&None, "", "1.2.4").study);
+        assert_ne!(SeriesKey::new("", "1.2.3").study, SeriesKey::new("", "1.2.4").study);
     }
 
     #[test]

@@ -103,7 +103,9 @@ impl Source {
     /// scan, so that it is found only once although results are written many times.
     pub fn found_brain(&self) -> Option<Vec<u8>> {
         let brain = || nifti::encode_mask(&self.grid, &self.brain.inside, "brain mask");
-        self.brain_from.is_found().then(brain)
+        // In voxels that a program replaced, another brain might be found the next time.
+        let is_replaced = self.preprocess.as_ref().is_some_and(|done| done.scan_replaced);
+        (self.brain_from.is_found() || is_replaced).then(brain)
     }
 }
 

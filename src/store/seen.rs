@@ -158,19 +158,23 @@ impl Store {
         Ok(found)
     }
 
-    /// Forgets a decision, so that its files are considered again. Returns how many these are.
-    /// Files for whose path `is_alone` holds keep theirs: no other file has a part in it.
-    pub fn forget_decision(
+    /// Forgets decisions, so that their files are considered again. Returns how many these are. Files
+    /// for whose path `is_alone` holds keep theirs: no other file has a part in it. `alive` is
+    /// called for every file.
+    pub fn forget_decisions(
         &self,
-        (fellows, outcome): &Decision,
+        decisions: &HashSet<Decision>,
         is_alone: impl Fn(&[u8]) -> bool,
+        mut alive: impl FnMut(),
     ) -> Result<usize, StoreError> {
         let mut n_forgotten = 0;
         for entry in self.seen.iter() {
+            alive();
             let (path, value) = entry?;
             let seen: SeenFile = record::open_json(&value, "seen file", b"")?;
-            let is_open = seen.outcome == *outcome && seen.absent_since_secs.is_none();
-            if is_open && !is_alone(&path) && seen.fellows(&path).any(|own| own == *fellows) {
+            let is_forgotten = |fellows| decisions.contains(&(fellows, seen.outcome));
+            let is_there = seen.absent_since_secs.is_none();
+            if is_there && !is_alone(&path) && seen.fellows(&path).any(is_forgotten) {
                 self.seen.remove(path)?;
                 n_forgotten += 1;
             }

@@ -226,8 +226,8 @@ fn a_decision_of_which_a_file_goes_is_found_once_and_only_its_own_files_are_forg
     let found = store.forget_missing(is_there, 20, 100).unwrap();
     assert_eq!(found.left_alone.len(), 5);
     assert_eq!(found.shrunk, [(Fellows::Folder(b"a".to_vec()), localiser)].into());
-    let decision = found.shrunk.into_iter().next().unwrap();
-    assert_eq!(store.forget_decision(&decision, |path| path == b"a/2.zip").unwrap(), 1);
+    let n = store.forget_decisions(&found.shrunk, |path| path == b"a/2.zip", || {}).unwrap();
+    assert_eq!(n, 1);
     let is_known = |path: &str| store.seen(path.as_bytes()).unwrap().is_some();
     let known = ["a/1", "a/2", "a/2.zip", "a/3", "a/b/4", "ab/5", "a/7"].map(is_known);
     assert_eq!(known, [true, false, true, true, true, true, true]);
@@ -247,8 +247,7 @@ fn a_decision_about_a_study_is_forgotten_wherever_its_files_lie() {
     }
     let found = store.forget_missing(|path| path != b"a/1", 20, 100).unwrap();
     assert_eq!(found.shrunk, [(Fellows::Study(1), stray)].into());
-    let decision = found.shrunk.into_iter().next().unwrap();
-    assert_eq!(store.forget_decision(&decision, |_| false).unwrap(), 1);
+    assert_eq!(store.forget_decisions(&found.shrunk, |_| false, || {}).unwrap(), 1);
     let is_known = |path: &str| store.seen(path.as_bytes()).unwrap().is_some();
     assert_eq!(["a/1", "b/2", "a/3"].map(is_known), [true, false, true]);
 }

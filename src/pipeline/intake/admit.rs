@@ -106,7 +106,10 @@ impl Intake {
             header_patient: whole.patient.clone().or_else(known_patient),
             dicom: whole.dicom.clone().or_else(known_dicom),
             output_stem,
-            written_stem: known.and_then(|known| known.written_stem.clone()),
+            written_stem: known.and_then(|known| {
+                let plain = || known.reported.as_ref().map(|_| known.output_stem.clone());
+                known.written_stem.clone().or_else(plain)
+            }),
             sequence: self.shared.store.next_sequence()?,
             first_seen_secs: now_secs().saturating_sub(whole.waited.as_secs()),
             // Revisions continue to count.

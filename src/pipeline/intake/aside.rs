@@ -1,7 +1,7 @@
 //! Shows what is left alone, and considers it again when it may have become a scan.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     domain::{error::ScanError, left_alone::LeftAlone},
     ingest::{self, Patterns},
-    pipeline::board::{LEFT_ALONE_FILE, LeftAloneNames},
+    pipeline::board::{LEFT_ALONE_FILE, LeftAloneNames, StageName},
     store::{Decision, SeenFiles},
 };
 
@@ -80,13 +80,16 @@ impl Intake {
             let path = Path::new(OsStr::from_bytes(path));
             patterns.is_scan(path) || ingest::has_ending(path, &["zip"])
         };
-        let ready: Vec<Decision> = due.extract_if(|rest| !done.contains_key(rest)).collect();
-        for decision in ready {
-            let n_files = self.shared.store.forget_decision(&decision, is_alone)?;
-            done.insert(decision, now);
-            if n_files > 0 {
-                info!(n_files, "a file that was left out is gone; the others are read again");
-            }
+        let ready: HashSet<Decision> = due.extract_if(|rest| !done.contains_key(rest)).collect();
+        if ready.is_empty() {
+            return Ok(());
+        }
+
+        let alive = || self.shared.board.heartbeat(StageName::Intake);
+        let n_files = self.shared.store.forget_decisions(&ready, is_alone, alive)?;
+        done.extend(ready.into_iter().map(|decision| (decision, now)));
+        if n_files > 0 {
+            info!(n_files, "a file that was left out is gone; the others are read again");
         }
         Ok(())
     }

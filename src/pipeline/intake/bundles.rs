@@ -84,6 +84,10 @@ impl Bundles {
         self.pauses.get(what).is_some_and(|pause| pause.until > now)
     }
 
+    pub(super) fn until(&self, what: &PauseOf) -> Option<Instant> {
+        self.pauses.get(what).map(|pause| pause.until)
+    }
+
     /// How many times in a row the conversion failed.
     pub(super) fn n_failures(&self, what: &PauseOf) -> u32 {
         self.pauses.get(what).map_or(0, |pause| pause.n_failures)

@@ -193,7 +193,9 @@ impl Reader {
         }
         must_be_magnitude(path, json.as_ref())?;
 
-        let t1 = companions::session_t1(path).filter(|_| method.uses_session_t1);
+        // Volumes of several patients lie beside each other after a conversion.
+        let joins_t1 = method.uses_session_t1 && whole.dicom.is_none();
+        let t1 = companions::session_t1(path).filter(|_| joins_t1);
         let look_at_t1 = || ingest::look_at(t1.as_deref()?).ok();
         let t1_look = look_at_t1();
 

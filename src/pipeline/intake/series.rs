@@ -64,6 +64,10 @@ impl Member<'_> {
         }
     }
 
+    fn studies(&self) -> impl Iterator<Item = u64> {
+        self.series.iter().flatten().map(|key| key.study)
+    }
+
     /// The scan that the file is part of by an earlier decision.
     fn scan(&self) -> Option<ScanId> {
         match self.outcome? {
@@ -253,6 +257,11 @@ impl Intake {
         let postponed: HashSet<usize> =
             events.iter().filter(is_postponed).flat_map(Event::inputs).copied().collect();
 
+        let paused_studies = self.paused_studies(unit);
+        let is_waiting = |event: &&Event| matches!(event, Event::Waiting { .. });
+        let waiting: HashSet<usize> =
+            events.iter().filter(is_waiting).flat_map(Event::inputs).copied().collect();
+
         let mut failed: HashMap<PauseOf, bool> = HashMap::new();
         for (input, member) in unit.members.iter().enumerate() {
             if member.state != FileState::New || !self.bundles.settling.knows(&member.file.path) {
@@ -260,6 +269,11 @@ impl Intake {
             }
             if postponed.contains(&input) && !has_failed(input) {
                 self.bundles.wake(&member.pause_of());
+                continue;
+            }
+            let until = member.studies().filter_map(|study| paused_studies.get(&study)).max();
+            if let Some(&until) = until.filter(|_| waiting.contains(&input)) {
+                self.bundles.pause(member.pause_of(), Pause { until, n_failures: 0 });
                 continue;
             }
             *failed.entry(member.pause_of()).or_default() |= has_failed(input);
@@ -273,6 +287,20 @@ impl Intake {
                 self.bundles.pause(what, Pause { until: now + length, n_failures });
             }
         }
+    }
+
+    /// Until when the paused files of each study pause. A file that waits for them pauses as long:
+    /// with ends of their own, one of them would always find another one paused.
+    fn paused_studies(&self, unit: &Unit<'_>) -> HashMap<u64, Instant> {
+        let mut ends: HashMap<u64, Instant> = HashMap::new();
+        for member in unit.members.iter().filter(|member| member.state == FileState::Paused) {
+            let Some(until) = self.bundles.until(&member.pause_of()) else { continue };
+            for study in member.studies() {
+                let end = ends.entry(study).or_insert(until);
+                *end = until.max(*end);
+            }
+        }
+        ends
     }
 
     /// Deals with the results of a conversion. Returns the files that failed and are tried again.
@@ -298,7 +326,12 @@ impl Intake {
                 Series::Taken(outcome) => {
                     decided.outcomes.extend(inputs.iter().map(|&input| (input, outcome)));
                 }
-                Series::Refused(refusal) => refused.push((name, refusal, inputs)),
+                // A volume of files that were all decided earlier says nothing new.
+                Series::Refused(_) if !unit.has_new(inputs) => {}
+                Series::Refused(refusal) => {
+                    let all = inputs.iter().chain(left_out).copied().collect();
+                    refused.push((name, refusal, all));
+                }
                 Series::Later => {
                     decided.fail(inputs);
                     decided.later.extend(left_out);
@@ -322,7 +355,7 @@ impl Intake {
                         debug!(%refusal, "a series may still be growing");
                         decided.later.extend(inputs);
                     } else {
-                        refused.push((name, refusal.clone(), inputs));
+                        refused.push((name, refusal.clone(), inputs.clone()));
                     }
                 }
                 // A zip may also hold a series that is decided now.
@@ -337,12 +370,17 @@ impl Intake {
         }
 
         for (name, refusal, inputs) in refused {
-            self.refuse_series(unit, name, &refusal, inputs, &mut decided)?;
+            self.refuse_series(unit, name, &refusal, &inputs, &mut decided)?;
         }
         for event in events {
             let Event::Skipped { name, reason, why, inputs } = event else { continue };
             debug!(name, place = %unit.place(inputs).display(), "left alone");
-            self.leave_alone(unit, *reason, why, &decided.without(&unit.in_no_scan(inputs)))?;
+            let left = decided.without(&unit.in_no_scan(inputs));
+            if left.is_empty() {
+                // A zip that gave a scan holds something else, too.
+                info!(why, "a part of a zip is left out");
+            }
+            self.leave_alone(unit, *reason, why, &left)?;
         }
 
         for event in events.iter().filter(|event| !event.left_out().is_empty()) {
@@ -365,8 +403,10 @@ impl Intake {
             }
         }
         for &input in &decided.later {
-            if unit.members[input].outcome.is_none() {
-                self.shared.store.forget_seen(&unit.key(input))?;
+            match unit.members[input].outcome {
+                None => self.shared.store.forget_seen(&unit.key(input))?,
+                // It may have been marked as being read.
+                Some(outcome) => self.remember_files(unit, &[input], outcome)?,
             }
         }
         Ok(())
@@ -556,7 +596,11 @@ impl Intake {
         } else {
             let folder_of_all = unit.folder(if left.is_empty() { inputs } else { &left });
             let folder_of_all = folder_of_all.strip_prefix(unit.incoming).unwrap_or(Path::new(""));
-            let came_from = folder_of_all.join(if name.is_empty() { "series" } else { name });
+            let name = if name.is_empty() { "series" } else { name };
+            // A series that came back from quarantine lies in a folder of its name already.
+            let is_own = folder_of_all.file_name().is_some_and(|folder| folder == name);
+            let came_from =
+                if is_own { folder_of_all.to_owned() } else { folder_of_all.join(name) };
             // Without files, only the reason is written.
             let files = if has_writer { &[] } else { &files[..] };
             quarantine::quarantine_series(&folder, files, &came_from, refusal, now_secs())
