@@ -5,7 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// A series, by hashes of its identifiers. Like the hash of a patient, it stays in the state folder.
+/// A series, by hashes of its identifiers. Like the hash of a patient, it stays in the state
+/// folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct SeriesKey {

@@ -158,9 +158,9 @@ impl Store {
         Ok(found)
     }
 
-    /// Forgets decisions, so that their files are considered again. Returns how many these are. Files
-    /// for whose path `is_alone` holds keep theirs: no other file has a part in it. `alive` is
-    /// called for every file.
+    /// Forgets decisions, so that their files are considered again. Returns how many these are.
+    /// Files for whose path `is_alone` holds keep theirs: no other file has a part in it. `alive`
+    /// is called for every file.
     pub fn forget_decisions(
         &self,
         decisions: &HashSet<Decision>,

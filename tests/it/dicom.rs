@@ -70,7 +70,8 @@ fn series_of_every_kind_become_the_volumes_that_dcm2niix_makes_or_are_refused_wi
             let refusal = &events[0]["refusal"];
             let wanted = match case.as_str() {
                 "refused-bomb" => "bomb",
-                "refused-short" | "refused-empty" | "refused-cut" | "refused-zipcut" => "truncated",
+                "refused-short" | "refused-empty" | "refused-cut" | "refused-zip"
+                | "refused-zipcut" => "truncated",
                 "refused-mosaic" | "refused-jpegls" => "unsupported",
                 "refused-doubled" | "refused-missing" | "refused-unit" => "bad_header",
                 _ => "corrupt",
