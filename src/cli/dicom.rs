@@ -241,7 +241,7 @@ fn studies(listed: &[Listed], paused: &HashSet<SeriesKey>) -> Vec<(u64, Vec<usiz
 }
 
 fn key_of(head: &Head) -> SeriesKey {
-    SeriesKey::new(&head.study_uid, &head.series_uid)
+    SeriesKey::new(head.study_uid(), &head.series_uid)
 }
 
 /// A file whose header cannot be read.

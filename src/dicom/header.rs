@@ -50,12 +50,8 @@ pub enum Component {
 /// The content of one file's header.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
-    /// StudyInstanceUID: the examination that the file belongs to. Empty if absent.
-    pub study_uid: String,
     /// SeriesInstanceUID: the series that the file belongs to.
     pub series_uid: String,
-    /// FrameOfReferenceUID: the space in which positions are stated. Empty if absent.
-    pub frame_of_reference_uid: String,
     /// SOPInstanceUID: the identity of the file's image.
     pub instance_uid: String,
     /// Number of the series within the examination, if stated.
@@ -104,9 +100,7 @@ pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
     let patient = image.text(tags::PATIENT_ID).as_deref().and_then(Patient::of_header);
     let name = || image.text(tags::PATIENT_NAME).as_deref().and_then(Patient::of_header);
     let mut head = Head {
-        study_uid: image.text(tags::STUDY_INSTANCE_UID).unwrap_or_default(),
         series_uid,
-        frame_of_reference_uid: image.text(tags::FRAME_OF_REFERENCE_UID).unwrap_or_default(),
         instance_uid: image.text(tags::SOP_INSTANCE_UID).unwrap_or_default(),
         series_number: image.number(tags::SERIES_NUMBER).map(|number| number as i64),
         unwanted: None,
@@ -139,6 +133,16 @@ fn refuse<T>(
 }
 
 impl Head {
+    /// StudyInstanceUID; empty if it is absent.
+    pub fn study_uid(&self) -> &str {
+        self.identifiers.study_instance_uid.as_deref().unwrap_or_default()
+    }
+
+    /// FrameOfReferenceUID; empty if it is absent.
+    pub(super) fn frame_of_reference_uid(&self) -> &str {
+        self.identifiers.frame_of_reference_uid.as_deref().unwrap_or_default()
+    }
+
     /// Number, description, protocol and day: what tells series apart if their UIDs do not.
     pub(super) fn told_series(&self) -> impl Ord + use<'_> {
         let Acquisition { description, protocol, .. } = &self.acquisition;

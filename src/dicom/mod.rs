@@ -338,16 +338,18 @@ mod tests {
         };
         let component = Component::Magnitude;
         Head {
-            study_uid: "1.1".to_owned(),
             series_uid: "1.2".to_owned(),
-            frame_of_reference_uid: "1.3".to_owned(),
             instance_uid: instance.to_owned(),
             series_number: Some(7),
             unwanted: None,
             fault: None,
             extents: [5, 7],
             patient: None,
-            identifiers: DicomFacts::default(),
+            identifiers: DicomFacts {
+                study_instance_uid: Some("1.1".to_owned()),
+                frame_of_reference_uid: Some("1.3".to_owned()),
+                ..DicomFacts::default()
+            },
             person: None,
             frames: vec![Frame {
                 plane,
@@ -589,7 +591,9 @@ mod tests {
     #[test]
     fn a_frame_of_reference_parts_only_what_are_stacks_by_themselves() {
         let in_space = |heads: Vec<Head>, name: fn(usize) -> String| -> Vec<Head> {
-            let put = |(k, head)| with(head, |h: &mut Head| h.frame_of_reference_uid = name(k));
+            let put = |(k, head)| {
+                with(head, |h: &mut Head| h.identifiers.frame_of_reference_uid = Some(name(k)))
+            };
             heads.into_iter().enumerate().map(put).collect()
         };
         let pixels: Vec<f32> = (0..99_u16).map(f32::from).collect();

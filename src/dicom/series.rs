@@ -159,7 +159,7 @@ impl<'a> Series<'a> {
         let head = self.files[0].1;
         let acquisition = &head.acquisition;
         (
-            (head.person.as_ref(), head.study_uid.as_str(), head.series_number),
+            (head.person.as_ref(), head.study_uid(), head.series_number),
             (acquisition.description.as_deref(), acquisition.protocol.as_deref()),
             (head.extents, self.unwanted),
         )
@@ -380,7 +380,7 @@ fn sort_out<'a>(
 ) -> Result<Vec<Part<'a>>, Refusal> {
     let mut of_space: BTreeMap<_, Vec<Slice<'a>>> = BTreeMap::new();
     for slice in &slices {
-        let key = (slice.head.study_uid.as_str(), slice.head.frame_of_reference_uid.as_str());
+        let key = (slice.head.study_uid(), slice.head.frame_of_reference_uid());
         of_space.entry(key).or_default().push(*slice);
     }
 
@@ -495,7 +495,8 @@ fn difference(part: &Part<'_>, largest: &Part<'_>) -> &'static str {
     let [one, other] = [part, largest].map(|part| part.slices[0]);
     let [echo, other_echo] = [one, other].map(|slice| slice.frame.echo_time_ms);
     let has_echo = echo.zip(other_echo).is_none_or(|(a, b)| is_same_time(a, b));
-    let space = |head: &Head| (head.study_uid.clone(), head.frame_of_reference_uid.clone());
+    let same_space = one.head.study_uid() == other.head.study_uid()
+        && one.head.frame_of_reference_uid() == other.head.frame_of_reference_uid();
     if !one.frame.plane.has_directions_of(&other.frame.plane) {
         "of another direction"
     } else if one.head.extents != other.head.extents {
@@ -504,7 +505,7 @@ fn difference(part: &Part<'_>, largest: &Part<'_>) -> &'static str {
         "with another size of pixels"
     } else if !has_echo {
         "of another echo time"
-    } else if space(one.head) != space(other.head) {
+    } else if !same_space {
         "of another study or frame of reference"
     } else {
         "beside the even distances of the others"
