@@ -289,7 +289,7 @@ pub(crate) fn sidecar(
         quality: Some(QualityFacts {
             noise: encoded.noise,
             cut_fraction: encoded.cut_fraction,
-            is_reference: config.quality.allow(record),
+            is_reference: config.quality.allow(record) && !window.set_aside.contains(&record.id),
         }),
         intensity: Some(intensity_facts(record, &encoded, method)),
         alignment: record.alignment,

@@ -293,6 +293,9 @@ pub struct ScanRecord {
     /// ask for another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written_stem: Option<String>,
+    /// Scans of fewer slices of the same DICOM series, which this one replaces as a reference.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaces: Vec<ScanId>,
     /// Cohort that it belongs to. Decided once, at intake.
     pub cohort: CohortKey,
     /// How it was acquired, as far as known. Empty for scans from before this was kept.
@@ -334,6 +337,7 @@ impl ScanRecord {
             dicom: None,
             output_stem: String::new(),
             written_stem: None,
+            replaces: Vec::new(),
             cohort,
             acquisition: AcquisitionFacts::default(),
             notes: Vec::new(),

@@ -143,6 +143,13 @@ pub(super) fn scan_warnings(
     let mut warnings: Vec<String> =
         config.quality.faults(record).into_iter().map(not_good_enough).collect();
 
+    if warnings.is_empty() && window.set_aside.contains(&record.id) {
+        warnings.push(
+            "a later scan of the same series has more slices: use that one. Others are not \
+             compared with this scan"
+                .to_owned(),
+        );
+    }
     if noise_is_unmeasured(record) {
         warnings.push(
             "the noise in the brain could not be measured: the brain is too small, or it has no \

@@ -393,6 +393,17 @@ fn a_slice_that_comes_late_to_another_folder_reopens_its_series() {
         warnings.iter().filter(|text| text.contains("series had fewer slices")).count() == 1
     };
     site.wait("one result says so", warns);
+    let is_replaced = |site: &Site| {
+        let names = names(&site.path("results"));
+        let stems = names.iter().filter_map(|name| name.strip_suffix("_anomaly.json"));
+        let found: Vec<_> = stems.filter_map(|stem| site.sidecar(stem)).collect();
+        let says = |text: &str| text.starts_with("a later scan of the same series");
+        found.iter().any(|found| {
+            found.warnings.iter().any(|warning| says(warning))
+                && found.quality.as_ref().is_some_and(|quality| !quality.is_reference)
+        })
+    };
+    site.wait("the earlier scan is no reference", is_replaced);
     assert_eq!((site.status().n_duplicates, site.status().n_quarantined), (0, 0));
     assert!(incoming.join("a/IM000").is_file(), "files of scans stay where they are");
     assert_eq!(site.stop(), Some(0));

@@ -94,7 +94,8 @@ impl Intake {
 
         let id = prepared.id;
         let (mut record, encodable) = prepared.into_record(path);
-        if whole.earlier.iter().any(|earlier| *earlier != id) {
+        record.replaces = whole.earlier.iter().copied().filter(|earlier| *earlier != id).collect();
+        if !record.replaces.is_empty() {
             record.notes.push(
                 "an earlier scan of this series had fewer slices: the others came after it was \
                  read. Use this result instead of the earlier one"

@@ -3,7 +3,7 @@
 //! A cohort does no I/O and gets the time as an argument.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     num::NonZeroUsize,
     time::{Duration, Instant},
 };
@@ -125,8 +125,13 @@ impl Cohort {
 
     /// Updates the memberships from the journal and the settings.
     pub(super) fn renew_memberships(&mut self, records: &[ScanRecord], settings: &Config) {
+        let replaced: HashSet<ScanId> =
+            records.iter().flat_map(|record| &record.replaces).copied().collect();
         for record in records {
-            self.window.set_membership(record.id, settings.membership(record));
+            let mut membership = settings.membership(record);
+            // A later scan of the same series has more slices.
+            membership.is_reference &= !replaced.contains(&record.id);
+            self.window.set_membership(record.id, membership);
         }
         let is_part = |record: &&ScanRecord| coverage_of_part(record).is_some();
         self.n_parts_of_heads = records.iter().filter(is_part).count();
