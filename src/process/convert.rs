@@ -170,7 +170,7 @@ fn encode_list<'f>(files: impl IntoIterator<Item = &'f Listed>) -> Vec<u8> {
     bytes
 }
 
-/// Reads the daemon's list of files, as [`encode_list`] writes it. `None` if it has another form.
+/// Reads the daemon's list of files, as `encode_list` writes it. `None` if it has another form.
 pub fn decode_list(bytes: &[u8]) -> Option<Vec<Listed>> {
     let entries = bytes.split(|&byte| byte == 0).filter(|entry| !entry.is_empty());
     entries.map(decode_entry).collect()
