@@ -88,7 +88,7 @@ def summary():
         if window:
             windows.append((window, []))
         windows[-1][1].append(row)
-    windows = [(window, rows) for window, rows in windows if "prototype" not in window]
+    windows = [(window, rows) for window, rows in windows if "--force" not in window]
     figure, all_axes = begin(
         11, 2.6, len(windows), "How well is lesion tissue found?",
         "Average precision, voxel by voxel; 1 is best. Mean over the scans with lesions.\n"
