@@ -27,6 +27,8 @@ pub struct Read {
     pub unusable: Vec<&'static str>,
     /// What the JSON says of the sequence.
     pub sequence: Acquisition,
+    /// What the conversion from DICOM says, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Adds the values of a JSON to the facts. Returns what else it says.
@@ -47,6 +49,7 @@ pub fn read_facts(bytes: &[u8], facts: &mut AcquisitionFacts) -> Result<Read, St
     })?;
 
     let Value::Object(entries) = value else { return Err("it is no JSON object".to_owned()) };
+    let notes = notes(&entries);
     let mut fields = Fields { entries, unusable: Vec::new() };
     const MS_PER_SECOND: f64 = 1000.0;
 
@@ -82,30 +85,26 @@ pub fn read_facts(bytes: &[u8], facts: &mut AcquisitionFacts) -> Result<Read, St
             volume_ml: fields.number("ContrastBolusVolume", 1.0),
         },
     };
-    Ok(Read { unusable: fields.unusable, sequence })
+    Ok(Read { unusable: fields.unusable, sequence, notes })
 }
 
 /// Most notes that are read, and the length of the longest one, characters.
 const MAX_NOTES: usize = 8;
 const MAX_NOTE_CHARS: usize = 300;
 
-/// What the conversion of a DICOM series says about it, a sentence each (`OddscanNotes`). Empty if
-/// it says nothing, or if the JSON cannot be used.
-pub fn read_notes(bytes: &[u8]) -> Vec<String> {
-    if bytes.len() as u64 > MAX_BYTES {
+/// What the conversion of a DICOM series says about it (`OddscanNotes`). Only texts of our own go
+/// into results: others might name somebody.
+fn notes(entries: &Map<String, Value>) -> Vec<String> {
+    if entries.get("ConversionSoftware").and_then(Value::as_str) != Some("oddscan") {
         return Vec::new();
     }
-    let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
-    // Only texts of our own go into results: others might name somebody.
-    if value.get("ConversionSoftware").and_then(Value::as_str) != Some("oddscan") {
-        return Vec::new();
-    }
-    let notes = value.get("OddscanNotes").and_then(Value::as_array).cloned().unwrap_or_default();
+    let notes = entries.get("OddscanNotes").and_then(Value::as_array);
     let plain = |note: &Value| -> String {
         let note = note.as_str().unwrap_or_default();
         note.chars().filter(|c| !c.is_control()).take(MAX_NOTE_CHARS).collect()
     };
-    notes.iter().take(MAX_NOTES).map(plain).filter(|note| !note.is_empty()).collect()
+    let notes = notes.into_iter().flatten().take(MAX_NOTES);
+    notes.map(plain).filter(|note| !note.is_empty()).collect()
 }
 
 /// The entries of a JSON, and the keys that were asked for but have values that cannot be used.
@@ -236,7 +235,10 @@ mod tests {
 
     #[test]
     fn notes_of_the_conversion_are_few_and_short() {
-        let of = |text: &str| read_notes(text.as_bytes());
+        let of = |text: &str| {
+            let read = read_facts(text.as_bytes(), &mut AcquisitionFacts::default());
+            read.map(|read| read.notes).unwrap_or_default()
+        };
         assert_eq!(
             of(
                 r#"{"ConversionSoftware": "oddscan", "OddscanNotes": ["1 slice\u001b was left out", ""]}"#

@@ -120,7 +120,7 @@ fn of_maps((window, outcomes): (&str, Vec<&Outcome>)) -> String {
 
     let sources: Vec<String> = outcomes.iter().flat_map(|outcome| source_rows(outcome)).collect();
     if sources.is_empty() {
-        text += "\nThe names of the scans with lesions tell one source only.\n";
+        text += "\nAll scans with lesions are of one source.\n";
     } else {
         text += "\nBy source, over its scans with lesions:\n\n";
         text += &head(&[&["map", "source"], &COLUMNS[..]].concat());

@@ -453,7 +453,7 @@ impl Session<'_> {
             let found = "other files of the study that cannot be opened now";
             let needed = "all files of the study";
             let refusal = Refusal::new(Io, found, needed, "check the share and the permissions");
-            return self.refuse(Path::new("study"), refusal, false, inputs);
+            return self.refuse_as("study".to_owned(), refusal, false, inputs);
         }
 
         let heads: Vec<(usize, &Head)> = heads.iter().map(|(index, head)| (*index, head)).collect();
@@ -722,20 +722,14 @@ impl Session<'_> {
             return self.skip(name(), reason, all);
         }
         if let Some(refusal) = fault_of(files) {
-            self.n_refused += 1;
-            let name = name();
-            return self.say(&Event::Refused { name, refusal, may_grow: false, inputs: all });
+            return self.refuse_as(name(), refusal, false, all);
         }
 
         self.say(&Event::InHand { inputs: all.clone() })?;
         let open = |index: usize| files::open_regular(&inputs[index].path).map(io::BufReader::new);
         let stacks = match guarded(|| dicom::stacks(series, open)).flatten() {
             Ok(stacks) => stacks,
-            Err(refusal) => {
-                self.n_refused += 1;
-                let name = name();
-                return self.say(&Event::Refused { name, refusal, may_grow: false, inputs: all });
-            }
+            Err(refusal) => return self.refuse_as(name(), refusal, false, all),
         };
 
         for stack in stacks {
@@ -771,8 +765,7 @@ impl Session<'_> {
                     let mut files = stack.inputs.iter().map(|&index| &inputs[index]);
                     let may_grow =
                         may_grow || files.all(|file| self.may_lack_its_end(&refusal, file));
-                    self.n_refused += 1;
-                    self.say(&Event::Refused { name, refusal, may_grow, inputs: of_stack })?;
+                    self.refuse_as(name, refusal, may_grow, of_stack)?;
                 }
             }
         }
@@ -810,8 +803,18 @@ impl Session<'_> {
         may_grow: bool,
         inputs: Vec<usize>,
     ) -> io::Result<()> {
-        self.n_refused += 1;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.refuse_as(name, refusal, may_grow, inputs)
+    }
+
+    fn refuse_as(
+        &mut self,
+        name: String,
+        refusal: Refusal,
+        may_grow: bool,
+        inputs: Vec<usize>,
+    ) -> io::Result<()> {
+        self.n_refused += 1;
         self.say(&Event::Refused { name, refusal, may_grow, inputs })
     }
 

@@ -22,7 +22,7 @@ use crate::{
         scan::DicomFacts,
         sequence::{Acquisition, AgentFields, is_no_magnitude},
     },
-    numeric::stack::Plane,
+    numeric::stack::{Plane, directions},
 };
 
 /// One frame of a file.
@@ -77,9 +77,6 @@ pub struct Head {
     pub facts: Map<String, Value>,
 }
 
-/// How far rounded directions may be from unit vectors at right angles.
-const MAX_ROUNDING: f64 = 0.02;
-
 /// Limit on the frames of one file.
 const MAX_FRAMES: usize = 20_000;
 
@@ -97,8 +94,8 @@ pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
     };
 
     let image_type = image.texts(tags::IMAGE_TYPE);
-    let patient = image.text(tags::PATIENT_ID).as_deref().and_then(Patient::of_header);
-    let name = || image.text(tags::PATIENT_NAME).as_deref().and_then(Patient::of_header);
+    // Archives change the case of numbers and names. The patient of the journal keeps its own.
+    let person = |tag| Patient::of_header(&image.text(tag)?.to_lowercase());
     let mut head = Head {
         series_uid,
         instance_uid: image.text(tags::SOP_INSTANCE_UID).unwrap_or_default(),
@@ -106,8 +103,8 @@ pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
         unwanted: None,
         fault: None,
         extents: [tags::COLUMNS, tags::ROWS].map(|tag| image.whole(tag).unwrap_or(0)),
-        person: patient.clone().or_else(name),
-        patient,
+        person: person(tags::PATIENT_ID).or_else(|| person(tags::PATIENT_NAME)),
+        patient: image.text(tags::PATIENT_ID).as_deref().and_then(Patient::of_header),
         identifiers: image.identifiers(),
         frames: Vec::new(),
         acquisition: image.acquisition(),
@@ -437,7 +434,7 @@ impl<'a> Dataset<'a> {
         let origin = numbers(groups, tags::PLANE_POSITION_SEQUENCE, tags::IMAGE_POSITION_PATIENT)?
             .ok_or_else(|| missing("ImagePositionPatient", needed))?;
         let needed = "the direction of every slice";
-        let directions: [f64; 6] =
+        let stated: [f64; 6] =
             numbers(groups, tags::PLANE_ORIENTATION_SEQUENCE, tags::IMAGE_ORIENTATION_PATIENT)?
                 .ok_or_else(|| missing("ImageOrientationPatient", needed))?;
         let [between_rows, between_columns] =
@@ -460,29 +457,19 @@ impl<'a> Dataset<'a> {
         let echo_time_ms = echo.map(|[time]| time).or_else(|| self.number(tags::ECHO_TIME));
 
         let component = component(groups, image_type);
-        let [along_row, along_column] = at_right_angles(directions)?;
+        let [along_row, along_column] = at_right_angles(stated)?;
         let plane =
             Plane { origin, along_row, along_column, spacing_mm: [between_columns, between_rows] };
         Ok(Frame { plane, echo_time_ms, component, rescale })
     }
 }
 
-/// The directions of rows and columns as unit vectors at right angles. Headers round them to three
-/// digits and more.
+/// The directions of rows and columns as unit vectors at right angles.
 fn at_right_angles([a, b, c, d, e, f]: [f64; 6]) -> Result<[[f64; 3]; 2], Refusal> {
-    let dot = |v: [f64; 3], w: [f64; 3]| v[0] * w[0] + v[1] * w[1] + v[2] * w[2];
-    let unit = |v: [f64; 3]| v.map(|x| x / dot(v, v).sqrt());
-    let (row, column) = ([a, b, c], [d, e, f]);
-    let is_near_unit = |v: [f64; 3]| (dot(v, v).sqrt() - 1.0).abs() <= MAX_ROUNDING;
-    if !is_near_unit(row) || !is_near_unit(column) || dot(row, column).abs() > MAX_ROUNDING {
+    directions([a, b, c], [d, e, f]).ok_or_else(|| {
         let found = format!("an ImageOrientationPatient of {a}\\{b}\\{c}\\{d}\\{e}\\{f}");
-        return refuse(found, "two directions of length 1 at right angles", EXPORT_AGAIN);
-    }
-
-    let row = unit(row);
-    let along = dot(row, column);
-    let column: [f64; 3] = std::array::from_fn(|axis| column[axis] - along * row[axis]);
-    Ok([row, unit(column)])
+        Refusal::new(BadHeader, found, "two directions of length 1 at right angles", EXPORT_AGAIN)
+    })
 }
 
 /// Numbers in a functional group, or in the data set itself. `None` if they are stated nowhere.

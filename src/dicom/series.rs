@@ -110,8 +110,12 @@ fn of_each_person<'a>(files: Vec<(usize, &'a Head)>) -> Vec<Vec<(usize, &'a Head
 fn is_one_stack(files: &[(usize, &Head)]) -> bool {
     let frames = files.iter().flat_map(|(_, head)| &head.frames);
     let planes: Vec<Plane> = frames.map(|frame| frame.plane).collect();
-    let head = files[0].1;
-    stack::stack(&planes, head.extents[1], &nominal_mm(head)).is_ok()
+    is_even(&planes, files[0].1)
+}
+
+/// Whether slices with such a header make one even stack.
+fn is_even(planes: &[Plane], head: &Head) -> bool {
+    stack::stack(planes, head.extents[1], &nominal_mm(head)).is_ok()
 }
 
 fn join_small(series: Vec<Series<'_>>) -> Vec<Series<'_>> {
@@ -182,8 +186,10 @@ impl<'a> Series<'a> {
             && agree(a.inversion_time_ms, b.inversion_time_ms)
     }
 
+    /// Slices that state nobody are of the others' person.
     fn n_people(&self) -> usize {
-        self.files.iter().map(|(_, head)| head.person.as_ref()).collect::<BTreeSet<_>>().len()
+        let people = self.files.iter().filter_map(|(_, head)| head.person.as_ref());
+        people.collect::<BTreeSet<_>>().len()
     }
 
     fn slices(&self) -> Vec<Slice<'a>> {
@@ -301,8 +307,7 @@ impl<'a> Part<'a> {
     }
 
     fn is_sound(&self) -> bool {
-        let head = self.slices[0].head;
-        stack::stack(&planes(&self.slices), head.extents[1], &nominal_mm(head)).is_ok()
+        is_even(&planes(&self.slices), self.slices[0].head)
     }
 
     fn stack(self) -> Stack<'a> {

@@ -40,7 +40,7 @@ impl Patient {
         let told: String = id.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect();
         let is_placeholder =
             told.chars().all(|c| c == '0' || c == 'x') || PLACEHOLDERS.contains(&told.as_str());
-        (!is_placeholder).then(|| Self::hash("PatientID ", &id.to_lowercase()))
+        (!is_placeholder).then(|| Self::hash("PatientID ", id))
     }
 
     fn hash(kind: &str, text: &str) -> Self {

@@ -17,7 +17,8 @@ use crate::{
 };
 
 /// Increases whenever the code computes other tokens, or other intensities beside them, from the
-/// same settings and weights.
+/// same settings and weights. Leaving out the cells that the field of view cuts did not: the tokens
+/// of all other cells are the same.
 const TOKENS_VERSION: u32 = 4;
 
 /// Everything that shapes the tokens and the scores. Sidecars show it, and the fingerprint

@@ -38,16 +38,12 @@ pub struct FineVolume {
 }
 
 impl FineVolume {
-    /// Averages the intensities of a cube over its cells. `intensities` and `brain` are those of
-    /// the voxels of the cube, whose edge has `side` voxels of `spacing_mm`.
+    /// Averages the intensities of a cube over its cells. `intensities`, `brain` and `beyond` are
+    /// those of the voxels of the cube, whose edge has `side` voxels of `spacing_mm`. Cells that
+    /// hold a voxel `beyond` the scanner's field of view are left out.
     ///
     /// Beyond the faces of the cube nothing is known. A brain that a face cuts has no rim there.
-    pub fn of(intensities: &[f32], brain: &[bool], side: usize, spacing_mm: f64) -> Self {
-        Self::of_whole_cells(intensities, brain, None, side, spacing_mm)
-    }
-
-    /// The same without the cells that hold a voxel that is `beyond` the scanner's field of view.
-    pub fn of_whole_cells(
+    pub fn of(
         intensities: &[f32],
         brain: &[bool],
         beyond: Option<&[bool]>,
@@ -138,7 +134,7 @@ mod tests {
         let voxels = (0..shape.n_voxels()).map(|offset| shape.voxel(offset));
         let intensities: Vec<f32> = voxels.clone().map(value).collect();
         let brain: Vec<bool> = voxels.map(|voxel| voxel[0] >= 4).collect();
-        FineVolume::of(&intensities, &brain, 8, 2.0)
+        FineVolume::of(&intensities, &brain, None, 8, 2.0)
     }
 
     #[test]
@@ -155,7 +151,7 @@ mod tests {
     #[test]
     fn a_cell_that_the_field_of_view_cuts_is_left_out() {
         let beyond: Vec<bool> = (0..512).map(|o| Shape3::cube(8).voxel(o)[1] >= 5).collect();
-        let cut = FineVolume::of_whole_cells(&[1.0; 512], &[true; 512], Some(&beyond), 8, 2.0);
+        let cut = FineVolume::of(&[1.0; 512], &[true; 512], Some(&beyond), 8, 2.0);
         assert_eq!(cut.foreground.cells.len(), 4 * 2 * 4, "rows 0 and 1 of four");
         let sizes = [cut.values.len(), cut.depths.len()];
         assert_eq!(sizes, [cut.foreground.cells.len(); 2]);

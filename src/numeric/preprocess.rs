@@ -227,8 +227,7 @@ pub fn canonicalise(
     let Resampled { intensities, voxels, inside } = resample(raw, brain, &cube, side, &scale);
     let spacing_mm = settings.field_of_view_mm / side as f64;
     let beyond = beyond_grid(brain, &cube, side);
-    let fine =
-        FineVolume::of_whole_cells(&intensities, &inside, beyond.as_deref(), side, spacing_mm);
+    let fine = FineVolume::of(&intensities, &inside, beyond.as_deref(), side, spacing_mm);
     let volume = Volume { side, voxels, brain: inside, beyond, affine: cube };
     Ok(Canonical { volume, fine, brain_ml, cut_fraction, is_standardised })
 }

@@ -141,6 +141,9 @@ const SAME_PLACE_MM: f64 = 0.05;
 /// Accepted drift across the whole stack, as a share of a voxel's in-plane size.
 const SHEARED: f64 = 0.5;
 
+/// How far rounded directions may be from unit vectors at right angles.
+const ROUNDED_DIRECTION: f64 = 0.02;
+
 fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
     a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 }
@@ -151,6 +154,22 @@ fn cross(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
 
 fn minus(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
     [a[0] - b[0], a[1] - b[1], a[2] - b[2]]
+}
+
+/// Directions of rows and columns, of which a header states rounded values, as unit vectors at
+/// right angles. `None` if they are farther from that than rounding explains.
+pub fn directions(along_row: [f64; 3], along_column: [f64; 3]) -> Option<[[f64; 3]; 2]> {
+    let unit = |v: [f64; 3]| v.map(|x| x / dot(v, v).sqrt());
+    let is_near_unit = |v: [f64; 3]| (dot(v, v).sqrt() - 1.0).abs() <= ROUNDED_DIRECTION;
+    let is_right = dot(along_row, along_column).abs() <= ROUNDED_DIRECTION;
+    if !is_right || !is_near_unit(along_row) || !is_near_unit(along_column) {
+        return None;
+    }
+
+    let row = unit(along_row);
+    let along = dot(row, along_column);
+    let column = std::array::from_fn(|axis| along_column[axis] - along * row[axis]);
+    Some([row, unit(column)])
 }
 
 impl Plane {

@@ -62,7 +62,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 /// A canonical volume up to this size stays in memory for the encoder. Up to as many cubes as files
 /// are read in parallel wait before the encoder's queue, and as many again in the queue. The
-/// default volume has 56 MB. For a larger one, the encoder prepares the scan again later.
+/// default volume has 56 MB, and 67 MB where the field of view cuts the brain. For a larger one,
+/// the encoder prepares the scan again later.
 const MAX_IN_MEMORY_BYTES: usize = 128 << 20;
 
 /// Events within this time cause one listing.

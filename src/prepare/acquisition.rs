@@ -43,10 +43,10 @@ pub fn acquisition(
     if let Some(json) = json {
         // Only the kind of the error, because its text may contain a path.
         let read = json.map_err(|error| format!("it cannot be read ({})", error.kind()));
-        notes.extend(read.as_deref().map(bids::read_notes).unwrap_or_default());
         match read.and_then(|bytes| bids::read_facts(&bytes, &mut facts)) {
             Ok(read) => {
                 sequence = Some(read.sequence);
+                notes.extend(read.notes);
                 if !read.unusable.is_empty() {
                     notes.push(format!(
                         "the JSON beside the scan has no usable value for {}; they count as unknown",

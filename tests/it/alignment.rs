@@ -389,28 +389,43 @@ fn real_heads_in_thick_slices_are_scored_in_every_sequence() {
     }
 }
 
-#[test]
-fn the_daemon_takes_whole_heads_and_refuses_what_it_cannot_align() {
-    let mut site = Site::new(3, &[]);
+/// A site that aligns heads.
+pub fn site_with_template() -> Site {
+    let site = Site::new(3, &[]);
     let path = site.path("template.nii.gz");
     fs::write(&path, nifti::encode_volume(template_image())).unwrap();
     site.configure(3, &[&format!("alignment.template = \"{}\"", path.display())]);
-    site.start();
-    let poses = [
+    site
+}
+
+/// Where the template lies in the heads of [`drop_three_heads`].
+fn three_poses() -> [Affine; 3] {
+    [
         placed(8.0, [0.92, 0.95, 0.9], [8.0, -10.0, 4.0]),
         placed(-10.0, [1.0, 0.98, 0.95], [-5.0, 9.0, -8.0]),
         placed(3.0, [0.95, 1.02, 0.93], [0.0, 4.0, 6.0]),
-    ];
-    for (seed, pose) in (1..).zip(poses) {
+    ]
+}
+
+/// Drops the whole heads sub-1 to sub-3 into the incoming folder.
+pub fn drop_three_heads(site: &Site) {
+    for (seed, pose) in (1..).zip(three_poses()) {
         let bytes = nifti::encode_volume(&head(seed, &pose, T1, false));
         site.drop_in(&format!("sub-{seed}_T1w.nii.gz"), &bytes);
     }
+}
+
+#[test]
+fn the_daemon_takes_whole_heads_and_refuses_what_it_cannot_align() {
+    let mut site = site_with_template();
+    site.start();
+    drop_three_heads(&site);
     let mut noise = head(9, &unmoved(), T1, false);
     let mut random = Normal::new(5);
     noise.voxels.fill_with(|| (100.0 + 20.0 * random.next()) as f32);
     site.drop_in("sub-9_T1w.nii.gz", &nifti::encode_volume(&noise));
     site.wait_scored(&["sub-1_T1w", "sub-2_T1w", "sub-3_T1w"]);
-    for (seed, pose) in (1..).zip(poses) {
+    for (seed, pose) in (1..).zip(three_poses()) {
         let stem = format!("sub-{seed}_T1w");
         let sidecar = site.sidecar(&stem).unwrap();
         assert_eq!(sidecar.standing, Standing::Scored);

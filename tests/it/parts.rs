@@ -12,18 +12,9 @@ use oddscan::{
 };
 
 use crate::{
-    alignment::{T1, head, placed, template_image},
+    alignment::{T1, drop_three_heads, head, placed, site_with_template},
     support::{Site, brain},
 };
-
-/// A site that aligns heads.
-fn site_with_template() -> Site {
-    let site = Site::new(3, &[]);
-    let path = site.path("template.nii.gz");
-    fs::write(&path, nifti::encode_volume(template_image())).unwrap();
-    site.configure(3, &[&format!("alignment.template = \"{}\"", path.display())]);
-    site
-}
 
 /// The lower part of a head, up to 28 mm above the middle of its brain. All that is dark is 0, as
 /// defacing and masking programs leave it, so that as little is above 0 as in a stripped brain.
@@ -41,15 +32,7 @@ fn lower_part(seed: u64) -> RawVolume {
 fn a_part_of_a_head_is_aligned_and_warned_of_and_no_reference() {
     let mut site = site_with_template();
     site.start();
-    let poses = [
-        placed(8.0, [0.92, 0.95, 0.9], [8.0, -10.0, 4.0]),
-        placed(-10.0, [1.0, 0.98, 0.95], [-5.0, 9.0, -8.0]),
-        placed(3.0, [0.95, 1.02, 0.93], [0.0, 4.0, 6.0]),
-    ];
-    for (seed, pose) in (1..).zip(poses) {
-        let bytes = nifti::encode_volume(&head(seed, &pose, T1, false));
-        site.drop_in(&format!("sub-{seed}_T1w.nii.gz"), &bytes);
-    }
+    drop_three_heads(&site);
     site.drop_in("sub-4_T1w.nii.gz", &nifti::encode_volume(&lower_part(4)));
     site.wait_scored(&["sub-1_T1w", "sub-2_T1w", "sub-3_T1w", "sub-4_T1w"]);
 

@@ -216,7 +216,7 @@ fn random_volume() -> FineVolume {
         apart.iter().sum::<f64>() < 90.0_f64.powi(2)
     };
     let brain: Vec<bool> = (0..shape.n_voxels()).map(is_inside).collect();
-    FineVolume::of(&intensities, &brain, SIDE, 176.0 / SIDE as f64)
+    FineVolume::of(&intensities, &brain, None, SIDE, 176.0 / SIDE as f64)
 }
 
 /// The intensities of the store.

@@ -68,7 +68,7 @@ pub(in crate::cli) fn expand(
             dicom.extend(found.into_iter().map(|file| file.path));
         } else if patterns.is_scan(path) {
             files.push(path.clone().into());
-        } else if ingest::has_ending(path, &["zip"]) || ingest::has_dicom_mark(path) {
+        } else if ingest::is_zip(path) || ingest::has_dicom_mark(path) {
             dicom.push(path.clone());
         } else {
             eprintln!(

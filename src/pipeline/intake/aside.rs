@@ -78,7 +78,7 @@ impl Intake {
 
         let is_alone = |path: &[u8]| {
             let path = Path::new(OsStr::from_bytes(path));
-            patterns.is_scan(path) || ingest::has_ending(path, &["zip"])
+            patterns.is_scan(path) || ingest::is_zip(path)
         };
         let ready: HashSet<Decision> = due.extract_if(|rest| !done.contains_key(rest)).collect();
         if ready.is_empty() {

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     domain::error::{QuarantineReason, Refusal, ScanError},
     files::are_open_for_writing,
-    ingest::{self, Candidate, has_ending},
+    ingest::{self, Candidate, is_zip},
     metrics::{IngestResult, Stage},
     pipeline::now_secs,
     quarantine,
@@ -82,7 +82,7 @@ impl Intake {
     /// Whether a file has changed within the time that a file without its end gets.
     pub(super) fn is_within_patience(&self, file: &Path) -> bool {
         let (now, config) = (Instant::now(), self.shared.config());
-        let is_slice = self.bundles.settling.knows(file) && !has_ending(file, &["zip"]);
+        let is_slice = self.bundles.settling.knows(file) && !is_zip(file);
         let settle = if is_slice { config.intake.series_settle } else { config.intake.settle };
         let still = self.settling.still_for(file, now);
         let still = still.or_else(|| self.bundles.settling.still_for(file, now));

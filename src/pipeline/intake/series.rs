@@ -253,14 +253,13 @@ impl Intake {
     fn pause(&mut self, unit: &Unit<'_>, events: &[Event], has_failed: impl Fn(usize) -> bool) {
         let settle = self.shared.config().intake.series_settle.max(Duration::from_millis(100));
         let now = Instant::now();
-        let is_postponed = |event: &&Event| matches!(event, Event::Postponed { .. });
-        let postponed: HashSet<usize> =
-            events.iter().filter(is_postponed).flat_map(Event::inputs).copied().collect();
-
+        let inputs_of = |is_wanted: fn(&Event) -> bool| -> HashSet<usize> {
+            let wanted = events.iter().filter(|event| is_wanted(event));
+            wanted.flat_map(Event::inputs).copied().collect()
+        };
+        let postponed = inputs_of(|event| matches!(event, Event::Postponed { .. }));
+        let waiting = inputs_of(|event| matches!(event, Event::Waiting { .. }));
         let paused_studies = self.paused_studies(unit);
-        let is_waiting = |event: &&Event| matches!(event, Event::Waiting { .. });
-        let waiting: HashSet<usize> =
-            events.iter().filter(is_waiting).flat_map(Event::inputs).copied().collect();
 
         let mut failed: HashMap<PauseOf, bool> = HashMap::new();
         for (input, member) in unit.members.iter().enumerate() {
@@ -376,7 +375,7 @@ impl Intake {
             let Event::Skipped { name, reason, why, inputs } = event else { continue };
             debug!(name, place = %unit.place(inputs).display(), "left alone");
             let left = decided.without(&unit.in_no_scan(inputs));
-            if left.is_empty() {
+            if inputs.iter().all(|&input| decided.is_taken(input)) {
                 // A zip that gave a scan holds something else, too.
                 info!(why, "a part of a zip is left out");
             }
