@@ -1,19 +1,26 @@
 //! Opens, copies, writes, moves and removes files with care, for all modules that need it.
 //!
 //! Others may exchange a file that is read at any time. A file that is written appears whole or not
-//! at all.
+//! at all. All calls that change the disk are [`steps`].
+
+#[cfg(feature = "faults")]
+mod faults;
+pub mod steps;
 
 use std::{
     collections::HashSet,
     ffi::OsStr,
     fs::{self, File},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    io::{self, Read},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use rustix::fs::OFlags;
+use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
+
+pub(crate) use steps::sync_folder;
 
 /// Which side of a copy failed: the sender's file, or oddscan's own folder.
 #[derive(Debug)]
@@ -71,7 +78,7 @@ pub fn copy_durably(
     mut alive: impl FnMut(),
 ) -> Result<u64, CopyError> {
     let mut from = open_regular(source).map_err(CopyError::Source)?.take(max_bytes);
-    let mut to = File::create(target).map_err(CopyError::Target)?;
+    let mut to = steps::create(target).map_err(CopyError::Target)?;
 
     let mut buffer = vec![0; 1 << 20];
     let mut n_copied = 0;
@@ -82,12 +89,12 @@ pub fn copy_durably(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(CopyError::Source(error)),
         };
-        to.write_all(&buffer[..n_read]).map_err(CopyError::Target)?;
+        steps::write(&mut to, target, &buffer[..n_read]).map_err(CopyError::Target)?;
         n_copied += n_read as u64;
         alive();
     }
 
-    to.sync_all().map_err(CopyError::Target)?;
+    steps::sync(&to, target).map_err(CopyError::Target)?;
     Ok(n_copied)
 }
 
@@ -105,9 +112,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .permissions(PermissionsExt::from_mode(0o666))
         .tempfile_in(folder)?;
 
-    draft.write_all(bytes)?;
-    draft.as_file().sync_all()?;
-    draft.persist(path).map_err(|error| error.error)?;
+    steps::fill(&mut draft, bytes)?;
+    steps::persist(draft.into_temp_path(), path)?;
     sync_folder(folder)
 }
 
@@ -117,9 +123,8 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A temporary file has the mode 0600.
     let mut draft = tempfile::Builder::new().prefix(MARK).tempfile_in(folder)?;
-    draft.write_all(bytes)?;
-    draft.as_file().sync_all()?;
-    draft.persist_noclobber(path).map_err(|error| error.error)?;
+    steps::fill(&mut draft, bytes)?;
+    steps::persist_new(draft.into_temp_path(), path)?;
     sync_folder(folder)
 }
 
@@ -128,23 +133,19 @@ pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_name().as_encoded_bytes().starts_with(MARK.as_bytes()) {
-            fs::remove_file(entry.path())?;
+            steps::remove(&entry.path())?;
         }
     }
     Ok(())
 }
 
-/// Makes all files that were created, renamed or removed in a folder durable.
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
 /// Writes a file whole or not at all, by way of `partial` on the same file system. It does not make
 /// the folder durable.
 pub(crate) fn write_by_way_of(partial: &Path, target: &Path, bytes: &[u8]) -> io::Result<()> {
-    fs::write(partial, bytes)?;
-    File::open(partial)?.sync_all()?;
-    fs::rename(partial, target)
+    let mut file = steps::create(partial)?;
+    steps::write(&mut file, partial, bytes)?;
+    steps::sync(&file, partial)?;
+    steps::rename(partial, target)
 }
 
 /// A temporary file beside `target`. [`NamedTempFile::persist`] renames it to `target`.
@@ -157,16 +158,14 @@ pub(crate) fn partial_beside(target: &Path) -> io::Result<NamedTempFile> {
 /// user.
 pub(crate) fn write_for_everybody(target: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut partial = partial_beside(target)?;
-    partial.write_all(bytes)?;
     partial.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    partial.as_file().sync_all()?;
-    partial.persist(target)?;
-    Ok(())
+    steps::fill(&mut partial, bytes)?;
+    steps::persist(partial.into_temp_path(), target)
 }
 
 /// Renames a file or a folder of files. Between file systems it copies and then removes the source.
 pub(crate) fn move_file(source: &Path, target: &Path) -> io::Result<()> {
-    match fs::rename(source, target) {
+    match steps::rename(source, target) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices && source.is_dir() => {
             // A try that failed may have left the folder half full.
             fs::create_dir_all(target)?;
@@ -174,11 +173,11 @@ pub(crate) fn move_file(source: &Path, target: &Path) -> io::Result<()> {
                 let entry = entry?;
                 move_file(&entry.path(), &target.join(entry.file_name()))?;
             }
-            fs::remove_dir(source)
+            steps::remove_folder(source)
         }
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
             copy_durably(source, target, u64::MAX, || {})?;
-            fs::remove_file(source)
+            steps::remove(source)
         }
         done => done,
     }
@@ -216,13 +215,20 @@ fn is_for_writing(fdinfo: &Path) -> bool {
 
 /// Removes a file; a missing file is no error.
 pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
-    unless_absent(fs::remove_file(path))
+    unless_absent(steps::remove(path))
+}
+
+/// SHA-256 of a file's bytes.
+pub fn sha256_of(path: &Path) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    io::copy(&mut open_regular(path)?, &mut hash)?;
+    Ok(hash.finalize().into())
 }
 
 /// Makes an empty folder that no other user may read; an older one is removed with its content.
 pub(crate) fn fresh_folder(folder: &Path) -> io::Result<()> {
-    unless_absent(fs::remove_dir_all(folder))?;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+    unless_absent(steps::remove_tree(folder))?;
+    steps::make_private_folder(folder)
 }
 
 fn unless_absent(removed: io::Result<()>) -> io::Result<()> {

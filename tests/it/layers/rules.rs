@@ -38,7 +38,7 @@ pub(super) const ROWS: &[Row] = &[
     row("numeric", "", "bobyqa half rayon thiserror"),
     row("domain", "numeric", "globset half hex rayon safetensors serde serde_json sha2 thiserror"),
     // Adapters. They may use `files`, and otherwise do not use one another.
-    row("files", "", "std::fs std::os rustix tempfile"),
+    row("files", "", "std::env std::fs std::os rustix sha2 tempfile"),
     row("nifti", "numeric domain", "std::fs std::os flate2 nifti rustix thiserror"),
     row(
         "dicom",
