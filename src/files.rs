@@ -117,6 +117,13 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_folder(folder)
 }
 
+/// Writes a file whose name does not count yet, durably. It does not make the folder durable.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = steps::create(path)?;
+    steps::write(&mut file, path, bytes)?;
+    steps::sync(&file, path)
+}
+
 /// Writes a secret, durably: only its owner may read it, and it never replaces a file that is
 /// there.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -142,9 +149,7 @@ pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
 /// Writes a file whole or not at all, by way of `partial` on the same file system. It does not make
 /// the folder durable.
 pub(crate) fn write_by_way_of(partial: &Path, target: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = steps::create(partial)?;
-    steps::write(&mut file, partial, bytes)?;
-    steps::sync(&file, partial)?;
+    write_durably(partial, bytes)?;
     steps::rename(partial, target)
 }
 

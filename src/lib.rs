@@ -22,12 +22,14 @@ pub mod numeric;
 
 pub mod domain;
 
+pub mod archive;
 pub mod bids;
 pub mod companions;
 pub mod compute;
 pub mod dicom;
 pub mod files;
 pub mod ingest;
+pub mod ledger;
 pub mod metrics;
 pub mod model;
 pub mod nifti;

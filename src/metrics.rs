@@ -24,6 +24,7 @@ use self::{
 };
 use crate::domain::{
     DeviceMemory,
+    damage::Damage,
     error::{QuarantineReason, ScanError},
     left_alone::LeftAlone,
 };
@@ -287,6 +288,17 @@ impl Metrics {
     pub fn window_hidden_follow_ups(&self, cohort: &str, n_scans: usize) {
         let Some(cohort) = self.0.own_label(cohort) else { return };
         self.0.window_hidden_follow_ups.with_label_values(&[cohort]).set(n_scans as f64);
+    }
+
+    /// Number of members of a window that are encoded again, because the store lacks their tokens.
+    pub fn window_rebuilding(&self, cohort: &str, n_scans: usize) {
+        let Some(cohort) = self.0.own_label(cohort) else { return };
+        self.0.window_rebuilding.with_label_values(&[cohort]).set(n_scans as f64);
+    }
+
+    /// Things in the state folder were found damaged or gone.
+    pub fn found_damaged(&self, damage: Damage, n_things: usize) {
+        self.0.damaged.with_label_values(&[damage.name()]).inc_by(n_things as u64);
     }
 
     /// A scoring run of a cohort ended at `now_secs` (seconds since 1970).

@@ -33,7 +33,7 @@ use acquisition::{Acquisition, acquisition};
 use source::{brain_from, read_brain};
 
 pub use encodable::{Encodable, canonical};
-pub use source::{Source, read_again, read_source};
+pub use source::{Source, id_of, read_again, read_source};
 
 /// A scan as it arrived, with its brain if that is known.
 pub struct Incoming {
@@ -119,7 +119,7 @@ impl Incoming {
     }
 }
 
-/// A scan ready for the encoder, with everything that the journal stores about it.
+/// A scan ready for the encoder, with everything that the ledger stores about it.
 pub struct Prepared {
     /// Hash of the scan as it arrived.
     pub id: ScanId,
@@ -158,7 +158,7 @@ impl Prepared {
         })
     }
 
-    /// The scan's journal entry, named after the file, and the input of the encoder.
+    /// The scan's record, named after the file, and the input of the encoder.
     pub fn into_record(self, path: &Path) -> (ScanRecord, Encodable) {
         let name = path.file_name().unwrap_or_default();
         let record = ScanRecord {

@@ -340,7 +340,7 @@ pub(crate) fn sidecar(
     }
 }
 
-/// A time of the journal, where 0 stands for a time that was not kept.
+/// A time of the ledger, where 0 stands for a time that was not kept.
 fn time(secs: u64) -> Option<String> {
     (secs > 0).then(|| utc(secs))
 }

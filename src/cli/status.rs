@@ -156,6 +156,9 @@ fn table(status: &Status, names: &Names) -> String {
         1 => text += "1 file waits for its end: it is cut off, or somebody is writing it\n",
         n => text += &format!("{n} files wait for their end: cut off, or being written\n"),
     }
+    for (damage, n_things) in &status.damaged {
+        text += &format!("found damaged and made good as far as possible: {n_things} {damage}\n");
+    }
     text += &left_alone(status, names);
     for (name, cohort) in &status.cohorts {
         text += &format!(
@@ -163,6 +166,13 @@ fn table(status: &Status, names: &Names) -> String {
              write\n",
             cohort.n_scans, cohort.min_scans, cohort.max_scans, cohort.n_outdated
         );
+        if cohort.n_rebuilding > 0 {
+            text += &format!(
+                "  {} of the scans are encoded again, because the store lacks their tokens; then the window is \
+                 scored. Results stay as they are until then\n",
+                cohort.n_rebuilding
+            );
+        }
         if let Some(ratio) = cohort.heterogeneity.filter(|&ratio| ratio > MIXED) {
             text +=
                 &format!("  warning: the scans differ as a whole ({ratio:.2}): several sources?\n");
@@ -211,6 +221,20 @@ fn table(status: &Status, names: &Names) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{domain::damage::Damage, pipeline::board::CohortStatus};
+
+    #[test]
+    fn damage_and_a_window_that_is_being_rebuilt_are_shown() {
+        let mut status = Status::default();
+        assert!(!table(&status, &Names::new()).contains("damaged"));
+        status.damaged.insert(Damage::Source, 2);
+        let cohort = CohortStatus { n_rebuilding: 3, ..CohortStatus::default() };
+        status.cohorts.insert("t1w".into(), cohort);
+        let text = table(&status, &Names::new());
+        assert!(text.contains("2 archived sources of scans\n"), "{text}");
+        assert!(text.contains("3 of the scans are encoded again"), "{text}");
+        assert!(status.line().contains("t1w 0/0 (3 encoded again)"), "{}", status.line());
+    }
 
     #[test]
     fn what_is_left_alone_is_counted_and_named_on_request() {

@@ -93,7 +93,7 @@ pub struct Refusal {
     /// What the person can do.
     pub action: String,
     /// A picture for the person. It is a file beside `reason.json`; neither that file nor the
-    /// journal contains it.
+    /// ledger contains it.
     #[serde(skip)]
     pub picture: Option<RefusalPicture>,
 }
@@ -170,9 +170,18 @@ pub enum ScanError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The store failed; to continue could lose or duplicate a scan.
+    /// What the archive has of a scan is damaged or gone.
+    #[error("{why}; put the scan into the incoming folder again")]
+    Lost {
+        /// What was found.
+        why: String,
+    },
+    /// The store failed.
     #[error("the store failed")]
     Store(#[source] Box<dyn Error + Send + Sync>),
+    /// The ledger failed; to continue could lose or duplicate a scan.
+    #[error("the ledger failed")]
+    Ledger(#[source] Box<dyn Error + Send + Sync>),
 }
 
 /// What the pipeline does after an error.
@@ -182,6 +191,8 @@ pub enum Disposition {
     Retry,
     /// Move the scan away with a reason.
     Quarantine,
+    /// Give up what oddscan kept of the scan. Its file is read again if it is still there.
+    Lose,
     /// Stop the service; the service manager starts it again.
     Fatal,
 }
@@ -192,7 +203,8 @@ impl ScanError {
         match self {
             Self::Refused(_) => Disposition::Quarantine,
             Self::Io { .. } | Self::Internal { .. } => Disposition::Retry,
-            Self::Device(_) | Self::Store(_) => Disposition::Fatal,
+            Self::Lost { .. } => Disposition::Lose,
+            Self::Device(_) | Self::Store(_) | Self::Ledger(_) => Disposition::Fatal,
         }
     }
 
@@ -203,7 +215,7 @@ impl ScanError {
             Self::Io { .. } | Self::Internal { .. } => "io",
             Self::Device(DeviceError::OutOfMemory { .. }) => "out_of_memory",
             Self::Device(DeviceError::Failed { .. }) => "device",
-            Self::Store(_) => "store",
+            Self::Lost { .. } | Self::Store(_) | Self::Ledger(_) => "store",
         }
     }
 }

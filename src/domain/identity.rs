@@ -1,7 +1,7 @@
 //! What results say instead of names: the one place that decides which texts of paths and headers
 //! leave the state folder, and in which form (`results.identity`).
 //!
-//! Paths, file names, descriptions and UIDs may name a patient. The journal has them in clear,
+//! Paths, file names, descriptions and UIDs may name a patient. The ledger has them in clear,
 //! because it is patient data anyway. Results have more readers. Whatever goes into a sidecar, into
 //! a picture or into the name of a result file goes through [`Pseudonyms`] first.
 

@@ -8,6 +8,7 @@ pub mod acquisition;
 pub mod brain_network;
 pub mod brain_weights;
 pub mod cohort;
+pub mod damage;
 pub mod dicom_start;
 pub mod error;
 pub mod evidence;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Identifies a patient by a hash of name or number. Somebody who tries all numbers of a hospital
-/// can find the number again. So the hash stays in the journal, which is patient data anyway.
+/// can find the number again. So the hash stays in the ledger, which is patient data anyway.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Patient(String);

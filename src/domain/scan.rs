@@ -1,4 +1,4 @@
-//! One scan: its identity, its state, and what the journal keeps of it.
+//! One scan: its identity, its state, and what the ledger keeps of it.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -88,13 +88,13 @@ impl<'de> Deserialize<'de> for ScanId {
     }
 }
 
-/// The state of a scan. Every transition is written to the journal before its effect is used.
+/// The state of a scan. Every transition is written to the ledger before its effect is used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum ScanState {
     /// Its source is archived; it waits for the encoder.
     Ingested,
-    /// Its tokens are stored; it is a member of its window.
+    /// It is a member of its window. Its tokens are in the store, or are made again.
     Encoded,
     /// It left the window; tokens, columns and archived source are gone, results stay.
     Evicted,
@@ -103,6 +103,22 @@ pub enum ScanState {
         /// What was found, what was needed, and what a person can do.
         refusal: Refusal,
     },
+    /// What oddscan kept of it is damaged or gone. It left its window, its results stay. Its file
+    /// is read again if it is still there.
+    Lost {
+        /// What was found.
+        why: String,
+    },
+}
+
+/// Hashes of the files in the archive, as they were when the scan came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFacts {
+    /// SHA-256 of the scan's file, hex.
+    pub scan_sha256: String,
+    /// SHA-256 of its mask's file, hex; `None` without a mask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask_sha256: Option<String>,
 }
 
 /// The result files that are in the results folder now.
@@ -266,7 +282,7 @@ pub struct FileStamp {
     pub changed_ns: i64,
 }
 
-/// The journal's entry for a scan.
+/// The ledger's record of a scan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScanRecord {
     /// SHA-256 of its voxels and affine.
@@ -310,6 +326,9 @@ pub struct ScanRecord {
     pub first_seen_secs: u64,
     /// How often encoding began and did not end.
     pub attempts: u32,
+    /// Its files in the archive. `None` for scans from before this was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceFacts>,
     /// The brain found at intake. `None` for scans from before this was kept.
     #[serde(default)]
     pub brain: Option<BrainFacts>,
@@ -344,6 +363,7 @@ impl ScanRecord {
             sequence: 0,
             first_seen_secs: 0,
             attempts: 0,
+            source: None,
             brain: None,
             alignment: None,
             preprocess: None,
@@ -363,10 +383,10 @@ impl ScanRecord {
     }
 
     /// Whether the scan is accepted when it arrives again. A person put a refused scan back, and
-    /// the fault may be gone. A scan that left without a result gets another chance.
+    /// the fault may be gone. A scan that left without a result, or was lost, gets another chance.
     pub fn may_come_again(&self) -> bool {
         match self.state {
-            ScanState::Quarantined { .. } => true,
+            ScanState::Quarantined { .. } | ScanState::Lost { .. } => true,
             ScanState::Evicted => !self.was_scored(),
             ScanState::Ingested | ScanState::Encoded => false,
         }

@@ -112,7 +112,8 @@ impl Window {
         self.memberships.insert(member, membership);
     }
 
-    fn remove(&mut self, gone: &[ScanId]) {
+    /// Removes members that are lost.
+    pub fn remove(&mut self, gone: &[ScanId]) {
         self.members.retain(|member| !gone.contains(member));
         self.memberships.retain(|member, _| !gone.contains(member));
     }

@@ -1,7 +1,7 @@
 //! Faults at a step, for tests: `ODDSCAN_FAULT="<what> <nth> [<part of the path>]"`.
 //!
-//! `kill_before`, `kill_half` (only a write has a half) and `kill_after` kill the process at the nth
-//! step, counted from 1. `enospc`, `edquot` and `eio` let the nth step and all later ones fail.
+//! `kill_before`, `kill_half` (only a write has a half) and `kill_after` kill the process at the
+//! nth step, counted from 1. `enospc`, `edquot` and `eio` let the nth step and all later ones fail.
 //! `sync_eio` does that with syncs only. Steps on paths without the part do not count.
 //!
 //! `ODDSCAN_FAULT_LOG=<file>` gets a line per step: number, call, path.

@@ -30,9 +30,7 @@ pub fn create(path: &Path) -> io::Result<File> {
 
 /// Opens a file for writing at its end, and makes it with mode 0600 if there is none.
 pub fn append(path: &Path) -> io::Result<File> {
-    step("append", path, || {
-        fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)
-    })
+    step("append", path, || fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path))
 }
 
 /// Writes all bytes to the file with this path.
@@ -132,7 +130,5 @@ pub fn make_folder(folder: &Path) -> io::Result<()> {
 
 /// Makes a folder that no other user may read, and the folders above it, unless it is there.
 pub fn make_private_folder(folder: &Path) -> io::Result<()> {
-    step("folder", folder, || {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
-    })
+    step("folder", folder, || fs::DirBuilder::new().recursive(true).mode(0o700).create(folder))
 }

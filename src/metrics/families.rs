@@ -14,7 +14,7 @@ use super::label::{
     ERROR_CLASSES, EvictionReason, Fallback, IngestResult, OTHER_COHORTS, OutputKind, PauseReason,
     RescanTrigger, ScoreResult, SeenBy, Stage, Trigger, Verdict,
 };
-use crate::domain::{error::QuarantineReason, left_alone::LeftAlone};
+use crate::domain::{damage::Damage, error::QuarantineReason, left_alone::LeftAlone};
 
 const SETTLE_BUCKETS: &[f64] = &[1., 2., 5., 10., 30., 60., 120., 300., 600., 1800.];
 const STAGE_BUCKETS: &[f64] = &[0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60., 120., 300., 900.];
@@ -68,6 +68,7 @@ pub(super) struct Families {
     pub(super) window_drift: GaugeVec,
     pub(super) window_contamination: GaugeVec,
     pub(super) window_hidden_follow_ups: GaugeVec,
+    pub(super) window_rebuilding: GaugeVec,
     pub(super) score_runs: IntCounterVec,
     pub(super) score_success_time: GaugeVec,
     pub(super) score_pairs: IntCounterVec,
@@ -78,6 +79,7 @@ pub(super) struct Families {
     pub(super) outputs: IntCounterVec,
     pub(super) store_size: Gauge,
     pub(super) store_live: Gauge,
+    pub(super) damaged: IntCounterVec,
     pub(super) evictions: IntCounterVec,
     pub(super) filesystem_avail: GaugeVec,
 }
@@ -256,6 +258,11 @@ impl Families {
                 "Scans of a window that are taken for scans of one person with others, although their names do not say so (scoring.follow_up_ratio).",
                 &["cohort"],
             ),
+            window_rebuilding: r.gauges(
+                "window_rebuilding_studies",
+                "Scans of a window that are encoded again, because the store lacks their tokens; the window is scored afterwards.",
+                &["cohort"],
+            ),
             score_runs: r.counters(
                 "score_runs_total",
                 "Scoring runs, by result and trigger.",
@@ -298,6 +305,11 @@ impl Families {
                 "store_live_bytes",
                 "Bytes of the tokens and distances of scans that are in a window.",
             ),
+            damaged: r.counters(
+                "damage_found_total",
+                "Things in the state folder that were found damaged or gone, by kind; docs/reliability.md says what happens then.",
+                &["kind"],
+            ),
             evictions: r.counters(
                 "store_evictions_total",
                 "Scans whose tokens were removed, by reason.",
@@ -331,6 +343,9 @@ impl Families {
         }
         for reason in QuarantineReason::ALL {
             self.quarantined.with_label_values(&[reason.name()]);
+        }
+        for kind in Damage::ALL {
+            self.damaged.with_label_values(&[kind.name()]);
         }
         for reason in LeftAlone::ALL {
             self.left_alone.with_label_values(&[reason.name()]);

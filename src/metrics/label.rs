@@ -156,7 +156,7 @@ label! {
     DirectoryKind {
         /// `directories.incoming`, where scans arrive.
         Incoming = "incoming",
-        /// The folder of store, journal and archive.
+        /// The folder of store, ledger and archive.
         State = "state",
         /// The folder of the results.
         Output = "output",

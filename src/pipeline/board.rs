@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use crate::domain::left_alone::LeftAlone;
+use crate::domain::{damage::Damage, left_alone::LeftAlone};
 
 /// The threads of the pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +93,10 @@ pub struct CohortStatus {
     /// (`scoring.follow_up_ratio`).
     #[serde(default)]
     pub n_hidden_follow_ups: usize,
+    /// Number of members that are encoded again, because the store lacks their tokens. The window
+    /// is scored once they are there.
+    #[serde(default)]
+    pub n_rebuilding: usize,
     /// Number of results that are missing, or stale and wait to be refreshed.
     pub n_outdated: usize,
     /// End of the last scoring, seconds since 1970. `None` before the first.
@@ -163,6 +167,9 @@ pub struct Status {
     pub n_quarantined: u64,
     /// Number of results written since the start.
     pub n_reported: u64,
+    /// Number of things in the state folder that were found damaged since the start, by kind.
+    #[serde(default)]
+    pub damaged: BTreeMap<Damage, usize>,
 }
 
 impl Status {
@@ -182,7 +189,13 @@ impl Status {
         let cohorts: String = self
             .cohorts
             .iter()
-            .map(|(name, cohort)| format!(", {name} {}/{}", cohort.n_counted(), cohort.min_scans))
+            .map(|(name, cohort)| {
+                let rebuilding = match cohort.n_rebuilding {
+                    0 => String::new(),
+                    n_scans => format!(" ({n_scans} encoded again)"),
+                };
+                format!(", {name} {}/{}{rebuilding}", cohort.n_counted(), cohort.min_scans)
+            })
             .collect();
         let reasons: String = self.reasons.iter().map(|reason| format!("; {reason}")).collect();
         let waiting = self.n_settling + self.n_waiting + self.n_unscored;

@@ -20,10 +20,12 @@ use std::{
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tracing::{info, warn};
 
-use self::setback::{crashed, fail, missing_source, put_back, send_to_quarantine};
+pub(super) use self::setback::move_to_quarantine;
+use self::setback::{crashed, fail, put_back, send_to_quarantine};
 use super::{
-    ARCHIVED, FULL, IDLE, MAX_CRASHES, Shared,
+    FULL, IDLE, MAX_CRASHES, Shared,
     board::{InHand, Queue, Queued, StageName},
+    lost::read_archived,
     now_secs,
     timings::Timings,
 };
@@ -37,12 +39,12 @@ use crate::{
     },
     metrics::{Fallback, Stage},
     numeric::{fine::FineVolume, preprocess::Canonical, token::TokenGrid, volume::Volume},
-    prepare::{Encodable, read_again},
+    prepare::Encodable,
 };
 
 /// A scan to be encoded next.
 pub(super) struct Due {
-    /// The scan. Archive and journal have it.
+    /// The scan. Archive and ledger have it.
     pub(super) id: ScanId,
     /// What intake prepared, if it is still in memory. Otherwise this stage prepares the scan
     /// again.
@@ -137,7 +139,7 @@ impl<'s> EncodeContext<'s> {
     }
 
     /// Runs one step for a scan. Returns `None` if the step was asked to stop or failed; the
-    /// journal then has an entry about it.
+    /// ledger then has an entry about it.
     fn attempt<T: Send>(
         &self,
         record: ScanRecord,
@@ -308,8 +310,7 @@ impl<'r> Start<'r> {
         pass_on: &mut impl FnMut(Work<'r, Cut<'r>>) -> Result<(), ScanError>,
     ) -> Result<(), ScanError> {
         let id = due.id;
-        let record = self.context.shared.store.record(&id)?;
-        let record = record.filter(|record| record.state == ScanState::Ingested);
+        let record = self.to_be_encoded(&id)?;
         // A scan that was being encoded at a crash is encoded alone. Otherwise other scans would be
         // blamed for the next crash, too.
         let is_suspect = record.as_ref().is_some_and(|record| record.attempts > 0);
@@ -331,6 +332,18 @@ impl<'r> Start<'r> {
             self.wait_for_the_others();
         }
         Ok(())
+    }
+
+    /// The record of a scan that needs the encoder: a new one, or a member without tokens.
+    fn to_be_encoded(&self, id: &ScanId) -> Result<Option<ScanRecord>, ScanError> {
+        let Shared { records, store, method, .. } = self.context.shared;
+        let Some(record) = records.get(id)? else { return Ok(None) };
+        let needs_it = match record.state {
+            ScanState::Ingested => true,
+            ScanState::Encoded => !store.has_tokens(id, method.n_grids())?,
+            _ => false,
+        };
+        Ok(needs_it.then_some(record))
     }
 
     fn wait_for_the_others(&self) {
@@ -357,7 +370,7 @@ impl<'r> Start<'r> {
 
         // Written before the start: after a crash the count shows which scans were being encoded.
         record.attempts += 1;
-        shared.store.put_record(&record)?;
+        shared.records.put(&record)?;
         let counted = self.context.count();
 
         let work = self.context.attempt(record, |record| {
@@ -371,7 +384,7 @@ impl<'r> Start<'r> {
             Ok(Some((facts, fine, timings, volume, started)))
         })?;
 
-        // The guard stays out of the attempt: a scan that fails is on the board until the journal
+        // The guard stays out of the attempt: a scan that fails is on the board until the ledger
         // says what became of it.
         Ok(work.map(|(record, (facts, fine, timings, volume, started))| Work {
             record,
@@ -386,11 +399,9 @@ impl<'r> Start<'r> {
     /// Reads a scan from the archive and prepares it. This happens after a start, or if several
     /// scans arrived together.
     fn prepare(&self, record: &ScanRecord) -> Result<InMemory, ScanError> {
-        let Shared { archive, metrics, method, .. } = self.context.shared;
+        let Shared { metrics, method, .. } = self.context.shared;
         let mut timings = Timings::start(Stage::Decode);
-        let (path, mask) = (archive.scan(record.id), archive.mask(record.id));
-        let source =
-            read_again(record, &path, mask.as_deref(), &ARCHIVED).map_err(missing_source)?;
+        let source = read_archived(self.context.shared, record)?;
 
         timings.switch(Stage::Preprocess);
         let scan = Encodable::new(&source, method, &record.cohort)?;
@@ -497,8 +508,8 @@ impl Finish<'_> {
         Ok(())
     }
 
-    /// Stores the tokens durably before the id moves to the next stage. From here the scan is a
-    /// member.
+    /// Stores the tokens and then the record, durably, before the id moves to the next stage. From
+    /// here the scan is a member.
     fn store(
         &self,
         record: ScanRecord,
@@ -512,16 +523,17 @@ impl Finish<'_> {
 
         let (state, encoded) = (ScanState::Encoded, Some(facts));
         let done = ScanRecord { state, attempts: 0, encoded, ..record.clone() };
-        let stored = shared.store.put_encoded(&done, tokens, Some(fine));
+        let stored = shared.store.put_tokens(record.id, tokens, Some(fine));
         if stored.is_err() {
             // The scan did not cause the full disk. Writing this may fail, too.
             put_back(shared, record).ok();
         }
-        Ok(stored?)
+        stored?;
+        shared.records.put(&done)
     }
 
     /// Passes an id to the score stage and waits while its queue is full. The score stage ends
-    /// first only when the service stops. A stop may drop the id, because the journal has the scan.
+    /// first only when the service stops. A stop may drop the id, because the ledger has the scan.
     fn pass_on(&self, id: ScanId) {
         let board = &self.context.shared.board;
         let mut encoded = Encoded { id, queued: board.enqueue(Queue::Score, now_secs()) };

@@ -41,10 +41,10 @@ use crate::{
         scan::{FileStamp, ScanId},
     },
     ingest::{self, Candidate, Links, Listing, Patterns, Settled, Settling},
+    ledger::{SeenFiles, SeenOutcome},
     metrics::{RescanTrigger, SeenBy, Stage},
     process::hook,
     quarantine,
-    store::{SeenFiles, SeenOutcome},
     watcher::Change,
 };
 
@@ -156,6 +156,7 @@ impl Intake {
         loop {
             self.shared.board.heartbeat(StageName::Intake);
             let was_full = !self.pending.is_empty();
+            self.queue_again();
             self.pass_on();
 
             let is_full = !self.pending.is_empty();
@@ -247,7 +248,7 @@ impl Intake {
         self.unfinished.retain(|path, _| there.contains(path.as_path()));
         let there: HashSet<Vec<u8>> = there.iter().map(|path| seen_key(incoming, path)).collect();
         let is_there = |key: &[u8]| there.contains(key);
-        Ok(self.shared.store.forget_missing(is_there, now_secs(), MISSING_PATIENCE_SECS)?)
+        Ok(self.shared.seen.forget_missing(is_there, now_secs(), MISSING_PATIENCE_SECS)?)
     }
 
     /// Considers each file, and deals with whole files, several in parallel.
@@ -280,7 +281,7 @@ impl Intake {
         by: SeenBy,
     ) -> Result<Option<Whole>, ScanError> {
         let key = seen_key(incoming, &candidate.path);
-        let seen = self.shared.store.seen(&key)?.filter(|seen| seen.is_same(&candidate.look));
+        let seen = self.shared.seen.get(&key).filter(|seen| seen.is_same(&candidate.look));
         let n_crashes = match seen.map(|seen| seen.outcome) {
             None => 0,
             Some(SeenOutcome::Reading { attempts }) => attempts,
@@ -339,7 +340,7 @@ impl Intake {
         for Whole { candidate, n_crashes, .. } in files {
             self.remember(candidate, incoming, SeenOutcome::Reading { attempts: n_crashes + 1 })?;
         }
-        self.shared.store.flush()?;
+        self.shared.seen.flush()?;
 
         let mut decided = Ok(());
         Arc::clone(&self.reader).read_all(files, |whole, read, timings| {
@@ -372,7 +373,7 @@ impl Intake {
     }
 
     fn look_again(&self, candidate: &Candidate, incoming: &Path) -> Result<(), ScanError> {
-        Ok(self.shared.store.forget_seen(&seen_key(incoming, &candidate.path))?)
+        Ok(self.shared.seen.forget(&seen_key(incoming, &candidate.path))?)
     }
 
     fn forget(&mut self, candidate: &Candidate) {
@@ -381,7 +382,15 @@ impl Intake {
         self.unfinished.remove(&candidate.path);
     }
 
-    /// Passes scans to the encoder until its queue is full. The journal has the scans, so a stop
+    /// Queues scans that other stages want encoded from the archive.
+    fn queue_again(&mut self) {
+        for id in self.shared.requests.to_encode(Instant::now()) {
+            let queued = self.shared.board.enqueue(Queue::Encode, now_secs());
+            self.pending.push_back(Due { id, prepared: None, queued });
+        }
+    }
+
+    /// Passes scans to the encoder until its queue is full. The ledger has the scans, so a stop
     /// may drop the rest.
     fn pass_on(&mut self) {
         while let Some(due) = self.pending.pop_front() {

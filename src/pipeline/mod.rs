@@ -3,14 +3,16 @@
 //!
 //! Scan ids move between stages through short queues. What intake made of a scan for the encoder
 //! goes with the id. A slow device slows reading, and the incoming folder grows visibly. What must
-//! survive is in the journal before the id moves on. After a kill at any line the same steps
+//! survive is in the ledger before the id moves on. After a kill at any line the same steps
 //! therefore give the same results.
 
-mod archive;
 pub mod board;
 mod encode;
 pub mod identity_key;
 mod intake;
+mod lost;
+mod records;
+mod requests;
 mod score;
 mod shared;
 mod take_up;

@@ -9,17 +9,20 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tracing::debug;
+use tracing::{debug, warn};
 
-use super::{archive::Archive, board::Board, identity_key};
+use super::{board::Board, identity_key, records::Records, requests::Requests};
 use crate::{
+    archive::{Archive, LostAndFound},
     config::Config,
     domain::{
+        damage::Damage,
         error::ScanError,
         follow_up::{FollowUps, NearestPair},
         identity::{IdentityKey, Pseudonyms},
     },
     engine::Method,
+    ledger::{Ledger, SeenList},
     metrics::Metrics,
     nifti::Limits,
     store::{Store, StoreError},
@@ -40,7 +43,7 @@ pub(super) const ARCHIVED: Limits = Limits::NONE;
 
 /// What all stages may use at the same time.
 pub struct Shared {
-    /// Tokens, columns and the journal.
+    /// Tokens and columns.
     pub store: Store,
     /// Prometheus.
     pub metrics: Metrics,
@@ -49,13 +52,17 @@ pub struct Shared {
     /// What is computed.
     pub method: Method,
     pub(super) archive: Archive,
+    pub(super) records: Records,
+    pub(super) seen: SeenList,
+    pub(super) lost_and_found: LostAndFound,
+    pub(super) requests: Requests,
     identity_key: IdentityKey,
     config: RwLock<Arc<Config>>,
     stop: AtomicBool,
 }
 
 impl Shared {
-    /// Opens the archive and the key of the hashes in the state folder.
+    /// Opens the archive, the ledger and the key of the hashes in the state folder.
     pub fn new(
         config: Config,
         store: Store,
@@ -65,7 +72,14 @@ impl Shared {
         let state = &config.directories.state;
         let archive = Archive::open(&state.join("sources"))?;
         let identity_key = identity_key::open(state)?;
-        Ok(Self {
+        let ledger = Ledger::open(&state.join("ledger"))?;
+        let (seen, n_damaged) = SeenList::open(&state.join("seen"))?;
+        let lost_and_found = LostAndFound::of(state);
+        let shared = Self {
+            records: Records::new(ledger, store.clone()),
+            seen,
+            lost_and_found,
+            requests: Requests::default(),
             store,
             metrics,
             board: Board::new(),
@@ -74,7 +88,20 @@ impl Shared {
             identity_key,
             config: RwLock::new(Arc::new(config)),
             stop: AtomicBool::new(false),
-        })
+        };
+        shared.found_damaged(Damage::SeenFile, n_damaged);
+        if n_damaged > 0 {
+            warn!(n_damaged, "decisions about files were damaged; these files are read again");
+        }
+        Ok(shared)
+    }
+
+    /// Counts things that were found damaged.
+    pub(super) fn found_damaged(&self, damage: Damage, n_things: usize) {
+        if n_things > 0 {
+            self.metrics.found_damaged(damage, n_things);
+            *self.board.update().damaged.entry(damage).or_default() += n_things;
+        }
     }
 
     /// The settings now in force.

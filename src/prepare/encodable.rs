@@ -40,7 +40,7 @@ impl Encodable {
         Ok(Self { canonical, noise: quality::noise(&source.raw, &source.brain), n_cut_cells })
     }
 
-    /// What the journal stores about the scan, except for token counts and times.
+    /// What the ledger stores about the scan, except for token counts and times.
     pub fn facts(&self) -> EncodedFacts {
         EncodedFacts {
             brain_ml: self.canonical.brain_ml,

@@ -70,7 +70,7 @@ impl Source {
         Ok(cube.map_err(|error| refusals::of_preprocessing(error.into()))?)
     }
 
-    /// What the journal stores about the alignment.
+    /// What the ledger stores about the alignment.
     pub fn alignment_facts(&self) -> Option<AlignmentFacts> {
         self.alignment.map(|alignment| AlignmentFacts {
             template_to_scan: alignment.to_scan.rows(),
@@ -81,7 +81,7 @@ impl Source {
         })
     }
 
-    /// What the journal stores about the brain.
+    /// What the ledger stores about the brain.
     pub fn brain_facts(&self) -> BrainFacts {
         let bytes = bytemuck::cast_slice::<bool, u8>(&self.brain.inside);
         BrainFacts {
@@ -109,7 +109,7 @@ impl Source {
     }
 }
 
-/// Reads a scan of the journal again, with the brain and the alignment that were found at intake.
+/// Reads a scan of the ledger again, with the brain and the alignment that were found at intake.
 pub fn read_again(
     record: &ScanRecord,
     scan: &Path,
@@ -118,6 +118,11 @@ pub fn read_again(
 ) -> Result<Source, ScanError> {
     let alignment = record.alignment.map(alignment_of).transpose()?;
     Ok(Source { alignment, ..read_source(scan, mask, limits)? })
+}
+
+/// The id of a scan in a file.
+pub fn id_of(scan: &Path, limits: &Limits) -> Result<ScanId, ScanError> {
+    Ok(ScanId::of(&nifti::read_scan(scan, limits)?.volume))
 }
 
 /// Reads a scan without alignment.

@@ -136,7 +136,7 @@ pub struct HookOutput {
     pub voxels: Option<Vec<f32>>,
     /// The brain of `{mask}`, if it wrote that file.
     pub mask: Option<Vec<bool>>,
-    /// Facts about the run, for the journal and the sidecar.
+    /// Facts about the run, for the ledger and the sidecar.
     pub facts: PreprocessFacts,
 }
 
@@ -407,7 +407,7 @@ impl Hook {
     }
 }
 
-/// Whether a scan of the journal was preprocessed as the present settings ask for.
+/// Whether a scan of the ledger was preprocessed as the present settings ask for.
 pub fn is_prepared_alike(record: &ScanRecord, hook: Option<&Hook>) -> bool {
     match (&record.preprocess, hook) {
         (Some(facts), hook) => hook.is_some_and(|hook| hook.identity == facts.identity),

@@ -12,7 +12,7 @@ use crate::{
 
 /// Everything that is needed to build the result of one member of a window.
 pub struct ResultInput<'a> {
-    /// Entry of the scan in the journal.
+    /// Record of the scan.
     pub record: &'a ScanRecord,
     /// The scan, read again.
     pub source: &'a Source,

@@ -2,13 +2,14 @@
 
 use std::{fs, os::unix::fs::DirBuilderExt, path::Path, thread, time::Duration};
 
-use sled::{Tree, transaction::TransactionError};
+use sled::Tree;
 
 use super::{
     blob::{CHUNK, first_ids, remove_prefix},
-    error::{FORMAT, StoreError},
+    error::{FORMAT, OLD_FORMAT, StoreError},
     key::{Way, pair_key},
 };
+use crate::domain::scan::ScanId;
 
 /// Memory that sled may use beyond the capacity of its cache, bytes. Each of its 256 shards checks
 /// its use only after 64 accesses, and each access may have loaded a value.
@@ -22,15 +23,14 @@ pub const MIN_MEMORY: u64 = BEYOND_CACHE + (12 << 20);
 const LOCK_TRIES: u32 = 30;
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
 
-/// The token store and journal. Clones share the same store.
+/// The store of tokens and columns. Clones share the same store.
 #[derive(Clone)]
 pub struct Store {
     pub(super) db: sled::Db,
-    pub(super) journal: Tree,
     pub(super) manifests: Tree,
     pub(super) chunks: Tree,
     pub(super) columns: Tree,
-    pub(super) seen: Tree,
+    pub(super) copies: Tree,
 }
 
 impl Store {
@@ -47,11 +47,10 @@ impl Store {
         let db = open_db(folder, memory_bytes)?;
         check_format(&db)?;
         let store = Self {
-            journal: db.open_tree("journal")?,
             manifests: db.open_tree("manifests")?,
             chunks: db.open_tree("chunks")?,
             columns: db.open_tree("columns")?,
-            seen: db.open_tree("seen")?,
+            copies: db.open_tree("copies")?,
             db,
         };
 
@@ -83,6 +82,52 @@ impl Store {
         }
         remove_prefix(&self.columns, id)?;
         remove_prefix(&self.chunks, id)
+    }
+
+    /// Whether the store has the format before the current one.
+    pub(super) fn is_old(&self) -> Result<bool, StoreError> {
+        Ok(self.db.get("format")?.is_some_and(|value| format_of(&value) == OLD_FORMAT))
+    }
+
+    /// Notes that the store has the current format, durably.
+    pub(super) fn note_format(&self) -> Result<(), StoreError> {
+        self.db.insert("format", &FORMAT.to_be_bytes())?;
+        self.flush()
+    }
+
+    /// Removes the tokens of a scan and all columns from or to it. A second call changes nothing.
+    pub fn remove(&self, id: &ScanId) -> Result<(), StoreError> {
+        // After a kill, `sweep` finds what has no manifest any more.
+        self.manifests.remove(id.0)?;
+        self.flush()?;
+        self.remove_all_of(&id.0)
+    }
+
+    /// Removes tokens and columns of all scans but these.
+    pub fn keep_only(&self, is_kept: impl Fn(&ScanId) -> bool) -> Result<(), StoreError> {
+        for key in self.manifests.iter().keys() {
+            let id = <[u8; 32]>::try_from(key?.as_ref()).map(ScanId);
+            if let Some(id) = id.ok().filter(|id| !is_kept(id)) {
+                self.remove(&id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of the tokens and columns of the members of these windows. Each member has a column to
+    /// each other member.
+    pub fn live_bytes<'w>(
+        &self,
+        windows: impl IntoIterator<Item = &'w [ScanId]>,
+    ) -> Result<u64, StoreError> {
+        let mut n_bytes = 0;
+        for window in windows {
+            for id in window {
+                let Ok(Some(manifest)) = self.manifest(id) else { continue };
+                n_bytes += manifest.n_bytes() + manifest.column_bytes() * (window.len() as u64 - 1);
+            }
+        }
+        Ok(n_bytes)
     }
 
     /// Makes everything durable that was written before.
@@ -124,17 +169,13 @@ fn check_format(db: &sled::Db) -> Result<(), StoreError> {
             db.flush()?;
             Ok(())
         }
-        Some(value) => {
-            let bytes = <[u8; 4]>::try_from(value.as_ref());
-            let found = bytes.map_or(u32::MAX, u32::from_be_bytes);
-            if found == FORMAT { Ok(()) } else { Err(StoreError::Format { found }) }
-        }
+        Some(value) => match format_of(&value) {
+            FORMAT | OLD_FORMAT => Ok(()),
+            found => Err(StoreError::Format { found }),
+        },
     }
 }
 
-pub(super) fn storage(error: TransactionError<()>) -> StoreError {
-    match error {
-        TransactionError::Storage(error) => error.into(),
-        TransactionError::Abort(()) => unreachable!("the transactions here never abort"),
-    }
+fn format_of(value: &[u8]) -> u32 {
+    <[u8; 4]>::try_from(value).map_or(u32::MAX, u32::from_be_bytes)
 }

@@ -2,11 +2,17 @@
 
 use std::path::PathBuf;
 
-/// Number of the store's format. It grows with every change that an older version would misread.
-pub const FORMAT: u32 = 2;
+use crate::domain::scan::ScanId;
 
-/// An error of the store. All are fatal, because a daemon that continued could lose a scan or store
-/// it twice.
+/// Number of the store's format. It grows with every change that an older version would misread.
+pub const FORMAT: u32 = 3;
+
+/// The format before, which had the only records of scans and files. It is still opened, so that
+/// these can be taken out.
+pub(super) const OLD_FORMAT: u32 = 2;
+
+/// An error of the store. All but damage are fatal: the next start repairs the store, or makes a
+/// new one.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The store's folder cannot be made.
@@ -38,12 +44,12 @@ pub enum StoreError {
     },
     /// A value is missing, or its checksum is wrong.
     #[error(
-        "the store is damaged: {what} of scan {scan}; restore the state folder, or remove it and let the scans be encoded again"
+        "the store is damaged: {what} of scan {scan}; the scan is encoded again from its archived source"
     )]
     Damaged {
-        /// Kind of value: "tokens", "journal" and so on.
+        /// Kind of value: "tokens", "distances" and so on.
         what: &'static str,
-        /// Short id of the scan, or the start of the key in hex.
-        scan: String,
+        /// The scan that it belongs to.
+        scan: ScanId,
     },
 }

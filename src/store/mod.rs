@@ -1,25 +1,24 @@
-//! Tokens, columns and the journal in sled. Only this module knows `sled`.
+//! Tokens and columns in sled, a cache: all of it can be computed again from the archived sources.
+//! Only this module knows `sled`.
 //!
 //! Values are small. sled puts pages of large values into separate files, which its cache does not
 //! count. It puts values of 128 KiB into files that it never frees (measured: four times the live
 //! data on disk after a few turns of the window, and growing).
 //!
-//! Long values are cut into chunks. Their manifest, which makes them valid, is written after them,
-//! in one transaction with the journal entry. Both are flushed before anything depends on them.
+//! Long values are cut into chunks. Their manifest, which makes them valid, is written after them.
 
 mod blob;
 mod columns;
+mod copies;
 mod db;
 mod error;
-mod journal;
 mod key;
 mod record;
-mod seen;
 mod tokens;
 
+pub use copies::OldRecords;
 pub use db::{MIN_MEMORY, Store};
 pub use error::{FORMAT, StoreError};
-pub use seen::{Decision, Fellows, SeenFile, SeenFiles, SeenOutcome};
 
 /// Makes all threads share one heap. Call it before any thread starts.
 ///

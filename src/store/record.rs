@@ -3,6 +3,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::error::StoreError;
+use crate::domain::scan::ScanId;
 
 const VERSION: u8 = 1;
 const HEADER: usize = 5;
@@ -43,7 +44,10 @@ pub(super) fn open_json<T: DeserializeOwned>(
     serde_json::from_slice(unseal(value, what, key)?).map_err(|_| damaged(what, key))
 }
 
-/// The error for a value that is missing or not as it was written.
+/// The error for a value that is missing or not as it was written. All keys begin with the id of a
+/// scan.
 pub(super) fn damaged(what: &'static str, key: &[u8]) -> StoreError {
-    StoreError::Damaged { what, scan: hex::encode(&key[..key.len().min(6)]) }
+    let mut scan = [0; 32];
+    scan.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
+    StoreError::Damaged { what, scan: ScanId(scan) }
 }

@@ -3,17 +3,16 @@
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::f16;
 use serde::{Deserialize, Serialize};
-use sled::Transactional;
 
 use super::{
     blob::{Blob, put_blob},
-    db::{Store, storage},
+    db::Store,
     error::StoreError,
     key::grid_key,
     record,
 };
 use crate::{
-    domain::scan::{ScanId, ScanRecord},
+    domain::scan::ScanId,
     numeric::{
         fine::FineVolume,
         geometry::Shape3,
@@ -24,7 +23,7 @@ use crate::{
 /// The shapes of a scan's grids. The chunks of a scan are valid only with this.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Manifest {
-    pub(super) grids: Vec<GridShape>,
+    grids: Vec<GridShape>,
     /// The intensities. `None` for scans from before they were kept.
     #[serde(default)]
     fine: Option<FineShape>,
@@ -53,26 +52,38 @@ impl FineShape {
 const FINE: usize = u16::MAX as usize;
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct GridShape {
+struct GridShape {
     shape: [usize; 3],
     channels: usize,
-    pub(super) n_tokens: usize,
+    n_tokens: usize,
 }
 
 impl GridShape {
-    pub(super) fn n_bytes(&self) -> u64 {
+    fn n_bytes(&self) -> u64 {
         (self.n_tokens * (4 + 2 * self.channels)) as u64
     }
 }
 
+impl Manifest {
+    /// Bytes of the tokens and the intensities of the scan.
+    pub(super) fn n_bytes(&self) -> u64 {
+        let fine = self.fine.as_ref().map_or(0, FineShape::n_bytes);
+        self.grids.iter().map(GridShape::n_bytes).sum::<u64>() + fine
+    }
+
+    /// Bytes of the columns from the scan to one other.
+    pub(super) fn column_bytes(&self) -> u64 {
+        self.grids.iter().map(|grid| 4 * grid.n_tokens as u64).sum()
+    }
+}
+
 impl Store {
-    /// Stores the grids of tokens of a scan with its journal entry. Both are durable on return. A
-    /// kill in between leaves the old state.
+    /// Stores the grids of tokens of a scan, which are durable on return.
     ///
     /// `fine` are the intensities beside them; tests of tokens alone have none.
-    pub fn put_encoded(
+    pub fn put_tokens(
         &self,
-        record: &ScanRecord,
+        id: ScanId,
         grids: &[TokenGrid],
         fine: Option<&FineVolume>,
     ) -> Result<(), StoreError> {
@@ -80,7 +91,7 @@ impl Store {
         for (index, grid) in grids.iter().enumerate() {
             let mut bytes = cast_slice::<u32, u8>(grid.cells()).to_vec();
             bytes.extend_from_slice(cast_slice::<f16, u8>(grid.features()));
-            put_blob(&self.chunks, &grid_key(record.id, index), &bytes)?;
+            put_blob(&self.chunks, &grid_key(id, index), &bytes)?;
             shapes.push(GridShape {
                 shape: grid.shape().0,
                 channels: grid.channels(),
@@ -88,19 +99,19 @@ impl Store {
             });
         }
 
-        let id = record.id.0;
-        let fine = fine.map(|fine| self.put_fine(record.id, fine)).transpose()?;
-        let manifest = record::seal_json(&Manifest { grids: shapes, fine });
-        let entry = record::seal_json(record);
-
-        (&self.manifests, &self.journal)
-            .transaction(|(manifests, journal)| {
-                manifests.insert(&id, manifest.as_slice())?;
-                journal.insert(&id, entry.as_slice())?;
-                Ok(())
-            })
-            .map_err(storage)?;
+        let fine = fine.map(|fine| self.put_fine(id, fine)).transpose()?;
+        self.manifests.insert(id.0, record::seal_json(&Manifest { grids: shapes, fine }))?;
         self.flush()
+    }
+
+    /// Whether the store seems to have `n_grids` grids of tokens of a scan: their shapes are there
+    /// and whole.
+    pub fn has_tokens(&self, id: &ScanId, n_grids: usize) -> Result<bool, StoreError> {
+        match self.manifest(id) {
+            Ok(manifest) => Ok(manifest.is_some_and(|found| found.grids.len() == n_grids)),
+            Err(StoreError::Damaged { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// One grid of a scan's tokens; `None` if there is no such grid.
@@ -113,7 +124,7 @@ impl Store {
         blob.fill(cast_slice_mut(&mut features))?;
         TokenGrid::new(found.shape, channels, found.cells, features)
             .map(Some)
-            .map_err(|_| StoreError::Damaged { what: "tokens", scan: id.short() })
+            .map_err(|_| StoreError::Damaged { what: "tokens", scan: *id })
     }
 
     /// The cells of one grid of a scan's tokens; `None` if there is no such grid. It does not read
@@ -140,7 +151,7 @@ impl Store {
         let Some(found) = self.manifest(id)?.and_then(|manifest| manifest.fine) else {
             return Ok(None);
         };
-        let lost = || StoreError::Damaged { what: "intensities", scan: id.short() };
+        let lost = || StoreError::Damaged { what: "intensities", scan: *id };
         let blob = Blob::open(&self.chunks, grid_key(*id, FINE), "intensities")?;
         let mut blob = blob.filter(|blob| blob.length == found.n_bytes()).ok_or_else(lost)?;
 
@@ -169,7 +180,7 @@ impl Store {
         let Some(manifest) = self.manifest(id)? else { return Ok(None) };
         let Some(found) = manifest.grids.get(grid) else { return Ok(None) };
 
-        let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
+        let lost = || StoreError::Damaged { what: "tokens", scan: *id };
         let blob = Blob::open(&self.chunks, grid_key(*id, grid), "tokens")?;
         let mut blob = blob.filter(|blob| blob.length == found.n_bytes()).ok_or_else(lost)?;
 
@@ -179,7 +190,7 @@ impl Store {
         Ok(Some((foreground, found.channels, blob)))
     }
 
-    fn manifest(&self, id: &ScanId) -> Result<Option<Manifest>, StoreError> {
+    pub(super) fn manifest(&self, id: &ScanId) -> Result<Option<Manifest>, StoreError> {
         let value = self.manifests.get(id.0)?;
         value.map(|value| record::open_json(&value, "token manifest", &id.0)).transpose()
     }

@@ -33,7 +33,7 @@ use oddscan::{
 };
 
 use crate::{
-    support::{Site, scan_bytes},
+    support::{self, Site, scan_bytes},
     tiny,
 };
 
@@ -135,7 +135,7 @@ fn start_on(
 
 impl Running {
     fn records(&self) -> Vec<ScanRecord> {
-        self.shared.store.records().unwrap()
+        support::records(&self.site.path("state"))
     }
 
     fn wait_encoded(&self, n: usize) {
@@ -148,7 +148,7 @@ impl Running {
     fn end(self) -> (Site, Vec<ScanRecord>) {
         self.shared.request_stop();
         self.pipeline.join();
-        let records = self.shared.store.records().unwrap();
+        let records = support::records(&self.site.path("state"));
         (self.site, records)
     }
 }
@@ -266,7 +266,8 @@ fn scans_that_were_in_hand_at_a_crash_are_encoded_one_at_a_time() {
     let (seen, looks_at) = (Arc::clone(&in_hand), Arc::clone(&shared));
     let watching: AtBatch = Box::new(move |_| {
         thread::sleep(Duration::from_millis(30));
-        let records = looks_at.get().unwrap().store.records().unwrap();
+        let state = looks_at.get().unwrap().config().directories.state.clone();
+        let records = support::records(&state);
         let in_hand = records.into_iter().filter(|record| record.attempts > 0).collect();
         seen.lock().unwrap().push(in_hand);
         Ok(())
@@ -274,7 +275,8 @@ fn scans_that_were_in_hand_at_a_crash_are_encoded_one_at_a_time() {
     let kind = Kind { is_async: true, gives_nan: false };
     let running = start_on(site, kind, watching, |fresh| {
         for record in &ingested[..3] {
-            fresh.store.put_record(&ScanRecord { attempts: 1, ..record.clone() }).unwrap();
+            let state = &fresh.config().directories.state;
+            support::put_record(state, &ScanRecord { attempts: 1, ..record.clone() });
         }
         shared.set(Arc::clone(fresh)).ok();
     });

@@ -5,16 +5,17 @@ use std::{fs, io::Write, thread, time::Duration};
 use oddscan::{
     domain::scan::ScanRecord,
     ingest::look_at,
+    ledger::{SeenFile, SeenList, SeenOutcome},
     numeric::geometry::{Affine, WorldPoint},
     quarantine::ReasonFile,
     report::{Standing, read_sidecar},
-    store::{MIN_MEMORY, SeenFile, SeenOutcome, Store},
+    store::{MIN_MEMORY, Store},
 };
 use rustix::process::Signal;
 
 use crate::{
     hostile::{at, hostile_files, patched},
-    support::{Site, names, oddscan, said, scan_bytes},
+    support::{Site, names, oddscan, put_record, records, said, scan_bytes},
 };
 
 const ENDINGS: [&str; 4] = ["-map.nii.gz", "-mask.nii.gz", ".png", ".json"];
@@ -335,11 +336,10 @@ fn a_file_that_was_in_hand_at_three_crashes_is_set_aside_and_may_come_back() {
     let mut site = Site::new(2, &[]);
     drop_scans(&site, 1..=2);
     {
-        let store = Store::open(&site.path("state/store"), MIN_MEMORY).unwrap();
+        let (seen, _) = SeenList::open(&site.path("state/seen")).unwrap();
         let look = look_at(&site.path("incoming/sub-1_T1w.nii.gz")).unwrap();
         let reading = SeenOutcome::Reading { attempts: 3 };
-        store.put_seen(b"sub-1_T1w.nii.gz", &SeenFile::new(look, reading)).unwrap();
-        store.flush().unwrap();
+        seen.put(b"sub-1_T1w.nii.gz", &SeenFile::new(look, reading)).unwrap();
     }
     site.start();
     site.wait("set aside", |site| site.status().n_quarantined == 1);
@@ -354,25 +354,25 @@ fn a_file_that_was_in_hand_at_three_crashes_is_set_aside_and_may_come_back() {
 fn files_that_were_in_hand_together_at_two_crashes_are_not_all_to_blame() {
     let mut site = Site::new(3, &[]);
     drop_scans(&site, 1..=3);
-    let outcome = |store: &Store, seed: u64| {
-        store.seen(format!("sub-{seed}_T1w.nii.gz").as_bytes()).unwrap().map(|seen| seen.outcome)
+    let list = || SeenList::open(&site.path("state/seen")).unwrap().0;
+    let outcome = |list: &SeenList, seed: u64| {
+        list.get(format!("sub-{seed}_T1w.nii.gz").as_bytes()).map(|seen| seen.outcome)
     };
     {
-        let store = Store::open(&site.path("state/store"), MIN_MEMORY).unwrap();
+        let list = list();
         for seed in 1..=3 {
             let name = format!("sub-{seed}_T1w.nii.gz");
             let look = look_at(&site.path("incoming").join(&name)).unwrap();
             let reading = SeenOutcome::Reading { attempts: 2 };
-            store.put_seen(name.as_bytes(), &SeenFile::new(look, reading)).unwrap();
+            list.put(name.as_bytes(), &SeenFile::new(look, reading)).unwrap();
         }
-        store.flush().unwrap();
     }
     site.start();
     wait_scored(&site, 3);
     assert_eq!(site.status().n_quarantined, 0);
     assert_eq!(site.stop(), Some(0));
-    let store = Store::open(&site.path("state/store"), MIN_MEMORY).unwrap();
-    assert!((1..=3).all(|seed| matches!(outcome(&store, seed), Some(SeenOutcome::Accepted(_)))));
+    let list = SeenList::open(&site.path("state/seen")).unwrap().0;
+    assert!((1..=3).all(|seed| matches!(outcome(&list, seed), Some(SeenOutcome::Accepted(_)))));
 }
 
 #[test]
@@ -384,8 +384,9 @@ fn a_scan_that_was_in_hand_at_three_crashes_of_the_encoder_may_come_back() {
     assert_eq!(site.stop(), Some(0));
     {
         let store = Store::open(&site.path("state/store"), MIN_MEMORY).unwrap();
-        let record = store.records().unwrap().swap_remove(0);
-        store.forget_tokens(&ScanRecord { attempts: 3, ..record }).unwrap();
+        let record = records(&site.path("state")).swap_remove(0);
+        store.remove(&record.id).unwrap();
+        put_record(&site.path("state"), &ScanRecord { attempts: 3, ..record });
     }
     site.start();
     site.wait("set aside", |site| site.status().n_quarantined == 1);

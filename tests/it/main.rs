@@ -11,6 +11,7 @@ mod cohorts;
 mod community;
 mod daemon;
 mod dicom;
+mod durable;
 mod evaluation;
 #[path = "../reference/goldens.rs"]
 mod goldens;

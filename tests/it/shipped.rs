@@ -12,6 +12,7 @@ use std::{
 use oddscan::{
     domain::{
         DeviceMemory,
+        damage::Damage,
         error::{QuarantineReason, Refusal},
         left_alone::LeftAlone,
     },
@@ -91,6 +92,7 @@ fn exercised() -> Metrics {
         metrics.window(&cohort, [40, 1, 2], 8, 200, Some(1_700_000_000));
         metrics.window_contamination(&cohort, 0.2);
         metrics.window_hidden_follow_ups(&cohort, 2);
+        metrics.window_rebuilding(&cohort, 1);
         metrics.window_likeness(&cohort, Some(1.04), Some(1.1));
         metrics.score_run(&cohort, ScoreResult::Ok, Trigger::NewScan, 1_700_000_000);
         metrics.pairs_computed(&cohort, 39);
@@ -102,6 +104,7 @@ fn exercised() -> Metrics {
     }
     metrics.store_size(2_000_000, 1_000_000);
     metrics.evicted(EvictionReason::Window);
+    metrics.found_damaged(Damage::Source, 1);
     for &directory in DirectoryKind::ALL {
         metrics.filesystem_avail(directory, Some(1_000_000_000));
     }

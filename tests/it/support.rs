@@ -13,6 +13,7 @@ use std::{
 
 use oddscan::{
     domain::scan::ScanRecord,
+    ledger::Ledger,
     nifti,
     numeric::{
         geometry::{Affine, Shape3},
@@ -20,6 +21,7 @@ use oddscan::{
         token::TokenGrid,
         volume::RawVolume,
     },
+    pipeline::board::CohortStatus,
     pipeline::board::Status,
     report::{Sidecar, Standing, read_sidecar},
     store::{MIN_MEMORY, Store},
@@ -174,23 +176,24 @@ impl Site {
     pub fn encode_again(&mut self) {
         let folder = self.path("state/store");
         let store = || Store::open(&folder, MIN_MEMORY).unwrap();
+        let members: Vec<ScanRecord> =
+            records(&self.path("state")).into_iter().filter(ScanRecord::is_member).collect();
         let tokens = |store: &Store| -> Vec<Vec<TokenGrid>> {
-            let members = store.records().unwrap().into_iter().filter(ScanRecord::is_member);
-            let grids = |record: ScanRecord| {
+            let grids = |record: &ScanRecord| -> Vec<TokenGrid> {
                 (0..).map_while(|grid| store.tokens(&record.id, grid).unwrap()).collect()
             };
-            members.map(grids).collect()
+            members.iter().map(grids).filter(|grids| !grids.is_empty()).collect()
         };
         let opened = store();
         let before = tokens(&opened);
-        for record in opened.records().unwrap().iter().filter(|record| record.is_member()) {
-            opened.forget_tokens(record).unwrap();
-        }
+        members.iter().for_each(|record| opened.remove(&record.id).unwrap());
         assert!(tokens(&opened).is_empty());
         drop(opened);
         self.start();
         self.wait("encoded again", |site| {
-            let members = site.status().cohorts.values().map(|c| c.n_scans).sum::<usize>();
+            let whole = |c: &&CohortStatus| c.n_rebuilding == 0;
+            let status = site.status();
+            let members = status.cohorts.values().filter(whole).map(|c| c.n_scans).sum::<usize>();
             members == before.len()
         });
         assert_eq!(self.stop(), Some(0));
@@ -337,4 +340,21 @@ pub fn names(folder: &Path) -> Vec<String> {
         entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
+}
+
+/// The records of a state folder, in order of arrival.
+pub fn records(state: &Path) -> Vec<ScanRecord> {
+    let loaded = Ledger::open(&state.join("ledger")).unwrap().load().unwrap();
+    assert_eq!(loaded.damaged, []);
+    let mut records: Vec<ScanRecord> =
+        loaded.entries.into_iter().map(|entry| entry.record).collect();
+    records.sort_by_key(|record| record.sequence);
+    records
+}
+
+/// Writes a record into a state folder, as the newest.
+pub fn put_record(state: &Path, record: &ScanRecord) {
+    let ledger = Ledger::open(&state.join("ledger")).unwrap();
+    ledger.load().unwrap();
+    ledger.put(record).unwrap();
 }

@@ -13,10 +13,9 @@ use crate::{
     domain::{
         PairDistances,
         acquisition::AcquisitionFacts,
-        cohort::CohortKey,
         error::ScanError,
         evidence::FineVolumes,
-        scan::{ScanId, ScanRecord, ScanState},
+        scan::ScanId,
         window::Membership,
         window_scores::{ScoredMember, WindowDistances, parts_of, score_members},
     },
@@ -190,7 +189,7 @@ fn fill(store: &Store, arguments: &Arguments, ids: &[ScanId]) -> Result<Vec<Fore
 
     let fine = random_volume();
     for (index, &new) in ids.iter().enumerate() {
-        store.put_encoded(&record(new, index), &drawn[index % drawn.len()], Some(&fine))?;
+        store.put_tokens(new, &drawn[index % drawn.len()], Some(&fine))?;
         let others = if index + 1 < ids.len() { &ids[..index] } else { &[] };
         for (grid, part) in parts.iter().enumerate() {
             for &other in others {
@@ -264,17 +263,6 @@ impl WindowDistances for Kept<'_> {
 fn id(index: usize) -> ScanId {
     // In no order, like hashes of scans.
     ScanId(Sha256::digest(index.to_be_bytes()).into())
-}
-
-fn record(id: ScanId, index: usize) -> ScanRecord {
-    let cohort = CohortKey { name: "t1w".into(), method: "bench".into() };
-    ScanRecord {
-        state: ScanState::Encoded,
-        source_name: format!("{index}_T1w.nii.gz"),
-        output_stem: format!("{index}_T1w"),
-        sequence: index as u64,
-        ..ScanRecord::new(id, cohort)
-    }
 }
 
 /// Largest resident memory of this process, bytes. 0 if the system does not report it.

@@ -18,16 +18,21 @@ use crate::{
 pub(super) fn fail(shared: &Shared, record: ScanRecord, error: ScanError) -> Result<(), ScanError> {
     match error {
         ScanError::Refused(refusal) => send_to_quarantine(shared, record, &refusal),
-        // If a device fails with this scan several times, the scan may be the cause. So the journal
+        // If a device fails with this scan several times, the scan may be the cause. So the ledger
         // keeps the attempt. The service manager restarts the daemon.
         ScanError::Device(DeviceError::Failed { .. }) => Err(error),
         ScanError::Device(DeviceError::OutOfMemory { .. }) | ScanError::Store(_) => {
             put_back(shared, record)?;
             Err(error)
         }
+        ScanError::Ledger(_) => Err(error),
+        ScanError::Lost { why } => shared.lose(record, &why),
         ScanError::Io { .. } | ScanError::Internal { .. } => {
-            warn!(scan = %record.id, %error, "encoding failed; the scan waits for the next start");
-            put_back(shared, record)
+            let scan = record.id;
+            warn!(%scan, %error, "encoding failed; trying again later");
+            put_back(shared, record)?;
+            shared.requests.encode_again(scan, shared.config().intake.rescan);
+            Ok(())
         }
     }
 }
@@ -35,59 +40,69 @@ pub(super) fn fail(shared: &Shared, record: ScanRecord, error: ScanError) -> Res
 /// Undoes the count of an attempt that did not end because of the scan.
 pub(super) fn put_back(shared: &Shared, mut record: ScanRecord) -> Result<(), ScanError> {
     record.attempts -= 1;
-    Ok(shared.store.put_record(&record)?)
+    shared.records.put(&record)
 }
 
 /// Sends the archived copy of an accepted scan to quarantine. Its file in the incoming folder
 /// stays.
 pub(super) fn send_to_quarantine(
     shared: &Shared,
-    mut record: ScanRecord,
+    record: ScanRecord,
     refusal: &Refusal,
 ) -> Result<(), ScanError> {
+    // First the record: after a kill, the next start moves the file.
+    let refused = ScanState::Quarantined { refusal: refusal.clone() };
+    let refused = ScanRecord { state: refused, ..record.clone() };
+    {
+        let _changing = shared.archive.changing();
+        shared.records.put(&refused)?;
+    }
+    if !move_to_quarantine(shared, &refused, refusal) {
+        // This was no crash. Earlier crashes stay counted.
+        let is_poison = refusal.reason == QuarantineReason::Poison;
+        shared.requests.encode_again(record.id, shared.config().intake.rescan);
+        return if is_poison { shared.records.put(&record) } else { put_back(shared, record) };
+    }
+
+    shared.store.remove(&record.id)?;
+    if record.is_member() {
+        shared.requests.leaves_its_window(record.id);
+    }
+    shared.metrics.quarantined(refusal.reason);
+    shared.board.update().n_quarantined += 1;
+    Ok(())
+}
+
+/// Moves the archived source of a refused scan to quarantine. Returns whether that was possible.
+pub(in crate::pipeline) fn move_to_quarantine(
+    shared: &Shared,
+    record: &ScanRecord,
+    refusal: &Refusal,
+) -> bool {
     let config = shared.config();
     let folder = &config.directories.quarantine;
     let source = shared.archive.scan(record.id);
 
     // A volume from DICOM files has no file in the incoming folder.
-    let ScanRecord { came_from, source_name, .. } = &record;
+    let ScanRecord { came_from, source_name, .. } = record;
     let is_file = Path::new(came_from).ends_with(source_name);
     let name = Path::new(if is_file { came_from } else { source_name });
-    if let Err(error) = quarantine::quarantine(folder, &source, name, refusal, now_secs()) {
-        let (scan, error) = (record.id, error.kind());
-        warn!(%scan, %error, "quarantine is not available; the scan waits for the next start");
-        // This was no crash. Earlier crashes stay counted.
-        return if refusal.reason == QuarantineReason::Poison {
-            Ok(())
-        } else {
-            put_back(shared, record)
-        };
-    }
-
-    warn!(scan = %record.id, %refusal, "an accepted scan went to quarantine");
     let _changing = shared.archive.changing();
-    record.state = ScanState::Quarantined { refusal: refusal.clone() };
-    shared.store.put_record(&record)?;
-    shared.archive.remove(record.id)?;
-
-    shared.metrics.quarantined(refusal.reason);
+    let moved = quarantine::quarantine(folder, &source, name, refusal, now_secs());
+    let moved = moved.map_err(|error| error.kind()).and_then(|_| {
+        // The mask is left.
+        shared.archive.remove(record.id).map_err(|_| io::ErrorKind::Other)
+    });
     shared.metrics.quarantine_files(quarantine::count_quarantined(folder));
-    shared.board.update().n_quarantined += 1;
-    Ok(())
-}
-
-/// The archived source may be missing after a kill between its move to quarantine and the journal
-/// entry, or if somebody cleaned up the state folder.
-pub(super) fn missing_source(error: ScanError) -> ScanError {
-    match error {
-        ScanError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Refusal::new(
-            QuarantineReason::Io,
-            "no archived copy of the scan in the state folder",
-            "the copy that was made when the scan arrived",
-            "put the scan into the incoming folder again",
-        )
-        .into(),
-        other => other,
+    match moved {
+        Ok(()) => {
+            warn!(scan = %record.id, %refusal, "an accepted scan went to quarantine");
+            true
+        }
+        Err(error) => {
+            warn!(scan = %record.id, %error, "quarantine is not available; trying again later");
+            false
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Takes in a scan that was read: archived, journalled, in line for the encoder.
+//! Takes in a scan that was read: archived, recorded, in line for the encoder.
 
 use tracing::info;
 
@@ -9,6 +9,7 @@ use super::{
 use crate::{
     companions::output_stem_among,
     domain::{error::ScanError, scan::ScanRecord},
+    ledger::SeenOutcome,
     metrics::{IngestResult, Stage},
     pipeline::{
         Shared,
@@ -18,7 +19,6 @@ use crate::{
         timings::Timings,
     },
     prepare::{Encodable, Prepared},
-    store::SeenOutcome,
 };
 
 impl Intake {
@@ -48,7 +48,7 @@ impl Intake {
         })
     }
 
-    /// Writes a new scan into the archive and the journal.
+    /// Writes a new scan into the archive and the ledger.
     pub(super) fn keep(
         &self,
         whole: &Whole,
@@ -61,18 +61,21 @@ impl Intake {
         };
         let id = prepared.id;
 
-        let Shared { store, archive, metrics, .. } = &*self.shared;
+        let Shared { records, archive, metrics, .. } = &*self.shared;
         let _changing = archive.changing();
         // A file that was read in parallel may have the same content.
-        let known = store.record(&id)?;
+        let known = records.get(&id)?;
         if known.as_ref().is_some_and(|known| !known.may_come_again()) {
             return Ok(Taken::Duplicate(id));
         }
 
-        let (record, encodable) = self.new_record(whole, known, prepared)?;
+        let (mut record, encodable) = self.new_record(whole, known, prepared)?;
         let n_bytes = draft.n_bytes;
-        archive.keep(draft, id)?;
-        store.put_record(&record)?;
+        record.source = Some(archive.offer(draft, id)?);
+        records.put(&record)?;
+        // Not tried again: the record is there, so that the file would be a copy. The next start
+        // does it.
+        archive.accept(id).map_err(|error| ScanError::Ledger(Box::new(error)))?;
         metrics.bytes_ingested(n_bytes);
         Ok(Taken::Scan((record, encodable)))
     }
@@ -111,7 +114,7 @@ impl Intake {
                 let plain = || known.reported.as_ref().map(|_| known.output_stem.clone());
                 known.written_stem.clone().or_else(plain)
             }),
-            sequence: self.shared.store.next_sequence()?,
+            sequence: self.shared.records.next_sequence(),
             first_seen_secs: now_secs().saturating_sub(whole.waited.as_secs()),
             // Revisions continue to count.
             reported: known.and_then(|known| known.reported.clone()),
@@ -120,7 +123,7 @@ impl Intake {
         Ok((record, encodable))
     }
 
-    /// Queues a scan of the journal for the encoder. Its prepared cube stays in memory, unless it
+    /// Queues a scan of the ledger for the encoder. Its prepared cube stays in memory, unless it
     /// is large or too many scans wait before it, for example from one zip.
     pub(super) fn queue(&mut self, record: &ScanRecord, prepared: InMemory) {
         let id = record.id;

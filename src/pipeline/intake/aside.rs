@@ -17,13 +17,13 @@ use super::{
 use crate::{
     domain::{error::ScanError, left_alone::LeftAlone},
     ingest::{self, Patterns},
-    pipeline::board::{LEFT_ALONE_FILE, LeftAloneNames, StageName},
-    store::{Decision, SeenFiles},
+    ledger::{Decision, SeenFiles},
+    pipeline::board::{LEFT_ALONE_FILE, LeftAloneNames},
 };
 
 impl Intake {
-    /// Shows what is left alone: the files of this listing, and the DICOM files that the store
-    /// knows.
+    /// Shows what is left alone: the files of this listing, and the DICOM files that
+    /// have been seen.
     pub(super) fn show_left_alone(
         &mut self,
         listed: Vec<(PathBuf, LeftAlone)>,
@@ -85,8 +85,7 @@ impl Intake {
             return Ok(());
         }
 
-        let alive = || self.shared.board.heartbeat(StageName::Intake);
-        let n_files = self.shared.store.forget_decisions(&ready, is_alone, alive)?;
+        let n_files = self.shared.seen.forget_decisions(&ready, is_alone)?;
         done.extend(ready.into_iter().map(|decision| (decision, now)));
         if n_files > 0 {
             info!(n_files, "a file that was left out is gone; the others are read again");

@@ -15,8 +15,8 @@ use std::{
 use tracing::{debug, info};
 
 use crate::{
-    domain::left_alone::LeftAlone, files::partial_beside, ingest, nifti::foreign_format,
-    pipeline::board::LeftAloneNames, store::Decision,
+    domain::left_alone::LeftAlone, files::partial_beside, ingest, ledger::Decision,
+    nifti::foreign_format, pipeline::board::LeftAloneNames,
 };
 
 /// Names of one reason that are written to the file; the count has no limit.

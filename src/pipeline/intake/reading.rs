@@ -1,5 +1,5 @@
 //! From a whole file to a scan that can be encoded: copies, reads, checks, identifies and prepares
-//! it. Nothing here writes to store or journal, so several files can be read in parallel.
+//! it. Nothing here writes to store or ledger, so several files can be read in parallel.
 
 use std::{
     fs, io, mem,
@@ -12,6 +12,7 @@ use std::{
 use tracing::warn;
 
 use crate::{
+    archive::Draft,
     companions,
     domain::{
         error::{QuarantineReason, Refusal, ScanError, panic_text},
@@ -21,7 +22,7 @@ use crate::{
     ingest::{self, Candidate},
     metrics::Stage,
     nifti,
-    pipeline::{Shared, archive::Draft, board::StageName, side_by_side, timings::Timings},
+    pipeline::{Shared, board::StageName, side_by_side, timings::Timings},
     prepare::{
         Incoming, Prepared,
         acquisition::{must_be_magnitude, read_json},
@@ -181,7 +182,7 @@ impl Reader {
             return Err(a_folder().into());
         }
 
-        let Shared { store, archive, method, .. } = &*self.shared;
+        let Shared { records, archive, method, .. } = &*self.shared;
         let limits = self.shared.limits();
         let Companions { mask, json } = &whole.companions;
         let mask = mask.as_ref().map(|(path, _)| path.as_path());
@@ -219,7 +220,7 @@ impl Reader {
         self.heartbeat();
 
         let id = scan.id;
-        if store.record(&id)?.is_some_and(|known| !known.may_come_again()) {
+        if records.get(&id)?.is_some_and(|known| !known.may_come_again()) {
             return Ok(Taken::Duplicate(id));
         }
 

@@ -15,10 +15,10 @@ use crate::{
     domain::error::{QuarantineReason, Refusal, ScanError},
     files::are_open_for_writing,
     ingest::{self, Candidate, is_zip},
+    ledger::{SeenFile, SeenOutcome},
     metrics::{IngestResult, Stage},
     pipeline::now_secs,
     quarantine,
-    store::{SeenFile, SeenOutcome},
 };
 
 impl Intake {
@@ -39,7 +39,10 @@ impl Intake {
 
         self.shared.metrics.stage_failed(Stage::Decode, &error);
         match error {
-            ScanError::Device(_) | ScanError::Store(_) => return Err(error),
+            ScanError::Device(_)
+            | ScanError::Store(_)
+            | ScanError::Ledger(_)
+            | ScanError::Lost { .. } => return Err(error),
             ScanError::Refused(refusal) => {
                 return self.send_to_quarantine(candidate, incoming, &refusal);
             }
@@ -183,7 +186,7 @@ impl Intake {
         let key = seen_key(incoming, &candidate.path);
         let seen = decision_about(candidate, outcome);
         self.count_file(outcome);
-        Ok(self.shared.store.put_seen(&key, &seen)?)
+        Ok(self.shared.seen.put(&key, &seen)?)
     }
 
     /// Counts a file that had no decision before.

@@ -33,10 +33,10 @@ use crate::{
     },
     files::{are_open_for_writing, common_folder, fresh_folder},
     ingest::{self, Candidate, Patterns, Settled},
+    ledger::{SeenFile, SeenOutcome},
     metrics::{IngestResult, SeenBy, Stage},
     process::convert::{self, Bounds, Event, FileState, Listed},
     quarantine,
-    store::{SeenFile, SeenOutcome},
 };
 
 /// Unreadable files are tried this many times. That takes about three quarters of an hour.
@@ -139,7 +139,7 @@ impl Intake {
         let mut members = Vec::with_capacity(files.len());
         for file in files {
             self.shared.board.heartbeat(StageName::Intake);
-            let seen = self.shared.store.seen(&seen_key(incoming, &file.path))?;
+            let seen = self.shared.seen.get(&seen_key(incoming, &file.path));
             let seen = seen.filter(|seen| seen.is_same(&file.look));
             if let Some(SeenFile { outcome, series, .. }) = seen
                 && !matches!(outcome, SeenOutcome::Reading { .. })
@@ -239,7 +239,7 @@ impl Intake {
                         let seen = SeenFile::new(member.file.look, outcome);
                         let seen = seen.of_series(member.series.clone());
                         let key = seen_key(incoming, &member.file.path);
-                        self.shared.store.put_seen(&key, &seen)?;
+                        self.shared.seen.put(&key, &seen)?;
                     }
                     None => self.bundles.learn(member.file, series.clone()),
                 }
@@ -403,7 +403,7 @@ impl Intake {
         }
         for &input in &decided.later {
             match unit.members[input].outcome {
-                None => self.shared.store.forget_seen(&unit.key(input))?,
+                None => self.shared.seen.forget(&unit.key(input))?,
                 // It may have been marked as being read.
                 Some(outcome) => self.remember_files(unit, &[input], outcome)?,
             }
@@ -480,7 +480,7 @@ impl Intake {
         // read.
         let reading = SeenOutcome::Reading { attempts: n_crashes + 1 };
         self.remember_files(unit, &[mark], reading)?;
-        self.shared.store.flush()?;
+        self.shared.seen.flush()?;
 
         let companions = Companions::of(&path);
         let came_from = below(unit.incoming, unit.place(inputs)).to_owned();
@@ -510,7 +510,10 @@ impl Intake {
         self.shared.metrics.stage_failed(Stage::Decode, &error);
         match error {
             ScanError::Refused(refusal) => Ok(Series::Refused(refusal)),
-            ScanError::Device(_) | ScanError::Store(_) => Err(error),
+            ScanError::Device(_)
+            | ScanError::Store(_)
+            | ScanError::Ledger(_)
+            | ScanError::Lost { .. } => Err(error),
             ScanError::Io { .. } | ScanError::Internal { .. } => {
                 self.shared.metrics.stage_retried(Stage::Decode);
                 warn!(%error, "a volume of a series could not be read; trying again later");
@@ -521,7 +524,7 @@ impl Intake {
 
     /// How often the process crashed while it read this series.
     fn crashes(&self, unit: &Unit<'_>, mark: usize) -> Result<u32, ScanError> {
-        let seen = self.shared.store.seen(&unit.key(mark))?;
+        let seen = self.shared.seen.get(&unit.key(mark));
         let seen = seen.filter(|seen| seen.is_same(&unit.members[mark].file.look));
         Ok(match seen.map(|seen| seen.outcome) {
             Some(SeenOutcome::Reading { attempts }) => attempts,
@@ -542,7 +545,7 @@ impl Intake {
                 self.count_file(outcome);
             }
             let seen = decision_about(file, outcome).of_series(series.clone());
-            self.shared.store.put_seen(&unit.key(input), &seen)?;
+            self.shared.seen.put(&unit.key(input), &seen)?;
             if is_decided {
                 self.bundles.forget(&file.path);
                 self.unfinished.remove(&file.path);

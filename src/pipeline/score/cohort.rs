@@ -19,7 +19,10 @@ use crate::{
         window_scores::WindowScores,
     },
     numeric::scoring,
-    pipeline::board::{CohortStatus, Queued},
+    pipeline::{
+        board::{CohortStatus, Queued},
+        encode::Encoded,
+    },
     results::{SHIFTED, result_key, waiting_key},
 };
 
@@ -32,6 +35,11 @@ pub(super) struct Cohort {
     pub(super) scored: Vec<ScanId>,
     /// Empty while the window has too few scans.
     pub(super) scores: WindowScores,
+    /// Members that are encoded again, because the store lacks their tokens. Meanwhile the window
+    /// is not scored, so that results do not change for want of them.
+    pub(super) rebuilding: BTreeSet<ScanId>,
+    /// Scans that arrived meanwhile. They join once the window is whole again.
+    pub(super) held: Vec<Encoded>,
     /// Members that have joined since the last scoring and wait for their first result.
     pub(super) unscored: Vec<Unscored>,
     pub(super) cooldown: Cooldown,
@@ -66,6 +74,8 @@ impl Cohort {
             identity,
             scored: Vec::new(),
             scores: WindowScores::default(),
+            rebuilding: BTreeSet::new(),
+            held: Vec::new(),
             unscored: Vec::new(),
             cooldown: Cooldown::over(now),
             stale: StaleResults::default(),
@@ -79,6 +89,19 @@ impl Cohort {
         let gone = self.window.admit(scan, membership);
         self.stale.remove(&gone);
         gone
+    }
+
+    /// Removes a member that is lost.
+    pub(super) fn lose(&mut self, scan: ScanId) {
+        self.window.remove(&[scan]);
+        self.stale.remove(&[scan]);
+        self.rebuilding.remove(&scan);
+        self.unscored.retain(|unscored| unscored.id != scan);
+    }
+
+    /// Whether members are encoded again.
+    pub(super) fn is_rebuilding(&self) -> bool {
+        !self.rebuilding.is_empty()
     }
 
     /// Changes how many scans the window can hold. Returns the members that left.
@@ -95,12 +118,15 @@ impl Cohort {
     /// Whether the window must be scored for new members. If more scans are coming, it cools down
     /// first.
     pub(super) fn is_due(&self, now: Instant, more_come: bool) -> bool {
-        !self.unscored.is_empty() && (!more_come || self.cooldown.is_over(now))
+        !self.unscored.is_empty()
+            && !self.is_rebuilding()
+            && (!more_come || self.cooldown.is_over(now))
     }
 
     /// Longest wait of the new members. `None` if there are none.
     pub(super) fn due_in(&self, now: Instant) -> Option<Duration> {
-        (!self.unscored.is_empty()).then(|| self.cooldown.remaining(now))
+        let waits = !self.unscored.is_empty() && !self.is_rebuilding();
+        waits.then(|| self.cooldown.remaining(now))
     }
 
     /// Whether the window must be scored before this member leaves it, so that the member has a
@@ -114,8 +140,9 @@ impl Cohort {
     /// Whether the maps of the last scoring can still be made. The map of a scan needs the
     /// intensities of the other scans of its person, which are gone once such a scan has left.
     pub(super) fn can_make_maps(&self) -> bool {
-        self.scores.evidence.is_none()
-            || self.scored.iter().all(|id| self.window.members().contains(id))
+        let is_there = |id: &ScanId| self.window.members().contains(id);
+        !self.is_rebuilding()
+            && (self.scores.evidence.is_none() || self.scored.iter().all(is_there))
     }
 
     /// Whether a member waits for the next scoring.
@@ -123,7 +150,7 @@ impl Cohort {
         self.unscored.iter().any(|unscored| unscored.id == member)
     }
 
-    /// Updates the memberships from the journal and the settings.
+    /// Updates the memberships from the records and the settings.
     pub(super) fn renew_memberships(&mut self, records: &[ScanRecord], settings: &Config) {
         let replaced: HashSet<ScanId> =
             records.iter().flat_map(|record| &record.replaces).copied().collect();
@@ -137,7 +164,7 @@ impl Cohort {
         self.n_parts_of_heads = records.iter().filter(is_part).count();
     }
 
-    /// Updates the members from the journal and finds stale results. Drops the old scores. Returns
+    /// Updates the members from the records and finds stale results. Drops the old scores. Returns
     /// whether the window can be scored now.
     pub(super) fn prepare_scoring(&mut self, records: &[ScanRecord], settings: &Config) -> bool {
         self.renew_memberships(records, settings);
@@ -189,6 +216,7 @@ impl Cohort {
             n_same_patient: self.identity.n_references() - n_patients,
             few_patients: self.identity.few_patients,
             n_hidden_follow_ups: self.scores.follow_ups.n_scans(),
+            n_rebuilding: self.rebuilding.len(),
             n_outdated: self.stale.len() + self.unscored.len(),
             last_scored_secs: self.last_scored_secs,
         }

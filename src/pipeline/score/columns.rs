@@ -171,15 +171,14 @@ impl StoredColumns<'_> {
     }
 
     fn tokens(&self, id: ScanId, grid: usize) -> Result<TokenGrid, StoreError> {
-        let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
+        let lost = || StoreError::Damaged { what: "tokens", scan: id };
         self.shared.store.tokens(&id, grid)?.ok_or_else(lost)
     }
 
-    /// Computes the columns of two scans again. Does nothing if the tokens of one are missing.
+    /// Computes the columns of two scans again.
     fn compute_again(&mut self, one: ScanId, other: ScanId, grid: usize) -> Result<(), ScanError> {
         let store = &self.shared.store;
-        let tokens = (store.tokens(&one, grid)?, store.tokens(&other, grid)?);
-        let (Some(own), Some(theirs)) = tokens else { return Ok(()) };
+        let (own, theirs) = (self.tokens(one, grid)?, self.tokens(other, grid)?);
         let columns = self.distances.nearest(&own, &theirs, self.reach)?;
         Ok(store.put_columns(one, other, grid, &columns)?)
     }
@@ -194,7 +193,7 @@ impl WindowDistances for StoredColumns<'_> {
         }
         warn!(scan = %of, %other, grid, "distances are lost or damaged; computing them again");
         self.compute_again(of, other, grid)?;
-        let lost = || StoreError::Damaged { what: "distances", scan: of.short() };
+        let lost = || StoreError::Damaged { what: "distances", scan: of };
         Ok(store.column(of, other, grid, n_tokens)?.ok_or_else(lost)?)
     }
 
@@ -256,10 +255,6 @@ mod tests {
     use super::*;
     use crate::{
         compute::cpu::CpuDistances,
-        domain::{
-            cohort::CohortKey,
-            scan::{ScanRecord, ScanState},
-        },
         numeric::{geometry::Shape3, projection::Normal},
         store::MIN_MEMORY,
     };
@@ -313,10 +308,7 @@ mod tests {
             let features =
                 (0..cells.len() * 24).map(|_| f16::from_f64(normal.next())).collect::<Vec<_>>();
             let tokens = TokenGrid::new(Shape3::cube(5), 24, cells, features).unwrap();
-            let cohort = CohortKey { name: "t1w".into(), method: "m".into() };
-            let (state, sequence) = (ScanState::Encoded, u64::from(n));
-            let record = ScanRecord { state, sequence, ..ScanRecord::new(id(n), cohort) };
-            store.put_encoded(&record, &[tokens], None).unwrap();
+            store.put_tokens(id(n), &[tokens], None).unwrap();
         }
         store
     }

@@ -6,7 +6,10 @@
 //! window is stale. After a scoring that leaves no new scan waiting, the stage refreshes one stale
 //! result. While no scan is being encoded, it continues refreshing. The cohorts take turns. A scan
 //! that leaves its window has had a result, unless there were never enough good scans for one. The
-//! journal knows which result belongs to which window, so a restart continues with the stale ones.
+//! ledger knows which result belongs to which window, so a restart continues with the stale ones.
+//!
+//! Members whose tokens are damaged or gone stay members and are encoded again. Until they are
+//! there, their window is not scored, and its results stay as they are.
 //!
 //! This file has the loop. [`cohort`] and `domain/refresh.rs` decide without I/O, [`columns`] has
 //! the distances, and [`results`] the files.
@@ -19,6 +22,7 @@ mod volumes;
 use std::{
     collections::BTreeMap,
     mem,
+    num::NonZeroUsize,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
@@ -45,9 +49,10 @@ use crate::{
     domain::{
         PairDistances,
         cohort::CohortKey,
+        damage::Damage,
         error::ScanError,
         refresh::{Cooldown, ResultsFolder, Turns},
-        scan::{ScanId, ScanRecord},
+        scan::{ScanId, ScanRecord, ScanState},
         window_scores::{ScoredMember, score_members},
     },
     files,
@@ -59,8 +64,8 @@ pub(super) struct Score {
     shared: Arc<Shared>,
     distances: Box<dyn PairDistances>,
     from_encoder: Receiver<Encoded>,
-    /// Members in the journal from an earlier run.
-    members: Vec<ScanRecord>,
+    /// Members from an earlier run, and whether the store has their tokens.
+    members: Vec<(ScanRecord, bool)>,
     cohorts: BTreeMap<CohortKey, Cohort>,
     settings: Arc<Config>,
     turns: Turns,
@@ -75,7 +80,7 @@ impl Score {
         shared: Arc<Shared>,
         distances: Box<dyn PairDistances>,
         from_encoder: Receiver<Encoded>,
-        members: Vec<ScanRecord>,
+        members: Vec<(ScanRecord, bool)>,
     ) -> Self {
         let settings = shared.config();
         let now = Instant::now();
@@ -94,23 +99,32 @@ impl Score {
     pub(super) fn run(mut self) -> Result<(), ScanError> {
         self.tidy_up()?;
         self.take_up()?;
-        // Scans that the encoder still sends are members in the journal. The next start scores
-        // them.
+        // Scans that the encoder still sends are members in the ledger. The next start scores them.
         while !self.shared.stopping() {
             self.shared.board.heartbeat(StageName::Score);
-            match self.next() {
-                Ok(Some(encoded)) => self.admit(encoded)?,
-                Ok(None) => {}
-                // The encode stage has failed and reports that itself. If this stage ended first,
-                // it would look like the cause.
-                Err(Gone) => thread::sleep(IDLE),
-            }
-            self.show_waiting();
-            let has_scored = self.score_due()?;
-            self.reload()?;
-            if self.may_refresh(has_scored) {
-                self.refresh_one()?;
-            }
+            let turn = self.turn();
+            self.mend(turn)?;
+        }
+        Ok(())
+    }
+
+    /// Does what is due now.
+    fn turn(&mut self) -> Result<(), ScanError> {
+        for id in self.shared.requests.gone() {
+            self.drop_member(id)?;
+        }
+        match self.next() {
+            Ok(Some(encoded)) => self.admit(encoded)?,
+            Ok(None) => {}
+            // The encode stage has failed and reports that itself. If this stage ended first, it
+            // would look like the cause.
+            Err(Gone) => thread::sleep(IDLE),
+        }
+        self.show_waiting();
+        let has_scored = self.score_due()?;
+        self.reload()?;
+        if self.may_refresh(has_scored) {
+            self.refresh_one()?;
         }
         Ok(())
     }
@@ -153,35 +167,129 @@ impl Score {
         (has_scored && nobody_waits) || !board.is_encoding()
     }
 
-    /// Rebuilds the windows of an earlier run from the journal. Scans without any result get theirs
-    /// first.
+    /// Rebuilds the windows of an earlier run. Scans without any result get theirs first. A window
+    /// that has become smaller since shrinks once it is whole.
     fn take_up(&mut self) -> Result<(), ScanError> {
-        for record in mem::take(&mut self.members) {
-            let took = self.enter(&record)?;
+        let members = mem::take(&mut self.members);
+        for (record, has_tokens) in &members {
+            let n_scans = members.iter().filter(|(other, _)| other.cohort == record.cohort).count();
+            let n_scans = NonZeroUsize::new(n_scans).unwrap_or(NonZeroUsize::MIN);
+            let capacity = self.settings.window.max_scans.max(n_scans);
+            let new = || Cohort::new(&record.cohort, capacity, Instant::now());
+            let cohort = self.cohorts.entry(record.cohort.clone()).or_insert_with(new);
+            cohort.admit(record.id, self.settings.membership(record));
+            if !has_tokens {
+                cohort.rebuilding.insert(record.id);
+            }
+        }
+        for (record, _) in members.iter().filter(|(_, has_tokens)| *has_tokens) {
+            let took = self.compare(record);
+            let took = self.mend(took)?.unwrap_or_default();
             if self.shared.stopping() {
                 return Ok(());
             }
             if record.reported.is_none() {
                 let queued = self.shared.board.enqueue(Queue::Score, now_secs());
-                self.add_unscored(&record, took, queued);
+                self.add_unscored(record, took, queued);
             }
         }
         for key in self.keys() {
-            self.score(&key, Trigger::Reload)?;
+            let begun = self.begin(&key);
+            self.mend(begun)?;
         }
         self.show_store()
     }
 
+    /// Brings a window that is whole up to date, or shows that it is being rebuilt.
+    fn begin(&mut self, key: &CohortKey) -> Result<(), ScanError> {
+        if self.cohorts.get(key).is_none_or(Cohort::is_rebuilding) {
+            return self.show(key);
+        }
+        self.resize(key)?;
+        let held = self.cohorts.get_mut(key).map(|cohort| mem::take(&mut cohort.held));
+        for encoded in held.unwrap_or_default() {
+            self.admit(encoded)?;
+        }
+        self.score(key, Trigger::Reload)
+    }
+
     /// Admits a scan that was just encoded.
     fn admit(&mut self, Encoded { id, queued }: Encoded) -> Result<(), ScanError> {
-        let record = self.shared.store.record(&id)?;
+        let record = self.shared.records.get(&id)?;
         let Some(record) = record.filter(ScanRecord::is_member) else { return Ok(()) };
+        let key = &record.cohort;
+        let cohort = self.cohorts.get_mut(key);
+        if cohort.as_ref().is_some_and(|cohort| cohort.rebuilding.contains(&id)) {
+            return self.admit_again(&record, queued);
+        }
+        if let Some(cohort) = cohort.filter(|cohort| cohort.is_rebuilding()) {
+            cohort.held.push(Encoded { id, queued });
+            return Ok(());
+        }
+
         let took = self.enter(&record)?;
         if self.shared.stopping() {
             return Ok(());
         }
         self.add_unscored(&record, took, queued);
-        self.show(&record.cohort)
+        self.show(key)
+    }
+
+    /// Takes in the new tokens of a member. After the last of them the window is scored again.
+    fn admit_again(&mut self, record: &ScanRecord, queued: Queued) -> Result<(), ScanError> {
+        let key = &record.cohort;
+        if let Some(cohort) = self.cohorts.get_mut(key) {
+            cohort.rebuilding.remove(&record.id);
+        }
+        let took = self.compare(record)?;
+        if record.reported.is_none() {
+            self.add_unscored(record, took, queued);
+        }
+        let is_whole = self.cohorts.get(key).is_some_and(|cohort| !cohort.is_rebuilding());
+        if is_whole {
+            info!(cohort = key.label(), "all members are encoded again; the window is scored");
+        }
+        self.begin(key)
+    }
+
+    /// Removes a scan that is no member any more. Its record says why.
+    fn drop_member(&mut self, id: ScanId) -> Result<(), ScanError> {
+        let of_scan = |cohort: &&mut Cohort| cohort.window.members().contains(&id);
+        let Some(cohort) = self.cohorts.values_mut().find(of_scan) else { return Ok(()) };
+        cohort.lose(id);
+        let key = cohort.window.identity().cohort;
+        self.begin(&key)
+    }
+
+    /// Makes good what a damaged value of the store has stopped: the scan is encoded again. Returns
+    /// other errors.
+    fn mend<T>(&mut self, done: Result<T, ScanError>) -> Result<Option<T>, ScanError> {
+        let error = match done {
+            Ok(done) => return Ok(Some(done)),
+            Err(ScanError::Store(error)) => error,
+            Err(error) => return Err(error),
+        };
+        let damaged = error.downcast_ref().and_then(|error| match error {
+            StoreError::Damaged { scan, .. } => Some(*scan),
+            _ => None,
+        });
+        let of_scan = |cohort: &&mut Cohort| {
+            damaged.is_some_and(|scan| cohort.window.members().contains(&scan))
+        };
+        let cohort = self.cohorts.values_mut().find(of_scan);
+        let (Some(scan), Some(cohort)) = (damaged, cohort) else {
+            return Err(ScanError::Store(error));
+        };
+
+        warn!(%scan, %error, "the scan is encoded again from its archived source");
+        self.shared.found_damaged(Damage::Tokens, 1);
+        self.shared.store.remove(&scan)?;
+        if cohort.rebuilding.insert(scan) {
+            self.shared.requests.encode_again(scan, Duration::ZERO);
+        }
+        let key = cohort.window.identity().cohort;
+        self.show(&key)?;
+        Ok(None)
     }
 
     /// Adds a member that gets its first result at the next scoring.
@@ -204,8 +312,16 @@ impl Score {
         let new = || Cohort::new(key, self.settings.window.max_scans, started);
         let cohort = self.cohorts.entry(key.clone()).or_insert_with(new);
         let gone = cohort.admit(id, self.settings.membership(record));
-        let others: Vec<ScanId> = cohort.window.others(id).collect();
         self.evict(&gone)?;
+        self.compare(record)
+    }
+
+    /// Computes the distances of a member to the others. Returns how long that took.
+    fn compare(&mut self, record: &ScanRecord) -> Result<Duration, ScanError> {
+        let (started, id, key) = (Instant::now(), record.id, &record.cohort);
+        let Some(cohort) = self.cohorts.get(key) else { return Ok(Duration::ZERO) };
+        let has_tokens = |other: &ScanId| !cohort.rebuilding.contains(other);
+        let others: Vec<ScanId> = cohort.window.others(id).filter(has_tokens).collect();
 
         let reach = self.settings.scoring.reach;
         let n_pairs = compute_missing(&self.shared, self.distances.as_mut(), reach, id, &others)?;
@@ -231,7 +347,8 @@ impl Score {
             return Ok(());
         }
         let started = Instant::now();
-        let Some(cohort) = self.cohorts.get_mut(key) else { return Ok(()) };
+        let cohort = self.cohorts.get_mut(key).filter(|cohort| !cohort.is_rebuilding());
+        let Some(cohort) = cohort else { return Ok(()) };
         let joined = mem::take(&mut cohort.unscored);
         let records = self.records_of(key)?;
         let is_scored = self.rescore(key, &records, trigger)?;
@@ -283,11 +400,11 @@ impl Score {
         Ok(true)
     }
 
-    /// The journal entries of the members of a window.
+    /// The records of the members of a window.
     fn records_of(&self, key: &CohortKey) -> Result<Vec<ScanRecord>, ScanError> {
         let mut records = Vec::new();
         for id in self.cohorts.get(key).map_or(&[][..], |cohort| cohort.window.members()) {
-            records.extend(self.shared.store.record(id)?);
+            records.extend(self.shared.records.get(id)?);
         }
         Ok(records)
     }
@@ -297,8 +414,10 @@ impl Score {
         for id in gone {
             self.shared.board.heartbeat(StageName::Score);
             let _changing = self.shared.archive.changing();
-            let Some(record) = self.shared.store.record(id)? else { continue };
-            self.shared.store.evict(&record)?;
+            let Some(record) = self.shared.records.get(id)? else { continue };
+            let evicted = ScanRecord { state: ScanState::Evicted, ..record.clone() };
+            self.shared.records.put(&evicted)?;
+            self.shared.store.remove(id)?;
             if let Err(error) = self.shared.archive.remove(*id) {
                 // The next start removes sources without a member.
                 warn!(scan = %id, %error, "cannot remove the archived source of an evicted scan");
@@ -323,11 +442,10 @@ impl Score {
         }
         self.settings = settings;
         for key in self.keys() {
-            self.resize(&key)?;
+            self.begin(&key)?;
             if self.shared.stopping() {
                 break;
             }
-            self.score(&key, Trigger::Reload)?;
         }
         Ok(())
     }
@@ -371,7 +489,7 @@ impl Score {
         let Some(cohort) = self.cohorts.get(key) else { return Ok(()) };
 
         let oldest = cohort.window.members().first();
-        let oldest = oldest.map(|id| self.shared.store.record(id)).transpose()?.flatten();
+        let oldest = oldest.map(|id| self.shared.records.get(id)).transpose()?.flatten();
         let status = cohort.status(&self.settings.window);
 
         let metrics = &self.shared.metrics;
@@ -385,6 +503,7 @@ impl Score {
         metrics.window_likeness(key.label(), status.heterogeneity, cohort.newest_shift());
         metrics.window_contamination(key.label(), cohort.contamination());
         metrics.window_hidden_follow_ups(key.label(), status.n_hidden_follow_ups);
+        metrics.window_rebuilding(key.label(), status.n_rebuilding);
         self.shared.board.update().cohorts.insert(key.label().to_owned(), status);
         Ok(())
     }
@@ -403,7 +522,8 @@ impl Score {
 
     fn show_store(&self) -> Result<(), ScanError> {
         let store = &self.shared.store;
-        self.shared.metrics.store_size(store.size_on_disk()?, store.live_bytes()?);
+        let windows = self.cohorts.values().map(|cohort| cohort.window.members());
+        self.shared.metrics.store_size(store.size_on_disk()?, store.live_bytes(windows)?);
         Ok(())
     }
 }
@@ -417,7 +537,7 @@ fn members_to_score(
 ) -> Result<Vec<ScoredMember>, ScanError> {
     let mut members = Vec::new();
     for ((id, membership), record) in cohort.memberships().into_iter().zip(records) {
-        let lost = || StoreError::Damaged { what: "tokens", scan: id.short() };
+        let lost = || StoreError::Damaged { what: "tokens", scan: id };
         let foreground = |part| shared.store.foreground(&id, part)?.ok_or_else(lost);
         let parts = (0..shared.method.n_parts).map(foreground).collect::<Result<_, _>>()?;
         let weights = settings.evidence.weights(&record.acquisition);
@@ -433,14 +553,14 @@ fn n_tokens(member: &ScoredMember) -> (ScanId, Vec<usize>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{num::NonZeroUsize, path::Path, sync::mpsc};
+    use std::{path::Path, sync::mpsc};
 
     use half::f16;
 
     use super::{cohort::tests::key, *};
     use crate::{
         compute::cpu::CpuDistances,
-        domain::scan::{Reported, ScanState},
+        domain::scan::Reported,
         metrics::Metrics,
         numeric::{geometry::Shape3, token::TokenGrid},
         store::{MIN_MEMORY, Store},
@@ -475,7 +595,8 @@ mod tests {
             sequence: u64::from(n),
             ..ScanRecord::new(ScanId([n; 32]), key())
         };
-        score.shared.store.put_encoded(&record, &[tokens], None).unwrap();
+        score.shared.store.put_tokens(record.id, &[tokens], None).unwrap();
+        score.shared.records.put(&record).unwrap();
         let queued = score.shared.board.enqueue(Queue::Score, 0);
         score.admit(Encoded { id: record.id, queued }).unwrap();
         score.score_due().unwrap();
@@ -500,9 +621,9 @@ mod tests {
 
         // Scans that another method has scored, and that were encoded again.
         for n in [1, 2] {
-            let record = score.shared.store.record(&ScanId([n; 32])).unwrap().unwrap();
+            let record = score.shared.records.get(&ScanId([n; 32])).unwrap().unwrap();
             let reported = Some(Reported { revision: 1, key: "old".to_owned() });
-            score.shared.store.put_record(&ScanRecord { reported, ..record }).unwrap();
+            score.shared.records.put(&ScanRecord { reported, ..record }).unwrap();
         }
         let mut smaller = (*score.settings).clone();
         smaller.window.max_scans = NonZeroUsize::MIN;

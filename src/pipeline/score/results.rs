@@ -25,8 +25,7 @@ use crate::{
         scan::{Reported, ScanId, ScanRecord},
     },
     metrics::{OutputKind, Stage, Trigger, Verdict},
-    pipeline::{ARCHIVED, FULL, Shared, board::StageName, now_secs, side_by_side},
-    prepare::read_again,
+    pipeline::{FULL, Shared, board::StageName, lost::read_archived, now_secs, side_by_side},
     report,
     results::{ResultInput, build_results, result_key, sidecar, waiting_key},
 };
@@ -132,7 +131,7 @@ impl Score {
 
     /// Whether a member still waits for its first result, or for the notice that it waits.
     pub(super) fn waits_for_first(&self, id: ScanId, is_scored: bool) -> Result<bool, ScanError> {
-        let record = self.shared.store.record(&id)?;
+        let record = self.shared.records.get(&id)?;
         Ok(record.is_some_and(|record| waits_for_first(&record, is_scored)))
     }
 
@@ -184,7 +183,7 @@ impl Score {
         let mut records = Vec::new();
         for id in ids {
             // A scan that has left its window keeps the result that it has.
-            records.extend(self.shared.store.record(id)?.filter(ScanRecord::is_member));
+            records.extend(self.shared.records.get(id)?.filter(ScanRecord::is_member));
         }
         let pseudonyms = self.shared.pseudonyms(&self.settings);
         let results =
@@ -232,7 +231,7 @@ impl Score {
         Ok(attempt)
     }
 
-    /// Writes into the journal which result a scan has now.
+    /// Writes into the ledger which result a scan has now.
     fn note_written(&self, cohort: &Cohort, mut record: ScanRecord) -> Result<(), ScanError> {
         let key = if cohort.is_scored() {
             result_key(&cohort.identity, &self.settings)
@@ -245,7 +244,7 @@ impl Score {
         }
         let revision = record.reported.as_ref().map_or(0, |done| done.revision) + 1;
         record.reported = Some(Reported { revision, key });
-        self.shared.store.put_record(&record)?;
+        self.shared.records.put(&record)?;
         self.shared.board.update().n_reported += 1;
         Ok(())
     }
@@ -267,8 +266,15 @@ impl Score {
     fn judge_error(&mut self, id: ScanId, error: ScanError) -> Result<Attempt, ScanError> {
         let metrics = &self.shared.metrics;
         metrics.stage_failed(Stage::Write, &error);
-        if error.disposition() == Disposition::Fatal {
-            return Err(error);
+        match error.disposition() {
+            Disposition::Fatal => return Err(error),
+            Disposition::Lose => {
+                if let Some(record) = self.shared.records.get(&id)? {
+                    self.shared.lose(record, &error.to_string())?;
+                }
+                return Ok(Attempt::Failed);
+            }
+            Disposition::Retry | Disposition::Quarantine => {}
         }
         metrics.stage_retried(Stage::Write);
         if !matches!(error, ScanError::Internal { .. }) {
@@ -353,9 +359,7 @@ impl ResultsOf<'_> {
         let index = cohort.scored.iter().position(|&member| member == id);
         let Some(index) = index else { return Ok(()) };
 
-        let mask = shared.archive.mask(id);
-        let scan = shared.archive.scan(id);
-        let source = read_again(record, &scan, mask.as_deref(), &ARCHIVED)?;
+        let source = read_archived(shared, record)?;
         let (results, finding) = build_results(&ResultInput {
             record,
             source: &source,
@@ -405,6 +409,7 @@ mod tests {
         domain::{
             error::{DeviceError, QuarantineReason, Refusal},
             refresh::{ResultsFolder, Turns},
+            scan::SourceFacts,
             window::Membership,
         },
         nifti,
@@ -476,7 +481,7 @@ mod tests {
         let mut score = stage(folder.path());
         arrive(&mut score, 1);
         let revision = |score: &Score| {
-            let record = score.shared.store.record(&scan(1)).unwrap().unwrap();
+            let record = score.shared.records.get(&scan(1)).unwrap().unwrap();
             record.reported.unwrap().revision
         };
         assert_eq!(revision(&score), 1, "the notice that it waits");
@@ -488,10 +493,12 @@ mod tests {
             vec![Membership { is_reference: false, ..Membership::REFERENCE }];
         cohort.scored = vec![scan(9), scan(1)];
         let archived = score.shared.archive.scan(scan(1));
-        for (source, fault) in [(None, "no archived source"), (Some(box_of_brain()), "a crash")] {
-            if let Some(bytes) = source {
-                fs::write(&archived, bytes).unwrap();
-            }
+        for (source, fault) in [(b"no scan".to_vec(), "no scan"), (box_of_brain(), "a crash")] {
+            fs::write(&archived, source).unwrap();
+            let scan_sha256 = hex::encode(crate::files::sha256_of(&archived).unwrap());
+            let source = Some(SourceFacts { scan_sha256, mask_sha256: None });
+            let record = score.shared.records.get(&scan(1)).unwrap().unwrap();
+            score.shared.records.put(&ScanRecord { source, ..record }).unwrap();
             let now = Instant::now();
             score.turns = Turns::new(now);
             score.cohorts.get_mut(&key()).unwrap().stale.update(vec![scan(1)]);

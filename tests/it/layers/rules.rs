@@ -45,6 +45,7 @@ pub(super) const ROWS: &[Row] = &[
         "numeric domain",
         "std::fs dicom_core dicom_dictionary_std dicom_object dicom_pixeldata flate2 serde_json zip",
     ),
+    row("archive", "domain files", "std::fs std::os hex tempfile"),
     row("bids", "domain", "serde_json"),
     row("companions", "domain", "std::fs"),
     row(
@@ -56,10 +57,11 @@ pub(super) const ROWS: &[Row] = &[
     row(
         "store",
         "numeric domain",
-        "std::fs std::os std::thread bytemuck crc32fast half hex libc rayon serde serde_json \
+        "std::fs std::os std::thread bytemuck crc32fast half libc rayon serde serde_json \
          sled thiserror",
     ),
     row("ingest", "domain files", "std::fs std::os globset"),
+    row("ledger", "domain files", "std::fs crc32fast hex serde serde_json sha2 thiserror"),
     row("watcher", "", "notify"),
     row("quarantine", "domain files", "std::fs std::os serde serde_json tracing"),
     row(
@@ -104,10 +106,9 @@ pub(super) const ROWS: &[Row] = &[
     ),
     row(
         "pipeline",
-        "numeric domain files nifti companions compute store ingest watcher quarantine report \
-         metrics process config engine prepare results",
-        "std::fs std::os std::thread std::time rayon rustix serde serde_json tempfile tokio \
-         tracing",
+        "numeric domain files archive ledger nifti companions compute store ingest watcher \
+         quarantine report metrics process config engine prepare results",
+        "std::fs std::thread std::time rayon rustix serde serde_json tokio tracing",
     ),
     row(
         "service",
