@@ -1,5 +1,7 @@
 //! The daemon's output: log lines to the journal or stderr, and HTTP pages on loopback.
 
+mod connections;
+
 use std::{io::IsTerminal, net::SocketAddr, sync::Arc};
 
 use axum::{
@@ -66,14 +68,14 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<tokio::net::TcpListene
 }
 
 /// Serves `/metrics`, `/healthz`, `/readyz` and `/status.json` for as long as it is polled.
-pub async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) -> std::io::Result<()> {
+pub async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
     let pages = Router::new()
         .route("/metrics", get(metrics_page))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready_page))
         .route("/status.json", get(status_page))
         .with_state(shared);
-    axum::serve(listener, pages).await
+    connections::serve(listener, pages).await;
 }
 
 async fn metrics_page(State(shared): State<Arc<Shared>>) -> impl IntoResponse {

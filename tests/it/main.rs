@@ -26,6 +26,7 @@ mod model;
 mod nibabel;
 mod nifti;
 mod optional_results;
+mod pages;
 mod parts;
 mod patients;
 mod preprocess;

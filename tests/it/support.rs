@@ -26,7 +26,7 @@ use oddscan::{
     report::{Sidecar, Standing, read_sidecar},
     store::{MIN_MEMORY, Store},
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tempfile::TempDir;
 
 use crate::shipped::repository;
@@ -198,6 +198,13 @@ impl Site {
         });
         assert_eq!(self.stop(), Some(0));
         assert!(!before.is_empty() && before == tokens(&store()), "bit for bit");
+    }
+
+    /// Limits how many files and connections the daemon may have open.
+    pub fn limit_files(&self, n_files: u64) {
+        let pid = Pid::from_child(self.daemon.as_ref().unwrap());
+        let limit = Rlimit { current: Some(n_files), ..getrlimit(Resource::Nofile) };
+        prlimit(Some(pid), Resource::Nofile, limit).unwrap();
     }
 
     pub fn is_running(&mut self) -> bool {

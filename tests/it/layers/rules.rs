@@ -118,7 +118,7 @@ pub(super) const ROWS: &[Row] = &[
     row(
         "telemetry",
         "metrics pipeline",
-        "std::env std::io::stderr std::net axum tokio tracing tracing_journald \
+        "std::env std::io::stderr std::net axum hyper hyper_util tokio tracing tracing_journald \
          tracing_subscriber",
     ),
     row(
@@ -145,6 +145,8 @@ pub(super) const HOMES: &[(&str, &[&str])] = &[
     ("dicom_object", &["dicom"]),
     ("dicom_pixeldata", &["dicom"]),
     ("embedded_graphics", &["report"]),
+    ("hyper", &["telemetry"]),
+    ("hyper_util", &["telemetry"]),
     ("nifti", &["nifti"]),
     ("notify", &["watcher"]),
     ("prometheus", &["metrics"]),
