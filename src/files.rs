@@ -98,6 +98,15 @@ pub fn copy_durably(
     Ok(n_copied)
 }
 
+/// Finds out whether a folder takes files: writes one and removes it. The file has no name where
+/// the file system allows that, so that a kill leaves nothing.
+pub(crate) fn try_to_write(folder: &Path) -> io::Result<()> {
+    let mut file = tempfile::tempfile_in(folder)?;
+    io::Write::write_all(&mut file, &[0; 4096])?;
+    // Network file systems report a spent quota only here.
+    file.sync_all()
+}
+
 /// The names of files that are not whole yet begin with this.
 const MARK: &str = ".oddscan-tmp-";
 

@@ -15,8 +15,8 @@ use std::{sync::Arc, time::Duration};
 use prometheus::{GaugeVec, TextEncoder};
 
 pub use self::label::{
-    DirectoryKind, EvictionReason, Fallback, IngestResult, MemoryState, OutputKind, PauseReason,
-    RescanTrigger, ScoreResult, SeenBy, Stage, Trigger, Verdict,
+    DirectoryKind, EvictionReason, Fallback, IngestResult, MemoryState, OutputKind, RescanTrigger,
+    ScoreResult, SeenBy, Stage, Trigger, Verdict,
 };
 use self::{
     families::{Families, set_info},
@@ -27,6 +27,7 @@ use crate::domain::{
     damage::Damage,
     error::{QuarantineReason, ScanError},
     left_alone::LeftAlone,
+    not_ready::NotReady,
 };
 
 /// Content type of [`Metrics::render`], for the HTTP answer.
@@ -86,9 +87,9 @@ impl Metrics {
         self.0.ready.set(is_ready.into());
     }
 
-    /// Whether the daemon takes no work for this reason.
-    pub fn paused(&self, reason: PauseReason, is_paused: bool) {
-        self.0.paused.with_label_values(&[reason.name()]).set(is_paused.into());
+    /// Whether the daemon is not ready for this reason, as `/readyz` says.
+    pub fn not_ready(&self, reason: NotReady, holds: bool) {
+        self.0.not_ready.with_label_values(&[reason.name()]).set(holds.into());
     }
 
     /// A configuration was applied at `now_secs` (seconds since 1970), or refused.
@@ -383,6 +384,10 @@ mod tests {
         let metrics = Metrics::new();
         for reason in QuarantineReason::ALL {
             let series = format!("oddscan_quarantined_total{{reason=\"{}\"}}", reason.name());
+            assert_eq!(value(&metrics, &series), Some(0.0), "{series}");
+        }
+        for reason in NotReady::ALL {
+            let series = format!("oddscan_not_ready{{reason=\"{}\"}}", reason.name());
             assert_eq!(value(&metrics, &series), Some(0.0), "{series}");
         }
         for reason in LeftAlone::ALL {

@@ -144,7 +144,7 @@ impl Service {
         };
 
         notify::stopping();
-        shared.board.update().ready = false;
+        shared.board.set_running(false);
         shared.request_stop();
         let result = ended.map_or(Ok(()), |(stage, end)| stage_result(stage.name(), end));
         drop(watcher);
@@ -162,11 +162,11 @@ impl Service {
     fn ready(&self, shared: &Shared, config: &Config) {
         {
             let mut status = shared.board.update();
-            status.ready = true;
             status.model.clone_from(&shared.method.model);
             status.device.clone_from(&shared.method.device);
             status.method.clone_from(&shared.method.fingerprint);
         }
+        shared.board.set_running(true);
         shared.metrics.reload(true, now_secs());
 
         info!(

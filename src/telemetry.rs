@@ -16,7 +16,7 @@ use tracing_subscriber::{
     EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
-use crate::{metrics, pipeline::Shared};
+use crate::{domain::not_ready::NotReady, metrics, pipeline::Shared};
 
 /// Changes the log filter while the daemon runs.
 pub type LogHandle = reload::Handle<EnvFilter, Registry>;
@@ -80,20 +80,20 @@ pub async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
 
 async fn metrics_page(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     // Updated here, so that the page and `/readyz` always agree.
-    shared.metrics.ready(shared.board.status().takes_work());
+    let status = shared.board.status();
+    shared.metrics.ready(status.ready);
+    for reason in NotReady::ALL {
+        shared.metrics.not_ready(reason, status.has(reason));
+    }
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], shared.metrics.render())
 }
 
 async fn ready_page(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let status = shared.board.status();
-    if status.takes_work() {
+    if status.ready {
         return (StatusCode::OK, "ready\n".to_owned());
     }
-
-    let mut reasons: Vec<String> = status.reasons.into_iter().collect();
-    if !status.ready {
-        reasons.push("starting or stopping".to_owned());
-    }
+    let reasons: Vec<String> = status.reasons.into_iter().collect();
     (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; ")))
 }
 

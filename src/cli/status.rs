@@ -138,7 +138,7 @@ fn left_alone(status: &Status, names: &Names) -> String {
 }
 
 fn table(status: &Status, names: &Names) -> String {
-    let state = if status.takes_work() { "ready" } else { "not ready" };
+    let state = if status.ready { "ready" } else { "not ready" };
     let mut text = format!(
         "oddscan {} is {state}: {}\nmodel {} on {}, method {}\n",
         status.version,

@@ -18,6 +18,7 @@ pub mod head;
 pub mod identity;
 pub mod landmarks;
 pub mod left_alone;
+pub mod not_ready;
 pub mod patient;
 pub mod quality;
 pub mod refresh;

@@ -195,11 +195,14 @@ impl ResultsFolder {
         !mem::replace(&mut self.is_away, true)
     }
 
-    /// Notes how attempts made at the same time ended. Returns whether the folder is back.
-    pub fn note(&mut self, attempts: &[Attempt]) -> bool {
-        let was_away = self.is_away;
+    /// Whether the last attempt failed because of the folder.
+    pub fn is_away(&self) -> bool {
+        self.is_away
+    }
+
+    /// Notes how attempts made at the same time ended.
+    pub fn note(&mut self, attempts: &[Attempt]) {
         self.is_away &= attempts.is_empty() || attempts.contains(&Attempt::FolderAway);
-        was_away && !self.is_away && attempts.contains(&Attempt::Written)
     }
 }
 
@@ -312,17 +315,17 @@ mod tests {
         let now = Instant::now();
         let mut folder = ResultsFolder::new(now);
         assert!(folder.may_be_tried(now));
-        assert!(!folder.note(&[Attempt::Written]), "it was never away");
-
-        assert!(folder.fails(now, MINUTE));
+        assert!(folder.fails(now, MINUTE) && folder.is_away());
         assert!(!folder.fails(now, MINUTE), "several fail at once");
         assert!(!folder.may_be_tried(now) && folder.may_be_tried(now + MINUTE));
-        assert!(!folder.note(&[Attempt::FolderAway, Attempt::Written]));
-        assert!(!folder.note(&[]), "nothing was tried");
+        folder.note(&[Attempt::FolderAway, Attempt::Written]);
+        assert!(folder.is_away());
+        folder.note(&[]);
+        assert!(folder.is_away(), "nothing was tried");
         assert!(!folder.fails(now, MINUTE));
 
-        assert!(folder.note(&[Attempt::Failed, Attempt::Written]));
+        folder.note(&[Attempt::Failed, Attempt::Written]);
+        assert!(!folder.is_away());
         assert!(folder.fails(now, MINUTE), "away once more");
-        assert!(!folder.note(&[Attempt::Failed]), "nothing was written either");
     }
 }

@@ -11,10 +11,12 @@ use prometheus::{
 };
 
 use super::label::{
-    ERROR_CLASSES, EvictionReason, Fallback, IngestResult, OTHER_COHORTS, OutputKind, PauseReason,
+    ERROR_CLASSES, EvictionReason, Fallback, IngestResult, OTHER_COHORTS, OutputKind,
     RescanTrigger, ScoreResult, SeenBy, Stage, Trigger, Verdict,
 };
-use crate::domain::{damage::Damage, error::QuarantineReason, left_alone::LeftAlone};
+use crate::domain::{
+    damage::Damage, error::QuarantineReason, left_alone::LeftAlone, not_ready::NotReady,
+};
 
 const SETTLE_BUCKETS: &[f64] = &[1., 2., 5., 10., 30., 60., 120., 300., 600., 1800.];
 const STAGE_BUCKETS: &[f64] = &[0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60., 120., 300., 900.];
@@ -31,7 +33,7 @@ pub(super) struct Families {
     pub(super) build_info: GaugeVec,
     pub(super) model_info: GaugeVec,
     pub(super) ready: Gauge,
-    pub(super) paused: GaugeVec,
+    pub(super) not_ready: GaugeVec,
     pub(super) reload_successful: Gauge,
     pub(super) reload_success_time: Gauge,
     pub(super) watchdog_notifications: IntCounter,
@@ -103,9 +105,9 @@ impl Families {
                 &["model", "weights_sha256_prefix", "config_sha256_prefix"],
             ),
             ready: r.gauge("ready", "Whether the daemon accepts and processes scans (1 = yes)."),
-            paused: r.gauges(
-                "paused",
-                "Whether a stage has stopped taking work, by reason (1 = paused).",
+            not_ready: r.gauges(
+                "not_ready",
+                "Whether the daemon is not ready for this reason (1 = it holds).",
                 &["reason"],
             ),
             reload_successful: r.gauge(
@@ -328,8 +330,8 @@ impl Families {
     /// Creates the series of every label whose values are known.
     pub(super) fn start_at_zero(&self) {
         self.reload_successful.set(1.0);
-        for reason in PauseReason::ALL {
-            self.paused.with_label_values(&[reason.name()]);
+        for reason in NotReady::ALL {
+            self.not_ready.with_label_values(&[reason.name()]);
         }
         for by in SeenBy::ALL {
             self.files_seen.with_label_values(&[by.name()]);

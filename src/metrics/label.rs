@@ -165,16 +165,6 @@ label! {
     }
 }
 
-label! {
-    /// Why the daemon takes no work.
-    PauseReason {
-        /// Too little disk space is left.
-        DiskLow = "disk_low",
-        /// The site's own preprocessing program is missing.
-        PreprocessGone = "preprocess_gone",
-    }
-}
-
 /// Values of the label `class`: those of
 /// [`ScanError::class`](crate::domain::error::ScanError::class), and `internal` for a panic.
 pub(super) const ERROR_CLASSES: [&str; 6] =

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -12,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use crate::domain::{damage::Damage, left_alone::LeftAlone};
+use crate::domain::{damage::Damage, left_alone::LeftAlone, not_ready::NotReady};
 
 /// The threads of the pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,9 +129,9 @@ pub struct LeftAloneNames {
 pub struct Status {
     /// Version of the running daemon.
     pub version: String,
-    /// Whether the daemon takes and processes scans.
+    /// Whether the daemon takes and processes scans, and no reason stands against it.
     pub ready: bool,
-    /// Reasons against taking scans, in words.
+    /// Reasons for not being ready, in words ([`NotReady::words`]).
     pub reasons: BTreeSet<String>,
     /// Network in use, like `dinov2_vits14`.
     pub model: String,
@@ -173,9 +174,18 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether the daemon takes and processes scans and no reason stands against it.
-    pub fn takes_work(&self) -> bool {
-        self.ready && self.reasons.is_empty()
+    /// Whether the daemon is not ready for this reason.
+    pub fn has(&self, reason: NotReady) -> bool {
+        self.reasons.contains(reason.words())
+    }
+
+    /// Notes whether a reason holds. Returns whether that is new.
+    fn note(&mut self, reason: NotReady, holds: bool) -> bool {
+        let words = reason.words();
+        let is_new =
+            if holds { self.reasons.insert(words.into()) } else { self.reasons.remove(words) };
+        self.ready = self.reasons.is_empty();
+        is_new
     }
 
     /// One line for the service manager.
@@ -263,7 +273,8 @@ pub struct Board {
 impl Board {
     /// A board for a daemon that has just started.
     pub fn new() -> Self {
-        let status = Status { version: env!("CARGO_PKG_VERSION").into(), ..Status::default() };
+        let mut status = Status { version: env!("CARGO_PKG_VERSION").into(), ..Status::default() };
+        status.note(NotReady::StartingOrStopping, true);
         let shown = Shown { status: Mutex::new(status), ..Shown::default() };
         Self { shown: Arc::new(shown), started: Instant::now(), heartbeats: Default::default() }
     }
@@ -297,14 +308,29 @@ impl Board {
         self.update().clone()
     }
 
-    /// Sets or clears a reason for not being ready.
-    pub fn set_reason(&self, reason: &str, holds: bool) {
-        let mut status = self.update();
-        if holds && status.reasons.insert(reason.to_owned()) {
-            warn!(reason, "not ready");
-        } else if !holds && status.reasons.remove(reason) {
-            info!(reason, "no longer holds");
+    /// Sets or clears a reason for not being ready. The log says once that it came, and once that
+    /// it went.
+    pub fn set_reason(&self, reason: NotReady, holds: bool) {
+        self.change(reason, holds, None);
+    }
+
+    /// As [`Board::set_reason`]. The reason holds if there is a failure, and the log says which.
+    pub fn set_failure(&self, reason: NotReady, failure: Option<io::ErrorKind>) {
+        self.change(reason, failure.is_some(), failure);
+    }
+
+    fn change(&self, reason: NotReady, holds: bool, failure: Option<io::ErrorKind>) {
+        let is_new = self.update().note(reason, holds);
+        match is_new.then_some(holds) {
+            Some(true) => warn!(%reason, cause = failure.map(display), "not ready"),
+            Some(false) => info!(%reason, "no longer holds"),
+            None => {}
         }
+    }
+
+    /// Notes that the daemon has started, or that it stops. Both have their own lines in the log.
+    pub fn set_running(&self, is_running: bool) {
+        self.update().note(NotReady::StartingOrStopping, !is_running);
     }
 
     /// Shows what intake is doing until the guard is dropped.
@@ -391,6 +417,25 @@ mod tests {
     }
 
     #[test]
+    fn the_daemon_is_ready_while_no_reason_holds() {
+        let board = Board::new();
+        assert!(!board.status().ready && board.status().has(NotReady::StartingOrStopping));
+        board.set_running(true);
+        assert!(board.status().ready);
+        for reason in [NotReady::DiskLow, NotReady::ResultsFull, NotReady::DiskLow] {
+            board.set_reason(reason, true);
+        }
+        board.set_reason(NotReady::DiskLow, false);
+        let status = board.status();
+        assert!(!status.ready && !status.has(NotReady::DiskLow));
+        assert!(status.has(NotReady::ResultsFull), "the other one still holds");
+        board.set_reason(NotReady::ResultsFull, false);
+        assert!(board.status().ready);
+        board.set_running(false);
+        assert!(!board.status().ready);
+    }
+
+    #[test]
     fn the_status_line_tells_an_operator_what_goes_on() {
         let board = Board::new();
         let cohort = CohortStatus { n_scans: 3, min_scans: 8, ..CohortStatus::default() };
@@ -401,13 +446,11 @@ mod tests {
             status.cohorts.insert("t1w".into(), cohort);
             status.in_hand = Some(InHand { scan: "ab".into(), slices_done: 56, slices_all: 500 });
         }
-        board.set_reason("disk low", true);
-        assert_eq!(
-            board.status().line(),
-            "2 waiting, encoding 56/500 slices, t1w 3/8, cpu; disk low"
-        );
-        board.set_reason("disk low", false);
-        assert!(board.status().reasons.is_empty());
+        board.set_running(true);
+        board.set_reason(NotReady::ResultsFull, true);
+        let full = "2 waiting, encoding 56/500 slices, t1w 3/8, cpu; the results folder is full";
+        assert_eq!(board.status().line(), full);
+        board.set_reason(NotReady::ResultsFull, false);
         let preprocessing = board.takes_long("preprocessing by hd-bet".into());
         let both = "2 waiting, preprocessing by hd-bet, encoding 56/500 slices, t1w 3/8, cpu";
         assert_eq!(board.status().line(), both);

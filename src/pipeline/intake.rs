@@ -4,6 +4,7 @@
 mod admit;
 mod aside;
 mod bundles;
+mod folders;
 mod left_alone;
 mod pauses;
 mod reading;
@@ -12,6 +13,7 @@ mod series;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    io,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{
@@ -22,9 +24,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::{debug, warn};
+use tracing::debug;
 
 use self::{
+    folders::{IncomingPlace, Target},
     left_alone::{LeftAloneFiles, Rests},
     reading::{Batch, Companions, ReadScan, Reader, Taken, Whole, poison},
 };
@@ -38,12 +41,12 @@ use super::{
 use crate::{
     domain::{
         error::ScanError,
+        not_ready::NotReady,
         scan::{FileStamp, ScanId},
     },
     ingest::{self, Candidate, Links, Listing, Patterns, Settled, Settling},
     ledger::{SeenFiles, SeenOutcome},
     metrics::{RescanTrigger, SeenBy, Stage},
-    process::hook,
     quarantine,
     watcher::Change,
 };
@@ -97,6 +100,10 @@ pub(super) struct Intake {
     /// finding. They are not refused before they have been still for [`PATIENCE`].
     unfinished: HashMap<PathBuf, FileStamp>,
     recheck: quarantine::Recheck,
+    incoming: IncomingPlace,
+    results: Target,
+    quarantine: Target,
+    state: Target,
     /// Output stems in use.
     stems: HashSet<String>,
     next_listing: Instant,
@@ -130,6 +137,10 @@ impl Intake {
             rests: Rests::default(),
             unfinished: HashMap::new(),
             recheck: quarantine::Recheck::default(),
+            incoming: IncomingPlace::default(),
+            results: Target::new(NotReady::ResultsFull, NotReady::ResultsUnwritable),
+            quarantine: Target::new(NotReady::QuarantineFull, NotReady::QuarantineUnwritable),
+            state: Target::new(NotReady::StateFull, NotReady::StateUnwritable),
             stems,
             next_listing: Instant::now(),
             is_paused: false,
@@ -191,21 +202,29 @@ impl Intake {
     fn look(&mut self, trigger: Option<RescanTrigger>, by: SeenBy) -> Result<(), ScanError> {
         let config = self.shared.config();
         let incoming = &config.directories.incoming;
+        self.is_paused = self.must_pause(trigger.is_some());
         let heartbeat = || self.shared.board.heartbeat(StageName::Intake);
         let patterns = Patterns::new(&config.intake.accept, &config.intake.ignore)
             .expect("the settings were checked");
 
-        self.is_paused = self.is_disk_low() | self.is_hook_gone();
         let listed = ingest::list(incoming, &patterns, Links::PassedOver, heartbeat);
         if trigger.is_some() {
             self.next_listing = Instant::now() + config.intake.rescan;
         }
 
-        self.shared.board.set_reason("the incoming folder cannot be read", listed.is_err());
+        // Asked after the listing: a share that was unmounted during the listing shows, too.
+        let is_replaced = self.incoming.is_replaced(incoming);
+        let board = &self.shared.board;
+        board.set_failure(NotReady::IncomingUnreadable, listed.as_ref().err().map(io::Error::kind));
+        board.set_reason(NotReady::IncomingReplaced, is_replaced);
         let Listing { scans: listed, left_alone } = match listed {
+            // The files of another file system are not those that scanners send, and the first
+            // ones are not gone.
+            Ok(_) if is_replaced => return Ok(()),
             Ok(listing) => listing,
             Err(error) => {
-                warn!(error = %error.kind(), "cannot list the incoming folder; trying again");
+                // The error names folders, and folders can name patients.
+                debug!(%error, "cannot list the incoming folder; trying again");
                 return Ok(());
             }
         };
@@ -224,7 +243,7 @@ impl Intake {
         }
 
         if self.troubles.is_empty() && !self.bundles.has_failed() {
-            self.shared.board.set_reason(hook::UNSTARTED, false);
+            self.shared.board.set_reason(NotReady::PreprocessUnstarted, false);
         }
 
         self.consider_files(&listed, incoming, by)?;

@@ -66,11 +66,6 @@ pub const CANNOT_EXECUTE: u8 = 126;
 /// Exit code of the same for a program that does not exist.
 pub const NOT_FOUND: u8 = 127;
 
-/// Text of the status while the program is missing.
-pub const GONE: &str = "paused: the preprocessing program is missing (preprocess.command)";
-/// Text of the status while scans wait because the program could not be started.
-pub const UNSTARTED: &str = "the preprocessing program cannot be started (preprocess.command)";
-
 /// The failing step in the error of a program that cannot be started.
 pub const STARTING: &str = "starting the preprocessing program";
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use oddscan::{
-    domain::{left_alone::LeftAlone, scan::ScanId},
+    domain::{left_alone::LeftAlone, not_ready::NotReady, scan::ScanId},
     nifti::{self, Limits},
     numeric::geometry::{Affine, Shape3},
     quarantine::entries,
@@ -383,14 +383,14 @@ fn a_mount_that_goes_away_and_comes_back_costs_nothing() {
     site.start();
     wait_taken(&site, [1, 0, 0]);
     mount.die();
-    let reason = "the incoming folder cannot be read";
-    site.wait("said", |site| site.status().reasons.contains(reason));
+    site.wait("said", |site| site.status().has(NotReady::IncomingUnreadable));
     drop(mount);
     // Without the mount the folder exists and is empty. The scan is not new after that.
-    site.wait("listed", |site| site.status().reasons.is_empty());
+    site.wait("said", |site| site.status().has(NotReady::IncomingReplaced));
     fs::write(real.path().join("sub-2_T1w.nii.gz"), scan_bytes(2)).unwrap();
     let _mount = Mount::new(real.path(), &site.path("incoming"), &[]).unwrap();
     wait_taken(&site, [2, 0, 0]);
+    assert!(site.status().ready);
     assert_eq!(site.stop(), Some(0));
 }
 

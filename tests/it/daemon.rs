@@ -408,7 +408,7 @@ fn a_full_disk_pauses_intake_and_every_page_says_so() {
     site.start();
     site.configure(2, &["service.min_free_mib = 1000000000"]);
     site.signal(Signal::HUP);
-    let paused = "oddscan_paused{reason=\"disk_low\"}";
+    let paused = "oddscan_not_ready{reason=\"disk_low\"}";
     site.wait("paused", |site| site.metric(paused) == 1.0);
     drop_scans(&site, 1..=2);
     site.wait("whole", |site| site.metric("oddscan_queue_studies{stage=\"decode\"}") == 2.0);

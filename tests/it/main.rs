@@ -31,6 +31,7 @@ mod parts;
 mod patients;
 mod preprocess;
 mod quality;
+mod readiness;
 mod reference;
 mod shipped;
 mod support;

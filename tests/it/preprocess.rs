@@ -272,7 +272,7 @@ fn a_program_that_is_gone_is_no_fault_of_the_scans() {
     usual(&site, &give(&site, "mask", &nifti::encode_volume(&cut(&brain(1))), "$mask"));
     site.start();
     fs::rename(site.path("hook"), site.path("away")).unwrap();
-    let paused = "oddscan_paused{reason=\"preprocess_gone\"}";
+    let paused = "oddscan_not_ready{reason=\"preprocess_gone\"}";
     site.wait("paused", |site| site.metric(paused) == 1.0);
     site.drop_in("sub-1_T1w.nii.gz", &scan_bytes(1));
     site.wait("whole", |site| site.metric("oddscan_queue_studies{stage=\"decode\"}") == 1.0);

@@ -15,10 +15,11 @@ use oddscan::{
         damage::Damage,
         error::{QuarantineReason, Refusal},
         left_alone::LeftAlone,
+        not_ready::NotReady,
     },
     metrics::{
         DirectoryKind, EvictionReason, Fallback, IngestResult, MAX_COHORTS, Metrics, OutputKind,
-        PauseReason, RescanTrigger, ScoreResult, SeenBy, Stage, Trigger, Verdict,
+        RescanTrigger, ScoreResult, SeenBy, Stage, Trigger, Verdict,
     },
 };
 use serde_json::{Value, json};
@@ -56,7 +57,7 @@ fn exercised() -> Metrics {
     metrics.build_info("0.1.0", "abc1234", "cpu", "1");
     metrics.model_info("dinov2_vits14", "0123456789ab", "ba9876543210");
     metrics.ready(true);
-    metrics.paused(PauseReason::DiskLow, true);
+    metrics.not_ready(NotReady::DiskLow, true);
     metrics.reload(true, 1_700_000_000);
     metrics.watchdog_notified();
     metrics.file_seen(SeenBy::Event);

@@ -11,7 +11,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::super::{Failure, INTERNAL, status};
-use crate::pipeline::board::Status;
+use crate::{domain::not_ready::NotReady, pipeline::board::Status};
 
 /// Longest start. It reads and hashes the weights.
 const START: Duration = Duration::from_secs(120);
@@ -46,7 +46,8 @@ impl Daemon {
 
         let mut daemon = Self { child, address, log };
         let started = Instant::now();
-        while !status::ask(address).is_ok_and(|(_, status)| status.ready) {
+        let is_started = |status: &Status| !status.has(NotReady::StartingOrStopping);
+        while !status::ask(address).is_ok_and(|(_, status)| is_started(&status)) {
             daemon.check_alive()?;
             if started.elapsed() > START {
                 return Err(daemon.failure("it does not become ready"));

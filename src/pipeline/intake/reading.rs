@@ -16,6 +16,7 @@ use crate::{
     companions,
     domain::{
         error::{QuarantineReason, Refusal, ScanError, panic_text},
+        not_ready::NotReady,
         patient::Patient,
         scan::{DicomFacts, FileStamp, ScanId},
     },
@@ -267,7 +268,7 @@ impl Reader {
 
         let is_unstarted =
             matches!(hook_output, Err(ScanError::Internal { doing: hook::STARTING, .. }));
-        shared.board.set_reason(hook::UNSTARTED, is_unstarted);
+        shared.board.set_reason(NotReady::PreprocessUnstarted, is_unstarted);
         // The folder contains a patient's scan.
         clear(&work);
         hook_output

@@ -156,6 +156,7 @@ impl Intake {
         };
         if let Err(error) = refused {
             warn!(error = %error.kind(), "quarantine is not available; a refused file waits");
+            self.quarantine.suspect();
             self.try_later(candidate);
             return self.look_again(candidate, incoming);
         }

@@ -609,6 +609,7 @@ impl Intake {
         };
         if let Err(error) = moved {
             warn!(error = %error.kind(), "quarantine is not available; a refused series waits");
+            self.quarantine.suspect();
             decided.fail(inputs);
             return Ok(());
         }

@@ -51,6 +51,7 @@ use crate::{
         cohort::CohortKey,
         damage::Damage,
         error::ScanError,
+        not_ready::NotReady,
         refresh::{Cooldown, ResultsFolder, Turns},
         scan::{ScanId, ScanRecord, ScanState},
         window_scores::{ScoredMember, score_members},
@@ -511,6 +512,10 @@ impl Score {
     fn show_stale(&self) {
         let stale = || self.cohorts.values().map(|cohort| &cohort.stale);
         let n_stale = stale().map(|stale| stale.len()).sum();
+        if n_stale == 0 {
+            // Nothing is tried again that could show that the folder is back.
+            self.shared.board.set_reason(NotReady::ResultsFailed, false);
+        }
         let since = stale().filter_map(|stale| stale.since_secs()).min();
         self.shared.metrics.queue(Stage::Write, n_stale, since);
     }

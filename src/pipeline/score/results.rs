@@ -21,6 +21,7 @@ use crate::{
         cohort::CohortKey,
         error::{Disposition, ScanError, panic_text},
         identity::Pseudonyms,
+        not_ready::NotReady,
         refresh::{Attempt, waits_for_first},
         scan::{Reported, ScanId, ScanRecord},
     },
@@ -199,9 +200,9 @@ impl Score {
         let noted = noted.into_iter().collect::<Result<Vec<_>, _>>()?;
 
         let attempts: Vec<Attempt> = noted.iter().map(|&(_, attempt)| attempt).collect();
-        if self.folder.note(&attempts) {
-            info!("results are written again");
-        }
+        self.folder.note(&attempts);
+        let is_away = self.folder.is_away();
+        self.shared.board.set_reason(NotReady::ResultsFailed, is_away);
         Ok(noted)
     }
 

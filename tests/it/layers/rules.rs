@@ -117,7 +117,7 @@ pub(super) const ROWS: &[Row] = &[
     ),
     row(
         "telemetry",
-        "metrics pipeline",
+        "domain metrics pipeline",
         "std::env std::io::stderr std::net axum hyper hyper_util tokio tracing tracing_journald \
          tracing_subscriber",
     ),
