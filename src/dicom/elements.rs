@@ -230,8 +230,9 @@ impl<R: Read> Elements<'_, R> {
         is_foreign: bool,
     ) -> Result<(), Refusal> {
         if self.levels.len() >= MAX_LEVELS {
-            let found = format!("sequences and items within one another, more than {MAX_LEVELS}");
-            let needed = format!("at most {MAX_LEVELS}");
+            let most = MAX_LEVELS / 2;
+            let found = format!("sequences nested more than {most} deep");
+            let needed = format!("at most {most}");
             return Err(Refusal::new(Corrupt, found, needed, EXPORT_AGAIN));
         }
         let is_foreign = is_foreign || self.levels.last().is_some_and(|level| level.is_foreign);

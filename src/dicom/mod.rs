@@ -7,6 +7,7 @@
 //! A hostile file can make a codec panic or ask for all memory. So the daemon calls this module in
 //! a separate process (`cli::dicom`, `process::convert`).
 
+mod codestream;
 mod elements;
 #[cfg(test)]
 mod encodings;
@@ -160,7 +161,7 @@ impl Stack<'_> {
     fn volume<R: Read>(
         &self,
         max_voxels: u64,
-        mut open: impl FnMut(usize) -> io::Result<R>,
+        open: impl FnMut(usize) -> io::Result<R>,
     ) -> Result<Converted, NoVolume> {
         if self.slices[0].frame.component == Component::Other {
             return Err(LeftAlone::Phase.into());
@@ -184,34 +185,37 @@ impl Stack<'_> {
             return Err(Refusal::new(TooLarge, found, needed, action).into());
         }
 
-        let mut slice_of = vec![0; planes.len()];
-        for (slice, &position) in placed.order.iter().enumerate() {
-            slice_of[position] = slice;
-        }
-        let mut voxels = vec![0.0; shape.n_voxels()];
-
-        let mut by_input: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
-        for (position, slice) in self.slices.iter().enumerate() {
-            by_input.entry(slice.input).or_default().push((position, slice.index));
-        }
-        for (input, wanted) in by_input {
-            let pixels = Pixels::read(opened(&mut open, input)?)?;
-            let frames: Vec<(usize, [f64; 2])> = wanted
-                .iter()
-                .map(|&(position, index)| (index, self.slices[position].frame.rescale))
-                .collect();
-            pixels.frames(&frames, |position, values| {
-                let slice = slice_of[wanted[position].0];
-                // The volume counts rows from the bottom.
-                for (row, values) in values.chunks_exact(n_columns).enumerate() {
-                    let start = shape.offset([0, n_rows - 1 - row, slice]);
-                    voxels[start..start + n_columns].copy_from_slice(values);
-                }
-            })?;
+        let slices = self.slices_of(open)?;
+        // Only now is the memory of the volume reserved: a header may announce any number of
+        // pixels, and these are there.
+        let mut voxels = Vec::with_capacity(shape.n_voxels());
+        for &position in &placed.order {
+            // The volume counts rows from the bottom.
+            slices[position].chunks_exact(n_columns).rev().for_each(|row| voxels.extend(row));
         }
 
         let facts = self.facts(&placed.affine.spacing_mm());
         Ok(Converted { volume: RawVolume { shape, voxels, affine: placed.affine }, facts })
+    }
+
+    /// The intensities of each slice, row by row from the top.
+    fn slices_of<R: Read>(
+        &self,
+        mut open: impl FnMut(usize) -> io::Result<R>,
+    ) -> Result<Vec<Vec<f32>>, Refusal> {
+        let mut by_input: BTreeMap<usize, Vec<(usize, &series::Slice<'_>)>> = BTreeMap::new();
+        for (position, slice) in self.slices.iter().enumerate() {
+            by_input.entry(slice.input).or_default().push((position, slice));
+        }
+
+        let mut slices = vec![Vec::new(); self.slices.len()];
+        for (input, wanted) in by_input {
+            let pixels = Pixels::read(opened(&mut open, input)?)?;
+            let frames: Vec<(usize, [f64; 2])> =
+                wanted.iter().map(|(_, slice)| (slice.index, slice.frame.rescale)).collect();
+            pixels.frames(&frames, |index, values| slices[wanted[index].0] = values)?;
+        }
+        Ok(slices)
     }
 
     /// Refuses an even stack that has only every second, third or fourth slice, by what the header

@@ -247,7 +247,7 @@ fn begins_like_zlib(start: [u8; 2]) -> bool {
 /// A deflated data set may be this many times larger than its file, plus [`FREE_BYTES`]. Headers
 /// and slices deflate by a factor of 2 to 10, a bomb by a thousand.
 const MAX_RATIO: u64 = 100;
-const FREE_BYTES: u64 = 64 << 20;
+const FREE_BYTES: u64 = 16 << 20;
 
 /// Inflates a data set, within limits.
 enum Inflate<R> {

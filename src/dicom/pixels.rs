@@ -8,6 +8,7 @@ use dicom_object::DefaultDicomObject;
 use dicom_pixeldata::PixelDecoder;
 
 use super::{
+    codestream,
     elements::Part,
     faults::{EXPORT_AGAIN, unreadable},
     open::{EXPLICIT_VR_BIG_ENDIAN, open},
@@ -97,7 +98,12 @@ impl Pixels {
                 && allocated == 32
                 && file.get(tags::PIXEL_DATA).is_some_and(|pixels| pixels.vr() == VR::OW),
         };
-        Ok(Self { extents: [columns as usize, rows as usize], layout, file })
+        let extents = [columns as usize, rows as usize];
+        if let Some(Value::PixelSequence(pixels)) = file.get(tags::PIXEL_DATA).map(|it| it.value())
+        {
+            codestream::check(&syntax, pixels.fragments(), extents, layout.n_bytes)?;
+        }
+        Ok(Self { extents, layout, file })
     }
 
     /// Decodes some frames and scales each by its own slope and intercept. `take` gets the position

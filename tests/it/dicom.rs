@@ -621,11 +621,11 @@ fn dicom_file(syntax: &str, elements: &[(u16, u16, &[u8; 2], Vec<u8>)], tail: &[
     [&[0; 128][..], b"DICM", &length, &meta, &body, tail].concat()
 }
 
-/// A slice whose compressed image claims 65,000 x 65,000 pixels.
-fn jpeg_bomb(slice: usize) -> Vec<u8> {
+/// The header of a slice of 64 x 64 pixels.
+fn slice_header(slice: usize) -> Vec<(u16, u16, &'static [u8; 2], Vec<u8>)> {
     let short = |value: u16| value.to_le_bytes().to_vec();
     let text = |text: &str| text.as_bytes().to_vec();
-    let elements = [
+    vec![
         (8, 8, b"CS", text("ORIGINAL\\PRIMARY\\M")),
         (8, 0x16, b"UI", text("1.2.840.10008.5.1.4.1.1.4")),
         (8, 0x18, b"UI", text(&format!("1.2.3.{slice}"))),
@@ -643,26 +643,64 @@ fn jpeg_bomb(slice: usize) -> Vec<u8> {
         (0x28, 0x101, b"US", short(16)),
         (0x28, 0x102, b"US", short(15)),
         (0x28, 0x103, b"US", short(0)),
-    ];
-    let jpeg = [
+    ]
+}
+
+/// The header of an element with a length of four bytes (explicit, little endian).
+fn long_head(group: u16, number: u16, kind: &[u8; 2], length: u32) -> Vec<u8> {
+    let tag = [group.to_le_bytes(), number.to_le_bytes()].concat();
+    [&tag[..], kind, &[0; 2], &length.to_le_bytes()].concat()
+}
+
+/// A slice of 64 x 64 pixels that is compressed so.
+fn compressed(syntax: &str, slice: usize, stream: &[u8]) -> Vec<u8> {
+    let item = |bytes: &[u8]| {
+        let length = u32::try_from(bytes.len()).unwrap().to_le_bytes();
+        [&[0xfe, 0xff, 0, 0xe0][..], &length, bytes].concat()
+    };
+    let end = [0xfe, 0xff, 0xdd, 0xe0, 0, 0, 0, 0];
+    let head = long_head(0x7fe0, 0x10, b"OB", u32::MAX);
+    let tail = [&head[..], &item(&[]), &item(stream), &end].concat();
+    dicom_file(syntax, &slice_header(slice), &tail)
+}
+
+const JPEG_LOSSLESS: &str = "1.2.840.10008.1.2.4.70";
+
+/// A JPEG whose header claims 65,000 x 65,000 pixels: a table of one code, a lossless frame, the
+/// start of a scan, and hardly any data.
+fn jpeg_of_four_gigabytes() -> Vec<u8> {
+    [
         &b"\xff\xd8"[..],
-        // A table of one code, a lossless frame of 65,000 x 65,000, the start of a scan, and hardly
-        // any data.
         b"\xff\xc4\x00\x14\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
         b"\xff\xc3\x00\x0b\x10\xfd\xe8\xfd\xe8\x01\x01\x11\x00",
         b"\xff\xda\x00\x08\x01\x01\x00\x01\x00\x00",
         &[0; 64],
         b"\xff\xd9",
     ]
-    .concat();
-    let item = |bytes: &[u8]| {
-        let length = u32::try_from(bytes.len()).unwrap().to_le_bytes();
-        [&[0xfe, 0xff, 0, 0xe0][..], &length, bytes].concat()
-    };
-    let end = [0xfe, 0xff, 0xdd, 0xe0, 0, 0, 0, 0];
-    let head = [0xe0, 0x7f, 0x10, 0, b'O', b'B', 0, 0, 0xff, 0xff, 0xff, 0xff];
-    let tail = [&head[..], &item(&[]), &item(&jpeg), &end].concat();
-    dicom_file("1.2.840.10008.1.2.4.70", &elements, &tail)
+    .concat()
+}
+
+/// A JPEG 2000 codestream for this many pixels and components, in tiles of this size, and hardly any
+/// data.
+fn jpeg_2000(extent: u32, n_components: u16, tile: u32) -> Vec<u8> {
+    let extents = [extent, extent, 0, 0, tile, tile, 0, 0];
+    let extents: Vec<u8> = extents.into_iter().flat_map(u32::to_be_bytes).collect();
+    let components = [15, 1, 1].repeat(n_components.into());
+    let n_bytes = 38 + 3 * n_components;
+    [
+        &b"\xff\x4f\xff\x51"[..],
+        &n_bytes.to_be_bytes(),
+        b"\0\0",
+        &extents,
+        &n_components.to_be_bytes(),
+        &components,
+        b"\xff\x52\0\x0c\0\0\0\x01\0\x05\x04\x04\0\x01",
+        b"\xff\x5c\0\x13\x40\x40\x48\x48\x50\x48\x48\x50\x48\x48\x50\x48\x48\x50\x48\x48\x50",
+        b"\xff\x90\0\x0a\0\0\0\0\0\x36\0\x01\xff\x93",
+        &[0; 40],
+        b"\xff\xd9",
+    ]
+    .concat()
 }
 
 /// Sequences within sequences, as deep as the file is long.
@@ -690,7 +728,8 @@ fn a_hostile_folder_does_no_harm_and_the_good_series_within_is_taken() {
     put("noise.dcm", &noise);
     put("line\nbreak.dcm", b"garbage");
     put("nested.dcm", &nested(200_000));
-    (0..4).for_each(|slice| put(&format!("bomb-{slice}"), &jpeg_bomb(slice)));
+    let bomb = |slice| compressed(JPEG_LOSSLESS, slice, &jpeg_of_four_gigabytes());
+    (0..4).for_each(|slice| put(&format!("bomb-{slice}"), &bomb(slice)));
     std::os::unix::fs::symlink(&secret, incoming.join("link.dcm")).unwrap();
     std::os::unix::fs::symlink(site.path("state"), incoming.join("out")).unwrap();
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -725,6 +764,45 @@ fn a_hostile_folder_does_no_harm_and_the_good_series_within_is_taken() {
     assert_eq!(names(&site.path("state/dicom")), Vec::<String>::new());
     assert!(site.is_running());
     assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
+fn small_files_that_announce_gigabytes_are_refused_within_the_memory_of_small_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let (jpeg_2000_lossless, rle) = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.5");
+    // The parser must not trust a length, and the codecs must not trust their codestreams.
+    let long = |kind| {
+        move |slice: usize| {
+            let tail = [long_head(0x29, 0x1010, kind, 0xffff_fff0), vec![0; 30]].concat();
+            dicom_file("1.2.840.10008.1.2.1", &slice_header(slice), &tail)
+        }
+    };
+    let packed = |syntax, stream: Vec<u8>| move |slice: usize| compressed(syntax, slice, &stream);
+    let runs = [&0x3fff_fff0_u32.to_le_bytes()[..], &[64; 100]].concat();
+    let cases: [(&str, &str, &dyn Fn(usize) -> Vec<u8>); 8] = [
+        ("OB", "truncated", &long(b"OB")),
+        ("UN", "truncated", &long(b"UN")),
+        ("SQ", "corrupt", &long(b"SQ")),
+        ("JPEG", "bomb", &packed(JPEG_LOSSLESS, jpeg_of_four_gigabytes())),
+        ("JPEG 2000", "bomb", &packed(jpeg_2000_lossless, jpeg_2000(30_000, 1, 30_000))),
+        ("components", "corrupt", &packed(jpeg_2000_lossless, jpeg_2000(64, 16_384, 64))),
+        ("tiles", "bomb", &packed(jpeg_2000_lossless, jpeg_2000(64, 1, 1))),
+        ("runs", "corrupt", &packed(rle, runs)),
+    ];
+    for (what, reason, file) in cases {
+        let mut list = Vec::new();
+        for slice in 0..3 {
+            let path = folder.path().join(format!("{what}-{slice}"));
+            fs::write(&path, file(slice)).unwrap();
+            list.extend(format!("n? {}\0", path.display()).bytes());
+        }
+        let memory = ["--memory-bytes", "150000000", "--max-voxels", "200000000"];
+        let events = convert_listed(&list, &folder.path().join("out"), &memory);
+        let refused: Vec<_> = events.iter().filter(|event| event["event"] == "refused").collect();
+        assert_eq!(refused.len(), 1, "{what}: {events:?}");
+        assert_eq!(refused[0]["refusal"]["reason"], reason, "{what}: {events:?}");
+        assert_eq!(inputs_of(&events, "refused"), [0, 1, 2], "{what}");
+    }
 }
 
 #[test]
