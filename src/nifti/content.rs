@@ -30,14 +30,7 @@ pub(super) fn content(path: &Path, limits: &Limits) -> Result<Box<dyn Read>, Sca
         let action = "export a file; folders, pipes and devices are not read";
         return refuse(Unsupported, "no regular file", "a NIfTI file", action);
     }
-    if meta.len() > limits.max_file_bytes {
-        return refuse(
-            TooLarge,
-            format!("{} bytes", meta.len()),
-            format!("at most {} (intake.max_file_mib)", limits.max_file_bytes),
-            "raise intake.max_file_mib if you expect files of this size",
-        );
-    }
+    check_size(meta.len(), limits)?;
 
     let mut start = [0; 2];
     let mut file = BufReader::with_capacity(1 << 18, file);
@@ -48,6 +41,20 @@ pub(super) fn content(path: &Path, limits: &Limits) -> Result<Box<dyn Read>, Sca
     } else {
         Box::new(whole)
     })
+}
+
+/// Refuses a file of more bytes than the limits allow.
+///
+/// # Errors
+/// The refusal, if the file is too large.
+pub fn check_size(n_bytes: u64, limits: &Limits) -> Result<(), Refusal> {
+    let most = limits.max_file_bytes;
+    if n_bytes <= most {
+        return Ok(());
+    }
+    let needed = format!("at most {most} (intake.max_file_mib)");
+    let action = "raise intake.max_file_mib if you expect files of this size";
+    Err(Refusal::new(TooLarge, format!("{n_bytes} bytes"), needed, action))
 }
 
 /// The header and the extension flag, or less if the file is shorter.

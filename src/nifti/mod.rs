@@ -13,6 +13,7 @@ mod refuse;
 mod write;
 
 pub use crate::domain::scan::Limits;
+pub use content::check_size;
 pub use foreign::foreign_format;
 pub use header::Grid;
 pub use read::{Scan, n_voxels, read_map, read_mask, read_scan};

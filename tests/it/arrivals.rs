@@ -543,3 +543,29 @@ fn events_that_the_kernel_drops_bring_a_listing_of_everything() {
     assert_eq!(taken(&site), [2, 0, 0]);
     assert_eq!(site.stop(), Some(0));
 }
+
+#[test]
+fn a_scan_or_a_mask_above_the_limits_is_refused_before_it_is_copied() {
+    let mut site = quiet_site(&["intake.max_file_mib = 1"]);
+    site.start();
+    // Without this folder nothing can be copied.
+    fs::remove_dir_all(site.path("state/sources")).unwrap();
+    let put_large = |name: &str| {
+        let file = File::create(site.path("incoming").join(name)).unwrap();
+        file.set_len((1 << 20) + 1).unwrap();
+    };
+    put_large("sub-1_T1w.nii");
+    put_large("sub-2_T1w_brain.nii.gz");
+    site.drop_in("sub-2_T1w.nii.gz", &scan_bytes(2));
+    site.wait("both refused", |site| site.status().n_quarantined == 2);
+    let mut found: Vec<String> = entries(&site.path("quarantine"))
+        .unwrap()
+        .into_iter()
+        .map(|entry| entry.reason.unwrap().refusal)
+        .map(|refusal| format!("{}: {}", refusal.reason.name(), refusal.found))
+        .collect();
+    found.sort();
+    let wanted = ["1048577 bytes", "an unusable brain mask: 1048577 bytes"];
+    assert_eq!(found, wanted.map(|text| format!("too_large: {text}")));
+    assert_eq!(site.stop(), Some(0));
+}

@@ -30,6 +30,7 @@ use crate::{
         find_brain,
     },
     process::hook::{self, Hook, HookOutput},
+    refusals,
 };
 
 /// A file that has settled.
@@ -186,6 +187,11 @@ impl Reader {
         let Shared { records, archive, method, .. } = &*self.shared;
         let limits = self.shared.limits();
         let Companions { mask, json } = &whole.companions;
+        // Before the copy: it would take long, and could fill the disk.
+        nifti::check_size(look.size, &limits)?;
+        if let Some((_, look)) = mask {
+            nifti::check_size(look.size, &limits).map_err(refusals::of_mask)?;
+        }
         let mask = mask.as_ref().map(|(path, _)| path.as_path());
         let mut draft = archive.draft(path, mask, limits.max_file_bytes, || self.heartbeat())?;
 
