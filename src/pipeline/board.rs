@@ -153,7 +153,7 @@ pub struct Status {
     /// Number of encoded scans that wait for their first result.
     #[serde(default)]
     pub n_unscored: usize,
-    /// What intake is doing, if that can take long. It reads no other file meanwhile.
+    /// What intake is doing, if that can take long; several things are separated by commas.
     #[serde(default)]
     pub intake: Option<String>,
     /// The scan that is being encoded. `None` if there is none.
@@ -219,6 +219,8 @@ struct Shown {
     status: Mutex<Status>,
     /// When each scan was first seen, seconds since 1970, in no order.
     queues: [Mutex<Vec<u64>>; 2],
+    /// What intake is doing that can take long.
+    doing: Mutex<Vec<String>>,
 }
 
 impl Shown {
@@ -228,6 +230,13 @@ impl Shown {
 
     fn queue(&self, queue: Queue) -> MutexGuard<'_, Vec<u64>> {
         self.queues[queue as usize].lock().expect("no holder of the lock can panic")
+    }
+
+    /// Changes what intake is doing.
+    fn change_doing(&self, change: impl FnOnce(&mut Vec<String>)) {
+        let mut doing = self.doing.lock().expect("no holder of the lock can panic");
+        change(&mut doing);
+        self.status().intake = (!doing.is_empty()).then(|| doing.join(", "));
     }
 
     /// Changes a queue and its count in the status.
@@ -334,9 +343,9 @@ impl Board {
     }
 
     /// Shows what intake is doing until the guard is dropped.
-    pub fn takes_long(&self, what: String) -> TakesLong<'_> {
-        self.update().intake = Some(what);
-        TakesLong(self)
+    pub(crate) fn takes_long(&self, what: String) -> TakesLong {
+        self.shown.change_doing(|doing| doing.push(what.clone()));
+        TakesLong { shown: Arc::clone(&self.shown), what }
     }
 
     /// Records that a stage did a piece of work, or found none.
@@ -355,13 +364,20 @@ impl Board {
     }
 }
 
-/// Guard of a step of intake that can take long. Dropping it clears the status, also after an
-/// error.
-pub struct TakesLong<'b>(&'b Board);
+/// Guard of a step of intake that can take long. Dropping it removes the step from the status, also
+/// after an error.
+#[must_use = "the step leaves the status when this is dropped"]
+pub(crate) struct TakesLong {
+    shown: Arc<Shown>,
+    what: String,
+}
 
-impl Drop for TakesLong<'_> {
+impl Drop for TakesLong {
     fn drop(&mut self) {
-        self.0.update().intake = None;
+        self.shown.change_doing(|doing| {
+            let own = doing.iter().position(|what| *what == self.what);
+            doing.remove(own.expect("an entry per guard"));
+        });
     }
 }
 
@@ -455,8 +471,12 @@ mod tests {
         let both = "2 waiting, preprocessing by hd-bet, encoding 56/500 slices, t1w 3/8, cpu";
         assert_eq!(board.status().line(), both);
         board.update().in_hand = None;
-        assert!(board.status().line().starts_with("2 waiting, preprocessing by hd-bet, t1w"));
+        let converting = board.takes_long("converting".into());
+        let two = "2 waiting, preprocessing by hd-bet, converting, t1w";
+        assert!(board.status().line().starts_with(two));
         drop(preprocessing);
+        assert!(board.status().line().starts_with("2 waiting, converting, t1w"));
+        drop(converting);
         assert!(board.status().line().starts_with("2 waiting, idle, t1w"));
     }
 }

@@ -4,6 +4,7 @@
 mod admit;
 mod aside;
 mod bundles;
+mod conversion;
 mod folders;
 mod left_alone;
 mod pauses;
@@ -27,6 +28,7 @@ use std::{
 use tracing::debug;
 
 use self::{
+    conversion::Conversion,
     folders::{IncomingPlace, Target},
     left_alone::{LeftAloneFiles, Rests},
     reading::{Batch, Companions, ReadScan, Reader, Taken, Whole, poison},
@@ -94,6 +96,8 @@ pub(super) struct Intake {
     troubles: HashMap<PathBuf, Trouble>,
     /// DICOM files that are not converted yet.
     bundles: bundles::Bundles,
+    /// The conversion of DICOM files that runs, or has ended and waits to be taken.
+    conversion: Option<Conversion>,
     left_alone: LeftAloneFiles,
     rests: Rests,
     /// Files that only lack their end or are being written, and their size and times at that
@@ -133,6 +137,7 @@ impl Intake {
             settling: Settling::default(),
             troubles: HashMap::new(),
             bundles: bundles::Bundles::default(),
+            conversion: None,
             left_alone: LeftAloneFiles::default(),
             rests: Rests::default(),
             unfinished: HashMap::new(),
@@ -155,11 +160,12 @@ impl Intake {
             self.look(trigger, by)?;
             (trigger, by) = self.wait();
         }
+        self.give_up_conversion();
         Ok(())
     }
 
-    /// Sleeps until something may have changed, a file may have settled, the encoder's queue has
-    /// space for a waiting scan, or the interval is over.
+    /// Sleeps until something may have changed, a file may have settled, a conversion has ended, the
+    /// encoder's queue has space for a waiting scan, or the interval is over.
     fn wait(&mut self) -> (Option<RescanTrigger>, SeenBy) {
         let settle = self.shared.config().intake.settle;
         let soon = (settle / 4).clamp(Duration::from_millis(50), Duration::from_secs(1));
@@ -175,12 +181,15 @@ impl Intake {
             let waiting = n_soon > 0 && !is_full && !self.is_paused;
             let until = if waiting { soon.min(self.next_listing) } else { self.next_listing };
             let now = Instant::now();
-            if self.shared.stopping() || now >= until || (was_full && waiting) {
+            let is_woken = self.has_converted() || (was_full && waiting);
+            if self.shared.stopping() || now >= until || is_woken {
                 let is_due = now >= self.next_listing;
                 return (is_due.then_some(RescanTrigger::Interval), SeenBy::Scan);
             }
 
-            let left = (until - now).min(if is_full { FULL } else { IDLE });
+            // The end of a conversion sends no message, either.
+            let is_short = is_full || self.conversion.is_some();
+            let left = (until - now).min(if is_short { FULL } else { IDLE });
             match self.woken.recv_timeout(left) {
                 Ok(change) => {
                     thread::sleep(BURST);
@@ -200,6 +209,7 @@ impl Intake {
 
     /// Lists the folder once and deals with what is there.
     fn look(&mut self, trigger: Option<RescanTrigger>, by: SeenBy) -> Result<(), ScanError> {
+        self.take_converted()?;
         let config = self.shared.config();
         let incoming = &config.directories.incoming;
         self.is_paused = self.must_pause(trigger.is_some());

@@ -226,12 +226,27 @@ const MAX_SILENCE: Duration = Duration::from_secs(300);
 /// costs another reading of all headers.
 const MAX_DEATHS: usize = 16;
 
-/// Memory limit of a process. It covers the process itself, the largest file with its codec, and
-/// the largest volume as numbers, as bytes and compressed.
-fn memory_bytes(limits: &Limits) -> u64 {
-    let of_files = limits.max_file_bytes.saturating_mul(4);
-    (1_u64 << 30).saturating_add(of_files).saturating_add(limits.max_voxels.saturating_mul(16))
+/// Memory limit of a process that reads `n_bytes` of files, bytes of address space.
+///
+/// It follows from the files, so that a small one cannot ask for the memory of a large one. A pixel
+/// takes up to fifteen bytes: in the file, as decoded, in its slice, in the volume and as written.
+/// Compressed, a pixel has an eighth of a byte or more. The settings limit the memory, too: to the
+/// largest file with its codec, and to the largest volume.
+fn memory_bytes(n_bytes: u64, limits: &Limits) -> u64 {
+    let of_files = OWN_MEMORY_BYTES.saturating_add(n_bytes.saturating_mul(MEMORY_PER_BYTE));
+    let of_largest_file = limits.max_file_bytes.saturating_mul(4);
+    let allowed = (1_u64 << 30)
+        .saturating_add(of_largest_file)
+        .saturating_add(limits.max_voxels.saturating_mul(16));
+    of_files.min(allowed)
 }
+
+/// Address space of a process for itself. It needs 40 MB; the rest is for the few pixels that
+/// compress to almost nothing.
+const OWN_MEMORY_BYTES: u64 = 128 << 20;
+
+/// Memory for each byte of a file.
+const MEMORY_PER_BYTE: u64 = 128;
 
 /// Limit on the unpacked size of all files of a zip, bytes.
 pub fn max_unpacked_bytes(limits: &Limits) -> u64 {
@@ -244,10 +259,11 @@ fn own(source: io::Error) -> ScanError {
 
 /// Converts files into the folder `out` within `work`, which is emptied first. Returns the outcome
 /// of each series, and which series the files belong to. Files that no other event names made no
-/// volume. `alive` is called during the conversion. If it returns false, the conversion stops, and
-/// the result is `None`.
+/// volume. `n_bytes` is the size of all files that the conversion may read. `alive` is called during
+/// the conversion. If it returns false, the conversion stops, and the result is `None`.
 pub fn convert(
     mut files: Vec<Listed>,
+    n_bytes: u64,
     work: &Path,
     limits: &Limits,
     bounds: Bounds,
@@ -257,6 +273,7 @@ pub fn convert(
     let mut blamed: BTreeSet<usize> = BTreeSet::new();
     let mut killed: Vec<Vec<usize>> = Vec::new();
     let mut n_deaths = 0;
+    let memory_bytes = memory_bytes(n_bytes, limits);
     loop {
         let left: Vec<usize> = (0..files.len()).filter(|input| !blamed.contains(input)).collect();
         if left.is_empty() {
@@ -271,7 +288,9 @@ pub fn convert(
 
         let list = encode_list(left.iter().map(|&input| &files[input]));
         fresh_folder(work).map_err(own)?;
-        let Some(end) = run_once(&list, work, limits, bounds, &mut alive).map_err(own)? else {
+        let Some(end) =
+            run_once(&list, work, limits, memory_bytes, bounds, &mut alive).map_err(own)?
+        else {
             return Ok(None);
         };
 
@@ -422,6 +441,7 @@ fn run_once(
     list: &[u8],
     work: &Path,
     limits: &Limits,
+    memory_bytes: u64,
     bounds: Bounds,
     alive: &mut dyn FnMut() -> bool,
 ) -> io::Result<Option<End>> {
@@ -435,7 +455,7 @@ fn run_once(
     for (option, value) in [
         ("--max-voxels", limits.max_voxels),
         ("--max-file-bytes", limits.max_file_bytes),
-        ("--memory-bytes", memory_bytes(limits)),
+        ("--memory-bytes", memory_bytes),
     ]
     .into_iter()
     .chain(bounds.options())
@@ -495,6 +515,17 @@ fn watch(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_follows_from_the_files_up_to_what_the_settings_allow() {
+        let limits = Limits { max_file_bytes: 512 << 20, max_voxels: 200 << 20 };
+        let mib = |n_bytes: u64| memory_bytes(n_bytes, &limits) >> 20;
+        assert_eq!(mib(0), 128);
+        assert!(memory_bytes(1_000_000, &limits) <= 300_000_000);
+        assert_eq!(mib(20 << 20), 128 + 128 * 20);
+        assert_eq!(mib(u64::MAX), 1024 + 4 * 512 + 16 * 200);
+        assert_eq!(memory_bytes(u64::MAX, &Limits::NONE), u64::MAX);
+    }
 
     #[test]
     fn a_list_of_files_survives_any_name() {

@@ -15,6 +15,7 @@ use oddscan::{
     domain::left_alone::LeftAlone,
     quarantine::{ReasonFile, entries, requeue},
 };
+use rustix::process::Signal;
 
 use crate::{
     goldens::shared,
@@ -766,6 +767,9 @@ fn a_hostile_folder_does_no_harm_and_the_good_series_within_is_taken() {
     assert_eq!(site.stop(), Some(0));
 }
 
+/// Name, words of the refusal, and the codestream for so many bytes of pixels.
+type Announced<'a> = (&'a str, &'a str, &'a dyn Fn(usize) -> Vec<u8>);
+
 #[test]
 fn small_files_that_announce_gigabytes_are_refused_within_the_memory_of_small_files() {
     let folder = tempfile::tempdir().unwrap();
@@ -779,7 +783,7 @@ fn small_files_that_announce_gigabytes_are_refused_within_the_memory_of_small_fi
     };
     let packed = |syntax, stream: Vec<u8>| move |slice: usize| compressed(syntax, slice, &stream);
     let runs = [&0x3fff_fff0_u32.to_le_bytes()[..], &[64; 100]].concat();
-    let cases: [(&str, &str, &dyn Fn(usize) -> Vec<u8>); 8] = [
+    let cases: [Announced<'_>; 8] = [
         ("OB", "truncated", &long(b"OB")),
         ("UN", "truncated", &long(b"UN")),
         ("SQ", "corrupt", &long(b"SQ")),
@@ -796,6 +800,7 @@ fn small_files_that_announce_gigabytes_are_refused_within_the_memory_of_small_fi
             fs::write(&path, file(slice)).unwrap();
             list.extend(format!("n? {}\0", path.display()).bytes());
         }
+        // The daemon gives less to files of so few bytes.
         let memory = ["--memory-bytes", "150000000", "--max-voxels", "200000000"];
         let events = convert_listed(&list, &folder.path().join("out"), &memory);
         let refused: Vec<_> = events.iter().filter(|event| event["event"] == "refused").collect();
@@ -803,6 +808,46 @@ fn small_files_that_announce_gigabytes_are_refused_within_the_memory_of_small_fi
         assert_eq!(refused[0]["refusal"]["reason"], reason, "{what}: {events:?}");
         assert_eq!(inputs_of(&events, "refused"), [0, 1, 2], "{what}");
     }
+}
+
+#[test]
+fn nifti_files_are_taken_while_a_conversion_hangs_and_a_stop_ends_it() {
+    let mut site = Site::new(2, &SOON);
+    let Some(files) = brain_series(&site.path("made"), 1) else { return };
+    let incoming = site.path("incoming/study");
+    put_all(&files, |k| incoming.join(format!("{k}.dcm")));
+    // Its zeros take long enough for the test to find the process.
+    let zeros = long_head(0x29, 0x1010, b"OB", 400 << 20);
+    let start = dicom_file("1.2.840.10008.1.2.1", &slice_header(0), &zeros);
+    let put_large = |name: &str| {
+        let mut large = fs::File::create(incoming.join(name)).unwrap();
+        large.write_all(&start).unwrap();
+        large.set_len((400 << 20) + start.len() as u64).unwrap();
+    };
+    put_large("0-large.dcm");
+
+    let hang = |site: &Site| loop {
+        if let Some(child) = site.child() {
+            rustix::process::kill_process(child, Signal::STOP).unwrap();
+            return child;
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    site.start();
+    let converter = hang(&site);
+    fs::write(site.path("incoming/sub-2_T1w.nii.gz"), scan_bytes(2)).unwrap();
+    site.wait("the scan accepted", |site| site.status().n_accepted == 1);
+    assert_eq!(site.status().intake.as_deref(), Some("converting DICOM files"));
+    rustix::process::kill_process(converter, Signal::CONT).unwrap();
+    site.wait("the series accepted", |site| site.status().n_accepted == 2);
+    site.wait("no conversion", |site| site.status().intake.is_none());
+    assert_eq!(names(&site.path("state/dicom")), Vec::<String>::new());
+
+    // The next conversion hangs for ever.
+    put_large("1-large.dcm");
+    hang(&site);
+    assert_eq!(site.stop(), Some(0));
+    assert_eq!(names(&site.path("state/dicom")), Vec::<String>::new());
 }
 
 #[test]

@@ -159,6 +159,20 @@ impl Site {
         kill_process(Pid::from_child(self.daemon.as_ref().unwrap()), signal).unwrap();
     }
 
+    /// A process that the daemon has started, if one is running.
+    pub fn child(&self) -> Option<Pid> {
+        let daemon = self.daemon.as_ref().unwrap().id().to_string();
+        let is_child = |process: &Path| {
+            // The parent is the second field behind the name, which ends with a bracket.
+            let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
+            let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace());
+            fields.is_some_and(|mut fields| fields.nth(1) == Some(&daemon))
+        };
+        let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+        let child = processes.into_iter().find(|process| is_child(process))?;
+        Pid::from_raw(child.file_name()?.to_str()?.parse().ok()?)
+    }
+
     /// Asks the daemon to end and returns its exit code.
     pub fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::TERM);

@@ -113,7 +113,9 @@ fn convert_series(
     let listed: Result<Vec<_>, _> = dicom.iter().map(absolute).collect();
     let listed = listed.map_err(|error| Failure::new(IO, error))?;
     let work = unpacked.join("dicom");
-    let events = convert::convert(listed, &work, &config.intake.limits, Bounds::NONE, || true)
+    let n_bytes = dicom.iter().map(|path| fs::metadata(path).map_or(0, |meta| meta.len())).sum();
+    let limits = &config.intake.limits;
+    let events = convert::convert(listed, n_bytes, &work, limits, Bounds::NONE, || true)
         .map_err(|error| Failure::new(IO, error))?;
 
     let first = |inputs: &[usize]| inputs.first().map_or(PathBuf::new(), |&i| dicom[i].clone());

@@ -93,17 +93,20 @@ impl Bundles {
         self.pauses.get(what).map_or(0, |pause| pause.n_failures)
     }
 
-    /// Replaces the list of files without a decision.
+    /// Replaces the list of files without a decision. While a conversion runs, whole files wait for
+    /// its end.
     pub(super) fn wait(
         &mut self,
         files: impl Iterator<Item = (PauseOf, bool, Duration)>,
+        is_converting: bool,
         now: Instant,
     ) {
         self.waiting.clear();
         self.n_soon = 0;
         for (what, is_whole, age) in files {
             self.waiting.push((is_whole, age));
-            self.n_soon += usize::from(!is_whole || !self.is_paused(&what, now));
+            let waits = is_converting || self.is_paused(&what, now);
+            self.n_soon += usize::from(!is_whole || !waits);
         }
     }
 

@@ -1,7 +1,7 @@
 //! DICOM files in the incoming folder: decides when a series is complete, and what happens to it.
 //!
 //! All DICOM files and zips of the folder are one list. Their headers say what belongs together,
-//! wherever the files lie. A process of its own reads and converts them ([`convert`]). It gets the
+//! wherever the files lie. A process of its own reads and converts them ([`Conversion`]). It gets the
 //! whole list, and reads only the series of new files: store and memory keep the series of each
 //! file. Each volume is then read like a NIfTI file. A kill at any line costs only a second
 //! conversion, because volumes are recognised by their content.
@@ -19,6 +19,7 @@ use super::{
     super::{MAX_CRASHES, board::StageName, now_secs},
     Companions, Intake, MAX_PAUSE, Whole, below,
     bundles::{Pause, PauseOf},
+    conversion::{Conversion, Converted, Member},
     poison,
     refuse::decision_about,
     seen_key,
@@ -29,53 +30,17 @@ use crate::{
         left_alone::LeftAlone,
         patient::Patient,
         scan::{DicomFacts, ScanId},
-        series_key::SeriesKey,
     },
     files::{are_open_for_writing, common_folder, fresh_folder},
     ingest::{self, Candidate, Patterns, Settled},
     ledger::{SeenFile, SeenOutcome},
     metrics::{IngestResult, SeenBy, Stage},
-    process::convert::{self, Bounds, Event, FileState, Listed},
+    process::convert::{Event, FileState},
     quarantine,
 };
 
 /// Unreadable files are tried this many times. That takes about three quarters of an hour.
 const MAX_FAILURES: u32 = 10;
-
-/// A file before a conversion.
-struct Member<'a> {
-    file: &'a Candidate,
-    /// The file as the converter gets it.
-    state: FileState,
-    /// The decision about it. `None` if it waits for one.
-    outcome: Option<SeenOutcome>,
-    /// The series in it, if its headers were read.
-    series: Option<Vec<SeriesKey>>,
-    /// Time since it was first seen.
-    waited: Duration,
-}
-
-impl Member<'_> {
-    /// What pauses if the file waits.
-    fn pause_of(&self) -> PauseOf {
-        match self.series.as_deref() {
-            Some([key]) if !ingest::is_zip(&self.file.path) => PauseOf::Series(*key),
-            _ => PauseOf::File(self.file.path.clone()),
-        }
-    }
-
-    fn studies(&self) -> impl Iterator<Item = u64> {
-        self.series.iter().flatten().map(|key| key.study)
-    }
-
-    /// The scan that the file is part of by an earlier decision.
-    fn scan(&self) -> Option<ScanId> {
-        match self.outcome? {
-            SeenOutcome::Accepted(id) | SeenOutcome::Duplicate(id) => Some(id),
-            _ => None,
-        }
-    }
-}
 
 impl Intake {
     /// Lists the DICOM files in the incoming folder. A folder that cannot be listed is reported
@@ -99,41 +64,38 @@ impl Intake {
         files
     }
 
-    /// Converts the series of whole new files, if there are any.
+    /// Starts to convert the series of whole new files, if there are any. The conversion has a
+    /// thread of its own, so that intake does not wait for it. One runs at a time.
     pub(super) fn consider_dicom(
         &mut self,
         files: &[Candidate],
         incoming: &Path,
         by: SeenBy,
     ) -> Result<(), ScanError> {
-        let mut members = self.members(files, incoming, by)?;
-        let is_due = members.iter().any(|member| member.state == FileState::New);
-
-        // While the encoder's queue is full, no further file is read: the folder is the queue.
-        let is_free = !self.is_paused && self.pending.is_empty() && !self.shared.stopping();
-        if is_due && is_free {
-            self.convert_members(&mut members, incoming)?;
-        }
-
-        let is_open = |member: &&Member<'_>| {
-            member.outcome.is_none() && self.bundles.settling.knows(&member.file.path)
-        };
+        let members = self.members(files, incoming, by)?;
         let open: Vec<(PauseOf, bool, Duration)> = members
             .iter()
-            .filter(is_open)
+            .filter(|member| member.outcome.is_none())
             .map(|member| (member.pause_of(), member.state != FileState::Growing, member.waited))
             .collect();
-        self.bundles.wait(open.into_iter(), Instant::now());
+
+        let is_due = members.iter().any(|member| member.state == FileState::New);
+        // While the encoder's queue is full, no further file is read: the folder is the queue.
+        let is_free = !self.is_paused && self.pending.is_empty() && !self.shared.stopping();
+        if is_due && is_free && self.conversion.is_none() {
+            self.conversion = Some(Conversion::start(&self.shared, members, incoming));
+        }
+        self.bundles.wait(open.into_iter(), self.conversion.is_some(), Instant::now());
         Ok(())
     }
 
     /// Finds the state of every file.
-    fn members<'a>(
+    fn members(
         &mut self,
-        files: &'a [Candidate],
+        files: &[Candidate],
         incoming: &Path,
         by: SeenBy,
-    ) -> Result<Vec<Member<'a>>, ScanError> {
+    ) -> Result<Vec<Member>, ScanError> {
         let config = self.shared.config();
         let (intake, now) = (&config.intake, Instant::now());
         let mut members = Vec::with_capacity(files.len());
@@ -145,6 +107,7 @@ impl Intake {
                 && !matches!(outcome, SeenOutcome::Reading { .. })
             {
                 let (state, outcome, waited) = (FileState::Known, Some(outcome), Duration::ZERO);
+                let file = file.clone();
                 members.push(Member { file, state, outcome, series, waited });
                 continue;
             }
@@ -160,6 +123,7 @@ impl Intake {
                 Settled::Whole(waited) => (FileState::New, waited),
             };
             let series = bundles.series_of(file);
+            let file = file.clone();
             let mut member = Member { file, state, outcome: None, series, waited };
             if state == FileState::New && bundles.is_paused(&member.pause_of(), now) {
                 member.state = FileState::Paused;
@@ -172,35 +136,21 @@ impl Intake {
         Ok(members)
     }
 
-    fn convert_members(
-        &mut self,
-        members: &mut [Member<'_>],
-        incoming: &Path,
-    ) -> Result<(), ScanError> {
-        let work = self.shared.config().directories.state.join("dicom");
-        let listed = |member: &Member<'_>| Listed {
-            path: member.file.path.clone(),
-            state: member.state,
-            series: member.series.clone(),
-        };
-        let listed: Vec<Listed> = members.iter().map(listed).collect();
-        let shared = &self.shared;
-        let alive = || {
-            shared.board.heartbeat(StageName::Intake);
-            !shared.stopping()
-        };
+    /// Takes the results of a conversion that has ended. While scans wait for the encoder, the
+    /// results wait, too.
+    pub(super) fn take_converted(&mut self) -> Result<(), ScanError> {
+        if !self.has_converted() {
+            return Ok(());
+        }
+        let Some(conversion) = self.conversion.take() else { return Ok(()) };
+        let Converted { mut members, incoming, work, elapsed, events } = conversion.end();
+        self.shared.metrics.stage_finished(Stage::Decode, elapsed);
+        self.look_up_decisions(&mut members, &incoming)?;
 
-        let started = Instant::now();
-        let at_work = shared.board.takes_long("converting DICOM files".to_owned());
-        let limits = shared.limits();
-        let converted = convert::convert(listed, &work, &limits, Bounds::ONE_RUN, alive);
-        drop(at_work);
-        shared.metrics.stage_finished(Stage::Decode, started.elapsed());
-
-        match converted {
+        match events {
             Ok(Some(events)) => {
-                self.learn(members, &events, incoming)?;
-                let unit = Unit { members, incoming, out: work.join("out") };
+                self.learn(&mut members, &events, &incoming)?;
+                let unit = Unit { members: &members, incoming: &incoming, out: work.join("out") };
                 let failed = self.take_events(&unit, &events)?;
                 self.pause(&unit, &events, |input| failed.contains(&input));
             }
@@ -210,13 +160,35 @@ impl Intake {
                 self.shared.metrics.stage_failed(Stage::Decode, &error);
                 self.shared.metrics.stage_retried(Stage::Decode);
                 warn!(%error, "DICOM files could not be converted; trying again later");
-                let unit = Unit { members, incoming, out: work.join("out") };
+                let unit = Unit { members: &members, incoming: &incoming, out: work.join("out") };
                 self.pause(&unit, &[], |_| true);
             }
         }
 
-        if let Err(error) = fresh_folder(&work) {
-            warn!(error = %error.kind(), "cannot remove converted files; trying again later");
+        empty(&work);
+        Ok(())
+    }
+
+    /// Stops a conversion that runs. The next start converts its files again.
+    pub(super) fn give_up_conversion(&mut self) {
+        if let Some(conversion) = self.conversion.take() {
+            empty(&conversion.give_up());
+        }
+    }
+
+    /// Whether the results of a conversion can be taken.
+    pub(super) fn has_converted(&self) -> bool {
+        self.pending.is_empty() && self.conversion.as_ref().is_some_and(Conversion::has_ended)
+    }
+
+    /// Reads the decisions about the files again. Listings during the conversion may have dropped
+    /// some of them, and these must not come back.
+    fn look_up_decisions(&self, members: &mut [Member], incoming: &Path) -> Result<(), ScanError> {
+        for member in members.iter_mut().filter(|member| member.outcome.is_some()) {
+            self.shared.board.heartbeat(StageName::Intake);
+            let seen = self.shared.seen.get(&seen_key(incoming, &member.file.path));
+            let seen = seen.filter(|seen| seen.is_same(&member.file.look));
+            member.outcome = seen.map(|seen| seen.outcome);
         }
         Ok(())
     }
@@ -224,7 +196,7 @@ impl Intake {
     /// Remembers which series the files belong to.
     fn learn(
         &mut self,
-        members: &mut [Member<'_>],
+        members: &mut [Member],
         events: &[Event],
         incoming: &Path,
     ) -> Result<(), ScanError> {
@@ -241,7 +213,7 @@ impl Intake {
                         let key = seen_key(incoming, &member.file.path);
                         self.shared.seen.put(&key, &seen)?;
                     }
-                    None => self.bundles.learn(member.file, series.clone()),
+                    None => self.bundles.learn(&member.file, series.clone()),
                 }
             }
         }
@@ -420,7 +392,7 @@ impl Intake {
     /// Whether slices may still arrive that fill the gaps, or the end of a file that lacks it.
     fn may_still_grow(&mut self, unit: &Unit<'_>, refusal: &Refusal, inputs: &[usize]) -> bool {
         let is_new = |input: &&usize| unit.members[**input].outcome.is_none();
-        let new = || inputs.iter().filter(is_new).map(|&input| unit.members[input].file);
+        let new = || inputs.iter().filter(is_new).map(|&input| &unit.members[input].file);
         // The last file that came or changed counts: slices come one after the other.
         let has_time = new().any(|file| self.is_within_patience(&file.path));
         if refusal.reason == QuarantineReason::Truncated && has_time {
@@ -622,6 +594,13 @@ impl Intake {
     }
 }
 
+/// Removes the scans in the folder of a conversion.
+fn empty(work: &Path) {
+    if let Err(error) = fresh_folder(work) {
+        warn!(error = %error.kind(), "cannot remove converted files; trying again later");
+    }
+}
+
 /// The decisions about the files of a conversion. They are written after all its volumes: one file
 /// may contain several volumes, and all of them must be decided first.
 #[derive(Default)]
@@ -668,7 +647,7 @@ enum Series {
 
 /// One conversion.
 struct Unit<'a> {
-    members: &'a [Member<'a>],
+    members: &'a [Member],
     incoming: &'a Path,
     /// Folder of the converted volumes.
     out: PathBuf,
@@ -682,7 +661,7 @@ impl Unit<'_> {
     /// Whether one of the files has changed or is gone.
     fn has_changed(&self, inputs: &[usize]) -> bool {
         let is_same = |file: &Candidate| ingest::look_at(&file.path).ok() == Some(file.look);
-        !inputs.iter().all(|&input| is_same(self.members[input].file))
+        !inputs.iter().all(|&input| is_same(&self.members[input].file))
     }
 
     fn paths<'u>(&'u self, inputs: &'u [usize]) -> impl Iterator<Item = &'u Path> {
