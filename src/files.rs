@@ -12,13 +12,13 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, Read},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 pub(crate) use steps::sync_folder;
 
@@ -114,16 +114,66 @@ const MARK: &str = ".oddscan-tmp-";
 /// durable, renamed to `path`, and the folder is made durable. After an error the old file is
 /// unchanged.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut draft = tempfile::Builder::new()
+    replace(path, bytes)?;
+    sync_folder(folder_of(path))
+}
+
+/// As [`write_atomic`], except that the caller makes the folder durable, once for several files.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut draft = draft_beside(path)?;
+    steps::fill(&mut draft, bytes)?;
+    steps::persist(draft.into_temp_path(), path)
+}
+
+/// Gives a file a second name, which another file may have so far. Where the file system has no
+/// hard links, a durable copy gets that name. The caller makes the folder durable.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`] if there is no such file.
+pub fn give_second_name(file: &Path, name: &Path) -> io::Result<()> {
+    give_second_name_by(steps::link, file, name)
+}
+
+fn give_second_name_by(
+    link: impl Fn(&Path, &Path) -> io::Result<()>,
+    file: &Path,
+    name: &Path,
+) -> io::Result<()> {
+    // A rename of one name of a file over another one of it would leave both. Without links, some
+    // network file systems give several files one number.
+    let identity = |path| {
+        let found = fs::symlink_metadata(path)?;
+        Ok::<_, io::Error>((found.dev(), found.ino(), found.nlink() > 1))
+    };
+    let own = identity(file)?;
+    if own.2 && identity(name).ok() == Some(own) {
+        return Ok(());
+    }
+    let mut names = tempfile::Builder::new();
+    let draft = match names.prefix(MARK).make_in(folder_of(name), |path| link(file, path)) {
+        Ok(draft) => draft.into_temp_path(),
+        Err(_) => copied_beside(name, file)?,
+    };
+    steps::persist(draft, name)
+}
+
+/// A durable copy of `file` with a temporary name beside `target`.
+fn copied_beside(target: &Path, file: &Path) -> io::Result<TempPath> {
+    let draft = draft_beside(target)?.into_temp_path();
+    copy_durably(file, &draft, u64::MAX, || {})?;
+    Ok(draft)
+}
+
+fn draft_beside(target: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new()
         .prefix(MARK)
         // As for any other file, the umask of the service decides who may read results.
         .permissions(PermissionsExt::from_mode(0o666))
-        .tempfile_in(folder)?;
+        .tempfile_in(folder_of(target))
+}
 
-    steps::fill(&mut draft, bytes)?;
-    steps::persist(draft.into_temp_path(), path)?;
-    sync_folder(folder)
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Writes a file whose name does not count yet, durably. It does not make the folder durable.
@@ -136,7 +186,7 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Writes a secret, durably: only its owner may read it, and it never replaces a file that is
 /// there.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     // A temporary file has the mode 0600.
     let mut draft = tempfile::Builder::new().prefix(MARK).tempfile_in(folder)?;
     steps::fill(&mut draft, bytes)?;
@@ -144,12 +194,16 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_folder(folder)
 }
 
-/// Removes temporary files that a kill left in `folder`.
-pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
+/// Removes temporary files that a kill left in `folder`, and calls `others` with the names of all
+/// other entries.
+pub fn remove_leftovers(folder: &Path, mut others: impl FnMut(&OsStr)) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        if entry.file_name().as_encoded_bytes().starts_with(MARK.as_bytes()) {
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(MARK.as_bytes()) {
             steps::remove(&entry.path())?;
+        } else {
+            others(&name);
         }
     }
     Ok(())
@@ -289,9 +343,35 @@ mod tests {
         for name in [".oddscan-tmp-x1", "scan_anomaly.png", ".hidden"] {
             fs::write(folder.path().join(name), "x").unwrap();
         }
-        remove_leftovers(folder.path()).unwrap();
+        let mut others = Vec::new();
+        remove_leftovers(folder.path(), |name| others.push(name.to_owned())).unwrap();
+        others.sort();
+        assert_eq!(others, [".hidden", "scan_anomaly.png"]);
         assert!(!folder.path().join(".oddscan-tmp-x1").exists());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_second_name_is_a_link_or_where_there_are_none_a_copy() {
+        let no_links = |_: &Path, _: &Path| Err(io::Error::from(io::ErrorKind::Unsupported));
+        for has_links in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let [file, name] = ["file", "name"].map(|name| folder.path().join(name));
+            let give = || match has_links {
+                true => give_second_name(&file, &name),
+                false => give_second_name_by(no_links, &file, &name),
+            };
+            assert_eq!(give().unwrap_err().kind(), io::ErrorKind::NotFound);
+            fs::write(&file, "new").unwrap();
+            fs::write(&name, "old").unwrap();
+            for _ in 0..2 {
+                give().unwrap();
+                assert_eq!(fs::read(&name).unwrap(), b"new");
+                let inode = |path| fs::metadata(path).unwrap().ino();
+                assert_eq!(inode(&file) == inode(&name), has_links);
+                assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+            }
+        }
     }
 
     #[test]

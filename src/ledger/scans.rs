@@ -50,7 +50,7 @@ impl Ledger {
 
     /// Removes files that a kill left half-written. No other process may use the ledger.
     pub fn tidy_up(&self) -> Result<(), LedgerError> {
-        files::remove_leftovers(&self.folder).map_err(failed("tidying up the ledger"))
+        files::remove_leftovers(&self.folder, |_| ()).map_err(failed("tidying up the ledger"))
     }
 
     /// Reads all entries. Call it before the first [`Ledger::put`], so that numbers continue.

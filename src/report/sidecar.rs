@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::place::N_FILES;
 use crate::domain::{
     acquisition::AcquisitionFacts,
     finding::Cluster,
@@ -213,6 +214,39 @@ pub struct Files {
     /// The template's place in the scan as an ITK transform (`results.alignment`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alignment_transform: Option<FileFacts>,
+}
+
+impl Files {
+    /// From the facts in the order of `SUFFIXES`; `None` if a file is missing that every result has.
+    pub(super) fn from_array(files: [Option<FileFacts>; N_FILES]) -> Option<Self> {
+        let [map, mask, picture, brain, parts, scan, alignment_picture, alignment_transform] =
+            files;
+        let (map, mask, picture) = (map?, mask?, picture?);
+        Some(Self {
+            map,
+            mask,
+            picture,
+            brain,
+            parts,
+            scan,
+            alignment_picture,
+            alignment_transform,
+        })
+    }
+
+    /// The facts in the order of `SUFFIXES`.
+    pub(super) fn as_array(&self) -> [Option<&FileFacts>; N_FILES] {
+        [
+            Some(&self.map),
+            Some(&self.mask),
+            Some(&self.picture),
+            self.brain.as_ref(),
+            self.parts.as_ref(),
+            self.scan.as_ref(),
+            self.alignment_picture.as_ref(),
+            self.alignment_transform.as_ref(),
+        ]
+    }
 }
 
 /// Everything that oddscan reports about one scan.

@@ -264,12 +264,19 @@ impl Site {
     /// Waits until these scans are each other's window and all results are of that window.
     pub fn wait_scored(&self, stems: &[&str]) {
         self.wait(&format!("scored: {stems:?}"), |site| {
-            stems.iter().all(|stem| {
+            let is_scored = |stem: &&str| {
                 site.sidecar(stem).is_some_and(|sidecar| {
                     sidecar.standing == Standing::Scored && sidecar.window.size == stems.len()
                 })
-            })
+            };
+            stems.iter().all(is_scored) && site.results_are_in_place()
         });
+    }
+
+    /// Whether all result files have the names that users look for. A new sidecar appears shortly
+    /// before that.
+    pub fn results_are_in_place(&self) -> bool {
+        names(&self.path("results")).iter().all(|name| !name.starts_with(".oddscan-"))
     }
 
     pub fn result(&self, stem: &str, ending: &str) -> Vec<u8> {

@@ -179,7 +179,7 @@ fn all_scored(site: &Site) -> bool {
     let is_done = |sidecar: &Value| {
         sidecar["status"] == "scored" && sidecar["window"]["size"] == size(sidecar).unwrap().1
     };
-    sidecars.len() == 9 && sidecars.iter().all(is_done)
+    sidecars.len() == 9 && sidecars.iter().all(is_done) && site.results_are_in_place()
 }
 
 fn by_the_daemon(site: &mut Site) -> Hashes {

@@ -56,8 +56,8 @@ use crate::{
         scan::{ScanId, ScanRecord, ScanState},
         window_scores::{ScoredMember, score_members},
     },
-    files,
     metrics::{EvictionReason, ScoreResult, Stage, Trigger},
+    report,
     store::StoreError,
 };
 
@@ -130,14 +130,15 @@ impl Score {
         Ok(())
     }
 
-    /// Removes columns and files of an earlier run that this run cannot use.
+    /// Removes columns and files of an earlier run that this run cannot use, and finishes the results
+    /// that it was replacing.
     fn tidy_up(&self) -> Result<(), ScanError> {
         let reach = format!("{:?}", self.settings.scoring.reach);
         let alive = || self.shared.board.heartbeat(StageName::Score);
         self.shared.store.keep_columns_made_by(&reach, alive)?;
-        if let Err(error) = files::remove_leftovers(&self.settings.directories.results) {
+        if let Err(error) = report::tidy_results(&self.settings.directories.results) {
             let error = error.kind();
-            warn!(%error, "cannot remove half-written files from the results folder");
+            warn!(%error, "cannot finish or remove half-written files in the results folder");
         }
         Ok(())
     }
