@@ -1,4 +1,4 @@
-//! Opens, copies, writes, moves and removes files with care, for all modules that need it.
+//! Opens, copies, writes and removes files with care, for all modules that need it.
 //!
 //! Others may exchange a file that is read at any time. A file that is written appears whole or not
 //! at all. All calls that change the disk are [`steps`].
@@ -69,15 +69,33 @@ pub fn read_small(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Opens a file without reading it, so that no permission to read is needed. A link in its place is
+/// held itself. While a file is held, no other file gets its number.
+pub(crate) fn hold(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::PATH | OFlags::NOFOLLOW).bits().cast_signed();
+    fs::OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
 /// Copies at most `max_bytes` of a file to `target`, makes the copy durable and returns its size.
 /// `alive` is called after every MiB.
 pub fn copy_durably(
     source: &Path,
     target: &Path,
     max_bytes: u64,
+    alive: impl FnMut(),
+) -> Result<u64, CopyError> {
+    let from = open_regular(source).map_err(CopyError::Source)?;
+    copy_open(&from, target, max_bytes, alive)
+}
+
+/// As [`copy_durably`], for a file that is open already.
+pub(crate) fn copy_open(
+    source: &File,
+    target: &Path,
+    max_bytes: u64,
     mut alive: impl FnMut(),
 ) -> Result<u64, CopyError> {
-    let mut from = open_regular(source).map_err(CopyError::Source)?.take(max_bytes);
+    let mut from = source.take(max_bytes);
     let mut to = steps::create(target).map_err(CopyError::Target)?;
 
     let mut buffer = vec![0; 1 << 20];
@@ -108,7 +126,7 @@ pub(crate) fn try_to_write(folder: &Path) -> io::Result<()> {
 }
 
 /// The names of files that are not whole yet begin with this.
-const MARK: &str = ".oddscan-tmp-";
+pub(crate) const MARK: &str = ".oddscan-tmp-";
 
 /// Writes `bytes` to `path` by way of a temporary file in the same folder. The file is made
 /// durable, renamed to `path`, and the folder is made durable. After an error the old file is
@@ -231,26 +249,6 @@ pub(crate) fn write_for_everybody(target: &Path, bytes: &[u8]) -> io::Result<()>
     steps::persist(partial.into_temp_path(), target)
 }
 
-/// Renames a file or a folder of files. Between file systems it copies and then removes the source.
-pub(crate) fn move_file(source: &Path, target: &Path) -> io::Result<()> {
-    match steps::rename(source, target) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices && source.is_dir() => {
-            // A try that failed may have left the folder half full.
-            fs::create_dir_all(target)?;
-            for entry in fs::read_dir(source)? {
-                let entry = entry?;
-                move_file(&entry.path(), &target.join(entry.file_name()))?;
-            }
-            steps::remove_folder(source)
-        }
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            copy_durably(source, target, u64::MAX, || {})?;
-            steps::remove(source)
-        }
-        done => done,
-    }
-}
-
 /// Whether a process has one of these files open for writing, as far as `/proc` shows it: without
 /// privileges, that is for processes of the same user on this machine.
 ///
@@ -291,6 +289,20 @@ pub fn sha256_of(path: &Path) -> io::Result<[u8; 32]> {
     let mut hash = Sha256::new();
     io::copy(&mut open_regular(path)?, &mut hash)?;
     Ok(hash.finalize().into())
+}
+
+/// Makes a folder, and the folders above it, unless they are there.
+pub(crate) fn make_folders(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = folder.parent().filter(|above| !above.as_os_str().is_empty()) {
+        make_folders(above)?;
+    }
+    steps::make_folder(folder).or_else(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Ok(()),
+        _ => Err(error),
+    })
 }
 
 /// Makes an empty folder that no other user may read; an older one is removed with its content.

@@ -103,7 +103,7 @@ pub(super) struct Intake {
     /// Files that only lack their end or are being written, and their size and times at that
     /// finding. They are not refused before they have been still for [`PATIENCE`].
     unfinished: HashMap<PathBuf, FileStamp>,
-    recheck: quarantine::Recheck,
+    quarantined: quarantine::Index,
     incoming: IncomingPlace,
     results: Target,
     quarantine: Target,
@@ -141,7 +141,7 @@ impl Intake {
             left_alone: LeftAloneFiles::default(),
             rests: Rests::default(),
             unfinished: HashMap::new(),
-            recheck: quarantine::Recheck::default(),
+            quarantined: quarantine::Index::default(),
             incoming: IncomingPlace::default(),
             results: Target::new(NotReady::ResultsFull, NotReady::ResultsUnwritable),
             quarantine: Target::new(NotReady::QuarantineFull, NotReady::QuarantineUnwritable),
@@ -153,8 +153,7 @@ impl Intake {
     }
 
     pub(super) fn run(mut self) -> Result<(), ScanError> {
-        let quarantine = self.shared.config().directories.quarantine.clone();
-        self.shared.metrics.quarantine_files(quarantine::count_quarantined(&quarantine));
+        self.show_quarantined();
         let (mut trigger, mut by) = (Some(RescanTrigger::Start), SeenBy::Scan);
         while !self.shared.stopping() {
             self.look(trigger, by)?;

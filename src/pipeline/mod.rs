@@ -34,7 +34,7 @@ use crate::{
 };
 use board::StageName;
 use shared::{ARCHIVED, FULL, IDLE, MAX_CRASHES, side_by_side};
-use take_up::{TakenUp, take_up};
+use take_up::{TakenUp, finish_refusals, take_up};
 
 pub use shared::{Shared, now_secs};
 
@@ -63,6 +63,7 @@ pub struct Pipeline {
 impl Pipeline {
     /// Starts the stages on an engine, taking up what an earlier run left unfinished.
     pub fn start(shared: &Arc<Shared>, engine: Engine) -> Result<Self, ScanError> {
+        finish_refusals(shared);
         let TakenUp { pending, members, stems } = take_up(shared)?;
         let (wake, woken) = mpsc::channel();
         let (to_encoder, from_intake) = mpsc::sync_channel(intake::n_at_once(shared));

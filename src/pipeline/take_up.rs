@@ -13,6 +13,7 @@ use crate::{
         scan::{ScanId, ScanRecord, ScanState},
     },
     process::hook,
+    quarantine,
 };
 
 /// What an earlier run left, in order of arrival.
@@ -30,6 +31,7 @@ pub(super) struct TakenUp {
 /// tokens are encoded again from their archived source, and so are those whose tokens were made by
 /// another method: tokens of two methods cannot be compared.
 pub(super) fn take_up(shared: &Shared) -> Result<TakenUp, ScanError> {
+    finish_refusals(shared);
     let records = load(shared)?;
     let records = agree_with_archive(shared, records)?;
     let is_member: HashSet<ScanId> =
@@ -70,6 +72,16 @@ pub(super) fn take_up(shared: &Shared) -> Result<TakenUp, ScanError> {
         warn!(n_rebuilt, "the store lacks the tokens of members; they are encoded again");
     }
     Ok(up)
+}
+
+/// Finishes refusals that a kill or a full disk interrupted. Intake calls it again while there are
+/// some.
+pub(super) fn finish_refusals(shared: &Shared) {
+    let folders = &shared.config().directories;
+    let finished = quarantine::finish(&folders.quarantine, &[&folders.incoming, &folders.state]);
+    if let Err(error) = finished {
+        warn!(error = %error.kind(), "the quarantine cannot be read");
+    }
 }
 
 /// Reads the records. What is damaged without a copy goes to `lost+found`.
@@ -117,6 +129,8 @@ fn agree_with_archive(
                 archive.take_back(id)?;
                 if found.is_there {
                     encode::move_to_quarantine(shared, &record, refusal);
+                } else {
+                    archive.remove(id)?;
                 }
             }
             ScanState::Lost { why } => {

@@ -1,6 +1,6 @@
 //! What happens to a scan that could not be encoded.
 
-use std::{io, path::Path};
+use std::path::Path;
 
 use tracing::warn;
 
@@ -81,19 +81,25 @@ pub(in crate::pipeline) fn move_to_quarantine(
 ) -> bool {
     let config = shared.config();
     let folder = &config.directories.quarantine;
-    let source = shared.archive.scan(record.id);
+    let path = shared.archive.scan(record.id);
 
     // A volume from DICOM files has no file in the incoming folder.
     let ScanRecord { came_from, source_name, .. } = record;
     let is_file = Path::new(came_from).ends_with(source_name);
     let name = Path::new(if is_file { came_from } else { source_name });
     let _changing = shared.archive.changing();
-    let moved = quarantine::quarantine(folder, &source, name, refusal, now_secs());
-    let moved = moved.map_err(|error| error.kind()).and_then(|_| {
-        // The mask is left.
-        shared.archive.remove(record.id).map_err(|_| io::ErrorKind::Other)
+    let source = quarantine::Source { path: &path, look: None };
+    let moved = quarantine::quarantine(folder, source, name, refusal, now_secs());
+    let failed = |source| ScanError::Internal { doing: "moving a scan to quarantine", source };
+    let moved = moved.map_err(failed).and_then(|_| {
+        // It could not be moved. The mask is left in any case.
+        shared.set_aside(&path, "refused, and not moved to quarantine")?;
+        shared.archive.remove(record.id)
     });
-    shared.metrics.quarantine_files(quarantine::count_quarantined(folder));
+    let mut index = quarantine::Index::default();
+    if index.refresh(folder).is_ok() {
+        shared.metrics.quarantine_files(index.n_entries());
+    }
     match moved {
         Ok(()) => {
             warn!(scan = %record.id, %refusal, "an accepted scan went to quarantine");

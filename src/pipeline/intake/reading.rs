@@ -180,7 +180,7 @@ impl Reader {
         timings: &mut Timings,
     ) -> Result<Taken<ReadScan>, ScanError> {
         let Candidate { path, look } = &whole.candidate;
-        if path.is_dir() {
+        if path.symlink_metadata().is_ok_and(|about| about.is_dir()) {
             return Err(a_folder().into());
         }
 

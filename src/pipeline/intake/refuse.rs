@@ -17,8 +17,8 @@ use crate::{
     ingest::{self, Candidate, is_zip},
     ledger::{SeenFile, SeenOutcome},
     metrics::{IngestResult, Stage},
-    pipeline::now_secs,
-    quarantine,
+    pipeline::{now_secs, take_up::finish_refusals},
+    quarantine::{self, Refused, Source},
 };
 
 impl Intake {
@@ -103,9 +103,12 @@ impl Intake {
         let quarantine = self.shared.config().directories.quarantine.clone();
         // A quarantine that cannot be read is reported elsewhere.
         let changed =
-            self.recheck.changed(&quarantine, incoming, MAX_RECHECKED).unwrap_or_default();
+            self.quarantined.changed(&quarantine, incoming, MAX_RECHECKED).unwrap_or_default();
+        if self.quarantined.has_unfinished() {
+            finish_refusals(&self.shared);
+        }
         if self.is_paused {
-            return;
+            return self.show_quarantined();
         }
 
         for name in changed {
@@ -120,7 +123,15 @@ impl Intake {
                 }
             }
         }
-        self.shared.metrics.quarantine_files(quarantine::count_quarantined(&quarantine));
+        self.show_quarantined();
+    }
+
+    /// Counts what is in quarantine, without listing what has not changed.
+    pub(super) fn show_quarantined(&mut self) {
+        let config = self.shared.config();
+        if self.quarantined.refresh(&config.directories.quarantine).is_ok() {
+            self.shared.metrics.quarantine_files(self.quarantined.n_entries());
+        }
     }
 
     /// Tries a file again after a pause that doubles each time.
@@ -149,32 +160,38 @@ impl Intake {
         let folder = &config.directories.quarantine;
         let (path, came_from) = (&candidate.path, below(incoming, &candidate.path));
         debug!(path = %path.display(), "to quarantine");
+        let source = Source { path, look: Some(candidate.look) };
         let refused = if are_open_for_writing(std::slice::from_ref(path)) {
-            quarantine::refuse_in_place(folder, path, came_from, refusal, now_secs())
+            quarantine::refuse_in_place(folder, source, came_from, refusal, now_secs())
         } else {
-            quarantine::quarantine(folder, path, came_from, refusal, now_secs())
+            quarantine::quarantine(folder, source, came_from, refusal, now_secs())
         };
-        if let Err(error) = refused {
-            warn!(error = %error.kind(), "quarantine is not available; a refused file waits");
-            self.quarantine.suspect();
-            self.try_later(candidate);
-            return self.look_again(candidate, incoming);
-        }
+        let entry = match refused {
+            Ok(Refused::Entry(entry)) => entry,
+            Ok(Refused::Changed) => return self.look_again(candidate, incoming),
+            Err(error) => {
+                warn!(error = %error.kind(), "quarantine is not available; a refused file waits");
+                self.quarantine.suspect();
+                self.try_later(candidate);
+                return self.look_again(candidate, incoming);
+            }
+        };
 
         warn!(%refusal, "a file went to quarantine");
         // This is remembered, too, in case the file could not be moved.
         self.remember(candidate, incoming, SeenOutcome::Quarantined)?;
         self.forget(candidate);
-        self.count_quarantined(refusal);
+        self.count_quarantined(refusal, &entry);
         Ok(())
     }
 
-    pub(super) fn count_quarantined(&self, refusal: &Refusal) {
+    pub(super) fn count_quarantined(&mut self, refusal: &Refusal, entry: &Path) {
         let config = self.shared.config();
         self.shared.metrics.volume_ingested(IngestResult::Quarantined);
         self.shared.metrics.quarantined(refusal.reason);
-        let n_files = quarantine::count_quarantined(&config.directories.quarantine);
-        self.shared.metrics.quarantine_files(n_files);
+        if self.quarantined.added(&config.directories.quarantine, entry).is_ok() {
+            self.shared.metrics.quarantine_files(self.quarantined.n_entries());
+        }
         self.shared.board.update().n_quarantined += 1;
     }
 

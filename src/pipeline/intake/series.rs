@@ -36,7 +36,7 @@ use crate::{
     ledger::{SeenFile, SeenOutcome},
     metrics::{IngestResult, SeenBy, Stage},
     process::convert::{Event, FileState},
-    quarantine,
+    quarantine::{self, Refused, Source},
 };
 
 /// Unreadable files are tried this many times. That takes about three quarters of an hour.
@@ -560,8 +560,13 @@ impl Intake {
         }
         let folder = self.shared.config().directories.quarantine.clone();
         debug!(place = %unit.place(inputs).display(), "to quarantine");
-        let moved = if let [file] = &files[..] {
-            let came_from = file.strip_prefix(unit.incoming).unwrap_or(file);
+        let source = |&input: &usize| {
+            let Candidate { path, look } = &unit.members[input].file;
+            Source { path, look: Some(*look) }
+        };
+        let sources: Vec<Source<'_>> = left.iter().map(source).collect();
+        let refused = if let [file] = sources[..] {
+            let came_from = file.path.strip_prefix(unit.incoming).unwrap_or(file.path);
             if has_writer {
                 quarantine::refuse_in_place(&folder, file, came_from, refusal, now_secs())
             } else {
@@ -576,20 +581,27 @@ impl Intake {
             let came_from =
                 if is_own { folder_of_all.to_owned() } else { folder_of_all.join(name) };
             // Without files, only the reason is written.
-            let files = if has_writer { &[] } else { &files[..] };
-            quarantine::quarantine_series(&folder, files, &came_from, refusal, now_secs())
+            let sources = if has_writer { &[] } else { &sources[..] };
+            quarantine::quarantine_series(&folder, sources, &came_from, refusal, now_secs())
         };
-        if let Err(error) = moved {
-            warn!(error = %error.kind(), "quarantine is not available; a refused series waits");
-            self.quarantine.suspect();
-            decided.fail(inputs);
-            return Ok(());
-        }
+        let entry = match refused {
+            Ok(Refused::Entry(entry)) => entry,
+            Ok(Refused::Changed) => {
+                decided.later.extend(inputs);
+                return Ok(());
+            }
+            Err(error) => {
+                warn!(error = %error.kind(), "quarantine is not available; a refused series waits");
+                self.quarantine.suspect();
+                decided.fail(inputs);
+                return Ok(());
+            }
+        };
 
         warn!(%refusal, n_files = left.len(), "a series went to quarantine");
         // This is remembered, too, in case the files could not be moved.
         decided.outcomes.extend(left.into_iter().map(|input| (input, SeenOutcome::Quarantined)));
-        self.count_quarantined(refusal);
+        self.count_quarantined(refusal, &entry);
         Ok(())
     }
 }
