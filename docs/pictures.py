@@ -4,6 +4,7 @@
 The tables hold the figures, so that a picture and the text beside it always agree. Needs matplotlib.
 """
 
+import csv
 import re
 from pathlib import Path
 
@@ -242,5 +243,38 @@ def window():
     save(figure, "performance/window.svg", 2)
 
 
-for draw in (summary, planted, calibration, study, ratios, roofline, window):
+def day():
+    """Memory, handles and disk during a day in an hour."""
+    path = DOCS / "reliability/day.csv"
+    if not path.exists():
+        return
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    arrived = [int(row["arrived"]) for row in rows]
+    column = lambda name: [float(row[name]) for row in rows]
+    figure, (memory, handles, disk, work) = begin(
+        10, 3.4, 4, "Does the daemon stay small?",
+        f"{arrived[-1]:,} tiny scans in a window of 100, with {rows[-1]['kills']} kills and "
+        f"{rows[-1]['quarantined']} refused files. Two CPU cores.\n"
+        "Level lines are good: nothing grows with the number of scans.",
+    )
+    memory.plot(arrived, column("peak_mib"), color=GREY, label="peak of the process")
+    memory.plot(arrived, column("rss_mib"), color=BLUE, label="now")
+    memory.set_ylabel("resident memory, MiB")
+    memory.legend(loc="lower right")
+    handles.plot(arrived, column("handles"), color=BLUE)
+    handles.set_ylabel("open files")
+    disk.plot(arrived, column("state_mib"), color=GREY, label="state")
+    disk.plot(arrived, column("store_mib"), color=BLUE, label="store alone")
+    disk.set_ylabel("on disk, MiB")
+    disk.legend(loc="lower right")
+    work.plot(arrived, column("results"), color=BLUE)
+    work.set_ylabel("scans with a result or notice")
+    for axes in (memory, handles, disk, work):
+        axes.set_xlabel("scans that arrived")
+        axes.set_ylim(bottom=0)
+    save(figure, "reliability/day.svg", 2)
+
+
+for draw in (summary, planted, calibration, study, ratios, roofline, window, day):
     draw()

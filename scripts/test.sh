@@ -33,12 +33,13 @@ export RUSTFLAGS="${RUSTFLAGS:-}" RUSTDOCFLAGS="-D warnings"
 set -x
 cargo fmt --check
 "$ODDSCAN_PYTHON" tests/reference/make_goldens.py --check
-cargo clippy --all-targets --features burn-cpu -- -D warnings
+# One build for lints, tests and documents. A release has no `faults`.
+cargo clippy --all-targets --features burn-cpu,faults -- -D warnings
 cargo deny check "${advisories[@]}" bans licenses sources
-cargo nextest run --features burn-cpu
-cargo test --doc --features burn-cpu
+cargo nextest run --features burn-cpu,faults
+cargo test --doc --features burn-cpu,faults
 benches/instructions.py
-cargo doc --no-deps --features burn-cpu
+cargo doc --no-deps --features burn-cpu,faults
 cargo check --no-default-features
 cargo check --features cuda
 set +x

@@ -13,6 +13,7 @@ mod daemon;
 mod dicom;
 mod durable;
 mod evaluation;
+mod faults;
 #[path = "../reference/goldens.rs"]
 mod goldens;
 mod hostile;
