@@ -1,12 +1,12 @@
 //! A site whose daemon may end at any moment.
 
 use std::{
-    fs,
+    env, fs,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Child, ExitStatus},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -21,8 +21,8 @@ use tempfile::TempDir;
 
 use crate::support::oddscan;
 
-/// How long a daemon may take for anything before it counts as hanging. The machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(45);
+/// How long a daemon may show no progress before it counts as hanging. The machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const POLL: Duration = Duration::from_millis(25);
 
@@ -118,6 +118,11 @@ impl Site {
         assert!(self.daemon.is_none(), "the last one was not waited for");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let mut command = oddscan();
+        // Another build of the daemon, with the feature `faults`.
+        if let Some(binary) = env::var_os("ODDSCAN_FAULTS_BINARY") {
+            command = Command::new(binary);
+            command.stdin(Stdio::null()).env("ODDSCAN_MODELS", "/nonexistent");
+        }
         command.arg("run").arg("--config").arg(self.path("config.toml"));
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         command.stdout(log.try_clone().unwrap()).stderr(log);

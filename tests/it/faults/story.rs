@@ -23,7 +23,7 @@ pub const MAX_SCANS: usize = 4;
 
 /// How long a result may differ from what is expected while the daemon says that it is idle. It
 /// must list the incoming folder and let files settle in this time, on a busy machine.
-const GRACE: Duration = Duration::from_secs(8);
+const GRACE: Duration = Duration::from_secs(20);
 
 /// Files that arrive together.
 pub struct Phase {
@@ -173,13 +173,16 @@ pub enum Outcome {
 /// # Errors
 /// What is different, when the daemon has nothing left to do or hangs.
 pub fn settle(site: &mut Site, expected: &Seen, any: &[String]) -> Result<Outcome, String> {
-    let started = Instant::now();
+    let (mut last, mut changed) = (None, Instant::now());
     let mut idle_since = None;
     loop {
         if let Some(end) = site.ended() {
             return Ok(Outcome::Ended(end));
         }
         let status = site.status();
+        if status != last {
+            (last, changed) = (status.clone(), Instant::now());
+        }
         let is_idle = status.as_ref().is_some_and(look::is_idle);
         if !is_idle {
             idle_since = None;
@@ -197,9 +200,9 @@ pub fn settle(site: &mut Site, expected: &Seen, any: &[String]) -> Result<Outcom
                 Some(_) => thread::sleep(2 * POLL),
             }
         }
-        if started.elapsed() > PATIENCE {
+        if changed.elapsed() > PATIENCE {
             let line = status.map_or("it does not answer".to_owned(), |status| status.to_string());
-            return Err(format!("not done after {PATIENCE:?}: {line}"));
+            return Err(format!("no progress for {PATIENCE:?}: {line}"));
         }
         thread::sleep(POLL);
     }
