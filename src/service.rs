@@ -101,7 +101,8 @@ impl Service {
         let (shared, engine) = tokio::task::block_in_place(|| build(&config))?;
 
         let pages = tokio::spawn(telemetry::serve(listener, Arc::clone(&shared)));
-        let mut pipeline = Pipeline::start(&shared, engine)?;
+        let started = Pipeline::start(&shared, engine);
+        let mut pipeline = started.inspect_err(|_| shared.end_orderly())?;
         let waker = pipeline.waker();
 
         let incoming = config.directories.incoming.clone();
@@ -151,6 +152,9 @@ impl Service {
         tokio::task::block_in_place(|| pipeline.join());
         let flushed = shared.store.flush();
         pages.abort();
+        if !may_be_caused_by_a_scan(&result) {
+            shared.end_orderly();
+        }
 
         match &result {
             Ok(()) => info!("stopped; the next start continues with unfinished scans"),
@@ -253,6 +257,16 @@ fn make_folders(config: &Config) -> Result<(), ServiceError> {
         })?;
     }
     Ok(())
+}
+
+/// Whether a scan that was in hand may be the cause of this end.
+fn may_be_caused_by_a_scan(result: &Result<(), ServiceError>) -> bool {
+    let is_device = |error: &ScanError| matches!(error, ScanError::Device(_));
+    match result {
+        Err(ServiceError::Crash { .. }) => true,
+        Err(ServiceError::Stage(error)) => is_device(error),
+        _ => false,
+    }
 }
 
 fn stage_result(stage: &'static str, end: StageEnd) -> Result<(), ServiceError> {

@@ -1,8 +1,9 @@
 //! Faults at a step, for tests: `ODDSCAN_FAULT="<what> <nth> [<part of the path>]"`.
 //!
 //! `kill_before`, `kill_half` (only a write has a half) and `kill_after` kill the process at the
-//! nth step, counted from 1. `enospc`, `edquot` and `eio` let the nth step and all later ones fail.
-//! `sync_eio` does that with syncs only. Steps on paths without the part do not count.
+//! nth step, counted from 1. `eio` lets the nth step and all later ones fail, `enospc` and `edquot`
+//! those of them that need space, `sync_eio` only syncs. Steps on paths without the part do not
+//! count.
 //!
 //! `ODDSCAN_FAULT_LOG=<file>` gets a line per step: number, call, path.
 
@@ -67,6 +68,11 @@ fn count(path: &Path) -> u64 {
     if counts { COUNT.fetch_add(1, Ordering::SeqCst) + 1 } else { 0 }
 }
 
+/// Whether a full disk lets such a call fail.
+fn needs_space(call: &str) -> bool {
+    !["remove", "sync"].contains(&call)
+}
+
 fn die() -> ! {
     kill_process(getpid(), Signal::KILL).ok();
     unreachable!("the process was killed")
@@ -86,7 +92,9 @@ pub(super) fn step<T>(
     let fault = FAULT.as_ref().filter(|fault| number > 0 && number >= fault.nth);
     match fault {
         Some(Fault { what: What::KillBefore, nth, .. }) if number == *nth => die(),
-        Some(Fault { what: What::Fail(errno), .. }) => return Err((*errno).into()),
+        Some(Fault { what: What::Fail(errno), .. }) if *errno == Errno::IO || needs_space(call) => {
+            return Err((*errno).into());
+        }
         Some(Fault { what: What::FailSync, .. }) if call == "sync" => return Err(Errno::IO.into()),
         _ => {}
     }

@@ -331,7 +331,7 @@ impl Board {
     fn change(&self, reason: NotReady, holds: bool, failure: Option<io::ErrorKind>) {
         let is_new = self.update().note(reason, holds);
         match is_new.then_some(holds) {
-            Some(true) => warn!(%reason, cause = failure.map(display), "not ready"),
+            Some(true) => warn!(%reason, cause = failure.map(tracing::field::display), "not ready"),
             Some(false) => info!(%reason, "no longer holds"),
             None => {}
         }

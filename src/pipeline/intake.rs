@@ -312,7 +312,8 @@ impl Intake {
         let seen = self.shared.seen.get(&key).filter(|seen| seen.is_same(&candidate.look));
         let n_crashes = match seen.map(|seen| seen.outcome) {
             None => 0,
-            Some(SeenOutcome::Reading { attempts }) => attempts,
+            Some(SeenOutcome::Reading { attempts }) if self.shared.after_crash => attempts,
+            Some(SeenOutcome::Reading { .. }) => 0,
             Some(_) => return Ok(None),
         };
 

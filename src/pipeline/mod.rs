@@ -13,6 +13,7 @@ mod intake;
 mod lost;
 mod records;
 mod requests;
+mod running;
 mod score;
 mod shared;
 mod take_up;

@@ -11,7 +11,7 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::{board::Board, identity_key, records::Records, requests::Requests};
+use super::{board::Board, identity_key, records::Records, requests::Requests, running};
 use crate::{
     archive::{Archive, LostAndFound},
     config::Config,
@@ -22,6 +22,7 @@ use crate::{
         identity::{IdentityKey, Pseudonyms},
     },
     engine::Method,
+    files,
     ledger::{Ledger, SeenList},
     metrics::Metrics,
     nifti::Limits,
@@ -56,6 +57,8 @@ pub struct Shared {
     pub(super) seen: SeenList,
     pub(super) lost_and_found: LostAndFound,
     pub(super) requests: Requests,
+    /// Whether the last run crashed, so that scans in hand may be the cause.
+    pub(super) after_crash: bool,
     identity_key: IdentityKey,
     config: RwLock<Arc<Config>>,
     stop: AtomicBool,
@@ -70,6 +73,10 @@ impl Shared {
         method: Method,
     ) -> Result<Self, ScanError> {
         let state = &config.directories.state;
+        files::remove_leftovers(state, |_| ()).map_err(|source| ScanError::Internal {
+            doing: "tidying up the state folder",
+            source,
+        })?;
         let archive = Archive::open(&state.join("sources"))?;
         let identity_key = identity_key::open(state)?;
         let ledger = Ledger::open(&state.join("ledger"))?;
@@ -80,6 +87,7 @@ impl Shared {
             seen,
             lost_and_found,
             requests: Requests::default(),
+            after_crash: running::begin(state),
             store,
             metrics,
             board: Board::new(),
@@ -102,6 +110,12 @@ impl Shared {
             self.metrics.found_damaged(damage, n_things);
             *self.board.update().damaged.entry(damage).or_default() += n_things;
         }
+    }
+
+    /// Notes that the daemon ends in order, also if an error ends it. Not after a crash of a stage or
+    /// a failure of the device: a scan may be the cause.
+    pub fn end_orderly(&self) {
+        running::end(&self.config().directories.state);
     }
 
     /// The settings now in force.

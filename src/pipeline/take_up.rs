@@ -51,6 +51,11 @@ pub(super) fn take_up(shared: &Shared) -> Result<TakenUp, ScanError> {
             continue;
         }
 
+        if record.attempts > 0 && !shared.after_crash {
+            // The last run ended in order, so that the scan is not to blame.
+            record.attempts = 0;
+            shared.records.put(&record)?;
+        }
         let is_outdated = record.cohort.method != shared.method.fingerprint;
         if is_outdated {
             record.cohort.method.clone_from(&shared.method.fingerprint);

@@ -44,6 +44,7 @@ fn finish_one(draft: Draft, roots: &[&Path]) -> io::Result<()> {
                 return draft.remove();
             }
             end(&draft, &leaving);
+            warn!(refusal = %leaving.reason.refusal, "a file went to quarantine after an interruption");
             Ok(())
         }
         // The list goes when all files are in, just before the entry becomes visible.

@@ -342,6 +342,7 @@ fn a_file_that_was_in_hand_at_three_crashes_is_set_aside_and_may_come_back() {
         let (seen, _) = SeenList::open(&site.path("state/seen")).unwrap();
         let look = look_at(&site.path("incoming/sub-1_T1w.nii.gz")).unwrap();
         let reading = SeenOutcome::Reading { attempts: 3 };
+        fs::write(site.path("state/running"), "").unwrap();
         seen.put(b"sub-1_T1w.nii.gz", &SeenFile::new(look, reading)).unwrap();
     }
     site.start();
@@ -354,6 +355,34 @@ fn a_file_that_was_in_hand_at_three_crashes_is_set_aside_and_may_come_back() {
 }
 
 #[test]
+fn a_file_that_was_in_hand_when_errors_ended_the_daemon_is_not_to_blame() {
+    let mut site = Site::new(2, &[]);
+    drop_scans(&site, 1..=2);
+    {
+        let (seen, _) = SeenList::open(&site.path("state/seen")).unwrap();
+        let look = look_at(&site.path("incoming/sub-1_T1w.nii.gz")).unwrap();
+        let reading = SeenOutcome::Reading { attempts: 3 };
+        seen.put(b"sub-1_T1w.nii.gz", &SeenFile::new(look, reading)).unwrap();
+    }
+    site.start();
+    wait_scored(&site, 2);
+    assert!(site.path("state/running").exists());
+    assert_eq!(site.stop(), Some(0));
+    assert!(!site.path("state/running").exists());
+
+    let record = records(&site.path("state")).swap_remove(0);
+    put_record(&site.path("state"), &ScanRecord { attempts: 3, ..record.clone() });
+    Store::open(&site.path("state/store"), MIN_MEMORY).unwrap().remove(&record.id).unwrap();
+    site.start();
+    site.wait("encoded again", |site| {
+        let cohort = &site.status().cohorts["t1w"];
+        (cohort.n_scans, cohort.n_rebuilding, cohort.n_outdated) == (2, 0, 0)
+    });
+    assert_eq!(site.status().n_quarantined, 0);
+    assert_eq!(site.stop(), Some(0));
+}
+
+#[test]
 fn files_that_were_in_hand_together_at_two_crashes_are_not_all_to_blame() {
     let mut site = Site::new(3, &[]);
     drop_scans(&site, 1..=3);
@@ -361,6 +390,7 @@ fn files_that_were_in_hand_together_at_two_crashes_are_not_all_to_blame() {
     let outcome = |list: &SeenList, seed: u64| {
         list.get(format!("sub-{seed}_T1w.nii.gz").as_bytes()).map(|seen| seen.outcome)
     };
+    fs::write(site.path("state/running"), "").unwrap();
     {
         let list = list();
         for seed in 1..=3 {
@@ -389,6 +419,7 @@ fn a_scan_that_was_in_hand_at_three_crashes_of_the_encoder_may_come_back() {
         let store = Store::open(&site.path("state/store"), MIN_MEMORY).unwrap();
         let record = records(&site.path("state")).swap_remove(0);
         store.remove(&record.id).unwrap();
+        fs::write(site.path("state/running"), "").unwrap();
         put_record(&site.path("state"), &ScanRecord { attempts: 3, ..record });
     }
     site.start();

@@ -6,8 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    io::{self, Write},
-    mem,
+    io, mem,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -15,8 +14,8 @@ use std::{
 use tracing::{debug, info};
 
 use crate::{
-    domain::left_alone::LeftAlone, files::partial_beside, ingest, ledger::Decision,
-    nifti::foreign_format, pipeline::board::LeftAloneNames,
+    domain::left_alone::LeftAlone, files, ingest, ledger::Decision, nifti::foreign_format,
+    pipeline::board::LeftAloneNames,
 };
 
 /// Names of one reason that are written to the file; the count has no limit.
@@ -104,11 +103,7 @@ pub(super) fn write_names(
     file: &Path,
     found: &BTreeMap<LeftAlone, LeftAloneNames>,
 ) -> io::Result<()> {
-    let mut partial = partial_beside(file)?;
-    serde_json::to_writer(&mut partial, found)?;
-    partial.flush()?;
-    partial.persist(file)?;
-    Ok(())
+    files::replace(file, &serde_json::to_vec(found)?)
 }
 
 #[cfg(test)]

@@ -499,7 +499,7 @@ impl Intake {
         let seen = self.shared.seen.get(&unit.key(mark));
         let seen = seen.filter(|seen| seen.is_same(&unit.members[mark].file.look));
         Ok(match seen.map(|seen| seen.outcome) {
-            Some(SeenOutcome::Reading { attempts }) => attempts,
+            Some(SeenOutcome::Reading { attempts }) if self.shared.after_crash => attempts,
             _ => 0,
         })
     }
