@@ -104,7 +104,8 @@ fn main() -> Result<(), Failure> {
     let encoder = Box::new(Pause { per_slice });
     let batch = config.encoder.batch_slices;
     let tokeniser = Tokeniser::new(encoder, None, config.tokens.clone(), 1, batch);
-    let store = Store::open(&config.directories.state.join("store"), config.window.memory_bytes)?;
+    let store =
+        Store::open(&config.directories.state.join("store"), config.window.memory_bytes)?.store;
     let method = Method { device: "pause".to_owned(), ..engine.method.clone() };
     let shared = Arc::new(Shared::new(config, store, Metrics::new(), method)?);
     let pipeline = Pipeline::start(&shared, Engine { tokeniser, ..engine })?;

@@ -28,6 +28,7 @@ use crate::domain::{
     error::{QuarantineReason, ScanError},
     left_alone::LeftAlone,
     not_ready::NotReady,
+    repair::Repair,
 };
 
 /// Content type of [`Metrics::render`], for the HTTP answer.
@@ -346,6 +347,16 @@ impl Metrics {
     pub fn store_size(&self, on_disk_bytes: u64, live_bytes: u64) {
         self.0.store_size.set(on_disk_bytes as f64);
         self.0.store_live.set(live_bytes as f64);
+    }
+
+    /// The start has repaired the store.
+    pub fn store_repaired(&self, repair: Repair) {
+        self.0.store_repairs.with_label_values(&[repair.name()]).inc();
+    }
+
+    /// The store was copied into a smaller one.
+    pub fn store_compacted(&self) {
+        self.0.store_compactions.inc();
     }
 
     /// The tokens of one scan were removed.

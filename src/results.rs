@@ -16,6 +16,7 @@ use crate::{
         identity::{IdentityChoice, Pseudonyms},
         quality::coverage_of_part,
         scan::{BrainSource, EncodedFacts, Reported, ScanRecord},
+        time::utc,
         window::WindowIdentity,
         window_scores::{MAX_BRIGHT_THRESHOLD, WindowScores},
     },
@@ -33,7 +34,6 @@ use crate::{
         RESEARCH_USE_ONLY, ResultSet, SCHEMA, Scores, Sidecar, Standing, ThresholdFacts,
         WindowFacts, alignment_picture, itk_transform,
         picture::{self, PictureInput},
-        utc,
     },
 };
 use warnings::{follow_up_warning, is_cut, scan_warnings, shared_warning, window_warnings};

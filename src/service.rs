@@ -225,9 +225,13 @@ fn build(config: &Config) -> Result<(Arc<Shared>, Engine), ServiceError> {
     let engine = Engine::start(config)?;
 
     let folder = config.directories.state.join("store");
-    let store = Store::open(&folder, config.window.memory_bytes).map_err(ScanError::from)?;
+    let opened = Store::open(&folder, config.window.memory_bytes).map_err(ScanError::from)?;
 
     let metrics = Metrics::with_max_cohorts(config.window.max_cohort_labels);
+    for &repair in &opened.repairs {
+        warn!(repair = repair.name(), "{}", repair.words());
+        metrics.store_repaired(repair);
+    }
     let method = engine.method.clone();
     if engine.fell_back {
         metrics.encode_fallback(Fallback::Cpu);
@@ -238,7 +242,8 @@ fn build(config: &Config) -> Result<(Arc<Shared>, Engine), ServiceError> {
     metrics.build_info(version, revision, &method.device, &store::FORMAT.to_string());
     metrics.model_info(&method.model, &method.weights_sha256[..12], &method.fingerprint[..12]);
 
-    let shared = Shared::new(config.clone(), store, metrics, method)?;
+    let shared = Shared::new(config.clone(), opened.store, metrics, method)?;
+    shared.board.update().repairs = opened.repairs;
     Ok((Arc::new(shared), engine))
 }
 

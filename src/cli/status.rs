@@ -156,6 +156,9 @@ fn table(status: &Status, names: &Names) -> String {
         1 => text += "1 file waits for its end: it is cut off, or somebody is writing it\n",
         n => text += &format!("{n} files wait for their end: cut off, or being written\n"),
     }
+    for repair in &status.repairs {
+        text += &format!("repaired at the start: {}\n", repair.words());
+    }
     for (damage, n_things) in &status.damaged {
         text += &format!("found damaged and made good as far as possible: {n_things} {damage}\n");
     }

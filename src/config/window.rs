@@ -14,6 +14,8 @@ pub struct WindowSettings {
     pub max_scans: NonZeroUsize,
     /// Memory for the tokens and distances of all windows, bytes.
     pub memory_bytes: u64,
+    /// How many times its live data the store may take before it is copied into a smaller one.
+    pub compact_above: f64,
     /// Number of cohorts with a metric label of their own.
     pub max_cohort_labels: usize,
     /// Whether scans of one patient are compared with each other, too.
@@ -40,6 +42,7 @@ pub(super) fn read(check: &mut Checker) -> WindowSettings {
         max_scans,
         max_cohort_labels: check.whole("window.max_cohort_labels", 1..=1000),
         memory_bytes: check.mebibytes("window.memory_mib", least_memory..=1 << 20),
+        compact_above: check.number("window.compact_above", 1.2..=100.0),
         compare_same_patient: check.flag("window.compare_same_patient"),
         thick_slice_mm: check.number("window.thick_slice_mm", 0.0..=100.0),
     }
@@ -54,6 +57,13 @@ mod tests {
         assert_eq!(Config::parse("").unwrap().window.memory_bytes, 256 << 20);
         let found = faults("window.memory_mib = 64");
         assert_eq!(found, ["window.memory_mib = 64: a whole number from 128 to 1048576 is needed"]);
+    }
+
+    #[test]
+    fn the_size_above_which_the_store_is_copied_is_checked() {
+        assert_eq!(Config::parse("").unwrap().window.compact_above, 1.6);
+        let found = faults("window.compact_above = 1.1");
+        assert_eq!(found, ["window.compact_above = 1.1: a number from 1.2 to 100 is needed"]);
     }
 
     #[test]

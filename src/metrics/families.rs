@@ -16,6 +16,7 @@ use super::label::{
 };
 use crate::domain::{
     damage::Damage, error::QuarantineReason, left_alone::LeftAlone, not_ready::NotReady,
+    repair::Repair,
 };
 
 const SETTLE_BUCKETS: &[f64] = &[1., 2., 5., 10., 30., 60., 120., 300., 600., 1800.];
@@ -82,6 +83,8 @@ pub(super) struct Families {
     pub(super) store_size: Gauge,
     pub(super) store_live: Gauge,
     pub(super) damaged: IntCounterVec,
+    pub(super) store_repairs: IntCounterVec,
+    pub(super) store_compactions: IntCounter,
     pub(super) evictions: IntCounterVec,
     pub(super) filesystem_avail: GaugeVec,
 }
@@ -312,6 +315,15 @@ impl Families {
                 "Things in the state folder that were found damaged or gone, by kind; docs/reliability.md says what happens then.",
                 &["kind"],
             ),
+            store_repairs: r.counters(
+                "store_repairs_total",
+                "Repairs of the store at the start, by what was done.",
+                &["repair"],
+            ),
+            store_compactions: r.counter(
+                "store_compactions_total",
+                "How often the store was copied into a smaller one.",
+            ),
             evictions: r.counters(
                 "store_evictions_total",
                 "Scans whose tokens were removed, by reason.",
@@ -332,6 +344,9 @@ impl Families {
         self.reload_successful.set(1.0);
         for reason in NotReady::ALL {
             self.not_ready.with_label_values(&[reason.name()]);
+        }
+        for repair in Repair::ALL {
+            self.store_repairs.with_label_values(&[repair.name()]);
         }
         for by in SeenBy::ALL {
             self.files_seen.with_label_values(&[by.name()]);

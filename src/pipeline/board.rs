@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use crate::domain::{damage::Damage, left_alone::LeftAlone, not_ready::NotReady};
+use crate::domain::{damage::Damage, left_alone::LeftAlone, not_ready::NotReady, repair::Repair};
 
 /// The threads of the pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +131,9 @@ pub struct Status {
     pub version: String,
     /// Whether the daemon takes and processes scans, and no reason stands against it.
     pub ready: bool,
+    /// What the start had to repair in the store, in order.
+    #[serde(default)]
+    pub repairs: Vec<Repair>,
     /// Reasons for not being ready, in words ([`NotReady::words`]).
     pub reasons: BTreeSet<String>,
     /// Network in use, like `dinov2_vits14`.

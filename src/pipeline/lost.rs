@@ -11,9 +11,9 @@ use crate::{
         damage::Damage,
         error::ScanError,
         scan::{ScanRecord, ScanState},
+        time::utc,
     },
     prepare::{Source, id_of, read_again},
-    report,
 };
 
 /// Reads the archived source of a scan, after comparing it with what was archived.
@@ -48,7 +48,7 @@ pub(super) fn read_archived(shared: &Shared, record: &ScanRecord) -> Result<Sour
 impl Shared {
     /// Moves a file to `lost+found`.
     pub(super) fn set_aside(&self, file: &Path, why: &str) -> Result<(), ScanError> {
-        let moved = self.lost_and_found.put(file, &report::utc(now_secs()), why);
+        let moved = self.lost_and_found.put(file, &utc(now_secs()), why);
         match moved {
             Ok(_) => {
                 warn!(why, "a file of the state folder was moved to lost+found");

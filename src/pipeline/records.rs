@@ -157,7 +157,7 @@ mod tests {
     fn site() -> Site {
         let folder = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(&folder.path().join("ledger")).unwrap();
-        let store = Store::open(&folder.path().join("store"), MIN_MEMORY).unwrap();
+        let store = Store::open(&folder.path().join("store"), MIN_MEMORY).unwrap().store;
         let seen = SeenList::open(&folder.path().join("seen")).unwrap().0;
         Site { folder, records: Records::new(ledger, store), seen }
     }
@@ -192,7 +192,7 @@ mod tests {
 
         // The store is gone: what a file of the ledger lost is lost.
         fs::write(file(2), "damage").unwrap();
-        let store = Store::open(&folder.path().join("new store"), MIN_MEMORY).unwrap();
+        let store = Store::open(&folder.path().join("new store"), MIN_MEMORY).unwrap().store;
         let records = Records::new(records.ledger, store);
         let loaded = records.load(&seen).unwrap();
         assert_eq!((loaded.records.len(), loaded.damaged), (3, vec![file(2)]));

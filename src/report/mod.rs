@@ -10,7 +10,6 @@ pub mod picture;
 mod place;
 mod set;
 mod sidecar;
-mod time;
 mod write;
 
 use std::{io, path::Path};
@@ -21,7 +20,6 @@ pub use sidecar::{
     EncoderFacts, FileFacts, Files, IntensityFacts, MethodFacts, QualityFacts, RESEARCH_USE_ONLY,
     SCHEMA, Scores, Sidecar, Standing, ThresholdFacts, WindowFacts,
 };
-pub use time::utc;
 pub use write::{remove_results, tidy_results, write_results, write_sidecar};
 
 /// Reads a sidecar, also one of an older version.

@@ -82,8 +82,11 @@ impl Store {
         other: ScanId,
         grid: usize,
     ) -> Result<bool, StoreError> {
-        let is_kept =
-            |way| self.columns.contains_key(chunk_key(&column_key(joined, way, other, grid), 0));
+        // A kill can leave an empty value, which is none.
+        let is_kept = |way| {
+            let value = self.columns.get(chunk_key(&column_key(joined, way, other, grid), 0))?;
+            Ok::<_, StoreError>(value.is_some_and(|value| !value.is_empty()))
+        };
         Ok(is_kept(Way::There)? && is_kept(Way::Back)?)
     }
 
@@ -91,12 +94,12 @@ impl Store {
     /// order. `alive` is called for every column.
     pub fn keep_columns_made_by(&self, how: &str, alive: impl Fn()) -> Result<(), StoreError> {
         let how = format!("{how}, {COLUMNS}");
-        if self.db.get("columns")?.is_none_or(|stored| stored != how.as_bytes()) {
-            for key in self.columns.iter().keys() {
+        if self.facts.get("columns")?.is_none_or(|stored| stored != how.as_bytes()) {
+            for entry in self.columns.iter() {
                 alive();
-                self.columns.remove(key?)?;
+                self.columns.remove(entry?.0)?;
             }
-            self.db.insert("columns", how.as_bytes())?;
+            self.facts.insert("columns", how.as_bytes())?;
             self.flush()?;
         }
         Ok(())

@@ -1,13 +1,8 @@
 //! Copies of the ledger's entries, from which a damaged file of the ledger is restored. What they
 //! say is not known here.
 
-use super::{db::Store, error::StoreError, record};
+use super::{blob::remove_prefix, db::Store, error::StoreError, record};
 use crate::domain::scan::ScanId;
-
-/// Name of the tree in which stores of format 2 had the only record of each scan.
-const JOURNAL: &str = "journal";
-/// Name of the tree in which they had the decisions about files.
-const SEEN: &str = "seen";
 
 /// What a store of format 2 knew beside tokens and columns, as JSON.
 #[derive(Debug, Default)]
@@ -47,14 +42,14 @@ impl Store {
             return Ok(None);
         }
         let mut old = OldRecords::default();
-        for entry in self.db.open_tree(JOURNAL)?.iter() {
+        for entry in self.old_journal.iter() {
             let (key, value) = entry?;
             old.records.extend(record::unseal(&value, "journal", &key).ok().map(<[u8]>::to_vec));
         }
-        for entry in self.db.open_tree(SEEN)?.iter() {
+        for entry in self.old_seen.iter() {
             let (path, value) = entry?;
             let seen = record::unseal(&value, "seen file", &path).ok().map(<[u8]>::to_vec);
-            old.seen.extend(seen.map(|seen| (path.to_vec(), seen)));
+            old.seen.extend(seen.map(|seen| (path, seen)));
         }
         Ok(Some(old))
     }
@@ -62,8 +57,8 @@ impl Store {
     /// Makes a store of format 2 one of the current format, once its records are elsewhere.
     pub fn drop_old_records(&self) -> Result<(), StoreError> {
         self.note_format()?;
-        for tree in [JOURNAL, SEEN] {
-            self.db.drop_tree(tree)?;
+        for table in [&self.old_journal, &self.old_seen] {
+            remove_prefix(table, b"")?;
         }
         self.flush()
     }

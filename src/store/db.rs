@@ -1,13 +1,18 @@
-//! The database itself: opens it, and removes what a kill left half-written.
+//! The store: its tables, and what a kill left half-written.
 
-use std::{fs, os::unix::fs::DirBuilderExt, path::Path, thread, time::Duration};
-
-use sled::Tree;
+use std::{
+    sync::{Arc, Mutex},
+    time::Instant,
+};
 
 use super::{
     blob::{CHUNK, first_ids, remove_prefix},
     error::{FORMAT, OLD_FORMAT, StoreError},
+    keeper::Keeper,
     key::{Way, pair_key},
+    kv::Name,
+    place::Place,
+    table::Table,
 };
 use crate::domain::scan::ScanId;
 
@@ -18,80 +23,72 @@ const BEYOND_CACHE: u64 = 256 * 64 * CHUNK as u64;
 /// The least memory that a store needs, bytes.
 pub const MIN_MEMORY: u64 = BEYOND_CACHE + (12 << 20);
 
-/// Number of tries to get the lock, and the pause between them. A killed process may hold the lock
-/// a moment longer.
-const LOCK_TRIES: u32 = 30;
-const LOCK_PAUSE: Duration = Duration::from_millis(200);
+/// What earlier steps found about the size of the store.
+#[derive(Default)]
+pub(super) struct Size {
+    /// Number of changes of the store when it was found to be small enough.
+    pub(super) small_at: Option<u64>,
+    /// When a copy into a smaller store failed.
+    pub(super) failed_at: Option<Instant>,
+}
 
 /// The store of tokens and columns. Clones share the same store.
 #[derive(Clone)]
 pub struct Store {
-    pub(super) db: sled::Db,
-    pub(super) manifests: Tree,
-    pub(super) chunks: Tree,
-    pub(super) columns: Tree,
-    pub(super) copies: Tree,
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) size: Arc<Mutex<Size>>,
+    pub(super) facts: Table,
+    pub(super) copies: Table,
+    pub(super) manifests: Table,
+    pub(super) chunks: Table,
+    pub(super) columns: Table,
+    pub(super) old_journal: Table,
+    pub(super) old_seen: Table,
 }
 
 impl Store {
-    /// Opens the store in `folder` and removes what a kill left half-written. A missing folder is
-    /// made with mode 0700.
-    ///
-    /// `memory_bytes` is about the memory that the store may use, whatever its size on disk. A
-    /// value below [`MIN_MEMORY`] counts as [`MIN_MEMORY`]. The larger chunks of older versions
-    /// take memory beyond it.
-    pub fn open(folder: &Path, memory_bytes: u64) -> Result<Self, StoreError> {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
-
-        let db = open_db(folder, memory_bytes)?;
-        check_format(&db)?;
+    /// Opens the store as its files are, and removes what a kill left half-written.
+    pub(super) fn open_as_it_is(place: &Place, memory_bytes: u64) -> Result<Self, StoreError> {
+        let cache = memory_bytes.max(MIN_MEMORY) - BEYOND_CACHE;
+        let keeper = Arc::new(Keeper::open(place, cache)?);
+        let table = |name| Table::new(name, &keeper);
         let store = Self {
-            manifests: db.open_tree("manifests")?,
-            chunks: db.open_tree("chunks")?,
-            columns: db.open_tree("columns")?,
-            copies: db.open_tree("copies")?,
-            db,
+            facts: table(Name::Facts),
+            copies: table(Name::Copies),
+            manifests: table(Name::Manifests),
+            chunks: table(Name::Chunks),
+            columns: table(Name::Columns),
+            old_journal: table(Name::Journal),
+            old_seen: table(Name::Seen),
+            size: Arc::default(),
+            keeper,
         };
 
+        store.check_format()?;
         store.sweep()?;
         Ok(store)
     }
 
-    /// Removes tokens and columns of scans without a manifest. The process was killed while it
-    /// wrote or evicted them.
-    fn sweep(&self) -> Result<(), StoreError> {
-        for tree in [&self.chunks, &self.columns] {
-            for id in first_ids(tree)? {
-                if !self.manifests.contains_key(&id)? {
-                    self.remove_all_of(&id)?;
-                }
-            }
+    fn check_format(&self) -> Result<(), StoreError> {
+        let Some(value) = self.facts.get("format")? else {
+            self.facts.insert("format", FORMAT.to_be_bytes())?;
+            return self.flush();
+        };
+        match format_of(&value) {
+            FORMAT | OLD_FORMAT => Ok(()),
+            found => Err(StoreError::Format { found }),
         }
-        Ok(())
-    }
-
-    /// Removes columns and tokens of a scan. Tokens are removed last, because `sweep` needs them to
-    /// find a scan whose removal was interrupted.
-    pub(super) fn remove_all_of(&self, id: &[u8]) -> Result<(), StoreError> {
-        for other in self.manifests.iter().keys() {
-            let other = other?;
-            for way in [Way::There, Way::Back] {
-                remove_prefix(&self.columns, &pair_key(&other, way, id))?;
-            }
-        }
-        remove_prefix(&self.columns, id)?;
-        remove_prefix(&self.chunks, id)
     }
 
     /// Whether the store has the format before the current one.
     pub(super) fn is_old(&self) -> Result<bool, StoreError> {
-        Ok(self.db.get("format")?.is_some_and(|value| format_of(&value) == OLD_FORMAT))
+        let format = self.facts.get("format")?;
+        Ok(format.is_some_and(|value| format_of(&value) == OLD_FORMAT))
     }
 
     /// Notes that the store has the current format, durably.
     pub(super) fn note_format(&self) -> Result<(), StoreError> {
-        self.db.insert("format", &FORMAT.to_be_bytes())?;
+        self.facts.insert("format", FORMAT.to_be_bytes())?;
         self.flush()
     }
 
@@ -105,8 +102,8 @@ impl Store {
 
     /// Removes tokens and columns of all scans but these.
     pub fn keep_only(&self, is_kept: impl Fn(&ScanId) -> bool) -> Result<(), StoreError> {
-        for key in self.manifests.iter().keys() {
-            let id = <[u8; 32]>::try_from(key?.as_ref()).map(ScanId);
+        for entry in self.manifests.iter() {
+            let id = <[u8; 32]>::try_from(&entry?.0[..]).map(ScanId);
             if let Some(id) = id.ok().filter(|id| !is_kept(id)) {
                 self.remove(&id)?;
             }
@@ -130,49 +127,40 @@ impl Store {
         Ok(n_bytes)
     }
 
+    /// Removes tokens and columns of scans without a manifest. The process was killed while it
+    /// wrote or evicted them.
+    fn sweep(&self) -> Result<(), StoreError> {
+        for tree in [&self.chunks, &self.columns] {
+            for id in first_ids(tree)? {
+                if !self.manifests.contains_key(&id)? {
+                    self.remove_all_of(&id)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes columns and tokens of a scan. Tokens are removed last, because `sweep` needs them to
+    /// find a scan whose removal was interrupted.
+    pub(super) fn remove_all_of(&self, id: &[u8]) -> Result<(), StoreError> {
+        for entry in self.manifests.iter() {
+            let (other, _) = entry?;
+            for way in [Way::There, Way::Back] {
+                remove_prefix(&self.columns, &pair_key(&other, way, id))?;
+            }
+        }
+        remove_prefix(&self.columns, id)?;
+        remove_prefix(&self.chunks, id)
+    }
+
     /// Makes everything durable that was written before.
     pub fn flush(&self) -> Result<(), StoreError> {
-        self.db.flush()?;
-        Ok(())
+        self.keeper.flush()
     }
 
     /// Size of the store on disk, bytes.
     pub fn size_on_disk(&self) -> Result<u64, StoreError> {
-        Ok(self.db.size_on_disk()?)
-    }
-}
-
-fn open_db(folder: &Path, memory_bytes: u64) -> Result<sled::Db, StoreError> {
-    let cache = memory_bytes.max(MIN_MEMORY) - BEYOND_CACHE;
-    let open = || sled::Config::new().path(folder).cache_capacity(cache).open();
-
-    let mut n_tries = 0;
-    loop {
-        n_tries += 1;
-        match open() {
-            Err(sled::Error::Io(source)) if source.to_string().contains("lock") => {
-                if n_tries == LOCK_TRIES {
-                    return Err(StoreError::InUse { folder: folder.to_owned(), source });
-                }
-                // A process that was just killed may not have released the lock yet.
-                thread::sleep(LOCK_PAUSE);
-            }
-            other => return Ok(other?),
-        }
-    }
-}
-
-fn check_format(db: &sled::Db) -> Result<(), StoreError> {
-    match db.get("format")? {
-        None => {
-            db.insert("format", &FORMAT.to_be_bytes())?;
-            db.flush()?;
-            Ok(())
-        }
-        Some(value) => match format_of(&value) {
-            FORMAT | OLD_FORMAT => Ok(()),
-            found => Err(StoreError::Format { found }),
-        },
+        self.keeper.size_on_disk()
     }
 }
 

@@ -1,5 +1,8 @@
-//! Tokens and columns in sled, a cache: all of it can be computed again from the archived sources.
-//! Only this module knows `sled`.
+//! Tokens and columns in a database of keys and values. It is a cache: all of it can be computed
+//! again from the archived sources.
+//!
+//! `kv.rs` says what the database must do. `sled.rs` is the one in use, and the only place that
+//! knows `sled`.
 //!
 //! Values are small. sled puts pages of large values into separate files, which its cache does not
 //! count. It puts values of 128 KiB into files that it never frees (measured: four times the live
@@ -9,16 +12,25 @@
 
 mod blob;
 mod columns;
+mod compact;
 mod copies;
 mod db;
 mod error;
+mod keeper;
 mod key;
+mod kv;
+mod open;
+mod place;
 mod record;
+mod sled;
+mod table;
 mod tokens;
 
+pub use compact::Compaction;
 pub use copies::OldRecords;
 pub use db::{MIN_MEMORY, Store};
 pub use error::{FORMAT, StoreError};
+pub use open::Opened;
 
 /// Makes all threads share one heap. Call it before any thread starts.
 ///

@@ -6,7 +6,8 @@ use super::error::StoreError;
 use crate::domain::scan::ScanId;
 
 const VERSION: u8 = 1;
-const HEADER: usize = 5;
+/// Bytes before the payload.
+pub(super) const HEADER: usize = 5;
 
 /// The payload in its envelope.
 pub(super) fn seal(payload: &[u8]) -> Vec<u8> {
@@ -44,10 +45,7 @@ pub(super) fn open_json<T: DeserializeOwned>(
     serde_json::from_slice(unseal(value, what, key)?).map_err(|_| damaged(what, key))
 }
 
-/// The error for a value that is missing or not as it was written. All keys begin with the id of a
-/// scan.
+/// The error for a value that is missing or not as it was written.
 pub(super) fn damaged(what: &'static str, key: &[u8]) -> StoreError {
-    let mut scan = [0; 32];
-    scan.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
-    StoreError::Damaged { what, scan: ScanId(scan) }
+    StoreError::Damaged { what, scan: key.first_chunk().map(|&id| ScanId(id)) }
 }

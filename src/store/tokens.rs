@@ -29,6 +29,19 @@ pub(super) struct Manifest {
     fine: Option<FineShape>,
 }
 
+impl Manifest {
+    /// Bytes of all grids and the intensities.
+    pub(super) fn n_bytes(&self) -> u64 {
+        let grids = self.grids.iter().map(GridShape::n_bytes).sum::<u64>();
+        grids + self.fine.as_ref().map_or(0, FineShape::n_bytes)
+    }
+
+    /// Bytes of the columns from the scan to one other.
+    pub(super) fn column_bytes(&self) -> u64 {
+        self.grids.iter().map(|grid| 4 * grid.n_tokens as u64).sum()
+    }
+}
+
 /// The shape of the intensities of a scan.
 #[derive(Serialize, Deserialize)]
 struct FineShape {
@@ -61,19 +74,6 @@ struct GridShape {
 impl GridShape {
     fn n_bytes(&self) -> u64 {
         (self.n_tokens * (4 + 2 * self.channels)) as u64
-    }
-}
-
-impl Manifest {
-    /// Bytes of the tokens and the intensities of the scan.
-    pub(super) fn n_bytes(&self) -> u64 {
-        let fine = self.fine.as_ref().map_or(0, FineShape::n_bytes);
-        self.grids.iter().map(GridShape::n_bytes).sum::<u64>() + fine
-    }
-
-    /// Bytes of the columns from the scan to one other.
-    pub(super) fn column_bytes(&self) -> u64 {
-        self.grids.iter().map(|grid| 4 * grid.n_tokens as u64).sum()
     }
 }
 
@@ -124,7 +124,7 @@ impl Store {
         blob.fill(cast_slice_mut(&mut features))?;
         TokenGrid::new(found.shape, channels, found.cells, features)
             .map(Some)
-            .map_err(|_| StoreError::Damaged { what: "tokens", scan: *id })
+            .map_err(|_| StoreError::Damaged { what: "tokens", scan: Some(*id) })
     }
 
     /// The cells of one grid of a scan's tokens; `None` if there is no such grid. It does not read
@@ -151,7 +151,7 @@ impl Store {
         let Some(found) = self.manifest(id)?.and_then(|manifest| manifest.fine) else {
             return Ok(None);
         };
-        let lost = || StoreError::Damaged { what: "intensities", scan: *id };
+        let lost = || StoreError::Damaged { what: "intensities", scan: Some(*id) };
         let blob = Blob::open(&self.chunks, grid_key(*id, FINE), "intensities")?;
         let mut blob = blob.filter(|blob| blob.length == found.n_bytes()).ok_or_else(lost)?;
 
@@ -180,7 +180,7 @@ impl Store {
         let Some(manifest) = self.manifest(id)? else { return Ok(None) };
         let Some(found) = manifest.grids.get(grid) else { return Ok(None) };
 
-        let lost = || StoreError::Damaged { what: "tokens", scan: *id };
+        let lost = || StoreError::Damaged { what: "tokens", scan: Some(*id) };
         let blob = Blob::open(&self.chunks, grid_key(*id, grid), "tokens")?;
         let mut blob = blob.filter(|blob| blob.length == found.n_bytes()).ok_or_else(lost)?;
 

@@ -125,7 +125,7 @@ fn start_on(
         20,
     );
     let engine = Engine { tokeniser, ..engine };
-    let store = Store::open(&site.path("state/store"), config.window.memory_bytes).unwrap();
+    let store = Store::open(&site.path("state/store"), config.window.memory_bytes).unwrap().store;
     let method = engine.method.clone();
     let shared = Arc::new(Shared::new(config, store, Metrics::new(), method).unwrap());
     before(&shared);

@@ -372,7 +372,9 @@ fn a_file_that_was_in_hand_when_errors_ended_the_daemon_is_not_to_blame() {
 
     let record = records(&site.path("state")).swap_remove(0);
     put_record(&site.path("state"), &ScanRecord { attempts: 3, ..record.clone() });
-    Store::open(&site.path("state/store"), MIN_MEMORY).unwrap().remove(&record.id).unwrap();
+    let store = Store::open(&site.path("state/store"), MIN_MEMORY).unwrap().store;
+    store.remove(&record.id).unwrap();
+    drop(store);
     site.start();
     site.wait("encoded again", |site| {
         let cohort = &site.status().cohorts["t1w"];
@@ -416,7 +418,7 @@ fn a_scan_that_was_in_hand_at_three_crashes_of_the_encoder_may_come_back() {
     wait_scored(&site, 2);
     assert_eq!(site.stop(), Some(0));
     {
-        let store = Store::open(&site.path("state/store"), MIN_MEMORY).unwrap();
+        let store = Store::open(&site.path("state/store"), MIN_MEMORY).unwrap().store;
         let record = records(&site.path("state")).swap_remove(0);
         store.remove(&record.id).unwrap();
         fs::write(site.path("state/running"), "").unwrap();

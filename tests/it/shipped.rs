@@ -16,6 +16,7 @@ use oddscan::{
         error::{QuarantineReason, Refusal},
         left_alone::LeftAlone,
         not_ready::NotReady,
+        repair::Repair,
     },
     metrics::{
         DirectoryKind, EvictionReason, Fallback, IngestResult, MAX_COHORTS, Metrics, OutputKind,
@@ -104,6 +105,8 @@ fn exercised() -> Metrics {
         metrics.output_written(kind, true);
     }
     metrics.store_size(2_000_000, 1_000_000);
+    metrics.store_repaired(Repair::StoreAside);
+    metrics.store_compacted();
     metrics.evicted(EvictionReason::Window);
     metrics.found_damaged(Damage::Source, 1);
     for &directory in DirectoryKind::ALL {

@@ -189,7 +189,7 @@ impl Site {
     /// those that it made of the original files.
     pub fn encode_again(&mut self) {
         let folder = self.path("state/store");
-        let store = || Store::open(&folder, MIN_MEMORY).unwrap();
+        let store = || Store::open(&folder, MIN_MEMORY).unwrap().store;
         let members: Vec<ScanRecord> =
             records(&self.path("state")).into_iter().filter(ScanRecord::is_member).collect();
         let tokens = |store: &Store| -> Vec<Vec<TokenGrid>> {

@@ -134,7 +134,7 @@ fn measure(
 
     let config = Config::parse("")?;
     let memory = arguments.memory_mib.map_or(config.window.memory_bytes, |mib| mib << 20);
-    let store = Store::open(folder.path(), memory)?;
+    let store = Store::open(&folder.path().join("store"), memory)?.store;
     let ids: Vec<ScanId> = (0..n_scans).map(id).collect();
     let parts = fill(&store, arguments, &ids)?;
     let n_tokens: Vec<usize> = parts.iter().map(|part| part.cells.len()).collect();

@@ -171,7 +171,7 @@ impl StoredColumns<'_> {
     }
 
     fn tokens(&self, id: ScanId, grid: usize) -> Result<TokenGrid, StoreError> {
-        let lost = || StoreError::Damaged { what: "tokens", scan: id };
+        let lost = || StoreError::Damaged { what: "tokens", scan: Some(id) };
         self.shared.store.tokens(&id, grid)?.ok_or_else(lost)
     }
 
@@ -193,7 +193,7 @@ impl WindowDistances for StoredColumns<'_> {
         }
         warn!(scan = %of, %other, grid, "distances are lost or damaged; computing them again");
         self.compute_again(of, other, grid)?;
-        let lost = || StoreError::Damaged { what: "distances", scan: of };
+        let lost = || StoreError::Damaged { what: "distances", scan: Some(of) };
         Ok(store.column(of, other, grid, n_tokens)?.ok_or_else(lost)?)
     }
 
@@ -301,7 +301,7 @@ mod tests {
     }
 
     fn store_of(folder: &std::path::Path, n_scans: u8) -> Store {
-        let store = Store::open(folder, MIN_MEMORY).unwrap();
+        let store = Store::open(&folder.join("store"), MIN_MEMORY).unwrap().store;
         for n in 0..n_scans {
             let cells: Vec<u32> = (0..125).filter(|cell| cell % 5 != u32::from(n) % 5).collect();
             let mut normal = Normal::new(u64::from(n));

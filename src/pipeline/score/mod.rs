@@ -21,6 +21,7 @@ mod volumes;
 
 use std::{
     collections::BTreeMap,
+    error::Error as _,
     mem,
     num::NonZeroUsize,
     sync::{
@@ -58,7 +59,7 @@ use crate::{
     },
     metrics::{EvictionReason, ScoreResult, Stage, Trigger},
     report,
-    store::StoreError,
+    store::{Compaction, StoreError},
 };
 
 pub(super) struct Score {
@@ -126,6 +127,7 @@ impl Score {
         self.reload()?;
         if self.may_refresh(has_scored) {
             self.refresh_one()?;
+            self.compact_store()?;
         }
         Ok(())
     }
@@ -148,7 +150,8 @@ impl Score {
     fn next(&self) -> Result<Option<Encoded>, Gone> {
         let now = Instant::now();
         let refreshes = self.next_to_refresh(now).is_some() && !self.shared.board.is_encoding();
-        let patience = if refreshes { Duration::ZERO } else { self.due_in(now).min(IDLE) };
+        let goes_on = refreshes || self.shared.store.is_compacting();
+        let patience = if goes_on { Duration::ZERO } else { self.due_in(now).min(IDLE) };
         match self.from_encoder.recv_timeout(patience) {
             Ok(encoded) => Ok(Some(encoded)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
@@ -272,7 +275,7 @@ impl Score {
             Err(error) => return Err(error),
         };
         let damaged = error.downcast_ref().and_then(|error| match error {
-            StoreError::Damaged { scan, .. } => Some(*scan),
+            StoreError::Damaged { scan, .. } => *scan,
             _ => None,
         });
         let of_scan = |cohort: &&mut Cohort| {
@@ -526,6 +529,26 @@ impl Score {
         self.shared.metrics.queue(Stage::Score, n_waiting, oldest);
     }
 
+    /// Does a part of what makes the store smaller, if it has grown.
+    fn compact_store(&self) -> Result<(), ScanError> {
+        let windows: Vec<&[ScanId]> =
+            self.cohorts.values().map(|cohort| cohort.window.members()).collect();
+        let above = self.settings.window.compact_above;
+        match self.shared.store.compact_step(above, &windows)? {
+            Compaction::Idle | Compaction::Goes => Ok(()),
+            Compaction::Done { from, to } => {
+                info!(from_bytes = from, to_bytes = to, "the store was copied into a smaller one");
+                self.shared.metrics.store_compacted();
+                self.show_store()
+            }
+            Compaction::Failed(error) => {
+                let cause = error.source().map(ToString::to_string);
+                warn!(%error, cause, "cannot copy the store into a smaller one; next try later");
+                Ok(())
+            }
+        }
+    }
+
     fn show_store(&self) -> Result<(), ScanError> {
         let store = &self.shared.store;
         let windows = self.cohorts.values().map(|cohort| cohort.window.members());
@@ -543,7 +566,7 @@ fn members_to_score(
 ) -> Result<Vec<ScoredMember>, ScanError> {
     let mut members = Vec::new();
     for ((id, membership), record) in cohort.memberships().into_iter().zip(records) {
-        let lost = || StoreError::Damaged { what: "tokens", scan: id };
+        let lost = || StoreError::Damaged { what: "tokens", scan: Some(id) };
         let foreground = |part| shared.store.foreground(&id, part)?.ok_or_else(lost);
         let parts = (0..shared.method.n_parts).map(foreground).collect::<Result<_, _>>()?;
         let weights = settings.evidence.weights(&record.acquisition);
@@ -584,7 +607,7 @@ mod tests {
              directories.state = \"{at}/state\""
         );
         let config = Config::parse(&config).unwrap();
-        let store = Store::open(&folder.join("state/store"), MIN_MEMORY).unwrap();
+        let store = Store::open(&folder.join("state/store"), MIN_MEMORY).unwrap().store;
         let method = crate::engine::tests::method();
         let shared = Shared::new(config, store, Metrics::new(), method).unwrap();
         let (_, from_encoder) = mpsc::channel();

@@ -15,7 +15,7 @@ pub(super) struct StoredVolumes<'a> {
 impl FineVolumes for StoredVolumes<'_> {
     fn fine(&self, scan: ScanId) -> Result<FineVolume, ScanError> {
         self.shared.board.heartbeat(StageName::Score);
-        let lost = || StoreError::Damaged { what: "intensities", scan };
+        let lost = || StoreError::Damaged { what: "intensities", scan: Some(scan) };
         Ok(self.shared.store.fine(&scan)?.ok_or_else(lost)?)
     }
 }

@@ -56,9 +56,9 @@ pub(super) const ROWS: &[Row] = &[
     ),
     row(
         "store",
-        "numeric domain",
-        "std::fs std::os std::thread bytemuck crc32fast half libc rayon serde serde_json \
-         sled thiserror",
+        "numeric domain files",
+        "std::fs std::os std::thread std::time bytemuck crc32fast half libc rayon serde \
+         serde_json sled thiserror",
     ),
     row("ingest", "domain files", "std::fs std::os globset"),
     row("ledger", "domain files", "std::fs crc32fast hex serde serde_json sha2 thiserror"),
@@ -151,7 +151,7 @@ pub(super) const HOMES: &[(&str, &[&str])] = &[
     ("notify", &["watcher"]),
     ("prometheus", &["metrics"]),
     ("prost", &["model"]),
-    ("sled", &["store"]),
+    ("sled", &["store/sled"]),
     ("systemd", &["service"]),
     ("tracing_journald", &["telemetry"]),
     ("ureq", &["cli/status", "model"]),

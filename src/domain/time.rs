@@ -1,4 +1,4 @@
-//! Times as sidecars have them.
+//! Times in words.
 
 /// Seconds since 1970 as RFC 3339 in UTC, such as `2026-01-02T03:04:05Z`.
 ///
