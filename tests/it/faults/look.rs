@@ -15,7 +15,8 @@ use super::site::Site;
 const VOLATILE: [&str; 5] = ["timings_secs", "revision", "received_at", "encoded_at", "scored_at"];
 
 /// Texts in the names of files that are not whole yet.
-const UNFINISHED: [&str; 5] = ["draft-", "oddscan-tmp", ".partial", ".generating", "oddscan-next"];
+const UNFINISHED: [&str; 6] =
+    ["draft-", "arriving", "oddscan-tmp", ".partial", ".generating", "oddscan-next"];
 
 /// Hashes of files by name.
 type Hashes = BTreeMap<String, String>;
