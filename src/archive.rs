@@ -260,6 +260,7 @@ impl LostAndFound {
     /// Returns its new path.
     pub fn put(&self, file: &Path, now: &str, why: &str) -> io::Result<PathBuf> {
         steps::make_private_folder(&self.folder)?;
+        files::sync_folder(self.folder.parent().unwrap_or(Path::new(".")))?;
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let free = (1..).map(|count| match count {
             1 => self.folder.join(&*name),

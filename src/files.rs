@@ -291,7 +291,7 @@ pub fn sha256_of(path: &Path) -> io::Result<[u8; 32]> {
     Ok(hash.finalize().into())
 }
 
-/// Makes a folder, and the folders above it, unless they are there.
+/// Makes a folder, and the folders above it, unless they are there, durably.
 pub(crate) fn make_folders(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
@@ -299,10 +299,10 @@ pub(crate) fn make_folders(folder: &Path) -> io::Result<()> {
     if let Some(above) = folder.parent().filter(|above| !above.as_os_str().is_empty()) {
         make_folders(above)?;
     }
-    steps::make_folder(folder).or_else(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => Ok(()),
-        _ => Err(error),
-    })
+    match steps::make_folder(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => sync_folder(folder_of(folder)),
+    }
 }
 
 /// Makes an empty folder that no other user may read; an older one is removed with its content.

@@ -81,6 +81,9 @@ impl Shared {
         let identity_key = identity_key::open(state)?;
         let ledger = Ledger::open(&state.join("ledger"))?;
         let (seen, n_damaged) = SeenList::open(&state.join("seen"))?;
+        // What is synced below these names is lost with them.
+        files::sync_folder(state)
+            .map_err(|source| ScanError::Internal { doing: "syncing the state folder", source })?;
         let lost_and_found = LostAndFound::of(state);
         let shared = Self {
             records: Records::new(ledger, store.clone()),
