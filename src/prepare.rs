@@ -14,7 +14,7 @@ use crate::{
     companions,
     config::{AlignmentChoice, Config},
     domain::{
-        error::ScanError,
+        error::{Refusal, ScanError},
         head::{HeadBrain, brain_of_head, brain_of_session},
         scan::{AlignmentFacts, BrainFacts, BrainSource, PreprocessFacts, ScanId, ScanRecord},
     },
@@ -49,6 +49,13 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// Refuses a scan or a mask of more bytes than [`Incoming::read`] would read.
+    pub fn check_sizes(scan: u64, mask: Option<u64>, limits: &Limits) -> Result<(), Refusal> {
+        nifti::check_size(scan, limits)?;
+        let of_mask = mask.map_or(Ok(()), |n_bytes| nifti::check_size(n_bytes, limits));
+        of_mask.map_err(refusals::of_mask)
+    }
+
     /// Reads a scan and the mask beside it without changing them.
     pub fn read(scan: &Path, mask: Option<&Path>, limits: &Limits) -> Result<Self, ScanError> {
         let nifti::Scan { volume: raw, grid } = nifti::read_scan(scan, limits)?;

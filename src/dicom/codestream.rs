@@ -214,19 +214,21 @@ fn check_rle(frame: &[u8], n_pixels: u64, n_bytes: usize) -> Result<(), Refusal>
 
 /// Bytes that runs give.
 fn unpacked(runs: &[u8]) -> u64 {
-    let (mut at, mut n_bytes) = (0, 0);
-    while let Some(&header) = runs.get(at) {
+    let (mut rest, mut n_bytes) = (runs, 0);
+    while let Some((&header, behind)) = rest.split_first() {
         let count = header.cast_signed();
         let (n_read, n_given) = match count {
-            0.. => {
-                let there = runs.len() - at - 1;
-                let wanted = usize::from(header) + 1;
-                (wanted, wanted.min(there))
-            }
             i8::MIN => (0, 0),
-            _ => (1, 1 + usize::from(count.unsigned_abs())),
+            // One byte, so many times.
+            ..0 if behind.is_empty() => (0, 0),
+            ..0 => (1, 1 + usize::from(count.unsigned_abs())),
+            // So many bytes.
+            0.. => {
+                let n_read = behind.len().min(usize::from(header) + 1);
+                (n_read, n_read)
+            }
         };
-        at += 1 + n_read;
+        rest = &behind[n_read..];
         n_bytes += n_given as u64;
     }
     n_bytes

@@ -163,8 +163,8 @@ impl Intake {
         Ok(())
     }
 
-    /// Sleeps until something may have changed, a file may have settled, a conversion has ended, the
-    /// encoder's queue has space for a waiting scan, or the interval is over.
+    /// Sleeps until something may have changed, a file may have settled, a conversion has ended,
+    /// the encoder's queue has space for a waiting scan, or the interval is over.
     fn wait(&mut self) -> (Option<RescanTrigger>, SeenBy) {
         let settle = self.shared.config().intake.settle;
         let soon = (settle / 4).clamp(Duration::from_millis(50), Duration::from_secs(1));

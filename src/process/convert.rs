@@ -259,8 +259,8 @@ fn own(source: io::Error) -> ScanError {
 
 /// Converts files into the folder `out` within `work`, which is emptied first. Returns the outcome
 /// of each series, and which series the files belong to. Files that no other event names made no
-/// volume. `n_bytes` is the size of all files that the conversion may read. `alive` is called during
-/// the conversion. If it returns false, the conversion stops, and the result is `None`.
+/// volume. `n_bytes` is the size of all files that the conversion may read. `alive` is called
+/// during the conversion. If it returns false, the conversion stops, and the result is `None`.
 pub fn convert(
     mut files: Vec<Listed>,
     n_bytes: u64,

@@ -753,7 +753,7 @@ fn a_hostile_folder_does_no_harm_and_the_good_series_within_is_taken() {
     }
     let wanted = [
         ("bomb", "bomb.zip"),
-        ("bomb", "series"),
+        ("bomb", "0_series_unknown"),
         ("corrupt", "nested.dcm"),
         ("corrupt", "noise.dcm"),
         ("truncated", "line\nbreak.dcm"),

@@ -171,7 +171,8 @@ impl Job {
         self.thread.as_ref().is_some_and(JoinHandle::is_finished)
     }
 
-    /// Waits for the end, and returns how long the work took. A panic goes on in the calling thread.
+    /// Waits for the end, and returns how long the work took. A panic goes on in the calling
+    /// thread.
     fn end(mut self) -> (Events, Duration) {
         let thread = self.thread.take().expect("only the end takes it");
         thread.join().unwrap_or_else(|panic| resume_unwind(panic))

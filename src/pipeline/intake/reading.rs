@@ -30,7 +30,6 @@ use crate::{
         find_brain,
     },
     process::hook::{self, Hook, HookOutput},
-    refusals,
 };
 
 /// A file that has settled.
@@ -188,10 +187,7 @@ impl Reader {
         let limits = self.shared.limits();
         let Companions { mask, json } = &whole.companions;
         // Before the copy: it would take long, and could fill the disk.
-        nifti::check_size(look.size, &limits)?;
-        if let Some((_, look)) = mask {
-            nifti::check_size(look.size, &limits).map_err(refusals::of_mask)?;
-        }
+        Incoming::check_sizes(look.size, mask.as_ref().map(|(_, look)| look.size), &limits)?;
         let mask = mask.as_ref().map(|(path, _)| path.as_path());
         let mut draft = archive.draft(path, mask, limits.max_file_bytes, || self.heartbeat())?;
 
