@@ -19,6 +19,7 @@ const ERRORS: [&str; 4] = ["enospc", "edquot", "eio", "sync_eio"];
 /// How long the daemon runs with a fault before it is restarted.
 const ROUND: Duration = Duration::from_millis(1300);
 
+/// As many as the crashes that make a scan `poison`: a failing disk must not count as one.
 const N_ROUNDS: usize = 3;
 
 /// For each phase the error and the first step that fails. A phase without one runs undisturbed.
@@ -61,7 +62,7 @@ fn phase(
                 }
             }
             let fits = look::results_fit(&site.path("results"));
-            let all = [fits, look::still_there(site, &phase.refused)];
+            let all = [fits, look::still_there(site, number)];
             for what in all.into_iter().filter_map(Result::err) {
                 note(&format!("round {round}: {what}"));
             }

@@ -116,7 +116,7 @@ fn phase(
             Some(End::Killed) if index < starts.len() => {
                 n_killed += 1;
                 let fits = look::results_fit(&site.path("results"));
-                let all = [fits, look::still_there(site, &phase.refused)];
+                let all = [fits, look::still_there(site, number)];
                 for what in all.into_iter().filter_map(Result::err) {
                     note(&format!("right after the kill {what}"));
                 }

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::site::Site;
+use super::{site::Site, story::refused_until};
 
 /// Keys of a sidecar that differ from run to run.
 const VOLATILE: [&str; 5] = ["timings_secs", "revision", "received_at", "encoded_at", "scored_at"];
@@ -109,16 +109,16 @@ pub fn results_fit(folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Must hold at any instant: the bytes of a refused file are in the incoming folder or in
-/// quarantine.
-pub fn still_there(site: &Site, files: &[(String, Vec<u8>)]) -> Result<(), String> {
+/// Must hold at any instant: the bytes of all files that are refused up to the end of a phase are in
+/// the incoming folder or in quarantine.
+pub fn still_there(site: &Site, phase: usize) -> Result<(), String> {
     let folders = ["incoming", "quarantine"].map(|name| site.path(name));
     let held: BTreeSet<String> = folders
         .iter()
         .flat_map(|folder| files_below(folder).into_iter().map(|file| folder.join(file)))
         .filter_map(|path| Some(hash(&fs::read(path).ok()?)))
         .collect();
-    for (name, bytes) in files {
+    for (name, bytes) in refused_until(phase) {
         if !held.contains(&hash(bytes)) {
             return Err(format!("{name} is neither in incoming nor in quarantine"));
         }

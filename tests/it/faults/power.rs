@@ -107,7 +107,7 @@ fn try_cut(
 
     let site = &mut traced.site;
     let (expected, any) = (&reference.seen[cut.phase], &phases()[cut.phase].any);
-    if let Err(what) = look::still_there(site, &phases()[cut.phase].refused) {
+    if let Err(what) = look::still_there(site, cut.phase) {
         note(&what);
     }
     site.start(&Variables::new());

@@ -2,7 +2,7 @@
  *
  * ODDSCAN_SHIM_PART=<part of paths>     which files count for faults and for the log of calls
  * ODDSCAN_SHIM_FAULT="<what> <nth>"     as ODDSCAN_FAULT: kill_before, kill_half, kill_after, enospc, edquot,
- *                                       eio, sync_eio
+ *                                       eio, sync_eio; removals need no space, and only eio fails them
  * ODDSCAN_SHIM_LOG=<file>               a line per call that counts: number, call, path
  * ODDSCAN_SHIM_TRACE=<file>             every call below ODDSCAN_SHIM_ROOT with its data, see replay.rs
  *
@@ -118,6 +118,9 @@ static int fails(unsigned long number, int is_sync) {
     if (is_on) errno = error;
     return is_on;
 }
+
+/* A full disk still takes what needs no space. */
+static int fails_to_remove(unsigned long number) { return error == EIO && fails(number, 0); }
 
 static int is_half(unsigned long number) { return what == KILL_HALF && number && number == nth; }
 
@@ -386,7 +389,7 @@ int unlinkat(int folder, const char *name, int flags) {
     char path[PATHS];
     path_at(folder, name, path);
     unsigned long number = enter("remove", path);
-    int done = fails(number, 0) ? -1 : real(folder, name, flags);
+    int done = fails_to_remove(number) ? -1 : real(folder, name, flags);
     if (!done && is_traced(path)) put('U', 0, 0, path, "", "", 0);
     leave(number);
     return done;

@@ -128,6 +128,11 @@ pub fn reference(is_apart: bool, watch: impl Fn(&Path) -> Variables) -> Referenc
     reference
 }
 
+/// The files that are refused up to the end of a phase.
+pub fn refused_until(phase: usize) -> impl Iterator<Item = &'static (String, Vec<u8>)> {
+    phases()[..=phase].iter().flat_map(|phase| &phase.refused)
+}
+
 pub fn drop_files(site: &Site, phase: usize) {
     for (name, bytes) in &phases()[phase].drops {
         site.drop_in(name, bytes);
