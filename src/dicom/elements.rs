@@ -113,6 +113,16 @@ fn unread(error: io::Error) -> Refusal {
 /// Sequences and items within one another. Scanners need fewer than ten.
 const MAX_LEVELS: usize = 64;
 
+/// Elements, items and texts of a data set. The parser takes 50 to 200 bytes for each, which may
+/// have two bytes in the file. An enhanced image of 20,000 frames has about a million.
+const MAX_PARTS: usize = 2_000_000;
+
+/// Kinds of values that are lists of texts, divided by backslashes.
+const LISTS: [&[u8; 2]; 14] = [
+    b"AE", b"AS", b"CS", b"DA", b"DS", b"DT", b"IS", b"LO", b"PN", b"SH", b"TM", b"UC", b"UI",
+    b"UR",
+];
+
 /// A sequence or an item that has begun.
 #[derive(Debug, Clone, Copy)]
 struct Level {
@@ -133,7 +143,8 @@ pub(super) fn elements<R: Read>(
     encoding: Encoding,
     part: Part,
 ) -> Result<Vec<u8>, Refusal> {
-    let mut elements = Elements { source, encoding, out: Vec::new(), levels: Vec::new() };
+    let mut elements =
+        Elements { source, encoding, out: Vec::new(), levels: Vec::new(), n_parts: 0 };
     elements.read_all(part)?;
     Ok(elements.out)
 }
@@ -143,6 +154,8 @@ struct Elements<'a, R> {
     encoding: Encoding,
     out: Vec<u8>,
     levels: Vec<Level>,
+    /// Number of elements, items and texts so far.
+    n_parts: usize,
 }
 
 const ITEM: (u16, u16) = (0xfffe, 0xe000);
@@ -155,6 +168,7 @@ impl<R: Read> Elements<'_, R> {
             self.end_levels()?;
             let Some(head) = self.peek_head()? else { return Ok(()) };
             let tag = Tag(head.tag.0, head.tag.1);
+            self.count(1)?;
 
             if self.levels.is_empty() && tag >= tags::PIXEL_DATA && head.tag.0 != ITEM.0 {
                 return match part {
@@ -261,8 +275,24 @@ impl<R: Read> Elements<'_, R> {
             return Ok(());
         };
 
-        self.put_head(head.tag, kind(head, length), Some(length));
-        self.copy(length, head.tag)
+        let kind = kind(head, length);
+        self.put_head(head.tag, kind, Some(length));
+        let start = self.out.len();
+        self.copy(length, head.tag)?;
+        if LISTS.contains(&&kind) {
+            self.count(self.out[start..].iter().filter(|&&byte| byte == b'\\').count())?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, n_parts: usize) -> Result<(), Refusal> {
+        self.n_parts += n_parts;
+        if self.n_parts > MAX_PARTS {
+            let found = format!("a data set of over {MAX_PARTS} elements, items and texts");
+            let needed = format!("at most {MAX_PARTS}");
+            return Err(Refusal::new(Bomb, found, needed, EXPORT_AGAIN));
+        }
+        Ok(())
     }
 
     fn pixels(&mut self, head: &ElementHead) -> Result<(), Refusal> {
@@ -280,6 +310,7 @@ impl<R: Read> Elements<'_, R> {
                 break;
             }
             let Some(item) = self.peek_head()? else { break };
+            self.count(1)?;
             self.source.skip(item.n_bytes);
             match (item.tag, item.length) {
                 (SEQUENCE_END, _) => break,

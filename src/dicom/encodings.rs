@@ -253,6 +253,22 @@ fn deep_sequences_and_deflated_bombs_are_refused() {
     assert_eq!(reason(&file(Some(DEFLATED), &bomb)), Bomb);
 }
 
+#[test]
+fn a_data_set_of_more_parts_than_an_image_has_is_refused_as_a_bomb() {
+    let encoding = Encoding::Explicit;
+    let start = written(encoding, &slice(encoding)[..5]);
+    let list = |number: u16| text((0x19, 0x1000 + number), b"LO", &"1\\".repeat(32_000));
+    let lists = |n| written(encoding, &(0..n).map(list).collect::<Vec<_>>());
+    let refusal = read_head(&[start.clone(), lists(63)].concat()[..]).unwrap_err();
+    assert_eq!(refusal.reason, Bomb, "{refusal}");
+    assert_eq!(reason(&[start.clone(), lists(62)].concat()), BadHeader, "without a series");
+
+    let pixels = head(encoding, (0x7fe0, 0x10), *b"OB", u32::MAX);
+    let items = [0xfe, 0xff, 0, 0xe0, 0, 0, 0, 0].repeat(2_000_000);
+    let error = open(&[start, pixels, items].concat()[..], Part::Pixels).err().unwrap();
+    assert_eq!(error.reason, Bomb, "{error}");
+}
+
 /// The slice with other elements instead of its own.
 fn with(encoding: Encoding, others: &[Element]) -> Vec<u8> {
     let mut elements = slice(encoding);

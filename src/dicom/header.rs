@@ -198,7 +198,7 @@ const DERIVED: [&str; 10] = [
 ];
 
 /// A data set, read by tag. A value that is missing, empty or of another type is `None`.
-struct Dataset<'a>(&'a InMemDicomObject);
+pub(super) struct Dataset<'a>(pub(super) &'a InMemDicomObject);
 
 /// Longer texts are cut, characters.
 const MAX_TEXT: usize = 256;
@@ -367,7 +367,7 @@ impl<'a> Dataset<'a> {
     }
 
     /// Refuses pixels that cannot be decoded, before anything is allocated.
-    fn check_pixels(&self, [columns, rows]: [usize; 2]) -> Result<(), Refusal> {
+    pub(super) fn check_pixels(&self, [columns, rows]: [usize; 2]) -> Result<(), Refusal> {
         let bits = self.whole(tags::BITS_ALLOCATED).unwrap_or(0);
         if !matches!(bits, 8 | 16 | 32) {
             let found = format!("{bits} bits per pixel");

@@ -11,6 +11,7 @@ use super::{
     codestream,
     elements::Part,
     faults::{EXPORT_AGAIN, unreadable},
+    header::Dataset,
     open::{EXPLICIT_VR_BIG_ENDIAN, open},
     values,
 };
@@ -65,6 +66,8 @@ impl Pixels {
         let whole = |tag| values::whole(&file, tag);
         let [columns, rows, allocated] =
             [tags::COLUMNS, tags::ROWS, tags::BITS_ALLOCATED].map(|tag| whole(tag).unwrap_or(0));
+        // The file may have changed since its header was read.
+        Dataset(&file).check_pixels([columns as usize, rows as usize])?;
         let bits_stored = whole(tags::BITS_STORED).unwrap_or(allocated);
         let high_bit = whole(tags::HIGH_BIT).unwrap_or(bits_stored.saturating_sub(1));
         let is_sound = bits_stored >= 1 && high_bit < allocated && bits_stored <= high_bit + 1;
