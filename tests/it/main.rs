@@ -14,6 +14,9 @@ mod dicom;
 mod durable;
 mod evaluation;
 mod faults;
+mod fuzz_corpus;
+#[path = "../../fuzz/src/targets.rs"]
+mod fuzz_targets;
 #[path = "../reference/goldens.rs"]
 mod goldens;
 mod hostile;

@@ -1,0 +1,3 @@
+#![no_main]
+
+oddscan_fuzz::target!(record);
