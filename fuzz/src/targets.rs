@@ -28,8 +28,8 @@ use oddscan::{
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 
-#[path = "store.rs"]
-mod store;
+#[path = "ledger.rs"]
+mod ledger;
 
 /// A function of any bytes.
 pub type Target = fn(&[u8]);
@@ -257,9 +257,9 @@ pub fn pickle(data: &[u8]) {
     drop(said(model::import(&path_of(&file))));
 }
 
-/// Any bytes as a value of the store, as an entry of the ledger, and as a line of the process that converts DICOM.
+/// Any bytes as an entry of the ledger, and as a line of the process that converts DICOM.
 pub fn record(data: &[u8]) {
-    store::record(data);
+    ledger::record(data);
     if let Ok(event) = serde_json::from_slice::<Event>(data) {
         let _ = (event.inputs(), event.left_out());
     }

@@ -220,8 +220,8 @@ fn unpacked(runs: &[u8]) -> u64 {
         let (n_read, n_given) = match count {
             i8::MIN => (0, 0),
             // One byte, so many times.
-            ..0 if behind.is_empty() => (0, 0),
-            ..0 => (1, 1 + usize::from(count.unsigned_abs())),
+            -127..0 if behind.is_empty() => (0, 0),
+            -127..0 => (1, 1 + usize::from(count.unsigned_abs())),
             // So many bytes.
             0.. => {
                 let n_read = behind.len().min(usize::from(header) + 1);

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use oddscan::{
@@ -681,8 +681,8 @@ fn jpeg_of_four_gigabytes() -> Vec<u8> {
     .concat()
 }
 
-/// A JPEG 2000 codestream for this many pixels and components, in tiles of this size, and hardly any
-/// data.
+/// A JPEG 2000 codestream for this many pixels and components, in tiles of this size, with hardly
+/// any data.
 fn jpeg_2000(extent: u32, n_components: u16, tile: u32) -> Vec<u8> {
     let extents = [extent, extent, 0, 0, tile, tile, 0, 0];
     let extents: Vec<u8> = extents.into_iter().flat_map(u32::to_be_bytes).collect();
@@ -816,7 +816,6 @@ fn nifti_files_are_taken_while_a_conversion_hangs_and_a_stop_ends_it() {
     let Some(files) = brain_series(&site.path("made"), 1) else { return };
     let incoming = site.path("incoming/study");
     put_all(&files, |k| incoming.join(format!("{k}.dcm")));
-    // Its zeros take long enough for the test to find the process.
     let zeros = long_head(0x29, 0x1010, b"OB", 400 << 20);
     let start = dicom_file("1.2.840.10008.1.2.1", &slice_header(0), &zeros);
     let put_large = |name: &str| {
@@ -824,19 +823,26 @@ fn nifti_files_are_taken_while_a_conversion_hangs_and_a_stop_ends_it() {
         large.write_all(&start).unwrap();
         large.set_len((400 << 20) + start.len() as u64).unwrap();
     };
-    put_large("0-large.dcm");
 
-    let hang = |site: &Site| loop {
-        if let Some(child) = site.child() {
-            rustix::process::kill_process(child, Signal::STOP).unwrap();
-            return child;
+    // Stops the process of a conversion. One that ends before it is found is followed by another.
+    let hang = |site: &Site, name: &str| {
+        for number in 0..100 {
+            put_large(&format!("{name}-{number}.dcm"));
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_secs(2) {
+                if let Some(child) = site.child() {
+                    rustix::process::kill_process(child, Signal::STOP).unwrap();
+                    return child;
+                }
+            }
         }
-        thread::sleep(Duration::from_millis(1));
+        panic!("no conversion was found in time:\n{}", site.log());
     };
     site.start();
-    let converter = hang(&site);
+    let converter = hang(&site, "first");
+    let n_before = site.status().n_accepted;
     fs::write(site.path("incoming/sub-2_T1w.nii.gz"), scan_bytes(2)).unwrap();
-    site.wait("the scan accepted", |site| site.status().n_accepted == 1);
+    site.wait("the scan accepted", |site| site.status().n_accepted == n_before + 1);
     assert_eq!(site.status().intake.as_deref(), Some("converting DICOM files"));
     rustix::process::kill_process(converter, Signal::CONT).unwrap();
     site.wait("the series accepted", |site| site.status().n_accepted == 2);
@@ -844,8 +850,7 @@ fn nifti_files_are_taken_while_a_conversion_hangs_and_a_stop_ends_it() {
     assert_eq!(names(&site.path("state/dicom")), Vec::<String>::new());
 
     // The next conversion hangs for ever.
-    put_large("1-large.dcm");
-    hang(&site);
+    hang(&site, "next");
     assert_eq!(site.stop(), Some(0));
     assert_eq!(names(&site.path("state/dicom")), Vec::<String>::new());
 }
