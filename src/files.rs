@@ -201,15 +201,25 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     steps::sync(&file, path)
 }
 
+/// As [`replace`]. Only the owner may read the file.
+pub fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut draft = private_draft_beside(path)?;
+    steps::fill(&mut draft, bytes)?;
+    steps::persist(draft.into_temp_path(), path)
+}
+
 /// Writes a secret, durably: only its owner may read it, and it never replaces a file that is
 /// there.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = folder_of(path);
-    // A temporary file has the mode 0600.
-    let mut draft = tempfile::Builder::new().prefix(MARK).tempfile_in(folder)?;
+    let mut draft = private_draft_beside(path)?;
     steps::fill(&mut draft, bytes)?;
     steps::persist_new(draft.into_temp_path(), path)?;
-    sync_folder(folder)
+    sync_folder(folder_of(path))
+}
+
+/// A temporary file that only its owner may read: that is the default of `tempfile`.
+fn private_draft_beside(path: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new().prefix(MARK).tempfile_in(folder_of(path))
 }
 
 /// Removes temporary files that a kill left in `folder`, and calls `others` with the names of all

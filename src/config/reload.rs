@@ -104,6 +104,7 @@ mod tests {
             Value::Boolean(flag) => (!flag).to_string(),
             Value::Integer(number) => (number + 1).to_string(),
             Value::Float(0.0) => "0.5".to_owned(),
+            Value::Float(number) if key == "window.compact_above" => (2.0 * number).to_string(),
             Value::Float(number) => format!("{:?}", number / 2.0),
             Value::String(_) => {
                 let word = match key {

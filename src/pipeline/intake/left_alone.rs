@@ -103,7 +103,7 @@ pub(super) fn write_names(
     file: &Path,
     found: &BTreeMap<LeftAlone, LeftAloneNames>,
 ) -> io::Result<()> {
-    files::replace(file, &serde_json::to_vec(found)?)
+    files::replace_private(file, &serde_json::to_vec(found)?)
 }
 
 #[cfg(test)]
