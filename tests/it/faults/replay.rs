@@ -1,12 +1,14 @@
 //! What a disk holds after a power cut: a model of a file system that follows a trace of `shim.c`.
 //!
-//! A file's data is safe after a sync of the file. A name is safe after a sync of its folder. All
-//! else may be there or not. File systems promise more than that, but not the same.
+//! A file's data is safe after a sync of the file. A name is safe after a sync of its folder, which
+//! makes the names of the folders above it safe, too. A rename happens in both folders or in none.
+//! All else may be there or not. File systems promise more than that, but not the same.
 
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use super::Random;
@@ -59,16 +61,23 @@ pub enum Unsynced {
     Names,
     /// All data, but no names.
     Data,
-    /// The first changes of each folder, and some of the writes of each file.
+    /// The first changes of names, and some of the writes of each file.
     Some(u64),
 }
 
-/// A change that is not synced yet.
+/// A write that is not synced yet.
 #[derive(Clone)]
 enum Change {
-    Name(String, Option<usize>),
     Write(u64, Vec<u8>),
     Resize(u64),
+}
+
+/// One call that changed names, in one folder or in two.
+#[derive(Clone)]
+struct Renaming {
+    /// Folder, name, and what has the name from now on.
+    names: Vec<(usize, String, Option<usize>)>,
+    is_safe: bool,
 }
 
 #[derive(Clone, Default)]
@@ -76,7 +85,6 @@ struct Node {
     is_folder: bool,
     names: BTreeMap<String, usize>,
     data: Vec<u8>,
-    safe_names: BTreeMap<String, usize>,
     safe_data: Vec<u8>,
     unsynced: Vec<Change>,
 }
@@ -86,6 +94,7 @@ struct Node {
 pub struct Disk {
     root: PathBuf,
     nodes: Vec<Node>,
+    renamings: Vec<Renaming>,
     /// The newest node of each inode. The system uses the number of a removed file again.
     inodes: BTreeMap<u64, usize>,
 }
@@ -99,14 +108,8 @@ fn write_into(data: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
 }
 
 impl Change {
-    fn apply(&self, names: &mut BTreeMap<String, usize>, data: &mut Vec<u8>) {
+    fn apply(&self, data: &mut Vec<u8>) {
         match self {
-            Self::Name(name, Some(node)) => {
-                names.insert(name.clone(), *node);
-            }
-            Self::Name(name, None) => {
-                names.remove(name);
-            }
             Self::Write(offset, bytes) => write_into(data, *offset, bytes),
             Self::Resize(size) => data.resize(*size as usize, 0),
         }
@@ -117,7 +120,8 @@ impl Disk {
     /// An empty folder.
     pub fn new(root: &Path) -> Self {
         let top = Node { is_folder: true, ..Node::default() };
-        Self { root: root.to_owned(), nodes: vec![top], inodes: BTreeMap::new() }
+        let (renamings, inodes) = (Vec::new(), BTreeMap::new());
+        Self { root: root.to_owned(), nodes: vec![top], renamings, inodes }
     }
 
     /// Adds a folder or a file that is safe.
@@ -131,8 +135,7 @@ impl Disk {
         self.nodes.push(node);
         let number = self.nodes.len() - 1;
         let (folder, name) = self.place(path).expect("the folder above was added");
-        self.nodes[folder].names.insert(name.clone(), number);
-        self.nodes[folder].safe_names.insert(name, number);
+        self.rename(vec![(folder, name, Some(number))], true);
     }
 
     fn find(&self, path: &Path) -> Option<usize> {
@@ -149,15 +152,43 @@ impl Disk {
     }
 
     fn change(&mut self, node: usize, change: Change) {
-        let Node { names, data, unsynced, .. } = &mut self.nodes[node];
-        change.apply(names, data);
-        unsynced.push(change);
+        change.apply(&mut self.nodes[node].data);
+        self.nodes[node].unsynced.push(change);
     }
 
-    fn name(&mut self, path: &Path, node: Option<usize>) {
-        // A path outside of the model, like a temporary folder, does not matter.
-        if let Some((folder, name)) = self.place(path) {
-            self.change(folder, Change::Name(name, node));
+    fn rename(&mut self, names: Vec<(usize, String, Option<usize>)>, is_safe: bool) {
+        for (folder, name, node) in &names {
+            give_name(&mut self.nodes[*folder].names, name, *node);
+        }
+        self.renamings.push(Renaming { names, is_safe });
+    }
+
+    /// Gives names. A path outside of the model, like a temporary folder, does not matter.
+    fn name(&mut self, names: [Option<(&Path, Option<usize>)>; 2]) {
+        let place = |(path, node): (&Path, Option<usize>)| {
+            let (folder, name) = self.place(path)?;
+            Some((folder, name, node))
+        };
+        let names: Vec<_> = names.into_iter().flatten().filter_map(place).collect();
+        self.rename(names, false);
+    }
+
+    /// Makes all names in a folder safe, and the names of the folders that lead to them.
+    fn sync_names(&mut self, synced: usize) {
+        let mut leading = vec![synced];
+        for renaming in &mut self.renamings {
+            if !renaming.is_safe && renaming.names.iter().any(|(folder, ..)| *folder == synced) {
+                renaming.is_safe = true;
+                leading.extend(renaming.names.iter().map(|(folder, ..)| *folder));
+            }
+        }
+        while let Some(folder) = leading.pop() {
+            for renaming in self.renamings.iter_mut().filter(|renaming| !renaming.is_safe) {
+                if renaming.names.iter().any(|(.., node)| *node == Some(folder)) {
+                    renaming.is_safe = true;
+                    leading.extend(renaming.names.iter().map(|(above, ..)| *above));
+                }
+            }
         }
     }
 
@@ -177,7 +208,7 @@ impl Disk {
                 self.nodes.push(Node { is_folder, ..Node::default() });
                 let node = self.nodes.len() - 1;
                 self.inodes.insert(call.inode, node);
-                self.name(&call.path, Some(node));
+                self.name([Some((&call.path, Some(node))), None]);
             }
             b'W' => {
                 if let Some(node) = self.opened(call) {
@@ -192,22 +223,21 @@ impl Disk {
             b'S' => {
                 let node = if call.path == self.root { Some(0) } else { self.opened(call) };
                 if let Some(node) = node {
+                    self.sync_names(node);
                     let node = &mut self.nodes[node];
-                    node.safe_names = node.names.clone();
                     node.safe_data = node.data.clone();
                     node.unsynced.clear();
                 }
             }
             b'R' => {
                 let node = self.find(&call.path);
-                self.name(&call.path, None);
-                self.name(&call.other, node);
+                self.name([Some((&call.path, None)), Some((&call.other, node))]);
             }
             b'L' => {
                 let node = self.find(&call.path);
-                self.name(&call.other, node);
+                self.name([Some((&call.other, node)), None]);
             }
-            b'U' => self.name(&call.path, None),
+            b'U' => self.name([Some((&call.path, None)), None]),
             other => panic!("the trace has no call {other}"),
         }
     }
@@ -215,45 +245,74 @@ impl Disk {
     /// The disk after a power cut: its folders, and its files with their content.
     pub fn after_cut(&self, unsynced: Unsynced) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
         let mut random = Random(if let Unsynced::Some(seed) = unsynced { seed } else { 0 });
+        let names = self.names_after_cut(unsynced, &mut random);
         let mut found = BTreeMap::new();
         let mut open = vec![(PathBuf::new(), 0)];
         while let Some((path, number)) = open.pop() {
-            let (names, data) = self.nodes[number].after_cut(unsynced, &mut random);
             if self.nodes[number].is_folder {
                 found.insert(path.clone(), None);
-                open.extend(names.iter().map(|(name, node)| (path.join(name), *node)));
+                open.extend(names[number].iter().map(|(name, node)| (path.join(name), *node)));
             } else {
-                found.insert(path, Some(data));
+                found.insert(path, Some(self.nodes[number].after_cut(unsynced, &mut random)));
             }
         }
         found
     }
-}
 
-impl Node {
-    fn after_cut(
+    /// The names in each folder.
+    fn names_after_cut(
         &self,
         unsynced: Unsynced,
         random: &mut Random,
-    ) -> (BTreeMap<String, usize>, Vec<u8>) {
-        let (mut names, mut data) = (self.safe_names.clone(), self.safe_data.clone());
+    ) -> Vec<BTreeMap<String, usize>> {
+        let n_unsafe = self.renamings.iter().filter(|renaming| !renaming.is_safe).count();
+        let mut n_kept = match unsynced {
+            Unsynced::Nothing | Unsynced::Data => 0,
+            Unsynced::Names => n_unsafe,
+            Unsynced::Some(_) => random.below(n_unsafe + 1),
+        };
+        let mut names = vec![BTreeMap::new(); self.nodes.len()];
+        for Renaming { names: changed, is_safe } in &self.renamings {
+            if !is_safe && n_kept == 0 {
+                continue;
+            }
+            n_kept -= usize::from(!is_safe);
+            for (folder, name, node) in changed {
+                give_name(&mut names[*folder], name, *node);
+            }
+        }
+        names
+    }
+}
+
+fn give_name(names: &mut BTreeMap<String, usize>, name: &str, node: Option<usize>) {
+    match node {
+        Some(node) => drop(names.insert(name.to_owned(), node)),
+        None => drop(names.remove(name)),
+    }
+}
+
+impl Node {
+    fn after_cut(&self, unsynced: Unsynced, random: &mut Random) -> Vec<u8> {
+        let mut data = self.safe_data.clone();
         match unsynced {
-            Unsynced::Nothing => {}
-            Unsynced::Names => names = self.names.clone(),
-            Unsynced::Data => data = self.data.clone(),
+            Unsynced::Nothing | Unsynced::Names => {}
+            Unsynced::Data => data.clone_from(&self.data),
             Unsynced::Some(_) => {
-                let n_kept = random.below(self.unsynced.len() + 1);
-                for (index, change) in self.unsynced.iter().enumerate() {
-                    let is_kept =
-                        if self.is_folder { index < n_kept } else { random.below(2) == 0 };
-                    if is_kept {
-                        change.apply(&mut names, &mut data);
+                for change in &self.unsynced {
+                    if random.below(2) == 0 {
+                        change.apply(&mut data);
                     }
                 }
             }
         }
-        (names, data)
+        data
     }
+}
+
+/// The time of all files of a story: what a rename keeps must be the same after a cut.
+pub fn one_time() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600)
 }
 
 /// Puts files and folders below `root` into the state of the model, and leaves alone what is so.
@@ -272,7 +331,11 @@ pub fn restore(root: &Path, names: &[&str], wanted: &BTreeMap<PathBuf, Option<Ve
         match content {
             None => fs::create_dir_all(&place).unwrap(),
             Some(bytes) if fs::read(&place).is_ok_and(|found| found == *bytes) => {}
-            Some(bytes) => fs::write(&place, bytes).unwrap(),
+            Some(bytes) => {
+                fs::write(&place, bytes).unwrap();
+                let file = fs::File::options().append(true).open(&place).unwrap();
+                file.set_modified(one_time()).unwrap();
+            }
         }
     }
 }
@@ -327,6 +390,19 @@ mod tests {
             assert_eq!(content(&careful, unsynced, "f/old").unwrap(), b"2");
             assert_eq!(content(&careful, unsynced, "f/new"), None);
         }
+    }
+
+    #[test]
+    fn a_rename_between_folders_happens_in_both_or_in_none() {
+        let into = [call(b'M', 9, "/r/g", "", b""), call(b'R', 0, "/r/f/old", "/r/g/new", b"")];
+        for folder in ["/r/f", "/r/g"] {
+            let number = if folder == "/r/f" { 8 } else { 9 };
+            let calls = [&into[..], &[call(b'S', number, folder, "", b"")]].concat();
+            let moved = disk(&calls);
+            assert_eq!(content(&moved, Unsynced::Nothing, "f/old"), None, "{folder} is synced");
+            assert_eq!(content(&moved, Unsynced::Nothing, "g/new").unwrap(), b"1", "{folder}");
+        }
+        assert_eq!(content(&disk(&into), Unsynced::Nothing, "f/old").unwrap(), b"1");
     }
 
     #[test]

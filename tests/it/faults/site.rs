@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::replay::one_time;
 use crate::support::oddscan;
 
 /// How long a daemon may show no progress before it counts as hanging. The machine may be busy.
@@ -109,7 +110,9 @@ impl Site {
     /// Puts a file into the incoming folder the way a scanner does.
     pub fn drop_in(&self, name: &str, bytes: &[u8]) {
         let partial = self.path("incoming").join(format!("{name}.partial"));
-        fs::write(&partial, bytes).unwrap();
+        let mut file = fs::File::create(&partial).unwrap();
+        file.write_all(bytes).unwrap();
+        file.set_modified(one_time()).unwrap();
         fs::rename(partial, self.path("incoming").join(name)).unwrap();
     }
 
