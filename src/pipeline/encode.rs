@@ -340,7 +340,7 @@ impl<'r> Start<'r> {
         let Some(record) = records.get(id)? else { return Ok(None) };
         let needs_it = match record.state {
             ScanState::Ingested => true,
-            ScanState::Encoded => !store.has_tokens(id, method.n_grids())?,
+            ScanState::Encoded => !store.has_tokens(id, &method.fingerprint, method.n_grids())?,
             _ => false,
         };
         Ok(needs_it.then_some(record))
@@ -523,7 +523,7 @@ impl Finish<'_> {
 
         let (state, encoded) = (ScanState::Encoded, Some(facts));
         let done = ScanRecord { state, attempts: 0, encoded, ..record.clone() };
-        let stored = shared.store.put_tokens(record.id, tokens, Some(fine));
+        let stored = shared.store.put_tokens(record.id, &done.cohort.method, tokens, Some(fine));
         if stored.is_err() {
             // The scan did not cause the full disk. Writing this may fail, too.
             put_back(shared, record).ok();

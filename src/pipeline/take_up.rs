@@ -62,7 +62,9 @@ pub(super) fn take_up(shared: &Shared) -> Result<TakenUp, ScanError> {
             shared.records.put(&record)?;
             shared.store.remove(&record.id)?;
         }
-        let has_tokens = shared.store.has_tokens(&record.id, shared.method.n_grids())?;
+        let method = &shared.method;
+        let has_tokens =
+            shared.store.has_tokens(&record.id, &method.fingerprint, method.n_grids())?;
         if record.is_member() {
             n_rebuilt += usize::from(!has_tokens && !is_outdated);
             up.members.push((record.clone(), has_tokens));

@@ -49,8 +49,8 @@ fn everything_comes_back_bit_for_bit_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     {
         let store = open(&folder);
-        store.put_tokens(id(1), &[tokens(1), tokens(3)], None).unwrap();
-        store.put_tokens(id(2), &[tokens(2), tokens(4)], None).unwrap();
+        store.put_tokens(id(1), "m", &[tokens(1), tokens(3)], None).unwrap();
+        store.put_tokens(id(2), "m", &[tokens(2), tokens(4)], None).unwrap();
         store.put_columns(id(1), id(2), 1, &columns(1)).unwrap();
         store.flush().unwrap();
     }
@@ -63,8 +63,9 @@ fn everything_comes_back_bit_for_bit_after_a_restart() {
     assert_eq!(store.column(id(1), id(2), 1, 600).unwrap(), Some(columns(1).first_to_second));
     assert_eq!(store.column(id(2), id(1), 1, 600).unwrap(), Some(columns(1).second_to_first));
     assert_eq!(store.column(id(2), id(1), 0, 600).unwrap(), None);
-    assert!(store.has_tokens(&id(1), 2).unwrap() && !store.has_tokens(&id(1), 3).unwrap());
-    assert!(!store.has_tokens(&id(3), 2).unwrap());
+    let has = |n, method, n_grids| store.has_tokens(&id(n), method, n_grids).unwrap();
+    assert!(has(1, "m", 2));
+    assert!(!has(1, "m", 3) && !has(1, "another", 2) && !has(3, "m", 2));
 }
 
 #[test]
@@ -72,7 +73,7 @@ fn a_removed_scan_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder);
     for n in [1, 2, 3] {
-        store.put_tokens(id(n), &[tokens(n)], None).unwrap();
+        store.put_tokens(id(n), "m", &[tokens(n)], None).unwrap();
     }
     store.put_columns(id(1), id(2), 0, &columns(1)).unwrap();
     store.put_columns(id(2), id(3), 0, &columns(2)).unwrap();
@@ -92,7 +93,7 @@ fn tokens_without_a_manifest_are_swept_away() {
     let folder = tempfile::tempdir().unwrap();
     {
         let store = open(&folder);
-        store.put_tokens(id(1), &[tokens(1)], None).unwrap();
+        store.put_tokens(id(1), "m", &[tokens(1)], None).unwrap();
         // The state after a kill between the chunks and the manifest.
         put_blob(&store.chunks, &grid_key(id(9), 0), &[1; 100_000]).unwrap();
         store.put_columns(id(1), id(9), 0, &columns(1)).unwrap();
@@ -107,7 +108,7 @@ fn tokens_without_a_manifest_are_swept_away() {
 fn damage_is_an_error_that_names_the_scan() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder);
-    store.put_tokens(id(1), &[tokens(1)], None).unwrap();
+    store.put_tokens(id(1), "m", &[tokens(1)], None).unwrap();
     let (key, value) = store.chunks.iter().next().unwrap().unwrap();
     let mut bad = value.to_vec();
     bad[1000] ^= 1;
@@ -157,7 +158,7 @@ fn worst_ratio(store: &Store, n_turns: u32) -> f64 {
     let mut worst: f64 = 0.0;
     for n in 0..window * n_turns {
         let tokens = tokens((n % 200) as u8);
-        store.put_tokens(id(n), &[tokens.clone(), tokens], None).unwrap();
+        store.put_tokens(id(n), "m", &[tokens.clone(), tokens], None).unwrap();
         for other in n.saturating_sub(window)..n {
             store.put_columns(id(n), id(other), 0, &columns(1)).unwrap();
             store.put_columns(id(n), id(other), 1, &columns(2)).unwrap();
@@ -190,7 +191,7 @@ fn a_copy_into_a_smaller_store_has_what_was_written_meanwhile() {
     let store = open(&folder);
     let twin = store.clone();
     for n in 1..60 {
-        store.put_tokens(id(n), &[tokens(n)], None).unwrap();
+        store.put_tokens(id(n), "m", &[tokens(n)], None).unwrap();
     }
     for n in 1..30 {
         store.remove(&id(n)).unwrap();
@@ -204,7 +205,7 @@ fn a_copy_into_a_smaller_store_has_what_was_written_meanwhile() {
         store.remove(&id(n)).unwrap();
     }
     for n in [1, 70] {
-        twin.put_tokens(id(n), &[tokens(n)], None).unwrap();
+        twin.put_tokens(id(n), "m", &[tokens(n)], None).unwrap();
     }
     while !matches!(store.keeper.copy_step().unwrap(), Progress::Done) {}
 
@@ -213,7 +214,7 @@ fn a_copy_into_a_smaller_store_has_what_was_written_meanwhile() {
     };
     let all: Vec<u8> = [1].into_iter().chain(31..59).chain([70]).collect();
     assert_eq!(holds(&twin), all, "clones see the new store");
-    twin.put_tokens(id(71), &[tokens(71)], None).unwrap();
+    twin.put_tokens(id(71), "m", &[tokens(71)], None).unwrap();
     drop((store, twin));
     let store = open(&folder);
     assert_eq!(holds(&store), all);
@@ -229,7 +230,7 @@ fn a_kill_at_any_step_of_the_swap_leaves_one_whole_store() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store");
         let store = open(&folder);
-        store.put_tokens(id(1), &[tokens(1)], None).unwrap();
+        store.put_tokens(id(1), "m", &[tokens(1)], None).unwrap();
         drop(store);
         let beside = |ending: &str| folder.path().join(format!("store.{ending}"));
         if has_old && !has_store {
@@ -252,7 +253,7 @@ fn a_kill_at_any_step_of_the_swap_leaves_one_whole_store() {
 fn closed() -> (tempfile::TempDir, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder);
-    store.put_tokens(id(1), &[tokens(1), tokens(2)], None).unwrap();
+    store.put_tokens(id(1), "m", &[tokens(1), tokens(2)], None).unwrap();
     drop(store);
     // sled writes a snapshot when it opens.
     drop(open(&folder));
@@ -300,7 +301,7 @@ fn a_damaged_log_goes_to_lost_and_found_and_an_empty_store_opens() {
         let Opened { store, repairs } = Store::open(&path, MIN_MEMORY).unwrap();
         assert_eq!(repairs, [Repair::StoreAside]);
         assert_eq!(store.tokens(&id(1), 0).unwrap(), None);
-        store.put_tokens(id(1), &[tokens(1)], None).unwrap();
+        store.put_tokens(id(1), "m", &[tokens(1)], None).unwrap();
         let kept = fs::read_dir(folder.path().join("lost+found")).unwrap();
         let kept: Vec<_> = kept.map(|entry| entry.unwrap().path()).collect();
         assert_eq!(kept.len(), 1, "only the newest is kept: {kept:?}");
@@ -367,7 +368,7 @@ fn no_page_is_so_large_that_the_cache_does_not_count_it() {
     for (one, other) in (0..40).flat_map(|one| (0..one).map(move |other| (one, other))) {
         store.put_columns(id(one), id(other), 0, &columns).unwrap();
     }
-    store.put_tokens(id(1), &[tokens(1), tokens(2)], None).unwrap();
+    store.put_tokens(id(1), "m", &[tokens(1), tokens(2)], None).unwrap();
     let files = std::fs::read_dir(folder.path().join("store/blobs")).unwrap().count();
     assert_eq!(files, 0, "pages in files of their own");
 }
@@ -376,7 +377,7 @@ fn no_page_is_so_large_that_the_cache_does_not_count_it() {
 fn tokens_that_an_older_version_put_in_larger_chunks_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder);
-    store.put_tokens(id(1), &[tokens(1)], None).unwrap();
+    store.put_tokens(id(1), "m", &[tokens(1)], None).unwrap();
     let prefix = grid_key(id(1), 0);
     let mut blob = Blob::open(&store.chunks, prefix.clone(), "tokens").unwrap().unwrap();
     let mut bytes = vec![0; blob.length as usize];
@@ -417,8 +418,8 @@ fn intensities_are_read_as_written_and_go_with_their_scan() {
         depths: vec![16, 255, 0, 40],
         cell_mm: 1.5,
     };
-    store.put_tokens(id(1), &[tokens(1)], Some(&fine)).unwrap();
-    store.put_tokens(id(2), &[tokens(2)], None).unwrap();
+    store.put_tokens(id(1), "m", &[tokens(1)], Some(&fine)).unwrap();
+    store.put_tokens(id(2), "m", &[tokens(2)], None).unwrap();
     assert_eq!(store.fine(&id(1)).unwrap(), Some(fine));
     assert_eq!(store.fine(&id(2)).unwrap(), None);
     store.remove(&id(1)).unwrap();
@@ -431,7 +432,7 @@ fn records_of_the_format_before_are_handed_over_and_the_tokens_stay() {
     {
         let store = open(&folder);
         assert!(store.old_records().unwrap().is_none());
-        store.put_tokens(id(1), &[tokens(1)], None).unwrap();
+        store.put_tokens(id(1), "m", &[tokens(1)], None).unwrap();
         store.facts.insert("format", OLD_FORMAT.to_be_bytes()).unwrap();
         store.old_journal.insert(id(1).0, record::seal(b"a record")).unwrap();
         store.old_seen.insert(b"a.nii", record::seal(b"a decision")).unwrap();

@@ -23,6 +23,9 @@ use crate::{
 /// The shapes of a scan's grids. The chunks of a scan are valid only with this.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Manifest {
+    /// Fingerprint of the method that made the tokens. Empty for those from before it was kept.
+    #[serde(default)]
+    method: String,
     grids: Vec<GridShape>,
     /// The intensities. `None` for scans from before they were kept.
     #[serde(default)]
@@ -78,12 +81,14 @@ impl GridShape {
 }
 
 impl Store {
-    /// Stores the grids of tokens of a scan, which are durable on return.
+    /// Stores the grids of tokens of a scan, which are durable on return. `method` is the
+    /// fingerprint of what made them.
     ///
     /// `fine` are the intensities beside them; tests of tokens alone have none.
     pub fn put_tokens(
         &self,
         id: ScanId,
+        method: &str,
         grids: &[TokenGrid],
         fine: Option<&FineVolume>,
     ) -> Result<(), StoreError> {
@@ -100,15 +105,24 @@ impl Store {
         }
 
         let fine = fine.map(|fine| self.put_fine(id, fine)).transpose()?;
-        self.manifests.insert(id.0, record::seal_json(&Manifest { grids: shapes, fine }))?;
+        let manifest = Manifest { method: method.to_owned(), grids: shapes, fine };
+        self.manifests.insert(id.0, record::seal_json(&manifest))?;
         self.flush()
     }
 
-    /// Whether the store seems to have `n_grids` grids of tokens of a scan: their shapes are there
-    /// and whole.
-    pub fn has_tokens(&self, id: &ScanId, n_grids: usize) -> Result<bool, StoreError> {
+    /// Whether the store seems to have `n_grids` grids of tokens of a scan, made by this method:
+    /// their shapes are there and whole. A store that lost the end of its log may have tokens of an
+    /// earlier method again.
+    pub fn has_tokens(
+        &self,
+        id: &ScanId,
+        method: &str,
+        n_grids: usize,
+    ) -> Result<bool, StoreError> {
+        let is_of_method = |found: &Manifest| found.method.is_empty() || found.method == method;
+        let is_it = |found: Manifest| is_of_method(&found) && found.grids.len() == n_grids;
         match self.manifest(id) {
-            Ok(manifest) => Ok(manifest.is_some_and(|found| found.grids.len() == n_grids)),
+            Ok(manifest) => Ok(manifest.is_some_and(is_it)),
             Err(StoreError::Damaged { .. }) => Ok(false),
             Err(error) => Err(error),
         }

@@ -189,7 +189,7 @@ fn fill(store: &Store, arguments: &Arguments, ids: &[ScanId]) -> Result<Vec<Fore
 
     let fine = random_volume();
     for (index, &new) in ids.iter().enumerate() {
-        store.put_tokens(new, &drawn[index % drawn.len()], Some(&fine))?;
+        store.put_tokens(new, "bench", &drawn[index % drawn.len()], Some(&fine))?;
         let others = if index + 1 < ids.len() { &ids[..index] } else { &[] };
         for (grid, part) in parts.iter().enumerate() {
             for &other in others {

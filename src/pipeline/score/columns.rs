@@ -308,7 +308,7 @@ mod tests {
             let features =
                 (0..cells.len() * 24).map(|_| f16::from_f64(normal.next())).collect::<Vec<_>>();
             let tokens = TokenGrid::new(Shape3::cube(5), 24, cells, features).unwrap();
-            store.put_tokens(id(n), &[tokens], None).unwrap();
+            store.put_tokens(id(n), "m", &[tokens], None).unwrap();
         }
         store
     }

@@ -624,7 +624,7 @@ mod tests {
             sequence: u64::from(n),
             ..ScanRecord::new(ScanId([n; 32]), key())
         };
-        score.shared.store.put_tokens(record.id, &[tokens], None).unwrap();
+        score.shared.store.put_tokens(record.id, "m", &[tokens], None).unwrap();
         score.shared.records.put(&record).unwrap();
         let queued = score.shared.board.enqueue(Queue::Score, 0);
         score.admit(Encoded { id: record.id, queued }).unwrap();
