@@ -299,8 +299,11 @@ fn a_zip_that_stalls_is_waited_for_and_taken_whole_when_it_goes_on() {
     assert_eq!((site.status().n_accepted, site.status().n_quarantined), (0, 0));
     zip.write_all(&bytes[bytes.len() / 2..]).unwrap();
     drop(zip);
-    site.wait("accepted", |site| site.status().n_accepted == 1);
-    assert_eq!((site.status().n_unfinished, site.status().n_quarantined), (0, 0));
+    site.wait("accepted", |site| {
+        let status = site.status();
+        (status.n_accepted, status.n_unfinished) == (1, 0)
+    });
+    assert_eq!(site.status().n_quarantined, 0);
     assert_eq!(site.stop(), Some(0));
 }
 
