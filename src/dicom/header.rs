@@ -94,7 +94,7 @@ pub fn read_head(reader: impl Read) -> Result<Head, Refusal> {
     };
 
     let image_type = image.texts(tags::IMAGE_TYPE);
-    // Archives change the case of numbers and names. The patient of the journal keeps its own.
+    // Archives change the case of numbers and names. The patient of the ledger keeps its own.
     let person = |tag| Patient::of_header(&image.text(tag)?.to_lowercase());
     let mut head = Head {
         series_uid,

@@ -18,7 +18,7 @@ pub const THICK: &str = "-thick";
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CohortKey {
     /// Name of the rule that took the scan, or the lower-case BIDS suffix of the file name
-    /// (`flair`, `t1w`), with [`THICK`] for thick slices, or [`UNKNOWN`]. The journal calls it
+    /// (`flair`, `t1w`), with [`THICK`] for thick slices, or [`UNKNOWN`]. The ledger calls it
     /// `modality`, from the time before there were rules.
     #[serde(rename = "modality")]
     pub name: String,
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_keeps_the_name_of_the_field_from_before_there_were_rules() {
+    fn the_ledger_keeps_the_name_of_the_field_from_before_there_were_rules() {
         let old = r#"{"modality":"t1w","method":"m"}"#;
         let key: CohortKey = serde_json::from_str(old).unwrap();
         assert_eq!((key.label(), serde_json::to_string(&key).unwrap().as_str()), ("t1w", old));

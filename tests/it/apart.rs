@@ -144,7 +144,7 @@ impl Running {
         });
     }
 
-    /// Ends the stages and returns the entries of the journal.
+    /// Ends the stages and returns the records.
     fn end(self) -> (Site, Vec<ScanRecord>) {
         self.shared.request_stop();
         self.pipeline.join();

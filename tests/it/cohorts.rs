@@ -74,7 +74,7 @@ fn two_field_strengths_are_two_cohorts_and_what_is_not_known_is_mixed_with_neith
     let n_active = "oddscan_window_studies{cohort=\"t1-3t\",state=\"active\"}";
     assert_eq!(site.metric(n_active), 2.0);
 
-    // Other rules apply to later scans. The journal keeps its entries.
+    // Other rules apply to later scans. The ledger keeps its records.
     site.configure(2, &["[[cohort]]\nname = \"new\"\nmatch = { file = \"sub-*\" }"]);
     site.signal(Signal::HUP);
     site.wait("reloaded", |site| site.log().contains("reloaded"));

@@ -1,6 +1,6 @@
 //! One conversion of DICOM files, in a thread of its own, so that intake goes on with other files.
 //!
-//! The thread only waits for the process that converts. It touches neither store nor journal:
+//! The thread only waits for the process that converts. It touches neither store nor ledger:
 //! intake takes the results when the thread has ended.
 
 use std::{

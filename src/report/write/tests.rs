@@ -174,7 +174,7 @@ fn a_replacement_after_an_interrupted_one_finishes_that_first() {
     write_results(folder.path(), STEM, &with_brain("old", 1)).unwrap();
     let next = begin(folder.path(), &with_alignment("next", 2));
     put_sidecar(&place, None, &next).unwrap();
-    // The same revision, as after a failure that the journal knows nothing of.
+    // The same revision, as after a failure that the ledger knows nothing of.
     write_results(folder.path(), STEM, &results("last", 2)).unwrap();
     assert_eq!(content(folder.path()), alone(&results("last", 3)));
 
