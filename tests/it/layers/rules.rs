@@ -108,7 +108,7 @@ pub(super) const ROWS: &[Row] = &[
         "pipeline",
         "numeric domain files archive ledger nifti companions compute store ingest watcher \
          quarantine report metrics process config engine prepare results",
-        "std::fs std::thread std::time rayon rustix serde serde_json tokio tracing",
+        "std::fs std::os std::thread std::time rayon rustix serde serde_json tokio tracing",
     ),
     row(
         "service",
