@@ -765,7 +765,7 @@ fn a_hostile_folder_does_no_harm_and_the_good_series_within_is_taken() {
     assert!(secret.is_file() && incoming.join("link.dcm").is_symlink());
     assert!(incoming.join("out").is_symlink() && incoming.join("pipe.dcm").exists());
     site.wait_scored(&["1_t1_mprage_sag_T1w", "sub-2_T1w"]);
-    assert_eq!(names(&site.path("state/dicom")), Vec::<String>::new());
+    site.wait("no conversion", |site| names(&site.path("state/dicom")).is_empty());
     assert!(site.is_running());
     assert_eq!(site.stop(), Some(0));
 }
@@ -849,8 +849,9 @@ fn nifti_files_are_taken_while_a_conversion_hangs_and_a_stop_ends_it() {
     assert_eq!(site.status().intake.as_deref(), Some("converting DICOM files"));
     rustix::process::kill_process(converter, Signal::CONT).unwrap();
     site.wait("the series accepted", |site| site.status().n_accepted == 2);
-    site.wait("no conversion", |site| site.status().intake.is_none());
-    assert_eq!(names(&site.path("state/dicom")), Vec::<String>::new());
+    site.wait("no conversion", |site| {
+        site.status().intake.is_none() && names(&site.path("state/dicom")).is_empty()
+    });
 
     // The next conversion hangs for ever.
     hang(&site, "next");
