@@ -115,8 +115,8 @@ impl Shared {
         }
     }
 
-    /// Notes that the daemon ends in order, also if an error ends it. Not after a crash of a stage or
-    /// a failure of the device: a scan may be the cause.
+    /// Notes that the daemon ends in order, also if an error ends it. Not after a crash of a stage
+    /// or a failure of the device: a scan may be the cause.
     pub fn end_orderly(&self) {
         running::end(&self.config().directories.state);
     }

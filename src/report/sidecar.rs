@@ -217,7 +217,8 @@ pub struct Files {
 }
 
 impl Files {
-    /// From the facts in the order of `SUFFIXES`; `None` if a file is missing that every result has.
+    /// From the facts in the order of `SUFFIXES`; `None` if a file is missing that every result
+    /// has.
     pub(super) fn from_array(files: [Option<FileFacts>; N_FILES]) -> Option<Self> {
         let [map, mask, picture, brain, parts, scan, alignment_picture, alignment_transform] =
             files;

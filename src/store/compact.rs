@@ -42,7 +42,8 @@ pub enum Compaction {
 
 impl Store {
     /// Does a part of what makes the store smaller, about 0.2 s of work, if its size is more than
-    /// `above` times the live data of these windows. The last step takes longer: about a second for a GB.
+    /// `above` times the live data of these windows. The last step takes longer: about a second for
+    /// a GB.
     ///
     /// # Errors
     /// If the store itself fails. A copy that cannot be written is no error.

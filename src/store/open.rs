@@ -4,13 +4,13 @@
 //! is met in steps. First what is half-written or has a wrong checksum goes, such as the snapshot,
 //! which sled can do without. If sled still refuses, its log is damaged, and the store goes.
 //!
-//! sled would also open a damaged log without its snapshot. But it then stops reading at the damage,
-//! and shows entries of long ago (measured: 3 of 300 stores).
+//! sled would also open a damaged log without its snapshot. But it then stops reading at the
+//! damage, and shows entries of long ago (measured: 3 of 300 stores).
 //!
-//! sled can also hang or die over damage. So each attempt is counted in a file beside the store. The
-//! file goes once the store is open. After [`MAX_TRIES`] attempts that never ended, the store itself
-//! is taken for the cause. A store that fails later leaves a mark, and is moved aside at the next
-//! start.
+//! sled can also hang or die over damage. So each attempt is counted in a file beside the store.
+//! The file goes once the store is open. After [`MAX_TRIES`] attempts that never ended, the store
+//! itself is taken for the cause. A store that fails later leaves a mark, and is moved aside at the
+//! next start.
 
 use std::{
     fs::{self, File, TryLockError},

@@ -132,8 +132,8 @@ impl Score {
         Ok(())
     }
 
-    /// Removes columns and files of an earlier run that this run cannot use, and finishes the results
-    /// that it was replacing.
+    /// Removes columns and files of an earlier run that this run cannot use, and finishes the
+    /// results that it was replacing.
     fn tidy_up(&self) -> Result<(), ScanError> {
         let reach = format!("{:?}", self.settings.scoring.reach);
         let alive = || self.shared.board.heartbeat(StageName::Score);

@@ -109,8 +109,8 @@ pub fn results_fit(folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Must hold at any instant: the bytes of all files that are refused up to the end of a phase are in
-/// the incoming folder or in quarantine.
+/// Must hold at any instant: the bytes of all files that are refused up to the end of a phase are
+/// in the incoming folder or in quarantine.
 pub fn still_there(site: &Site, phase: usize) -> Result<(), String> {
     let folders = ["incoming", "quarantine"].map(|name| site.path(name));
     let held: BTreeSet<String> = folders

@@ -237,7 +237,7 @@ fn files_that_use_one_another_are_found_and_declarations_are_no_use() {
 #[test]
 fn a_dependency_outside_of_its_home_is_found() {
     let code = read(&[
-        ("store/mod.rs", "use sled::Tree;"),
+        ("store/sled.rs", "use sled::Tree;"),
         ("high.rs", "use {sled as s};"),
         ("low.rs", "fn f() { vec![sled::open()] }"),
     ]);
