@@ -245,6 +245,7 @@ fn no_metric_can_name_a_person_or_a_file() {
         "kind",
         "model",
         "reason",
+        "repair",
         "result",
         "revision",
         "source",
