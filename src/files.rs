@@ -294,6 +294,17 @@ pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     unless_absent(steps::remove(path))
 }
 
+/// Removes a file, or a folder with its content, if it is there. A link itself is removed, not what
+/// it leads to.
+pub(crate) fn remove_all_if_there(path: &Path) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(about) if about.is_dir() => steps::remove_tree(path),
+        Ok(_) => steps::remove(path),
+    }
+}
+
 /// SHA-256 of a file's bytes.
 pub fn sha256_of(path: &Path) -> io::Result<[u8; 32]> {
     let mut hash = Sha256::new();

@@ -81,20 +81,20 @@ impl Ledger {
         Ok(entry.map(|entry| entry.record))
     }
 
-    /// Writes a record, which is durable on return. Returns the entry for a copy elsewhere.
-    pub fn put(&self, record: &ScanRecord) -> Result<Entry, LedgerError> {
+    /// Writes a record, which is durable on return. Returns its entry as bytes, for a copy
+    /// elsewhere.
+    pub fn put(&self, record: &ScanRecord) -> Result<Vec<u8>, LedgerError> {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        let entry = Entry { number, record: record.clone() };
-        self.restore(&entry)?;
-        Ok(entry)
+        self.restore(&Entry { number, record: record.clone() })
     }
 
-    /// Writes an entry that a copy has kept.
-    pub fn restore(&self, entry: &Entry) -> Result<(), LedgerError> {
+    /// Writes an entry that a copy has kept. Returns its bytes.
+    pub fn restore(&self, entry: &Entry) -> Result<Vec<u8>, LedgerError> {
         self.continue_after(entry);
-        let path = self.path(&entry.record.id);
-        files::write_atomic(&path, &entry.to_bytes())
-            .map_err(failed("writing a record into the ledger"))
+        let bytes = entry.to_bytes();
+        files::write_atomic(&self.path(&entry.record.id), &bytes)
+            .map_err(failed("writing a record into the ledger"))?;
+        Ok(bytes)
     }
 
     /// A number larger than those of all scans before.
@@ -127,14 +127,18 @@ mod tests {
         ScanRecord { sequence, ..ScanRecord::new(ScanId([n; 32]), key) }
     }
 
+    fn put(ledger: &Ledger, record: &ScanRecord) -> Entry {
+        Entry::parse(&ledger.put(record).unwrap()).unwrap()
+    }
+
     #[test]
     fn records_come_back_and_numbers_continue_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().join("ledger");
         let ledger = Ledger::open(&at).unwrap();
         assert_eq!(ledger.load().unwrap(), Loaded::default());
-        let first = ledger.put(&record(1, ledger.next_sequence())).unwrap();
-        let second = ledger.put(&record(2, ledger.next_sequence())).unwrap();
+        let first = put(&ledger, &record(1, ledger.next_sequence()));
+        let second = put(&ledger, &record(2, ledger.next_sequence()));
         assert!(second.number > first.number && second.record.sequence > first.record.sequence);
 
         let ledger = Ledger::open(&at).unwrap();
@@ -144,14 +148,14 @@ mod tests {
         assert_eq!(ledger.record(&ScanId([2; 32])).unwrap(), Some(second.record.clone()));
         assert_eq!(ledger.record(&ScanId([3; 32])).unwrap(), None);
         assert!(ledger.next_sequence() > second.record.sequence);
-        assert!(ledger.put(&first.record).unwrap().number > second.number);
+        assert!(put(&ledger, &first.record).number > second.number);
     }
 
     #[test]
     fn a_damaged_record_is_named_and_can_be_restored() {
         let folder = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(folder.path()).unwrap();
-        let entry = ledger.put(&record(1, 0)).unwrap();
+        let entry = put(&ledger, &record(1, 0));
         let id = entry.record.id;
         fs::write(ledger.path(&id), &entry.to_bytes()[..50]).unwrap();
 

@@ -52,7 +52,7 @@ impl Records {
     /// Writes a record, which is durable on return.
     pub(super) fn put(&self, record: &ScanRecord) -> Result<(), ScanError> {
         let entry = self.ledger.put(record)?;
-        Ok(self.store.put_copy(&record.id, &entry.to_bytes())?)
+        Ok(self.store.put_copy(&record.id, &entry)?)
     }
 
     /// A number larger than those of all scans before.

@@ -1,4 +1,4 @@
-//! What one stage asks of another.
+//! Lists by which one stage asks another for something. No stage waits for an answer.
 
 use std::{
     mem,

@@ -51,18 +51,22 @@ pub(super) fn take_up(shared: &Shared) -> Result<TakenUp, ScanError> {
             continue;
         }
 
-        if record.attempts > 0 && !shared.after_crash {
-            // The last run ended in order, so that the scan is not to blame.
+        let method = &shared.method;
+        // After an orderly end a scan that was in hand is not to blame.
+        let is_cleared = record.attempts > 0 && !shared.after_crash;
+        let is_outdated = record.cohort.method != method.fingerprint;
+        if is_cleared {
             record.attempts = 0;
+        }
+        if is_outdated {
+            record.cohort.method.clone_from(&method.fingerprint);
+        }
+        if is_cleared || is_outdated {
             shared.records.put(&record)?;
         }
-        let is_outdated = record.cohort.method != shared.method.fingerprint;
         if is_outdated {
-            record.cohort.method.clone_from(&shared.method.fingerprint);
-            shared.records.put(&record)?;
             shared.store.remove(&record.id)?;
         }
-        let method = &shared.method;
         let has_tokens =
             shared.store.has_tokens(&record.id, &method.fingerprint, method.n_grids())?;
         if record.is_member() {

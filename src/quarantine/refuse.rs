@@ -231,8 +231,8 @@ pub fn bring_in(draft: &Draft, leaving: &mut Leaving) -> io::Result<Brought> {
     Ok(Brought::Files)
 }
 
-/// Makes a whole entry visible. Returns its folder, which keeps its hidden
-/// name if that fails: the files are safe in it, and [`finish`](super::finish) tries again.
+/// Makes a whole entry visible. Returns its folder, which keeps its hidden name if that fails: the
+/// files are safe in it, and [`finish`](super::finish) tries again.
 pub fn end(draft: &Draft, leaving: &Leaving) -> PathBuf {
     let name = std::ffi::OsString::from(&leaving.name);
     let ended = remove_if_there(&draft.folder.join(LEAVING))

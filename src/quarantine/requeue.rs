@@ -18,7 +18,9 @@ use super::{
     leaving::Name,
     reason::{Content, RETURNING, ReasonFile, is_hidden},
 };
-use crate::files::{MARK, copy_durably, make_folders, remove_if_there, steps, sync_folder};
+use crate::files::{
+    MARK, copy_durably, make_folders, remove_all_if_there, remove_if_there, steps, sync_folder,
+};
 
 /// A line of `.returning`.
 #[derive(Serialize, Deserialize)]
@@ -75,7 +77,7 @@ fn arrive(folder: &Path, incoming: &Path, plan: &Plan) -> io::Result<PathBuf> {
     let arrived = match steps::rename_new(&source, &place) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
             copy_back(&source, &hidden, &place, plan).inspect_err(|_| {
-                remove_all(&hidden).ok();
+                remove_all_if_there(&hidden).ok();
             })
         }
         renamed => renamed,
@@ -91,7 +93,7 @@ fn arrive(folder: &Path, incoming: &Path, plan: &Plan) -> io::Result<PathBuf> {
 
 /// Copies a file or a folder of files. It has its name only when it is whole.
 fn copy_back(source: &Path, hidden: &Path, place: &Path, plan: &Plan) -> io::Result<()> {
-    remove_all(hidden)?;
+    remove_all_if_there(hidden)?;
     let before = Content::at(source);
     copy_all(source, hidden)?;
     if before.is_none() || Content::at(source) != before {
@@ -127,16 +129,6 @@ fn must_be_plain(path: &Path) -> io::Result<()> {
     }
     let text = format!("{} is no regular file; remove it first", path.display());
     Err(io::Error::new(io::ErrorKind::InvalidInput, text))
-}
-
-/// Removes a file, or a folder with its content, if it is there.
-fn remove_all(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(about) if about.is_dir() => steps::remove_tree(path),
-        Ok(_) => steps::remove(path),
-    }
 }
 
 /// Tidies up after a return that was killed. An entry whose file has arrived goes; otherwise the
@@ -216,7 +208,7 @@ impl Plan {
         }
         let incoming = std::path::absolute(incoming)?;
         if hidden.starts_with(incoming) && hidden.file_name().is_some_and(is_hidden) {
-            remove_all(&hidden)?;
+            remove_all_if_there(&hidden)?;
         }
         steps::resize(&self.file, &self.path, 0)
     }

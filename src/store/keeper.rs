@@ -20,10 +20,10 @@ use std::{
 use super::{
     error::StoreError,
     kv::{Entries, KeyValue, KvError, Name},
-    place::{Place, remove_if_there},
+    place::Place,
     sled::Sled,
 };
-use crate::files::steps;
+use crate::files::{remove_all_if_there, steps};
 
 /// The bytes of a value.
 pub(super) type Value = <Sled as KeyValue>::Value;
@@ -230,7 +230,7 @@ impl Keeper {
 
     fn empty_copy(&self) -> Result<Sled, KvError> {
         let folder = self.place.next();
-        remove_if_there(&folder).map_err(KvError::Io)?;
+        remove_all_if_there(&folder).map_err(KvError::Io)?;
         steps::make_private_folder(&folder).map_err(KvError::Io)?;
         Sled::open(&folder, COPY_CACHE)
     }
@@ -243,7 +243,7 @@ impl Keeper {
     ) -> Progress {
         let Err(error) = done else { return Progress::Goes };
         *copying = None;
-        remove_if_there(&self.place.next()).ok();
+        remove_all_if_there(&self.place.next()).ok();
         Progress::Failed(error)
     }
 
@@ -258,7 +258,7 @@ impl Keeper {
         let (folder, old) = (&self.place.folder, &self.place.old());
         let failed = |source| StoreError::Folder { path: folder.clone(), source };
         let mut current = self.current.write().expect(NO_PANIC);
-        remove_if_there(old).map_err(failed)?;
+        remove_all_if_there(old).map_err(failed)?;
         steps::rename(folder, old).map_err(failed)?;
         if let Err(source) = steps::rename(&self.place.next(), folder) {
             steps::rename(old, folder).map_err(failed)?;
@@ -271,7 +271,7 @@ impl Keeper {
 
         drop(replaced);
         // If this fails, the next start removes it.
-        remove_if_there(old).ok();
+        remove_all_if_there(old).ok();
         Ok(Progress::Done)
     }
 

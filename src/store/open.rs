@@ -20,14 +20,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{
-    db::Store,
-    error::StoreError,
-    place::{Place, remove_if_there},
-};
+use super::{db::Store, error::StoreError, place::Place};
 use crate::{
     domain::{repair::Repair, time::utc},
-    files::steps,
+    files::{remove_all_if_there, steps},
 };
 
 /// Attempts to open a store that did not end, after which it is moved aside: one more than a kill
@@ -131,7 +127,7 @@ impl Place {
             steps::rename(&self.old(), &self.folder)?;
         }
         for left in [self.next(), self.old()] {
-            remove_if_there(&left)?;
+            remove_all_if_there(&left)?;
         }
         Ok(())
     }
@@ -177,7 +173,7 @@ impl Place {
     /// Gives a file of the store a name that sled does not know. An older one is replaced.
     fn set_aside(&self, name: &str) -> io::Result<()> {
         let to = self.folder.join(format!("aside.{name}"));
-        remove_if_there(&to)?;
+        remove_all_if_there(&to)?;
         steps::rename(&self.folder.join(name), &to)
     }
 
@@ -197,19 +193,19 @@ impl Place {
         steps::make_private_folder(&found)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let to = found.join(format!("store-{}", utc(now)));
-        remove_if_there(&to)?;
+        remove_all_if_there(&to)?;
         steps::rename(&self.folder, &to)?;
         steps::sync_folder(&found)?;
         steps::sync_folder(self.parent())?;
         steps::make_private_folder(&self.folder)?;
-        remove_if_there(&self.damaged())?;
+        remove_all_if_there(&self.damaged())?;
         repairs.push(Repair::StoreAside);
 
         for entry in fs::read_dir(&found)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with("store-") && path != to {
-                remove_if_there(&path)?;
+                remove_all_if_there(&path)?;
             }
         }
         Ok(())

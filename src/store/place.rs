@@ -2,11 +2,8 @@
 
 use std::{
     ffi::OsString,
-    io,
     path::{Path, PathBuf},
 };
-
-use crate::files::steps;
 
 /// The store's folder, and the names that the store uses beside it.
 #[derive(Debug, Clone)]
@@ -49,15 +46,5 @@ impl Place {
     /// The folder that holds the store.
     pub(super) fn parent(&self) -> &Path {
         self.folder.parent().unwrap_or(Path::new("/"))
-    }
-}
-
-/// Removes a file, or a folder with its content.
-pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
-    match path.symlink_metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(found) if found.is_dir() => steps::remove_tree(path),
-        Ok(_) => steps::remove(path),
     }
 }

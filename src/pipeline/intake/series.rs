@@ -2,8 +2,8 @@
 //!
 //! All DICOM files and zips of the folder are one list. Their headers say what belongs together,
 //! wherever the files lie. A process of its own reads and converts them ([`Conversion`]). It gets
-//! the whole list, and reads only the series of new files: store and memory keep the series of each
-//! file. Each volume is then read like a NIfTI file. A kill at any line costs only a second
+//! the whole list, and reads only the series of new files: the list of seen files keeps the series
+//! of each file. Each volume is then read like a NIfTI file. A kill at any line costs only a second
 //! conversion, because volumes are recognised by their content.
 
 use std::{

@@ -177,10 +177,13 @@ impl Score {
     fn take_up(&mut self) -> Result<(), ScanError> {
         let members = mem::take(&mut self.members);
         for (record, has_tokens) in &members {
-            let n_scans = members.iter().filter(|(other, _)| other.cohort == record.cohort).count();
-            let n_scans = NonZeroUsize::new(n_scans).unwrap_or(NonZeroUsize::MIN);
-            let capacity = self.settings.window.max_scans.max(n_scans);
-            let new = || Cohort::new(&record.cohort, capacity, Instant::now());
+            let new = || {
+                let is_own = |(other, _): &&(ScanRecord, bool)| other.cohort == record.cohort;
+                let n_scans = NonZeroUsize::new(members.iter().filter(is_own).count());
+                let max_scans = self.settings.window.max_scans;
+                let capacity = n_scans.map_or(max_scans, |n_scans| max_scans.max(n_scans));
+                Cohort::new(&record.cohort, capacity, Instant::now())
+            };
             let cohort = self.cohorts.entry(record.cohort.clone()).or_insert_with(new);
             cohort.admit(record.id, self.settings.membership(record));
             if !has_tokens {

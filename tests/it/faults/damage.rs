@@ -144,6 +144,15 @@ fn is_reported(site: &Site) -> bool {
     log.lines().any(|line| line.contains(" WARN ") || line.contains("ERROR"))
 }
 
+/// Gives a file this content, or removes it.
+fn put(site: &Site, path: &Path, content: Option<&[u8]>) {
+    let place = site.root().join(path);
+    match content {
+        Some(bytes) => fs::write(&place, bytes).unwrap(),
+        None => fs::remove_file(&place).unwrap(),
+    }
+}
+
 /// Damages a file, and lets the daemon work with it.
 fn try_damage(
     base: &mut Base,
@@ -151,11 +160,7 @@ fn try_damage(
     path: &Path,
     content: Option<&[u8]>,
 ) -> Result<(), String> {
-    let place = base.site.root().join(path);
-    match content {
-        Some(bytes) => fs::write(&place, bytes).unwrap(),
-        None => fs::remove_file(&place).unwrap(),
-    }
+    put(&base.site, path, content);
 
     let site = &mut base.site;
     site.start(&Variables::new());
@@ -235,11 +240,7 @@ fn try_without_originals(
     path: &Path,
     content: Option<&[u8]>,
 ) -> Result<(), String> {
-    let place = base.site.root().join(path);
-    match content {
-        Some(bytes) => fs::write(&place, bytes).unwrap(),
-        None => fs::remove_file(&place).unwrap(),
-    }
+    put(&base.site, path, content);
     let site = &mut base.site;
     drop_files(site, PHASE + 1);
     site.start(&Variables::new());
